@@ -1,0 +1,1 @@
+"""Blocks, stack, state, the sleep interpreter and the language model."""

@@ -1,0 +1,104 @@
+"""Grouped-query attention over one window and what the cache still holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sleeptrain.model.config import Attention as Config
+from sleeptrain.model.config import rotary_dims
+from sleeptrain.model.norm import RMSNorm
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys (already rotated) and values [batch, time, kv_heads, head_dim], and which are real tokens [batch, time]."""
+
+    key: Tensor
+    value: Tensor
+    seen: Tensor
+
+
+class Attention(nn.Module):
+    """Causal attention in which a query sees at most `span` keys: per-head q/k RMSNorm, partial rotary, output gate.
+
+    The mixer of the dense Qwen3.5 text block (Hugging Face transformers, `qwen3_5`), its query and gate projections
+    kept apart.
+    """
+
+    def __init__(self, width: int, config: Config, eps: float) -> None:
+        super().__init__()
+        self.config = config
+        inner, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q = nn.Linear(width, inner, bias=False)
+        self.k = nn.Linear(width, kv, bias=False)
+        self.v = nn.Linear(width, kv, bias=False)
+        self.gate = nn.Linear(width, inner, bias=False) if config.gate else None
+        self.o = nn.Linear(inner, width, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, eps)
+        self.k_norm = RMSNorm(config.head_dim, eps)
+
+    def forward(
+        self, x: Tensor, cache: Cache | None, position0: int, span: int, valid: Tensor | None
+    ) -> tuple[Tensor, Cache]:
+        """`x` [batch, time, width] at rotary positions position0.. -> (output, the cache with this window appended).
+
+        `valid` [batch, time] marks real tokens; a padded one is seen by nobody but itself.
+        """
+        batch, time, _ = x.shape
+        d = self.config.head_dim
+        q = self.q_norm(self.q(x).view(batch, time, -1, d))
+        k = self.k_norm(self.k(x).view(batch, time, -1, d))
+        v = self.v(x).view(batch, time, -1, d)
+        cos, sin = rotation(position0, time, self.config, x)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        seen = valid if valid is not None else torch.ones(batch, time, dtype=torch.bool, device=x.device)
+        if cache is not None:
+            k, v, seen = torch.cat([cache.key, k], 1), torch.cat([cache.value, v], 1), torch.cat([cache.seen, seen], 1)
+        span = min(span, self.config.window or span)
+        plain = cache is None and valid is None and time <= span
+        mask = None if plain else visible(time, seen, span)
+        o = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=plain,
+            enable_gqa=self.config.heads != self.config.kv_heads,
+        )  # fmt: skip
+        o = o.transpose(1, 2).reshape(batch, time, -1)
+        if self.gate is not None:
+            o = o * torch.sigmoid(self.gate(x))
+        return self.o(o), Cache(k, v, seen)
+
+
+def rotation(position0: int, time: int, config: Config, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [time, 1, rotated dimensions] of the rotary embedding (arXiv 2104.09864), at least float32."""
+    dims = rotary_dims(config)
+    wide = torch.promote_types(like.dtype, torch.float32)
+    frequency = config.theta ** (-torch.arange(0, dims, 2, dtype=wide, device=like.device) / max(dims, 1))
+    angle = torch.arange(position0, position0 + time, dtype=wide, device=like.device)[:, None] * frequency
+    angle = torch.cat([angle, angle], -1)[:, None, :]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first dimensions of each head of `x` [batch, time, heads, head_dim]; the rest pass through."""
+    dims = cos.shape[-1]
+    if dims == 0:
+        return x
+    turn, rest = x[..., :dims], x[..., dims:]
+    left, right = turn.chunk(2, dim=-1)
+    turned = (turn * cos + torch.cat([-right, left], -1) * sin).to(x.dtype)
+    return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
+
+
+def visible(time: int, seen: Tensor, span: int) -> Tensor:
+    """Which keys the newest `time` queries see: [batch, 1, time, keys], true where attention is allowed.
+
+    Causal, real, and among the newest `span`; every query sees itself, so that a padded row has no empty softmax.
+    """
+    keys = seen.shape[1]
+    q = torch.arange(keys - time, keys, device=seen.device)[:, None]
+    k = torch.arange(keys, device=seen.device)[None, :]
+    band = (k <= q) & (q - k < span)
+    return (band & seen[:, None, :] | (q == k))[:, None]

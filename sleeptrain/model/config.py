@@ -1,0 +1,124 @@
+"""The `model:` section: sizes of the blocks and the pattern in which they are stacked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sleeptrain.config.errors import Problem
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention: per-head q/k RMSNorm, rotary positions on a fraction of each head, output gate."""
+
+    heads: int = 8
+    kv_heads: int = 2
+    head_dim: int = 64
+    rotary: float = 0.25
+    """Fraction of each head's dimensions that is rotated."""
+    theta: float = 10000.0
+    gate: bool = True
+    """Sigmoid gate on the output, a projection of its own."""
+    window: int | None = None
+    """Sees at most this many keys; null: the whole context window."""
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """Gated DeltaNet: state of `value_heads` matrices [head_dim, head_dim] per layer."""
+
+    key_heads: int = 4
+    value_heads: int = 4
+    """A multiple of key_heads; more value heads per key head widen the state."""
+    head_dim: int = 64
+    conv: int = 4
+    """Taps of the short convolution on q, k and v."""
+    horizon: int | None = None
+    """Tokens, passes counted, that the slowest head should remember at the start of training; null: twice the tokens
+    written by all passes over the longest context."""
+    negative_eigenvalues: bool = False
+    """Write strengths up to 2 (arXiv 2411.12537). Leaves the exportable family."""
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """SwiGLU."""
+
+    hidden: int = 1024
+
+
+@dataclass(frozen=True)
+class Model:
+    """A stack of attention (A) and Gated DeltaNet (G) blocks."""
+
+    width: int = 256
+    layers: str = "AGAG"
+    """One letter a block, groups repeat: `AGAG`, `(GGGA)x8`."""
+    attention: Attention = field(default_factory=Attention)
+    deltanet: DeltaNet = field(default_factory=DeltaNet)
+    mlp: Mlp = field(default_factory=Mlp)
+    vocab: int | None = None
+    """Rows of the embedding; null: what the data's manifest says."""
+    tie: bool = True
+    """One matrix for embedding and head."""
+    norm: Literal["pre", "sandwich"] = "pre"
+    """`sandwich` norms each branch's output too (as Ouro does). Leaves the exportable family."""
+    eps: float = 1e-6
+    init_std: float = 0.02
+
+    @property
+    def pattern(self) -> str:
+        """One letter a block, groups written out."""
+        return expand(self.layers)
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with this section by itself."""
+        return list(self._problems())
+
+    def _problems(self) -> Iterator[Problem]:
+        sizes = {
+            "width": self.width, "attention.heads": self.attention.heads, "attention.kv_heads": self.attention.kv_heads,
+            "attention.head_dim": self.attention.head_dim, "deltanet.key_heads": self.deltanet.key_heads,
+            "deltanet.value_heads": self.deltanet.value_heads, "deltanet.head_dim": self.deltanet.head_dim,
+            "deltanet.conv": self.deltanet.conv, "mlp.hidden": self.mlp.hidden,
+        }  # fmt: skip
+        yield from (Problem(name, "must be at least 1") for name, size in sizes.items() if size < 1)
+        if self.vocab is not None and self.vocab < 1:
+            yield Problem("vocab", "must be at least 1, or null to take the data's")
+        try:
+            expand(self.layers)
+        except ValueError as error:
+            yield Problem("layers", str(error))
+        if self.attention.kv_heads >= 1 and self.attention.heads % self.attention.kv_heads:
+            yield Problem("attention.heads", f"must be a multiple of attention.kv_heads = {self.attention.kv_heads}")
+        if self.deltanet.key_heads >= 1 and self.deltanet.value_heads % self.deltanet.key_heads:
+            yield Problem("deltanet.value_heads", f"must be a multiple of deltanet.key_heads = {self.deltanet.key_heads}")
+        if not 0 <= self.attention.rotary <= 1 or rotary_dims(self.attention) % 2:
+            yield Problem("attention.rotary", "must rotate an even number of dimensions between 0 and head_dim")
+        if self.attention.window is not None and self.attention.window < 1:
+            yield Problem("attention.window", "must be at least 1 key, or null")
+        if self.deltanet.horizon is not None and self.deltanet.horizon < 1:
+            yield Problem("deltanet.horizon", "must be at least 1 token, or null")
+        if self.init_std <= 0 or self.eps <= 0:
+            yield Problem("init_std" if self.init_std <= 0 else "eps", "must be above 0")
+
+
+def rotary_dims(attention: Attention) -> int:
+    """How many dimensions of a head are rotated."""
+    return int(attention.head_dim * attention.rotary)
+
+
+def expand(layers: str) -> str:
+    """Write a layer pattern out: `"(GGGA)x2"` -> `"GGGAGGGA"`.
+
+    Raises ValueError where it is not made of A, G and groups `(...)xN`.
+    """
+    text = re.sub(r"\s", "", layers)
+    while group := re.search(r"\(([AG]+)\)x(\d+)", text):
+        text = text[: group.start()] + group[1] * int(group[2]) + text[group.end() :]
+    if not text or set(text) - {"A", "G"}:
+        raise ValueError("must be made of A (attention) and G (Gated DeltaNet), with groups such as (GGGA)x8")
+    return text

@@ -1,0 +1,57 @@
+"""Initial values: each depends on the seed and the parameter's name alone, not on order, layout or device."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from sleeptrain.model.language import LanguageModel
+
+SHORTEST_HALF_LIFE = 16.0
+"""Tokens after which the fastest head has forgotten half, at the start of training."""
+
+
+def initialise(model: LanguageModel, seed: int, horizon: int) -> None:
+    """Fill all parameters in place (a model on the meta device must be moved with `to_empty` first).
+
+    Matrices N(0, init_std); norms neutral; the convolution uniform in +-1/sqrt(taps); dt_bias the inverse softplus of dt
+    log-uniform in 1e-3..1e-1, as in flash-linear-attention; A such that the half-lives of a layer's heads are spaced
+    logarithmically from 16 tokens to `horizon`, the tokens that all passes write over the longest context. N passes
+    also forget N times: with the usual A in 0..16 nothing of the first window would be left at the answer.
+    """
+    values: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values[name] = parameter.copy_(initial(name, parameter.shape, seed, model.config.init_std))
+        for name, parameter in model.named_parameters():
+            if name.endswith(".A_log"):
+                dt = torch.nn.functional.softplus(values[name.replace("A_log", "dt_bias")].float())
+                parameter.copy_((math.log(2) / (half_lives(parameter.numel(), horizon).to(dt.device) * dt)).log())
+
+
+def initial(name: str, shape: torch.Size, seed: int, std: float) -> Tensor:
+    """The initial value of one whole parameter in float32 (A_log apart, which depends on its dt_bias too)."""
+    kind = name.rsplit(".", 1)[-1]
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1)
+    if kind == "dt_bias":
+        low, high = math.log(1e-3), math.log(1e-1)
+        dt = torch.exp(low + (high - low) * torch.rand(shape, generator=generator))
+        return dt + torch.log(-torch.expm1(-dt))
+    if kind == "A_log":
+        return torch.zeros(shape)
+    if kind.startswith("conv_"):
+        return (2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(shape[-1])
+    if len(shape) == 1:
+        return torch.ones(shape) if kind == "norm" else torch.zeros(shape)
+    return std * torch.randn(shape, generator=generator)
+
+
+def half_lives(heads: int, horizon: int) -> Tensor:
+    """Half-lives of a layer's heads in tokens, logarithmically from 16 to the horizon; one head alone gets the longest."""
+    longest = max(float(horizon), SHORTEST_HALF_LIFE)
+    if heads == 1:
+        return torch.tensor([longest])
+    return torch.logspace(math.log10(SHORTEST_HALF_LIFE), math.log10(longest), heads)

@@ -1,0 +1,52 @@
+"""The language model: embedding, stack, final norm and head."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sleeptrain.model.config import Model
+from sleeptrain.model.norm import RMSNorm
+from sleeptrain.model.stack import Stack
+from sleeptrain.model.state import State, leaves
+from sleeptrain.program import Sleep
+
+IGNORED = -100
+
+
+class LanguageModel(nn.Module):
+    """Embedding, blocks, final norm and head; `config.vocab` must be set. Parameters are empty until `initialise`."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        if config.vocab is None:
+            raise ValueError("model.vocab is null; take it from the data's manifest before building the model")
+        self.config = config
+        self.embed = nn.Embedding(config.vocab, config.width)
+        self.layers = Stack(config)
+        self.norm = RMSNorm(config.width, config.eps)
+        self.head = None if config.tie else nn.Linear(config.width, config.vocab, bias=False)
+
+    def zero_state(self, sleep: Sleep, batch: int) -> State:
+        """The state before the first token, on the model's device and in its dtype."""
+        weight = self.embed.weight
+        return State.zeros(leaves(self.config, sleep, weight.dtype), batch, weight.device)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """Features at the exit of the stack [batch, time, width] -> logits [batch, time, vocab] in float32 (or 64)."""
+        weight = self.embed.weight if self.head is None else self.head.weight
+        x = F.linear(self.norm(h), weight)
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+    def forward(self, tokens: Tensor, targets: Tensor, state: State, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """Run a program over a batch: `sleep.run` with this model, so that engines can wrap the call."""
+        from sleeptrain.model.sleep import run
+
+        return run(self, tokens, targets, state, *args, **kwargs)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log likelihood of each target [batch, time] in nats, 0 where the target is -100."""
+    flat = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return flat.view(targets.shape)

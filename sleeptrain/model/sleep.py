@@ -1,0 +1,121 @@
+"""The eager interpreter of a program: windows, passes and eviction in plain order. The readable reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sleeptrain.model.language import LanguageModel, cross_entropy
+from sleeptrain.model.state import State
+from sleeptrain.program import Boundary, Pass, Program, Sleep, blocks_of
+
+Around = Callable[..., Any]
+"""Calls `fn(*tensors)`; a recompute policy keeps the inputs only and calls it again in backward."""
+
+
+def plainly(fn: Callable[..., Any], *tensors: Tensor) -> Any:
+    """Call it, keep its graph."""
+    return fn(*tensors)
+
+
+@dataclass(frozen=True)
+class Retain:
+    """What is kept for backward: how a window's work and a pass's work are called."""
+
+    window: Around = plainly
+    passes: Around = plainly
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a program leaves behind."""
+
+    nll: Tensor
+    """Negative log likelihood in nats [batch, time], 0 where nothing was scored."""
+    state: State
+    residual: Tensor
+    """||h_n - h_{n-1}|| / ||h_{n-1}|| of each pass after a window's first, in program order; no gradient."""
+    predicted: Tensor | None
+    """The likeliest next token [batch, time] where a window was scored, else -1; only when asked for."""
+
+
+def run(
+    model: LanguageModel, tokens: Tensor, targets: Tensor, state: State, program: Program, sleep: Sleep,
+    *, valid: Tensor | None = None, retain: Retain = Retain(), predict: bool = False,
+) -> Result:  # fmt: skip
+    """Run `program` over a batch: `tokens`, `targets` [batch, time] (-100: not scored), from `state`.
+
+    `valid` [batch, time] marks real tokens; None means that all are. Gradients flow through windows and passes wherever
+    the program does not cut them (arXiv 2605.26099, Algorithm 1).
+    """
+    nlls, residuals, guesses = [], [], []
+    for passes, boundary in program.by_window():
+        part = slice(passes[0].start, passes[0].stop)
+        seen = None if valid is None else valid[:, part]
+        work = partial(_window, model, passes, boundary, sleep, program.span, state, retain, predict)
+        nll, residual, guess, *flat = retain.window(work, tokens[:, part], targets[:, part], seen, *state.flat())
+        state = state.unflat(flat)
+        nlls.append(nll)
+        residuals.append(residual)
+        guesses.append(guess)
+    predicted = torch.cat(guesses, 1) if predict else None
+    return Result(torch.cat(nlls, 1), state, torch.cat(residuals), predicted)
+
+
+def _window(
+    model: LanguageModel, passes: list[Pass], boundary: Boundary | None, sleep: Sleep, span: int, spec: State,
+    retain: Retain, predict: bool, tokens: Tensor, targets: Tensor, valid: Tensor | None, *flat: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """All passes over one window and the eviction after it."""
+    state, depth = spec.unflat(flat), len(model.layers)
+    above = exit_ = None
+    nll = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
+    guess = torch.full_like(tokens, -1)
+    residuals: list[Tensor] = []
+    for op in passes:
+        if op.detach:
+            state = state.detach()
+            above, exit_ = (h if h is None else h.detach() for h in (above, exit_))
+        h = {"tokens": None, "above": above}.get(op.reads, exit_)
+        work = partial(_pass, model, op, blocks_of(op.layers, sleep, depth), span, state, tokens, valid)
+        with nullcontext() if op.grad else torch.no_grad():
+            h, *left = retain.passes(work, h, *state.flat())
+            if op.loss:
+                logits = model.logits(h)
+                nll = cross_entropy(logits, targets)
+                guess = logits.detach().argmax(-1) if predict else guess
+        state = state.unflat(left)
+        if op.layers == "prelude":
+            above = h
+        elif op.layers == "loop":
+            if exit_ is not None:
+                residuals.append(_residual(h.detach(), exit_.detach()))
+            exit_ = h
+    if boundary is not None:
+        state = state.evict(boundary)
+    residual = torch.stack(residuals) if residuals else torch.zeros(0, device=tokens.device)
+    return nll, residual, guess, *state.flat()
+
+
+def _pass(
+    model: LanguageModel, op: Pass, blocks: tuple[int, int], span: int, spec: State, tokens: Tensor,
+    valid: Tensor | None, h: Tensor | None, *flat: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """One pass over one window, from its inputs to its outputs, as a function of tensors alone."""
+    if h is None:
+        h = model.embed(tokens)
+    elif op.reads == "normed":
+        h = model.norm(h)
+    h, state = model.layers(h, spec.unflat(flat).cross("pass"), op, blocks, span, valid)
+    return h, *state.flat()
+
+
+def _residual(h: Tensor, before: Tensor) -> Tensor:
+    """How far a pass moved the features, relative to where they were."""
+    return (h - before).float().norm() / before.float().norm().clamp_min(1e-12)

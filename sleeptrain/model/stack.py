@@ -1,0 +1,80 @@
+"""Blocks and their stack: one pass over one window, state in and state out, no side effects."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sleeptrain.model.attention import Attention, Cache
+from sleeptrain.model.config import Model
+from sleeptrain.model.deltanet import DeltaNet
+from sleeptrain.model.norm import RMSNorm
+from sleeptrain.model.state import State
+from sleeptrain.program import Pass
+
+
+class Mlp(nn.Module):
+    """SwiGLU (arXiv 2002.05202): `down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """`x + mixer(norm1(x))`, then `x + mlp(norm2(x))`; under `sandwich` each branch is normed on its way out too."""
+
+    def __init__(self, model: Model, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.norm1 = RMSNorm(model.width, model.eps)
+        self.mixer: Attention | DeltaNet = (
+            DeltaNet(model.width, model.deltanet, model.eps)
+            if model.pattern[layer] == "G"
+            else Attention(model.width, model.attention, model.eps)
+        )
+        self.norm2 = RMSNorm(model.width, model.eps)
+        self.mlp = Mlp(model.width, model.mlp.hidden)
+        sandwich = model.norm == "sandwich"
+        self.out1: nn.Module = RMSNorm(model.width, model.eps) if sandwich else nn.Identity()
+        self.out2: nn.Module = RMSNorm(model.width, model.eps) if sandwich else nn.Identity()
+
+    def forward(self, h: Tensor, state: State, op: Pass, span: int, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features [batch, time, width] -> (features, this layer's changed leaves)."""
+        name = f"layers.{self.layer}"
+        if isinstance(self.mixer, DeltaNet):
+            y, fast, conv = self.mixer(self.norm1(h), state[f"{name}.fast"], state[f"{name}.conv"], valid)
+            changed = {f"{name}.fast": fast, f"{name}.conv": conv}
+        else:
+            held = Cache(state[f"{name}.key"], state[f"{name}.value"], state[f"{name}.seen"]) if op.kv_read else None
+            y, cache = self.mixer(self.norm1(h), held, op.position0, span, valid)
+            new = {f"{name}.key": cache.key, f"{name}.value": cache.value, f"{name}.seen": cache.seen}
+            changed = new if op.kv_write else {}
+        h = h + self.out1(y)
+        return h + self.out2(self.mlp(self.norm2(h))), changed
+
+
+class Stack(nn.ModuleList):
+    """The blocks, in order."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(Block(model, i) for i in range(len(model.pattern)))
+
+    def forward(
+        self, h: Tensor, state: State, op: Pass, blocks: tuple[int, int], span: int, valid: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """One pass of blocks[0]..blocks[1]-1 over one window.
+
+        `h` [batch, time, width]; `op` says which positions they have and whether caches are read and written; `span` is
+        how many keys a query sees at most; `valid` [batch, time] marks real tokens (None: all are).
+        """
+        changed: dict[str, Tensor] = {}
+        for block in list(self)[blocks[0] : blocks[1]]:
+            h, new = block(h, state, op, span, valid)
+            changed |= new
+        return h, state.replace(changed)

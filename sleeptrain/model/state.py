@@ -1,0 +1,129 @@
+"""State as a value: all that passes from one piece of work to the next, as named leaves.
+
+Eviction, resets and truncated back-propagation are rules over what a leaf crosses, not code in layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sleeptrain.model.config import Model
+from sleeptrain.program import Boundary, Sleep, kept_tokens
+
+Kind = Literal["fast", "conv", "kv", "live"]
+Border = Literal["pass", "window", "eviction", "step"]
+EVERYWHERE: frozenset[Border] = frozenset({"pass", "window", "eviction", "step"})
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor of the state. `shape` leaves the batch out; of `kv` and `live` leaves the first dimension is time and
+    may be anything up to the size given. `tensor_dim` is the dimension (batch counted) that tensor parallelism splits."""
+
+    name: str
+    layer: int
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    tensor_dim: int | None
+    crosses: frozenset[Border]
+
+
+def leaves(model: Model, sleep: Sleep, dtype: torch.dtype = torch.float32) -> tuple[Leaf, ...]:
+    """The leaves of a model's state, in layer order.
+
+    `fast` is S [value_heads, d_k, d_v], float32 (float64 in a float64 model); `conv` the last taps-1 inputs of the
+    short convolution [taps-1, key_heads, channels of a key head and its value heads]; `kv` keys, values
+    [time, kv_heads, head_dim] and which of them are not padding [time]. `dtype` is that of the activations.
+    """
+    found: list[Leaf] = []
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    tail = EVERYWHERE if sleep.evict.conv_carry else frozenset[Border]()
+    cache: frozenset[Border] = EVERYWHERE if sleep.evict.mode == "sliding" else frozenset()
+    kept = kept_tokens(sleep)
+    g, a = model.deltanet, model.attention
+    for i, letter in enumerate(model.pattern):
+        if letter == "G":
+            s = (g.value_heads, g.head_dim, g.head_dim)
+            channels = 2 * g.head_dim + g.value_heads // g.key_heads * g.head_dim
+            found.append(Leaf(f"layers.{i}.fast", i, "fast", s, wide, 1, EVERYWHERE))
+            found.append(Leaf(f"layers.{i}.conv", i, "conv", (g.conv - 1, g.key_heads, channels), dtype, 2, tail))
+        else:
+            kv = (kept, a.kv_heads, a.head_dim)
+            found.append(Leaf(f"layers.{i}.key", i, "kv", kv, dtype, 2, cache))
+            found.append(Leaf(f"layers.{i}.value", i, "kv", kv, dtype, 2, cache))
+            found.append(Leaf(f"layers.{i}.seen", i, "kv", (kept,), torch.bool, None, cache))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class State:
+    """Tensors by leaf name. Every method returns a new state; none writes into a tensor."""
+
+    spec: tuple[Leaf, ...]
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def zeros(cls, spec: Iterable[Leaf], batch: int, device: torch.device | str = "cpu") -> State:
+        """The state before the first token: fast weights and tails zero, caches empty."""
+        spec = tuple(spec)
+        empty = {leaf.name: ((0,) + leaf.shape[1:] if leaf.kind in ("kv", "live") else leaf.shape) for leaf in spec}
+        return cls(spec, {f.name: torch.zeros(batch, *empty[f.name], dtype=f.dtype, device=device) for f in spec})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def replace(self, tensors: Mapping[str, Tensor]) -> State:
+        """The same state with some tensors exchanged."""
+        return State(self.spec, {**self.tensors, **tensors})
+
+    def flat(self) -> tuple[Tensor, ...]:
+        """All tensors in the order of the leaves."""
+        return tuple(self.tensors[leaf.name] for leaf in self.spec)
+
+    def unflat(self, tensors: Iterable[Tensor]) -> State:
+        """The inverse of `flat`."""
+        return State(self.spec, {leaf.name: t for leaf, t in zip(self.spec, tensors, strict=True)})
+
+    def detach(self) -> State:
+        """Cut every leaf from the graph."""
+        return State(self.spec, {name: t.detach() for name, t in self.tensors.items()})
+
+    def rows(self, index: Tensor) -> State:
+        """The rows `index` [n] of the batch, in that order."""
+        return State(self.spec, {name: t.index_select(0, index) for name, t in self.tensors.items()})
+
+    def reset(self, keep: Tensor) -> State:
+        """Rows where `keep` [batch] is false start anew: zero fast weights and tails, nothing seen in the cache."""
+        rows = {n: torch.where(keep.view(-1, *[1] * (t.dim() - 1)), t, t.new_zeros(())) for n, t in self.tensors.items()}
+        return State(self.spec, rows)
+
+    def cross(self, border: Border) -> State:
+        """What is left on the other side of a border: leaves that do not cross it are zero, or empty."""
+        left = {f.name: _nothing(f, self[f.name]) for f in self.spec if border not in f.crosses}
+        return self.replace(left) if left else self
+
+    def evict(self, boundary: Boundary) -> State:
+        """The state after a window: caches keep the newest `boundary.keep_kv` tokens; cut from the graph if it says so."""
+        state = self.cross("window").cross("eviction")
+        kv = {f.name: t[:, max(0, t.shape[1] - boundary.keep_kv) :] for f in self.spec if f.kind == "kv" for t in [state[f.name]]}
+        state = state.replace(kv)
+        return state.detach() if boundary.detach else state
+
+    def forget_newest(self, tokens: int) -> State:
+        """Drop the newest `tokens` entries of every cache: what pass 1 wrote, before the next pass rewrites it."""
+        kv = {f.name: t[:, : max(0, t.shape[1] - tokens)] for f in self.spec if f.kind == "kv" for t in [self[f.name]]}
+        return self.replace(kv)
+
+    def nbytes(self, *kinds: Kind) -> int:
+        """Bytes held by the leaves of these kinds (all, if none is named)."""
+        return sum(self[f.name].nbytes for f in self.spec if not kinds or f.kind in kinds)
+
+
+def _nothing(leaf: Leaf, tensor: Tensor) -> Tensor:
+    return tensor[:, :0] if leaf.kind in ("kv", "live") else torch.zeros_like(tensor)

@@ -1,0 +1,214 @@
+"""The sleep interpreter: every invariant of the method, and gradients against the unrolled float64 oracle."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from sleeptrain.model.sleep import plainly
+from sleeptrain.program import Evict, Gradient, Loop, Sleep, Window
+from tests.model import toy
+from tests.model.oracle import Oracle
+
+close = {"rtol": 0, "atol": 1e-10}
+
+
+def gradients(m, loss):
+    grads = torch.autograd.grad(loss, list(m.parameters()), allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(m.named_parameters(), grads, strict=True)}
+
+
+def against_oracle(m, sleep, layout, passes, rows=1):
+    tokens, targets = toy.batch(layout, rows)
+    result = toy.forward(m, sleep, layout, tokens, targets, passes)
+    oracle_loss = sum(
+        Oracle(dict(m.named_parameters()), m.config, sleep, passes).loss(tokens[r], targets[r], layout) for r in range(rows)
+    )
+    torch.testing.assert_close(result.nll.double().sum(), oracle_loss, rtol=0, atol=1e-6)  # nll is handed out in float32 sums
+    ours, theirs = gradients(m, result.nll.sum()), gradients(m, oracle_loss)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-9, msg=lambda s, n=name: f"{n}: {s}")
+    return theirs
+
+
+CONTEXT = toy.windows(4, 3, targets=lambda i: i == 2, tail=3)
+EVERY = toy.windows(4, 3)
+
+CASES = {
+    "plain": (Sleep(window=4), CONTEXT, 1),
+    "context": (Sleep(window=4), CONTEXT, 3),
+    "every": (Sleep(window=4, loop=Loop(trigger="every")), EVERY, 3),
+    "every, targets in the last window only": (Sleep(window=4, loop=Loop(trigger="every")), CONTEXT, 2),
+    "normed": (Sleep(window=4, loop=Loop(feedback="normed")), CONTEXT, 3),
+    "embeddings": (Sleep(window=4, loop=Loop(feedback="embeddings")), CONTEXT, 3),
+    "range, context": (Sleep(window=4, loop=Loop(layers=(1, 3))), CONTEXT, 3),
+    "range, every": (Sleep(window=4, loop=Loop(layers=(1, 3), trigger="every")), EVERY, 3),
+    "range, embeddings": (Sleep(window=4, loop=Loop(layers=(1, 3), feedback="embeddings", trigger="every")), EVERY, 3),
+    "range to the top, normed": (Sleep(window=4, loop=Loop(layers=(2, 4), feedback="normed")), CONTEXT, 3),
+    "range from the bottom": (Sleep(window=4, loop=Loop(layers=(0, 2))), CONTEXT, 2),
+    "sliding, context": (Sleep(window=4, evict=Evict("sliding")), CONTEXT, 2),
+    "sliding, every": (Sleep(window=4, loop=Loop(trigger="every"), evict=Evict("sliding")), EVERY, 3),
+    "sliding, range, every": (Sleep(window=4, loop=Loop(layers=(1, 3), trigger="every"), evict=Evict("sliding")), EVERY, 2),
+    "strict": (Sleep(window=4, evict=Evict("hard", conv_carry=False)), CONTEXT, 3),
+    "strict, sliding": (Sleep(window=4, loop=Loop(trigger="every"), evict=Evict("sliding", conv_carry=False)), EVERY, 2),
+    "last pass only": (Sleep(window=4, gradient=Gradient(passes=1)), CONTEXT, 3),
+    "last two passes, every": (Sleep(window=4, loop=Loop(trigger="every"), gradient=Gradient(passes=2)), EVERY, 3),
+    "last two passes, range, embeddings": (
+        Sleep(window=4, loop=Loop(layers=(1, 3), feedback="embeddings", trigger="every"), gradient=Gradient(passes=2)), EVERY, 3),
+    "horizon of one window": (Sleep(window=4, loop=Loop(trigger="every"), gradient=Gradient(windows=1)), EVERY, 2),
+    "horizon of two windows, sliding": (
+        Sleep(window=4, loop=Loop(trigger="every"), evict=Evict("sliding"), gradient=Gradient(windows=2)), EVERY, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradients_equal_the_unrolled_oracle(case):
+    sleep, layout, passes = CASES[case]
+    grads = against_oracle(toy.model(), sleep, layout, passes)
+    assert grads["layers.1.mixer.k.weight"].abs().max() > 1e-6
+
+
+def test_the_oracle_notices_a_batch_and_a_tied_head():
+    against_oracle(toy.model(tie=True), CASES["context"][0], CONTEXT, 2, rows=2)
+
+
+def test_gradient_cuts_change_gradients_and_nothing_else():
+    m, (tokens, targets) = toy.model(), toy.batch(EVERY)
+    every = Loop(trigger="every")
+    variants = [Gradient(), Gradient(passes=1), Gradient(passes=2), Gradient(windows=1), Gradient(windows=2)]
+    results = [toy.forward(m, Sleep(window=4, loop=every, gradient=g), EVERY, tokens, targets, 3) for g in variants]
+    for result in results[1:]:
+        assert torch.equal(result.nll, results[0].nll)
+    name = "layers.1.mixer.v.weight"
+    found = [gradients(m, r.nll.sum())[name] for r in results]
+    for a, b in itertools.combinations(range(len(found)), 2):
+        assert not torch.allclose(found[a], found[b], rtol=1e-3), (variants[a], variants[b])
+
+
+def test_one_pass_is_the_plain_chunked_hybrid():
+    m, (tokens, targets) = toy.model(), toy.batch(EVERY)
+    context = toy.forward(m, Sleep(window=4), EVERY, tokens, targets, 1)
+    every = toy.forward(m, Sleep(window=4, loop=Loop(trigger="every", feedback="normed")), EVERY, tokens, targets, 1)
+    assert torch.equal(context.nll, every.nll)
+    one = Sleep(window=12)
+    unwindowed = toy.forward(m, one, [Window(0, 12, True)], tokens, targets, 1)
+    deltanet_only = toy.model("G")
+    windowed = toy.forward(deltanet_only, Sleep(window=4), EVERY, tokens, targets, 1)
+    whole = toy.forward(deltanet_only, one, [Window(0, 12, True)], tokens, targets, 1)
+    torch.testing.assert_close(windowed.nll, whole.nll, **close)
+    torch.testing.assert_close(windowed.state["layers.0.fast"], whole.state["layers.0.fast"], **close)
+    assert not torch.allclose(unwindowed.nll, context.nll)  # attention does stop at the window
+
+
+def test_one_pass_under_sliding_eviction_is_sliding_window_attention():
+    m, (tokens, targets) = toy.model("AG"), toy.batch(EVERY)
+    sliding = toy.forward(m, Sleep(window=4, evict=Evict("sliding")), EVERY, tokens, targets, 1)
+    banded = dataclasses.replace(m.config, attention=dataclasses.replace(m.config.attention, window=4))
+    whole = toy.model("AG", attention=banded.attention)
+    whole.load_state_dict(m.state_dict())
+    at_once = toy.forward(whole, Sleep(window=12), [Window(0, 12, True)], tokens, targets, 1)
+    torch.testing.assert_close(sliding.nll, at_once.nll, **close)
+
+
+@pytest.mark.parametrize("passes", [2, 3])
+def test_sleep_on_embeddings_is_one_forward_over_the_repeated_stream(passes):
+    """Every full window repeated N times, under window-local causal attention (a layout of one-pass windows)."""
+    m, (tokens, targets) = toy.model(), toy.batch(CONTEXT)
+    slept = toy.forward(m, Sleep(window=4, loop=Loop(feedback="embeddings")), CONTEXT, tokens, targets, passes)
+    parts = [p for w in CONTEXT for p in [(w.start, w.stop)] * (1 if w.targets else passes)]
+    stream = torch.cat([tokens[:, a:b] for a, b in parts], 1)
+    aims = torch.cat([targets[:, a:b] for a, b in parts], 1)
+    edges = list(itertools.accumulate(b - a for a, b in parts))
+    layout = [Window(s - (b - a), s, True) for s, (a, b) in zip(edges, parts, strict=True)]
+    once = toy.forward(m, Sleep(window=4), layout, stream, aims, 1)
+    torch.testing.assert_close(slept.nll[:, -3:], once.nll[:, -3:], **close)
+    torch.testing.assert_close(slept.state["layers.1.fast"], once.state["layers.1.fast"], **close)
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_nothing_of_an_evicted_window_survives_except_in_the_fast_weights(carry):
+    m, sleep = toy.model(), Sleep(window=4, evict=Evict("hard", conv_carry=carry))
+    tokens, targets = toy.batch(CONTEXT)
+    changed = tokens.clone()
+    changed[:, 1] = (changed[:, 1] + 1) % toy.VOCAB
+    first, rest = CONTEXT[:1], [Window(w.start - 4, w.stop - 4, w.targets) for w in CONTEXT[1:]]
+
+    def after(stream):
+        return toy.forward(m, sleep, first, stream[:, :4], targets[:, :4], 3).state
+
+    def later(state):
+        return toy.forward(m, sleep, rest, tokens[:, 4:], targets[:, 4:], 3, state=state).nll
+
+    assert not torch.allclose(later(after(tokens)), later(after(changed)))
+    end, other = after(tokens), after(changed)
+    crossing = ("fast", "conv") if carry else ("fast",)
+    frozen = other.replace({f.name: end[f.name] for f in end.spec if f.kind in crossing})
+    assert torch.equal(later(end), later(frozen))
+    if carry:  # S alone is not all that crosses when the tail does
+        partly = other.replace({f.name: end[f.name] for f in end.spec if f.kind == "fast"})
+        assert not torch.equal(later(end), later(partly))
+
+
+@pytest.mark.parametrize("mode", ["hard", "sliding"])
+@pytest.mark.parametrize("trigger", ["context", "every"])
+def test_padding_changes_nothing(mode, trigger):
+    """Padding to the left of the first window and to the right of the last, in one row of two."""
+    m, sleep = toy.model(), Sleep(window=6, evict=Evict(mode), loop=Loop(trigger=trigger))
+    layout = [Window(0, 4, False), Window(4, 10, False), Window(10, 13, True)]
+    tokens, targets = toy.batch(layout, rows=1)
+    padded_layout = [Window(0, 6, False), Window(6, 12, False), Window(12, 18, True)]
+    junk = torch.full((1, 2), 5), torch.full((1, 3), 7)
+    wide = torch.cat([junk[0], tokens, junk[1]], 1)
+    aims = torch.cat([torch.full((1, 2), -100), targets, torch.full((1, 3), -100)], 1)
+    valid = torch.tensor([[False] * 2 + [True] * 13 + [False] * 3])
+    other_tokens, other_targets = toy.batch(padded_layout, rows=1, seed=3)
+    both = toy.forward(
+        m, sleep, padded_layout, torch.cat([wide, other_tokens]), torch.cat([aims, other_targets]), 3,
+        valid=torch.cat([valid, torch.ones_like(valid)]),
+    )  # fmt: skip
+    alone = toy.forward(m, sleep, layout, tokens, targets, 3)
+    other = toy.forward(m, sleep, padded_layout, other_tokens, other_targets, 3)
+    torch.testing.assert_close(both.nll[:1, 12:15], alone.nll[:, 10:], **close)
+    torch.testing.assert_close(both.nll[1:], other.nll, **close)
+    for leaf in alone.state.spec:
+        if leaf.kind in ("fast", "conv"):
+            torch.testing.assert_close(both.state[leaf.name][:1], alone.state[leaf.name], **close)
+    ours, theirs = gradients(m, both.nll[:1].sum()), gradients(m, alone.nll.sum())
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], **close)
+
+
+def test_a_wholly_padded_window_leaves_the_state_alone():
+    m, sleep = toy.model(), Sleep(window=4)
+    tokens, targets = toy.batch(CONTEXT)
+    start = toy.forward(m, sleep, CONTEXT[:1], tokens[:, :4], targets[:, :4], 2).state
+    valid = torch.zeros(2, 4, dtype=torch.bool)
+    after = toy.forward(m, sleep, [Window(0, 4, False)], tokens[:, 4:8], targets[:, 4:8], 2, state=start, valid=valid)
+    for leaf in start.spec:
+        assert torch.equal(after.state[leaf.name], start[leaf.name]), leaf.name
+
+
+def test_residuals_and_predictions():
+    m, (tokens, targets) = toy.model(), toy.batch(CONTEXT)
+    result = toy.forward(m, Sleep(window=4), CONTEXT, tokens, targets, 3, predict=True)
+    assert result.residual.shape == (4,) and (result.residual > 0).all()
+    assert (result.predicted[:, :8] == -1).all() and (result.predicted[:, 8:] >= 0).all()
+    assert toy.forward(m, Sleep(window=4), CONTEXT, tokens, targets, 1).residual.numel() == 0
+
+
+def test_a_retain_policy_sees_every_window_and_every_pass():
+    from sleeptrain.model.sleep import Retain
+
+    calls = {"window": 0, "passes": 0}
+
+    def counting(kind):
+        def call(fn, *tensors):
+            calls[kind] += 1
+            return plainly(fn, *tensors)
+
+        return call
+
+    m, (tokens, targets) = toy.model(), toy.batch(CONTEXT)
+    toy.forward(m, Sleep(window=4), CONTEXT, tokens, targets, 3, retain=Retain(counting("window"), counting("passes")))
+    assert calls == {"window": 3, "passes": 7}

@@ -1,0 +1,101 @@
+"""Programs compiled by hand-counted layouts."""
+
+import pytest
+
+from sleeptrain.program import Boundary, Draw, Evict, Gradient, Loop, Pass, Ramp, Sleep, Window, compile
+
+LAYOUT = [Window(0, 4, False), Window(4, 8, False), Window(8, 10, True)]
+
+
+def passes(program):
+    return [op for op in program.ops if isinstance(op, Pass)]
+
+
+def test_context_sleeps_on_windows_without_targets_and_predicts_in_one_pass():
+    program = compile(Sleep(window=4, passes=3), LAYOUT, depth=2)
+    assert [(p.window, p.index, p.of, p.loss) for p in passes(program)] == [
+        (0, 1, 3, False), (0, 2, 3, False), (0, 3, 3, False),
+        (1, 1, 3, False), (1, 2, 3, False), (1, 3, 3, False),
+        (2, 1, 1, True),
+    ]  # fmt: skip
+    assert [p.reads for p in passes(program)[:3]] == ["tokens", "raw", "raw"]
+    assert [op for op in program.ops if isinstance(op, Boundary)] == [Boundary(0, 0, False), Boundary(1, 0, False)]
+    assert program.token_passes == 3 * 4 + 3 * 4 + 2
+
+
+def test_every_predicts_each_window_and_sleeps_on_all_but_the_last():
+    layout = [Window(0, 4, True), Window(4, 8, True)]
+    program = compile(Sleep(window=4, passes=2, loop=Loop(trigger="every")), layout, depth=2)
+    assert [(p.window, p.index, p.loss) for p in passes(program)] == [(0, 1, True), (0, 2, False), (1, 1, True)]
+
+
+def test_prelude_and_coda_run_once_where_the_trigger_says():
+    def order(trigger):
+        sleep = Sleep(window=4, passes=2, loop=Loop(layers=(1, 3), trigger=trigger))
+        return [(p.layers, p.index, p.reads, p.loss) for p in passes(compile(sleep, LAYOUT[1:], depth=4))]
+
+    target = [("prelude", 1, "tokens", False), ("loop", 1, "above", False), ("coda", 1, "raw", True)]
+    asleep = [("prelude", 1, "tokens", False), ("loop", 1, "above", False), ("loop", 2, "raw", False)]
+    assert order("context") == [*asleep, ("coda", 2, "raw", False), *target]
+    assert order("every") == [*asleep[:2], ("coda", 1, "raw", False), asleep[2], *target]
+
+
+def test_sliding_keeps_the_final_pass_and_counts_positions_through():
+    program = compile(Sleep(window=4, passes=2, evict=Evict("sliding")), LAYOUT, depth=2)
+    assert [(p.position0, p.kv_read, p.kv_write) for p in passes(program)] == [
+        (0, False, False), (0, False, True), (4, True, False), (4, True, True), (8, True, False),
+    ]  # fmt: skip
+    assert all(op.keep_kv == 3 for op in program.ops if isinstance(op, Boundary))
+
+
+def test_gradient_cuts():
+    every = Loop(trigger="every")
+    layout = [Window(0, 4, True), Window(4, 8, True), Window(8, 12, True)]
+    program = compile(Sleep(window=4, passes=3, loop=every, gradient=Gradient(passes=1)), layout, depth=2)
+    assert [(p.grad, p.detach) for p in passes(program)[:3]] == [(True, False), (False, False), (True, True)]
+    horizon = compile(Sleep(window=4, loop=every, gradient=Gradient(windows=2)), layout, depth=2)
+    assert [op.detach for op in horizon.ops if isinstance(op, Boundary)] == [False, True]
+
+
+def test_key_tells_programs_apart():
+    a, b = (compile(Sleep(window=4, passes=n), LAYOUT, 2) for n in (1, 2))
+    assert a.key != b.key and a.key == compile(Sleep(window=4, passes=5), LAYOUT, 2, passes=1).key
+    assert a.key != compile(Sleep(window=5), LAYOUT, 2).key
+
+
+def test_windows_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"window 0\.\.4 has 4 tokens; sleep\.window = 3"):
+        compile(Sleep(window=3), LAYOUT, 2)
+    with pytest.raises(ValueError, match="at least one window"):
+        compile(Sleep(), [], 2)
+
+
+def test_passes_by_step():
+    ramp = Sleep(passes=Ramp(1, 4, 30))
+    assert [ramp.passes_at(s, 0) for s in (0, 10, 30, 99)] == [1, 2, 4, 4] and ramp.max_passes == 4
+    draw = Sleep(passes=Draw(1, 4))
+    seen = [draw.passes_at(s, 7) for s in range(200)]
+    assert set(seen) == {1, 2, 3, 4} and seen == [draw.passes_at(s, 7) for s in range(200)]
+    assert seen != [draw.passes_at(s, 8) for s in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("sleep", "field"),
+    [
+        (Sleep(window=0), "window"),
+        (Sleep(passes=0), "passes"),
+        (Sleep(passes=Draw(3, 2)), "passes"),
+        (Sleep(passes=Ramp(0, 2, 5)), "passes"),
+        (Sleep(loop=Loop(layers=(3, 1))), "loop.layers"),
+        (Sleep(gradient=Gradient(passes=0)), "gradient.passes"),
+        (Sleep(passes=4, gradient=Gradient(passes=2, windows=3)), "gradient.windows"),
+    ],
+)
+def test_problems_name_the_field(sleep, field):
+    assert [p.field for p in sleep.problems()] == [field]
+
+
+def test_a_horizon_is_fine_where_gradient_crosses_windows():
+    assert not Sleep(passes=4, gradient=Gradient(passes=2)).problems()
+    assert not Sleep(passes=4, gradient=Gradient(passes=2, windows=1)).problems()
+    assert not Sleep(passes=2, gradient=Gradient(passes=2, windows=3)).problems()
