@@ -1,0 +1,71 @@
+"""How recipes read and write scalars: YAML 1.2's numbers and words, without YAML 1.1's surprises.
+
+In YAML 1.1, which PyYAML reads, `1e-3` is text, `off` is false, `12:30:00` is 45000 and `010` is 8. Here `1e-3` is a number and
+the other three are what they look like. `yes` and `no` are true and false still.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+_NULL = re.compile(r"(~|null|Null|NULL|)$")
+_BOOL = re.compile(r"(true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO)$")
+_INT = re.compile(r"([-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+)$")
+_FLOAT = re.compile(
+    r"([-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+)
+_RULES = [
+    ("null", _NULL, ["~", "n", "N", ""]),
+    ("bool", _BOOL, list("tTfFyYnN")),
+    ("int", _INT, list("-+0123456789")),
+    ("float", _FLOAT, list("-+0123456789.")),
+]
+_TAG = "tag:yaml.org,2002:"
+
+
+class Loader(yaml.SafeLoader):
+    """Composes nodes with the rules above."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own way to keep them per class)
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes text that the loader, or another YAML reader, would not read as text."""
+
+    yaml_implicit_resolvers = {first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()}  # noqa: RUF012
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No anchors: equal values are written out."""
+        return True
+
+
+for _name, _pattern, _first in _RULES:
+    Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
+    Dumper.add_implicit_resolver(_TAG + _name, _pattern, _first)
+
+
+def construct(tag: str, text: str) -> Any:
+    """The value of a scalar. Raises ValueError for a tag that recipes do not have."""
+    match tag.removeprefix(_TAG):
+        case "null":
+            return None
+        case "bool":
+            return text.lower() in ("true", "yes")
+        case "int":
+            return int(text, 16) if text.startswith("0x") else int(text.replace("_", ""))
+        case "float":
+            return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.replace("_", "").lower()))
+        case "str":
+            return text
+    raise ValueError(f"the tag {tag} means nothing in a recipe")
+
+
+def read_plain(text: str) -> Any:
+    """The value of a plain scalar, such as the content of an environment variable."""
+    for name, pattern, _ in _RULES:
+        if pattern.match(text):
+            return construct(_TAG + name, text)
+    return text
