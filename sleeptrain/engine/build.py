@@ -1,0 +1,173 @@
+"""Builds the engine of a run, and is it: backward, a step that is safe, what a checkpoint needs; all DeepSpeed is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sleeptrain.config.errors import UserError
+from sleeptrain.engine import optimizers
+from sleeptrain.engine.config import Optim
+from sleeptrain.engine.muon import Muon, layout_of
+from sleeptrain.engine.patches.quiet import quiet
+from sleeptrain.engine.process import Place, init_distributed
+from sleeptrain.engine.settings import Precision, merged, settings
+
+TAG = "deepspeed"
+"""The subfolder of a checkpoint that DeepSpeed's own files are in."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step did."""
+
+    grad_norm: float
+    """2-norm of the whole averaged gradient, before clipping; inf if the step was skipped."""
+    skipped: bool
+    """A loss or gradient was not finite on some rank: no rank changed a parameter or a moment."""
+
+
+class Engine:
+    """A model with its optimizer, spread over the processes.
+
+    A step is `accumulation` calls of `backward`, then one of `step`. The forward pass is free: call `module`, or any part of
+    it, however often. Every rank must use the same parameters.
+    """
+
+    def __init__(self, deepspeed_engine: Any, place: Place, settings: dict[str, Any], precision: Precision) -> None:
+        self._deepspeed = deepspeed_engine
+        self.place = place
+        self.settings = settings
+        self.precision: Precision = precision
+        self._ready = False
+        self._rules = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, its parameters in `precision`, on `place.device`."""
+        return self._deepspeed.module
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer below ZeRO; its parameters are this process's partitions, in fp32."""
+        return self._deepspeed.optimizer.optimizer
+
+    @property
+    def zero(self) -> int:
+        """The ZeRO stage."""
+        return int(self._deepspeed.zero_optimization_stage())
+
+    @property
+    def data(self) -> int:
+        """How many processes share a step's rows."""
+        return int(self._deepspeed.dp_world_size)
+
+    @property
+    def accumulation(self) -> int:
+        """How many calls of `backward` make a step."""
+        return int(self._deepspeed.gradient_accumulation_steps())
+
+    def scale(self, targets: int) -> float:
+        """What to multiply a micro-batch's sum of losses by, given the number of targets in the whole global batch.
+
+        DeepSpeed averages over data ranks and micro-batches; with this the result is the sum over all targets divided by
+        their number, however unevenly they are spread.
+        """
+        return self.data * self.accumulation / max(targets, 1)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of a scalar loss (already multiplied by `scale`). A non-finite loss spoils the step, as it must."""
+        engine = self._deepspeed
+        # NaN times any gradient is NaN, on this rank and after the reduction on every other: then there is one check, that of
+        # the gradient, and it needs no communication of its own.
+        loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
+        if self._ready:
+            raise RuntimeError("backward was called more often than `accumulation` says: call step first")
+        # DeepSpeed does these two from hooks on the output of its own forward, which is not the one that ran.
+        engine.optimizer.clear_backward_seen_flag()
+        engine._backward_prologue()
+        self._ready = engine.is_gradient_accumulation_boundary()
+        engine.backward(loss)
+        if not self._ready:
+            engine.step()
+
+    def step(self, lr_multiplier: float = 1.0) -> StepReport:
+        """Updates the parameters, every learning rate being its full value times `lr_multiplier`; or skips, on all ranks."""
+        if not self._ready:
+            raise RuntimeError(f"step needs {self.accumulation} calls of backward first")
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * lr_multiplier
+        self._deepspeed.step()
+        self._ready = False
+        skipped = not self._deepspeed.was_step_applied()
+        return StepReport(float("inf") if skipped else float(self._deepspeed.get_global_grad_norm()), skipped)
+
+    def save(self, folder: Path) -> None:
+        """Writes DeepSpeed's files into `folder`; a collective, between steps."""
+        with quiet():
+            self._deepspeed.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote, at the same layout; a collective. Rates and other settings stay those of this run."""
+        with quiet():
+            self._deepspeed.load_checkpoint(str(folder), tag=TAG)
+        # The file brings back the settings of the run that wrote it, which would silently win over the configuration.
+        for group, rule in zip(self.optimizer.param_groups, self._rules, strict=True):
+            group.update(rule)
+        self._deepspeed.optimizer.clip_grad = self.settings["gradient_clipping"]
+        self._deepspeed.optimizer.zero_grad()
+        self._deepspeed.micro_steps = 0
+        self._ready = False
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """All parameters by name, whole, in fp32 on the CPU, on rank 0 (None elsewhere); a collective."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        first = self.place.rank == 0
+        found = {}
+        for name, parameter in self.module.named_parameters():
+            whole = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter.detach().float()
+            if first:
+                found[name] = whole.detach().to("cpu", copy=True)
+        return found if first else None
+
+
+def build(
+    model: nn.Module,
+    optim: Optim,
+    *,
+    precision: Precision,
+    zero: int,
+    micro_rows: int,
+    accumulation: int,
+    overrides: Mapping[str, Any] | None = None,
+) -> Engine:
+    """Spreads `model` (fp32; it is changed in place) over the processes, joining them first if that has not been done.
+
+    `micro_rows` are the rows of one `backward` on one process. UserError for overrides of what other sections decide, and for
+    Muon above ZeRO 2.
+    """
+    if optim.name == "muon" and zero > 2:
+        raise UserError("optim.name muon needs mesh.zero 1 or 2: ZeRO 3 cuts every matrix, and Muon needs whole ones")
+    place = init_distributed()
+    configuration = merged(
+        settings(model, clip=optim.clip, precision=precision, zero=zero, micro=micro_rows, accumulation=accumulation),
+        overrides or {},
+    )
+    made = optimizers.optimizer(model, optim)
+    matrices = [p for group in made.param_groups if group["muon"] for p in group["params"]]
+    with quiet():
+        import deepspeed
+
+        # DeepSpeed writes into the dictionary it is given.
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=made, config=dict(configuration), dist_init_required=False
+        )
+    if isinstance(made, Muon):
+        made.attach(layout_of(matrices, engine.optimizer.dp_process_group))
+    return Engine(engine, place, configuration, precision)

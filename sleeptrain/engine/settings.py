@@ -1,0 +1,71 @@
+"""DeepSpeed's configuration, derived from ours; users never write one, and may still override its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import nn
+
+from sleeptrain.config.errors import UserError
+
+Precision = Literal["fp32", "bf16"]
+
+OURS = {
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+    "gradient_clipping": "optim.clip",
+    "train_batch_size": "train.batch",
+    "train_micro_batch_size_per_gpu": "train.micro",
+    "gradient_accumulation_steps": "train.batch and train.micro",
+}
+"""Keys that cannot be overridden, since other parts of a run are computed from the field named here."""
+
+LARGEST_BUCKET = 200_000_000
+"""Elements reduced in one message, at most. DeepSpeed allocates the whole bucket anew every step, 500 M elements by default."""
+
+
+def settings(
+    model: nn.Module, *, clip: float, precision: Precision, zero: int, micro: int, accumulation: int
+) -> dict[str, Any]:
+    """What `deepspeed.initialize` is given, before overrides."""
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    bucket = max(*sizes, min(sum(sizes), LARGEST_BUCKET))
+    return {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip,
+        # DeepSpeed wants an even number here.
+        "zero_optimization": {
+            "stage": zero,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket + bucket % 2,
+        },
+        # Without the check ZeRO 2 steps with non-finite gradients in bf16.
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+
+
+def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the user's `deepspeed:` section over it, key by key at every depth. UserError for keys in OURS."""
+    wrong = [f"deepspeed.{key}: set {OURS[key]} instead" for key in overrides if key in OURS]
+    if "stage" in overrides.get("zero_optimization", {}):
+        wrong.append("deepspeed.zero_optimization.stage: set mesh.zero instead")
+    if wrong:
+        raise UserError(wrong)
+    return _merge(base, overrides)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        inner = base.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = _merge(inner, value)
+        result[key] = value
+    return result

@@ -1,0 +1,84 @@
+"""Runs a function in several real processes that form a gloo process group."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore
+
+
+def run(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120) -> list[Any]:
+    """`fn(*args)` in `world` spawned processes with RANK and the like set; returns the results by rank.
+
+    `fn` must be importable (at the top of a test file) and joins the group itself. If a process fails, the rest are
+    ended and the traceback of the one that failed first is raised; the others usually only report a lost connection.
+    """
+    # This process hosts the store on a port the system picks, so that no two tests can take the same one.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[Connection, int] = {}
+    processes = []
+    for rank in range(world):
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=_main, args=(send, rank, world, store.port, fn, args), daemon=True)
+        process.start()
+        send.close()
+        processes.append(process)
+        pipes[receive] = rank
+    try:
+        return _collect(pipes, timeout)
+    finally:
+        for process in processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _collect(pipes: dict[Connection, int], timeout: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    deadline = time.monotonic() + timeout
+    world = len(pipes)
+    while pipes:
+        ready = wait(list(pipes), max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise TimeoutError(f"ranks {sorted(pipes.values())} of {world} did not finish in {timeout} s")
+        for pipe in ready:
+            rank = pipes.pop(pipe)  # type: ignore[call-overload]
+            try:
+                error, result = pickle.loads(pipe.recv_bytes())  # type: ignore[union-attr]
+            except EOFError:
+                raise AssertionError(f"rank {rank} of {world} died without a word") from None
+            if error:
+                raise AssertionError(f"rank {rank} of {world} failed:\n{error}")
+            results[rank] = result
+    return [results[rank] for rank in sorted(results)]
+
+
+def _main(pipe: Connection, rank: int, world: int, port: int, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
+    )
+    torch.set_num_threads(1)
+    try:
+        outcome = (None, fn(*args))
+    except BaseException:
+        outcome = (traceback.format_exc(), None)
+    # Pickled here: multiprocessing would send a handle to a tensor's memory, which dies with this process.
+    pipe.send_bytes(pickle.dumps(outcome))
+    pipe.close()
+    # Not the ordinary exit: a group torn down while a peer still uses it can abort a process that has done its work.
+    os._exit(0)

@@ -1,0 +1,69 @@
+"""A small stand-in for the language model: the parameter names of the real one, and every layer used several times."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+VOCAB, WIDTH, PASSES = 11, 6, 3
+
+
+class Mixer(nn.Module):
+    """Something with a tall matrix, a wide one, the small projections, a convolution and vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
+        self.o = nn.Linear(2 * WIDTH, WIDTH, bias=False)
+        self.b = nn.Linear(WIDTH, 2, bias=False)
+        self.A_log = nn.Parameter(torch.zeros(2))
+        self.conv_q = nn.Parameter(torch.randn(WIDTH, 3) * 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + x.roll(1, dims=1) * self.conv_q.sum(1)
+        weight = (torch.sigmoid(self.b(x)) * torch.exp(-torch.exp(self.A_log.float())).to(x.dtype)).repeat_interleave(
+            WIDTH, -1
+        )
+        return self.o(torch.tanh(self.q(x)) * weight)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(WIDTH)
+        self.mixer = Mixer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mixer(self.norm1(x))
+
+
+class Tiny(nn.Module):
+    """Embedding, two blocks looped PASSES times, norm, head."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.embed = nn.Embedding(VOCAB, WIDTH)
+            self.layers = nn.ModuleList(Block() for _ in range(2))
+            self.norm = nn.RMSNorm(WIDTH)
+            self.head = nn.Linear(WIDTH, VOCAB, bias=False)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The sum of the losses at the targets; -100 is not scored."""
+        x = self.embed(tokens)
+        for _ in range(PASSES):
+            for layer in self.layers:
+                x = layer(x)
+        logits = self.head(self.norm(x)).float()
+        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
+
+
+def batch(step: int, rows: int = 4, length: int = 5) -> tuple[Tensor, Tensor]:
+    """Tokens and targets of a global batch [rows, length]; the number of targets differs from row to row."""
+    source = torch.Generator().manual_seed(1000 + step)
+    tokens = torch.randint(VOCAB, (rows, length), generator=source)
+    targets = torch.randint(VOCAB, (rows, length), generator=source)
+    for row in range(rows):
+        targets[row, : row % length] = -100
+    return tokens, targets
