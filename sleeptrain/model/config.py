@@ -95,7 +95,9 @@ class Model:
         if self.attention.kv_heads >= 1 and self.attention.heads % self.attention.kv_heads:
             yield Problem("attention.heads", f"must be a multiple of attention.kv_heads = {self.attention.kv_heads}")
         if self.deltanet.key_heads >= 1 and self.deltanet.value_heads % self.deltanet.key_heads:
-            yield Problem("deltanet.value_heads", f"must be a multiple of deltanet.key_heads = {self.deltanet.key_heads}")
+            yield Problem(
+                "deltanet.value_heads", f"must be a multiple of deltanet.key_heads = {self.deltanet.key_heads}"
+            )
         if not 0 <= self.attention.rotary <= 1 or rotary_dims(self.attention) % 2:
             yield Problem("attention.rotary", "must rotate an even number of dimensions between 0 and head_dim")
         if self.attention.window is not None and self.attention.window < 1:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from sleep_kernels import gated_delta_rule, gated_rms_norm, short_conv
 from torch import Tensor, nn
 
-from sleep_kernels import gated_delta_rule, gated_rms_norm, short_conv
 from sleeptrain.model.config import DeltaNet as Config
 
 
@@ -69,7 +69,9 @@ class DeltaNet(nn.Module):
 
     def _convolve(self, x: Tensor, tail: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Short convolution with SiLU over the real tokens alone; the new tail is the last real inputs."""
-        weight = torch.cat([w.unflatten(0, (self.config.key_heads, -1)) for w in (self.conv_q, self.conv_k, self.conv_v)], 1)
+        weight = torch.cat(
+            [w.unflatten(0, (self.config.key_heads, -1)) for w in (self.conv_q, self.conv_k, self.conv_v)], 1
+        )
         weight, shape = weight.flatten(0, 1), tail.shape
         if valid is None:
             y, tail = short_conv(x, weight, tail.flatten(2))

@@ -35,7 +35,9 @@ def initialise(model: LanguageModel, seed: int, horizon: int) -> None:
 def initial(name: str, shape: torch.Size, seed: int, std: float) -> Tensor:
     """The initial value of one whole parameter in float32 (A_log apart, which depends on its dt_bias too)."""
     kind = name.rsplit(".", 1)[-1]
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1)
+    generator = torch.Generator().manual_seed(
+        int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1
+    )
     if kind == "dt_bias":
         low, high = math.log(1e-3), math.log(1e-1)
         dt = torch.exp(low + (high - low) * torch.rand(shape, generator=generator))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +58,7 @@ def run(
     for passes, boundary in program.by_window():
         part = slice(passes[0].start, passes[0].stop)
         seen = None if valid is None else valid[:, part]
-        work = partial(_window, model, passes, boundary, sleep, program.span, state, retain, predict)
+        work = partial(run_window, model, passes, boundary, sleep, program.span, state, retain, predict, None, None)
         nll, residual, guess, *flat = retain.window(work, tokens[:, part], targets[:, part], seen, *state.flat())
         state = state.unflat(flat)
         nlls.append(nll)
@@ -68,13 +68,17 @@ def run(
     return Result(torch.cat(nlls, 1), state, torch.cat(residuals), predicted)
 
 
-def _window(
-    model: LanguageModel, passes: list[Pass], boundary: Boundary | None, sleep: Sleep, span: int, spec: State,
-    retain: Retain, predict: bool, tokens: Tensor, targets: Tensor, valid: Tensor | None, *flat: Tensor,
+def run_window(
+    model: LanguageModel, passes: Sequence[Pass], boundary: Boundary | None, sleep: Sleep, span: int, spec: State,
+    retain: Retain, predict: bool, above: Tensor | None, exit_: Tensor | None,
+    tokens: Tensor, targets: Tensor, valid: Tensor | None, *flat: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """All passes over one window and the eviction after it."""
+    """Passes over one window and the eviction after it: (nll, residuals, predictions, *state).
+
+    `above` and `exit_` are the features that entered and left the looped range in an earlier pass, where `passes` does
+    not begin with the first one.
+    """
     state, depth = spec.unflat(flat), len(model.layers)
-    above = exit_ = None
     nll = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
     guess = torch.full_like(tokens, -1)
     residuals: list[Tensor] = []
@@ -83,7 +87,7 @@ def _window(
             state = state.detach()
             above, exit_ = (h if h is None else h.detach() for h in (above, exit_))
         h = {"tokens": None, "above": above}.get(op.reads, exit_)
-        work = partial(_pass, model, op, blocks_of(op.layers, sleep, depth), span, state, tokens, valid)
+        work = partial(run_pass, model, op, blocks_of(op.layers, sleep, depth), span, state, tokens, valid)
         with nullcontext() if op.grad else torch.no_grad():
             h, *left = retain.passes(work, h, *state.flat())
             if op.loss:
@@ -103,7 +107,7 @@ def _window(
     return nll, residual, guess, *state.flat()
 
 
-def _pass(
+def run_pass(
     model: LanguageModel, op: Pass, blocks: tuple[int, int], span: int, spec: State, tokens: Tensor,
     valid: Tensor | None, h: Tensor | None, *flat: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip

@@ -44,7 +44,9 @@ class Block(nn.Module):
         self.out1: nn.Module = RMSNorm(model.width, model.eps) if sandwich else nn.Identity()
         self.out2: nn.Module = RMSNorm(model.width, model.eps) if sandwich else nn.Identity()
 
-    def forward(self, h: Tensor, state: State, op: Pass, span: int, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, h: Tensor, state: State, op: Pass, span: int, valid: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Features [batch, time, width] -> (features, this layer's changed leaves)."""
         name = f"layers.{self.layer}"
         if isinstance(self.mixer, DeltaNet):

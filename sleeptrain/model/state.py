@@ -6,14 +6,14 @@ Eviction, resets and truncated back-propagation are rules over what a leaf cross
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sleeptrain.model.config import Model
-from sleeptrain.program import Boundary, Sleep, kept_tokens
+from sleeptrain.program import Boundary, Sleep, blocks_of, kept_tokens
 
 Kind = Literal["fast", "conv", "kv", "live"]
 Border = Literal["pass", "window", "eviction", "step"]
@@ -22,8 +22,8 @@ EVERYWHERE: frozenset[Border] = frozenset({"pass", "window", "eviction", "step"}
 
 @dataclass(frozen=True)
 class Leaf:
-    """One tensor of the state. `shape` leaves the batch out; of `kv` and `live` leaves the first dimension is time and
-    may be anything up to the size given. `tensor_dim` is the dimension (batch counted) that tensor parallelism splits."""
+    """One tensor of the state. `shape` leaves the batch out; where `timed`, its first dimension is time and may be
+    anything up to the size given. `tensor_dim` is the dimension (batch counted) that tensor parallelism splits."""
 
     name: str
     layer: int
@@ -32,20 +32,22 @@ class Leaf:
     dtype: torch.dtype
     tensor_dim: int | None
     crosses: frozenset[Border]
+    timed: bool = False
 
 
-def leaves(model: Model, sleep: Sleep, dtype: torch.dtype = torch.float32) -> tuple[Leaf, ...]:
+def leaves(model: Model, sleep: Sleep, dtype: torch.dtype = torch.float32, live: bool = False) -> tuple[Leaf, ...]:
     """The leaves of a model's state, in layer order.
 
     `fast` is S [value_heads, d_k, d_v], float32 (float64 in a float64 model); `conv` the last taps-1 inputs of the
     short convolution [taps-1, key_heads, channels of a key head and its value heads]; `kv` keys, values
-    [time, kv_heads, head_dim] and which of them are not padding [time]. `dtype` is that of the activations.
+    [time, kv_heads, head_dim] and which of them are not padding [time]. `dtype` is that of the activations. With `live`,
+    caches have room for a window in the making, and `live_leaves` follow.
     """
     found: list[Leaf] = []
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     tail = EVERYWHERE if sleep.evict.conv_carry else frozenset[Border]()
     cache: frozenset[Border] = EVERYWHERE if sleep.evict.mode == "sliding" else frozenset()
-    kept = kept_tokens(sleep)
+    kept = kept_tokens(sleep) + (sleep.window if live else 0)
     g, a = model.deltanet, model.attention
     for i, letter in enumerate(model.pattern):
         if letter == "G":
@@ -55,10 +57,35 @@ def leaves(model: Model, sleep: Sleep, dtype: torch.dtype = torch.float32) -> tu
             found.append(Leaf(f"layers.{i}.conv", i, "conv", (g.conv - 1, g.key_heads, channels), dtype, 2, tail))
         else:
             kv = (kept, a.kv_heads, a.head_dim)
-            found.append(Leaf(f"layers.{i}.key", i, "kv", kv, dtype, 2, cache))
-            found.append(Leaf(f"layers.{i}.value", i, "kv", kv, dtype, 2, cache))
-            found.append(Leaf(f"layers.{i}.seen", i, "kv", (kept,), torch.bool, None, cache))
-    return tuple(found)
+            found.append(Leaf(f"layers.{i}.key", i, "kv", kv, dtype, 2, cache, timed=True))
+            found.append(Leaf(f"layers.{i}.value", i, "kv", kv, dtype, 2, cache, timed=True))
+            found.append(Leaf(f"layers.{i}.seen", i, "kv", (kept,), torch.bool, None, cache, timed=True))
+    return (*found, *live_leaves(model, sleep, dtype, found)) if live else tuple(found)
+
+
+def live_leaves(model: Model, sleep: Sleep, dtype: torch.dtype, found: list[Leaf]) -> list[Leaf]:
+    """What an unfinished window needs, so that its later passes can run when it is full.
+
+    Its tokens, which of them are real and which were scored or generated, the features that entered and left the looped
+    range in pass 1; how many tokens came before it; the logits after the newest token; and, where a coda runs after the
+    last pass only, the coda's state as it was before the window.
+    """
+    none: frozenset[Border] = frozenset()
+    length, width = sleep.window, model.width
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def timed(name: str, *shape: int, of: torch.dtype) -> Leaf:
+        return Leaf(f"live.{name}", -1, "live", (length, *shape), of, None, none, timed=True)
+
+    made = [timed("tokens", of=torch.int64), timed("real", of=torch.bool), timed("scored", of=torch.bool)]
+    made += [timed("above", width, of=dtype), timed("exit", width, of=dtype)]
+    made += [Leaf("live.before", -1, "live", (1,), torch.int64, None, EVERYWHERE)]
+    made += [Leaf("live.logits", -1, "live", (model.vocab or 0,), wide, None, EVERYWHERE)]
+    if sleep.loop.trigger == "context":
+        coda = blocks_of("coda", sleep, len(model.pattern))
+        kept = [f for f in found if coda[0] <= f.layer < coda[1]]
+        made += [replace(f, name=f"live.{f.name}", kind="live", crosses=EVERYWHERE) for f in kept]
+    return made
 
 
 @dataclass(frozen=True)
@@ -72,7 +99,7 @@ class State:
     def zeros(cls, spec: Iterable[Leaf], batch: int, device: torch.device | str = "cpu") -> State:
         """The state before the first token: fast weights and tails zero, caches empty."""
         spec = tuple(spec)
-        empty = {leaf.name: ((0,) + leaf.shape[1:] if leaf.kind in ("kv", "live") else leaf.shape) for leaf in spec}
+        empty = {leaf.name: ((0, *leaf.shape[1:]) if leaf.timed else leaf.shape) for leaf in spec}
         return cls(spec, {f.name: torch.zeros(batch, *empty[f.name], dtype=f.dtype, device=device) for f in spec})
 
     def __getitem__(self, name: str) -> Tensor:
@@ -100,7 +127,9 @@ class State:
 
     def reset(self, keep: Tensor) -> State:
         """Rows where `keep` [batch] is false start anew: zero fast weights and tails, nothing seen in the cache."""
-        rows = {n: torch.where(keep.view(-1, *[1] * (t.dim() - 1)), t, t.new_zeros(())) for n, t in self.tensors.items()}
+        rows = {
+            n: torch.where(keep.view(-1, *[1] * (t.dim() - 1)), t, t.new_zeros(())) for n, t in self.tensors.items()
+        }
         return State(self.spec, rows)
 
     def cross(self, border: Border) -> State:
@@ -111,14 +140,19 @@ class State:
     def evict(self, boundary: Boundary) -> State:
         """The state after a window: caches keep the newest `boundary.keep_kv` tokens; cut from the graph if it says so."""
         state = self.cross("window").cross("eviction")
-        kv = {f.name: t[:, max(0, t.shape[1] - boundary.keep_kv) :] for f in self.spec if f.kind == "kv" for t in [state[f.name]]}
+        kv = {
+            f.name: t[:, max(0, t.shape[1] - boundary.keep_kv) :]
+            for f in self.spec
+            if f.kind == "kv"
+            for t in [state[f.name]]
+        }
         state = state.replace(kv)
         return state.detach() if boundary.detach else state
 
-    def forget_newest(self, tokens: int) -> State:
-        """Drop the newest `tokens` entries of every cache: what pass 1 wrote, before the next pass rewrites it."""
-        kv = {f.name: t[:, : max(0, t.shape[1] - tokens)] for f in self.spec if f.kind == "kv" for t in [self[f.name]]}
-        return self.replace(kv)
+    def forget_newest(self, tokens: int, blocks: tuple[int, int]) -> State:
+        """Drop the newest `tokens` entries of these blocks' caches: what pass 1 wrote, before the next pass rewrites it."""
+        caches = [f for f in self.spec if f.kind == "kv" and blocks[0] <= f.layer < blocks[1]]
+        return self.replace({f.name: self[f.name][:, : max(0, self[f.name].shape[1] - tokens)] for f in caches})
 
     def nbytes(self, *kinds: Kind) -> int:
         """Bytes held by the leaves of these kinds (all, if none is named)."""
@@ -126,4 +160,4 @@ class State:
 
 
 def _nothing(leaf: Leaf, tensor: Tensor) -> Tensor:
-    return tensor[:, :0] if leaf.kind in ("kv", "live") else torch.zeros_like(tensor)
+    return tensor[:, :0] if leaf.timed else torch.zeros_like(tensor)

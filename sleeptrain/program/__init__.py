@@ -1,9 +1,20 @@
 """What runs when: the `sleep:` section and the program compiled from it. Pure Python, no torch."""
 
 from sleeptrain.program.config import Draw, Evict, Gradient, Loop, Ramp, Sleep
-from sleeptrain.program.program import Boundary, Op, Pass, Program, Window, blocks_of, compile, kept_tokens, loop_range
+from sleeptrain.program.program import (
+    Boundary,
+    Layers,
+    Op,
+    Pass,
+    Program,
+    Window,
+    blocks_of,
+    compile,
+    kept_tokens,
+    loop_range,
+)
 
 __all__ = [
-    "Boundary", "Draw", "Evict", "Gradient", "Loop", "Op", "Pass", "Program", "Ramp", "Sleep", "Window",
+    "Boundary", "Draw", "Evict", "Gradient", "Layers", "Loop", "Op", "Pass", "Program", "Ramp", "Sleep", "Window",
     "blocks_of", "compile", "kept_tokens", "loop_range",
 ]  # fmt: skip

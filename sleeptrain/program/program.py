@@ -97,9 +97,7 @@ class Program:
         return sum(op.stop - op.start for op in self.ops if isinstance(op, Pass) and op.layers == "loop")
 
 
-def compile(
-    sleep: Sleep, windows: Sequence[Window], depth: int, passes: int | None = None
-) -> Program:
+def compile(sleep: Sleep, windows: Sequence[Window], depth: int, passes: int | None = None) -> Program:
     """The program of one step.
 
     `depth` is the number of blocks of the stack; `passes` overrides N (a ramp's or a draw's value of this step, a sweep

@@ -17,7 +17,9 @@ class Oracle:
         self.p, self.m, self.s, self.passes = p, m, s, passes
         self.pattern = m.layers  # written out, without groups
         g = m.deltanet
-        self.S = {i: torch.zeros(g.value_heads, g.head_dim, g.head_dim, dtype=torch.float64) for i in range(len(self.pattern))}
+        self.S = {
+            i: torch.zeros(g.value_heads, g.head_dim, g.head_dim, dtype=torch.float64) for i in range(len(self.pattern))
+        }
         self.inputs = {i: [] for i in range(len(self.pattern))}  # what the convolution of layer i has read
         self.cache = {i: [] for i in range(len(self.pattern))}  # (position, key, value) lists
 
@@ -98,7 +100,11 @@ class Oracle:
             else:
                 ys = self.remember(i, xs)
             hs = [h + y for h, y in zip(hs, ys, strict=True)]
-            hs = [h + w("mlp.down") @ (F.silu(w("mlp.gate") @ n) * (w("mlp.up") @ n)) for h in hs for n in [rms(h, 1 + w("norm2"))]]
+            hs = [
+                h + w("mlp.down") @ (F.silu(w("mlp.gate") @ n) * (w("mlp.up") @ n))
+                for h in hs
+                for n in [rms(h, 1 + w("norm2"))]
+            ]
         return hs
 
     def window(self, tokens, targets, first, scored, last):
@@ -137,7 +143,9 @@ class Oracle:
         total = torch.zeros((), dtype=torch.float64)
         for i, w in enumerate(windows):
             part = slice(w.start, w.stop)
-            total = total + self.window(tokens[part].tolist(), targets[part].tolist(), w.start, w.targets, i == len(windows) - 1)
+            total = total + self.window(
+                tokens[part].tolist(), targets[part].tolist(), w.start, w.targets, i == len(windows) - 1
+            )
             every = self.s.gradient.windows
             if every != "all" and (i + 1) % every == 0:
                 self.cut()

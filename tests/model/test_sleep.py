@@ -23,9 +23,12 @@ def against_oracle(m, sleep, layout, passes, rows=1):
     tokens, targets = toy.batch(layout, rows)
     result = toy.forward(m, sleep, layout, tokens, targets, passes)
     oracle_loss = sum(
-        Oracle(dict(m.named_parameters()), m.config, sleep, passes).loss(tokens[r], targets[r], layout) for r in range(rows)
+        Oracle(dict(m.named_parameters()), m.config, sleep, passes).loss(tokens[r], targets[r], layout)
+        for r in range(rows)
     )
-    torch.testing.assert_close(result.nll.double().sum(), oracle_loss, rtol=0, atol=1e-6)  # nll is handed out in float32 sums
+    torch.testing.assert_close(
+        result.nll.double().sum(), oracle_loss, rtol=0, atol=1e-6
+    )  # nll is handed out in float32 sums
     ours, theirs = gradients(m, result.nll.sum()), gradients(m, oracle_loss)
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-9, msg=lambda s, n=name: f"{n}: {s}")

@@ -12,13 +12,12 @@ VOCAB = 11
 
 
 def config(layers="AGAG", **changes):
-    sizes = {"width": 12, "tie": False, "vocab": VOCAB, "mlp": Mlp(hidden=16), "init_std": 0.15}
-    return Model(
-        layers=layers,
-        attention=Attention(heads=4, kv_heads=2, head_dim=4, rotary=0.5),
-        deltanet=DeltaNet(key_heads=2, value_heads=4, head_dim=4),
-        **(sizes | changes),
-    )
+    sizes = {
+        "width": 12, "tie": False, "vocab": VOCAB, "mlp": Mlp(hidden=16), "init_std": 0.15,
+        "attention": Attention(heads=4, kv_heads=2, head_dim=4, rotary=0.5),
+        "deltanet": DeltaNet(key_heads=2, value_heads=4, head_dim=4),
+    }  # fmt: skip
+    return Model(layers=layers, **(sizes | changes))
 
 
 def model(layers="AGAG", seed=0, dtype=torch.float64, **changes):

@@ -1,0 +1,159 @@
+"""A recipe: the sections of all rooms composed, the rules between them, and the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sleeptrain.config import Resolved, Rule, UserError, load
+from sleeptrain.data.manifest import Manifest
+from sleeptrain.program import loop_range
+from sleeptrain.train.job import Job
+
+
+@dataclass(frozen=True)
+class Recipe(Job):
+    """Everything a run is made of."""
+
+    run_dir: str | None = None
+    """The run folder; null: runs/<name of the recipe>."""
+
+
+def _range_outside(r: Recipe) -> bool:
+    return r.sleep.loop.layers != "all" and r.sleep.loop.layers[1] > len(r.model.pattern)
+
+
+def _normed_below_a_coda(r: Recipe) -> bool:
+    return r.sleep.loop.feedback == "normed" and loop_range(r.sleep, len(r.model.pattern))[1] < len(r.model.pattern)
+
+
+RULES: tuple[Rule[Recipe], ...] = (
+    Rule(
+        "loop-range", ("sleep.loop.layers", "model.layers"), _range_outside,
+        lambda r: f"the stack has {len(r.model.pattern)} blocks",
+        "let the range end at or below the number of blocks in model.layers",
+    ),
+    Rule(
+        "normed-coda", ("sleep.loop.feedback", "sleep.loop.layers"), _normed_below_a_coda,
+        lambda r: "features through the final norm are only there where no block follows the looped range",
+        "use sleep.loop.feedback=raw, or let the range end at the last block",
+    ),
+    Rule(
+        "micro-batch", ("train.micro", "train.batch"),
+        lambda r: r.train.micro is not None and r.train.batch % r.train.micro != 0,
+        lambda r: f"train.batch = {r.train.batch} is no multiple of train.micro = {r.train.micro}",
+        "choose a micro-batch that divides the batch",
+    ),
+    Rule(
+        "batch-over-data", ("train.batch", "mesh.data"),
+        lambda r: r.mesh.data > 0 and r.train.batch % (r.mesh.data * (r.train.micro or 1)) != 0,
+        lambda r: f"train.batch = {r.train.batch} rows do not divide over mesh.data = {r.mesh.data} x micro-batches of {r.train.micro or 'any size'}",
+        "make train.batch a multiple of mesh.data x train.micro",
+    ),
+)  # fmt: skip
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Resolved[Recipe]:
+    """Read a recipe, its includes and the command line; UserError lists every error at once."""
+    return load(name, list(overrides), Recipe, rules=RULES)
+
+
+def complete(recipe: Recipe, manifest: Manifest) -> Recipe:
+    """Fill in what the data decides: `model.vocab` and `model.deltanet.horizon`.
+
+    Raises UserError where recipe and data do not fit: vocabulary, window length, a trigger that would never sleep.
+    """
+    errors = []
+    model, sleep = recipe.model, recipe.sleep
+    if model.vocab is not None and model.vocab < manifest.vocab:
+        errors.append(
+            f"model.vocab = {model.vocab}: the data in {manifest.path} has {manifest.vocab} tokens; raise it, or set null"
+        )
+    longest = max(w.stop - w.start for w in manifest.windows)
+    if longest > sleep.window:
+        errors.append(
+            f"sleep.window = {sleep.window}: the data in {manifest.path} comes in windows of {longest} tokens; set sleep.window={longest}"
+        )
+    if sleep.evict.mode == "sliding" and any(w.stop - w.start != sleep.window for w in manifest.windows[:-1]):
+        errors.append(
+            f"sleep.window = {sleep.window}: sliding eviction needs windows of exactly that many tokens in {manifest.path}"
+        )
+    if sleep.loop.trigger == "context" and sleep.max_passes > 1 and all(w.targets for w in manifest.windows):
+        errors.append(
+            f"sleep.passes = {sleep.passes}: every window of {manifest.path} has targets, so none would sleep; "
+            "set sleep.loop.trigger=every, or sleep.passes=1"
+        )
+    if errors:
+        raise UserError(errors)
+    horizon = model.deltanet.horizon or 2 * sleep.max_passes * manifest.length
+    deltanet = dataclasses.replace(model.deltanet, horizon=horizon)
+    return dataclasses.replace(
+        recipe, model=dataclasses.replace(model, vocab=model.vocab or manifest.vocab, deltanet=deltanet)
+    )
+
+
+FREE_TO_CHANGE = ("run_dir", "train.steps", "train.tokens", "checkpoint.", "log.", "data.workers")
+"""What may differ between a run and its continuation."""
+
+
+def open_run(resolved: Resolved[Recipe], name: str) -> Path:
+    """The run folder, made if it is new, with the resolved configuration, the code's version and the environment in it.
+
+    Raises UserError where the folder holds a run of another configuration.
+    """
+    folder = Path(resolved.value.run_dir or Path("runs") / Path(name).stem)
+    folder.mkdir(parents=True, exist_ok=True)
+    known = folder / "config.yaml"
+    if known.exists():
+        before = {path: value for path, value, _ in load_recipe(str(known)).rows()}
+        now = {path: value for path, value, _ in resolved.rows()}
+        paths = sorted(p for p in before.keys() | now.keys() if not p.startswith(FREE_TO_CHANGE))
+        changed = [f"{p} = {now.get(p)!r}, was {before.get(p)!r}" for p in paths if before.get(p) != now.get(p)]
+        if changed:
+            way_out = "take the old values to continue it, or start another run with run_dir=..."
+            raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changed])
+    _write(known, resolved.to_yaml())
+    _write(folder / "environment.json", json.dumps(environment(), indent=2))
+    return folder
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what a result depends on, and of the code itself."""
+    names = (
+        "sleeptrain",
+        "torch",
+        "deepspeed",
+        "megatron-core",
+        "triton",
+        "mosaicml-streaming",
+        "wandb",
+        "omegaconf",
+        "numpy",
+    )
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    here = Path(__file__).parent
+    git = subprocess.run(
+        ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return {
+        "python": platform.python_version(), "machine": platform.platform(), "processor": platform.processor() or platform.machine(),
+        "versions": versions, "code": git.stdout.strip() or versions["sleeptrain"],
+    }  # fmt: skip
+
+
+def _write(path: Path, text: str) -> None:
+    staged = path.with_name(path.name + ".tmp")
+    staged.write_text(text)
+    staged.replace(path)

@@ -1,0 +1,139 @@
+"""Metrics: one JSON object a step in the run folder (the truth), a progress bar or lines, and W&B."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import deque
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+from sleeptrain.train.config import Log
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one object a step, flushed as it is written."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        """Opens for appending; rows of steps from `first_step` on (a run that went back to a checkpoint) are dropped."""
+        kept = [row for row in read_metrics(path) if row["step"] < first_step]
+        staged = path.with_suffix(".jsonl.tmp")
+        staged.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        staged.replace(path)
+        self._file = path.open("a")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one step."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """No more rows."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a metrics file; a last line that a crash cut short is left out."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Progress:
+    """A progress bar on a terminal, a line every few steps elsewhere: loss, rate and time left."""
+
+    def __init__(self, name: str, first: int, steps: int, every: int, quiet: bool = False) -> None:
+        self.name, self.steps, self.every, self.quiet = name, steps, every, quiet
+        self._times: deque[float] = deque([perf_counter()], maxlen=20)
+        self._bar = self._open(first) if sys.stderr.isatty() and not quiet else None
+
+    def _open(self, first: int) -> tuple[Any, Any]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+        bar.start()
+        return bar, bar.add_task(self.name, total=self.steps, completed=first, note="")
+
+    def update(self, step: int, row: dict[str, Any]) -> None:
+        """Show that `step` steps are done."""
+        self._times.append(perf_counter())
+        norm = "n/a" if row["grad_norm"] is None else f"{row['grad_norm']:.2f}"
+        note = f"loss {row['loss']:.4f}  grad {norm}  {row['tokens_per_second']:,.0f} tokens/s"
+        if self._bar:
+            self._bar[0].update(self._bar[1], completed=step, note=note)
+        elif not self.quiet and (step % self.every == 0 or step == self.steps):
+            rate = (self._times[-1] - self._times[0]) / max(1, len(self._times) - 1)
+            left = rate * (self.steps - step)
+            print(f"{self.name}  step {step}/{self.steps}  {note}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar:
+            self._bar[0].stop()
+
+
+class WandbRun:
+    """A W&B run whose id is kept in the run folder, so that a resumed run goes on as the same one."""
+
+    def __init__(self, log: Log, folder: Path, config: dict[str, Any]) -> None:
+        import wandb
+
+        known = folder / "wandb-id"
+        if not known.exists():
+            known.write_text(wandb.util.generate_id())
+        self._every = log.every
+        self._run = wandb.init(
+            project=log.wandb.project, name=log.wandb.name or folder.name, id=known.read_text(), resume="allow",
+            mode=log.wandb.mode, dir=str(folder), config=config,
+        )  # type: ignore[arg-type]  # fmt: skip
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Send one step, every `log.every` steps."""
+        if row["step"] % self._every == 0:
+            self._run.log({k: v for k, v in row.items() if not isinstance(v, list)}, step=row["step"])
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._run.finish(quiet=True)
+
+
+class Logs:
+    """All logs of rank 0; on other ranks it writes nothing."""
+
+    def __init__(
+        self, log: Log, folder: Path, config: dict[str, Any], first: int, steps: int, rank: int, quiet: bool = False
+    ) -> None:
+        self._sinks: list[Any] = []
+        self._progress: Progress | None = None
+        if rank == 0:
+            self._sinks = [MetricsFile(folder / "metrics.jsonl", first + 1)]
+            if log.wandb.mode != "off":
+                self._sinks.append(WandbRun(log, folder, config))
+            self._progress = Progress(folder.name, first, steps, log.every, quiet)
+
+    def __enter__(self) -> Logs:
+        return self
+
+    def write(self, row: dict[str, Any]) -> None:
+        """One step's metrics."""
+        for sink in self._sinks:
+            sink.write(row)
+        if self._progress:
+            self._progress.update(row["step"], row)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress:
+            self._progress.close()
+        for sink in self._sinks:
+            sink.close()

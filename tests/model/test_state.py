@@ -1,0 +1,71 @@
+"""State: rules over what leaves cross."""
+
+import pytest
+import torch
+
+from sleeptrain.model.state import State, leaves
+from sleeptrain.program import Boundary, Evict, Loop, Sleep
+from tests.model import toy
+
+
+def filled(sleep, live=False, time=5):
+    spec = leaves(toy.config(), sleep, live=live)
+    state = State.zeros(spec, 3)
+    generator = torch.Generator().manual_seed(0)
+
+    def values(leaf):
+        shape = (3, time, *leaf.shape[1:]) if leaf.timed else (3, *leaf.shape)
+        return torch.rand(shape, generator=generator).add(0.1).mul(9).to(leaf.dtype)
+
+    return state.replace({f.name: values(f) for f in spec})
+
+
+def test_leaves_say_what_they_are():
+    spec = {f.name: f for f in leaves(toy.config(), Sleep(window=8, evict=Evict("sliding")), torch.bfloat16)}
+    assert [n for n in spec if n.startswith("layers.0")] == ["layers.0.key", "layers.0.value", "layers.0.seen"]
+    fast, conv, key = spec["layers.1.fast"], spec["layers.1.conv"], spec["layers.0.key"]
+    assert (fast.shape, fast.dtype, fast.tensor_dim) == ((4, 4, 4), torch.float32, 1)
+    assert (conv.shape, conv.dtype, conv.tensor_dim) == ((3, 2, 4 + 4 + 8), torch.bfloat16, 2)
+    assert key.shape == (7, 2, 4) and key.timed and "eviction" in key.crosses
+    assert "eviction" not in leaves(toy.config(), Sleep(window=8))[0].crosses
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_borders(carry):
+    state = filled(Sleep(window=8, evict=Evict("hard", conv_carry=carry)))
+    crossed = state.cross("pass")
+    assert torch.equal(crossed["layers.1.fast"], state["layers.1.fast"])
+    assert bool(crossed["layers.1.conv"].any()) == carry
+    assert crossed["layers.0.key"].shape == (3, 0, 2, 4)
+
+
+def test_eviction_keeps_the_newest_and_detaches_when_told():
+    state = filled(Sleep(window=3, evict=Evict("sliding")))
+    state = state.replace({n: t.requires_grad_() for n, t in state.tensors.items() if t.is_floating_point()})
+    kept = state.evict(Boundary(0, keep_kv=2, detach=False))
+    assert torch.equal(kept["layers.0.key"], state["layers.0.key"][:, -2:]) and kept["layers.1.fast"].requires_grad
+    assert not any(t.requires_grad for t in state.evict(Boundary(0, 2, detach=True)).flat())
+    assert state.forget_newest(4, (0, 1))["layers.0.key"].shape[1] == 1
+    assert state.forget_newest(4, (0, 1))["layers.2.key"].shape[1] == 5
+
+
+def test_rows_and_reset():
+    state = filled(Sleep(window=8, evict=Evict("sliding")), live=True)
+    assert torch.equal(state.rows(torch.tensor([2, 0]))["layers.1.fast"], state["layers.1.fast"][[2, 0]])
+    left = state.reset(torch.tensor([True, False, True]))
+    for leaf in state.spec:
+        assert left[leaf.name].dtype == leaf.dtype
+        assert torch.equal(left[leaf.name][[0, 2]], state[leaf.name][[0, 2]]) and not left[leaf.name][1].any()
+
+
+def test_flat_is_undone_and_bytes_are_counted():
+    state = filled(Sleep(window=8), live=True)
+    again = state.unflat(state.flat())
+    assert all(torch.equal(again[f.name], state[f.name]) for f in state.spec)
+    assert state.nbytes("fast") == 2 * 3 * 4 * 4 * 4 * 4
+    assert state.nbytes() == sum(t.nbytes for t in state.flat())
+
+
+def test_a_coda_that_runs_last_is_kept_as_it_was_before_the_window():
+    names = {f.name for f in leaves(toy.config(), Sleep(window=4, loop=Loop(layers=(0, 2))), live=True)}
+    assert {"live.layers.2.key", "live.layers.3.fast"} <= names and "live.layers.1.fast" not in names
