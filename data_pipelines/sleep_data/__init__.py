@@ -1,0 +1,1 @@
+"""Generates and tokenizes training data and writes it as MDS shards beside a manifest; knows nothing of the trainer."""

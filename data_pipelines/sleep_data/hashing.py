@@ -1,0 +1,27 @@
+"""Which split something belongs to, decided by its content alone: a fixed hash, vectorised, the same on every machine."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """splitmix64's finalizer (Steele, Lea, Flood 2014): uint64 -> uint64, a bijection without visible structure."""
+    with np.errstate(over="ignore"):
+        z = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def fold(columns: np.ndarray) -> np.ndarray:
+    """Hash of each row of non-negative integers [rows, n] -> uint64 [rows]; order and length both count."""
+    state = np.full(len(columns), columns.shape[1], np.uint64)
+    for column in columns.T:
+        state = mix(state ^ mix(column))
+    return state
+
+
+def is_test(hashes: np.ndarray, holdout: int) -> np.ndarray:
+    """True for the share 1/holdout of all hashes that belongs to the test split; no seed is involved."""
+    return hashes % np.uint64(holdout) == 0

@@ -1,0 +1,49 @@
+"""Make torchvision importable where its compiled part does not match the installed torch (CPU builds of torch).
+
+What breaks without it: torchvision 0.28.0 from PyPI is built for CUDA. Beside a CPU build of torch 2.13.0 its shared
+library does not load, and its pure Python part then registers fake kernels for `torchvision::nms`, an operator that nobody
+declared: `RuntimeError: operator torchvision::nms does not exist`. mosaicml-streaming 0.13.0 imports torchvision
+unconditionally (its image datasets), so that even its shard writer cannot be imported. Declaring the two operators is enough.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Literal
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_MARK = "_operators_declared_by_sleep_data"
+
+
+def ensure_torchvision() -> Literal["absent", "native", "patched"]:
+    """Import torchvision, declaring the operators that its Python part expects if its compiled part is missing.
+
+    Call it before `import streaming` in every process; further calls cost nothing. Any other failure of the import is
+    raised as it is.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return "absent"
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+    else:
+        return "patched" if hasattr(torchvision, _MARK) else "native"
+
+    import torch
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]  # the failed import left halves behind
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in _SCHEMAS:
+        library.define(schema)
+    import torchvision
+
+    # The declarations live as long as the library object; it hangs on the module that needs them.
+    setattr(torchvision, _MARK, library)
+    return "patched"

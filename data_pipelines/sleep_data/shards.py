@@ -1,0 +1,136 @@
+"""Write a task's samples as MDS shards: into a staging folder beside the destination, which is renamed when complete."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sleep_data import manifest
+from sleep_data.task import IGNORED, SPLITS, Arrays, Task
+
+SHARD_BYTES = 1 << 26
+"""Size of a shard before compression."""
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with the split, the samples written so far and how many there will be (None: not known yet)."""
+
+
+def build(
+    task: Task,
+    out: Path,
+    samples: dict[str, int | None],
+    seed: int = 0,
+    *,
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> dict[str, Any]:
+    """Write `<out>/<split>/` for every split in `samples` (None: all that the task has; 0: leave the split out) and
+    `<out>/manifest.json`; return the manifest.
+
+    The same task, seed and numbers give the same bytes. An existing folder that was built from the same request is left as
+    it is; one that holds anything else is an error (ValueError), as is a split that comes out empty.
+    """
+    wanted = manifest.request(task, seed, _checked(samples))
+    if out.exists():
+        return _existing(out, wanted)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".staging", dir=out.parent))
+    try:
+        encodings: dict[str, str] = {}
+        splits = {}
+        for split, count in samples.items():
+            if count == 0:
+                continue
+            blocks = task.blocks(split, count, seed)
+            splits[split], encodings = _write_split(task, staging / split, split, blocks, count, progress, shard_bytes)
+        body = manifest.compose(task, wanted, encodings, splits)
+        manifest.write(staging, body)
+        staging.chmod(0o755)  # mkdtemp's folders are private
+        os.rename(staging, out)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return body
+
+
+def _checked(samples: dict[str, int | None]) -> dict[str, int | None]:
+    for split, count in samples.items():
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not known; the splits are {' and '.join(SPLITS)}")
+        if count is not None and count < 0:
+            raise ValueError(f"{split} is {count}; the number of samples must not be negative")
+    if all(count == 0 for count in samples.values()):
+        raise ValueError("no samples were asked for: train and test are both 0")
+    return samples
+
+
+def _existing(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a folder that already holds what is wanted; ValueError if it holds something else."""
+    if out.is_dir() and not any(out.iterdir()):
+        raise ValueError(f"{out} exists and is empty; remove it, or name another folder")
+    found = manifest.read(out)
+    other = [
+        f"{key} {found.get(key)!r} instead of {value!r}" for key, value in wanted.items() if found.get(key) != value
+    ]
+    if other:
+        raise ValueError(f"{out} holds other data ({'; '.join(other)}); remove it, or name another folder")
+    return found
+
+
+def _write_split(
+    task: Task,
+    folder: Path,
+    split: str,
+    blocks: Iterator[Arrays],
+    count: int | None,
+    progress: Progress | None,
+    shard_bytes: int,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write one split; return its entry in the manifest and the encodings of its columns."""
+    from sleep_data.patches.torchvision import ensure_torchvision
+
+    ensure_torchvision()
+    from streaming import MDSWriter
+
+    pad = task.vocabulary().pad
+    written = tokens = targets = 0
+    writer, encodings = None, manifest.columns(task)
+    for block in blocks:
+        if writer is None:
+            encodings |= {name: _encoding(column) for name, column in block.items() if name.startswith("label_")}
+            writer = MDSWriter(
+                columns=encodings,
+                out=str(folder),
+                compression="zstd",
+                hashes=["xxh64"],
+                size_limit=shard_bytes,
+                max_workers=1,
+            )
+        names = list(encodings)
+        for values in zip(*(_cells(block[name], encodings[name]) for name in names), strict=True):
+            writer.write(dict(zip(names, values, strict=True)))
+        written += len(block["id"])
+        tokens += int((block["tokens"] != pad).sum())
+        targets += int((block["targets"] != IGNORED).sum())
+        if progress is not None:
+            progress(split, written, count)
+    if writer is None:
+        raise ValueError(f"the {split} split of {task.name} is empty; ask for 0 {split} samples, or change the holdout")
+    writer.finish()
+    index = hashlib.sha256((folder / "index.json").read_bytes()).hexdigest()
+    return {"samples": written, "tokens": tokens, "targets": targets, "hash": index}, encodings
+
+
+def _encoding(column: np.ndarray) -> str:
+    return "int" if column.ndim == 1 else f"ndarray:{column.dtype}:{','.join(map(str, column.shape[1:]))}"
+
+
+def _cells(column: np.ndarray, encoding: str) -> list[Any]:
+    return column.tolist() if encoding == "int" else list(column)

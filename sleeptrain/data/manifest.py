@@ -1,0 +1,114 @@
+"""What a reader knows of its data before it reads any: the manifest of one source, or what several agree on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sleeptrain.config import UserError
+from sleeptrain.program import Window
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The fields of manifest.json that are used; `sleep_data.manifest` says what they mean."""
+
+    task: str
+    vocab: int
+    pad: int
+    query: int | None
+    length: int
+    """Tokens of every sample."""
+    windows: tuple[Window, ...]
+    tokenizer: dict[str, Any]
+    label: str | None
+    """What the values in `groups` are, None if the task divides nothing."""
+    label_values: tuple[int, ...]
+    """Those values, as far as they are known."""
+    labels: dict[str, str]
+    baselines: dict[str, dict[str, float]]
+    splits: dict[str, dict[str, Any]]
+    hash: str
+    body: dict[str, Any]
+    """The whole file; for several sources, that of the first."""
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Manifest:
+        """From the checked content of a manifest.json."""
+        label = body["label"] or {"name": None, "values": []}
+        return cls(
+            task=body["task"],
+            vocab=body["vocab"],
+            pad=body["pad"],
+            query=body["query"],
+            length=body["length"],
+            windows=tuple(Window(w["start"], w["stop"], w["targets"]) for w in body["windows"]),
+            tokenizer=body["tokenizer"],
+            label=label["name"],
+            label_values=tuple(label["values"]),
+            labels=body["labels"],
+            baselines=body["baselines"],
+            splits=body["splits"],
+            hash=body["hash"],
+            body=body,
+        )
+
+    @property
+    def targets(self) -> bool:
+        """Whether every window is scored, as in plain text."""
+        return all(window.targets for window in self.windows)
+
+    def samples(self, split: str) -> int:
+        """Number of samples of a split. UserError if there is no such split."""
+        if split not in self.splits:
+            raise UserError(f"the data has no split {split!r}; it has {', '.join(self.splits)}")
+        return self.splits[split]["samples"]
+
+
+def merge(manifests: Sequence[Manifest], paths: Sequence[str]) -> Manifest:
+    """What several sources have in common. UserError, naming two of them, if they cannot be read by one model."""
+    first = manifests[0]
+    for other, path in zip(manifests[1:], paths[1:], strict=True):
+        for name in ("tokenizer", "vocab", "pad", "query", "length", "windows", "label"):
+            mine, theirs = getattr(first, name), getattr(other, name)
+            if mine != theirs:
+                shown = (mine["hash"][:12], theirs["hash"][:12]) if name == "tokenizer" else (mine, theirs)
+                raise UserError(
+                    f"data.sources do not fit together: {name} is {shown[0]} in {paths[0]} and {shown[1]} in {path}; "
+                    "build both with the same vocabulary and windows, or read one of them"
+                )
+    if len(manifests) == 1:
+        return first
+    shared = set.intersection(*(set(manifest.splits) for manifest in manifests))
+    splits = {
+        split: {
+            "samples": sum(manifest.splits[split]["samples"] for manifest in manifests),
+            "tokens": sum(manifest.splits[split]["tokens"] for manifest in manifests),
+            "targets": sum(manifest.splits[split]["targets"] for manifest in manifests),
+        }
+        for split in first.splits
+        if split in shared
+    }
+    baselines = first.baselines
+    values = sorted({value for manifest in manifests for value in manifest.label_values})
+    for manifest in manifests[1:]:  # what differs between sources cannot be said of their mixture
+        baselines = {key: table for key, table in baselines.items() if manifest.baselines.get(key) == table}
+    tables = [manifest.labels for manifest in manifests]
+    return Manifest(
+        task="+".join(dict.fromkeys(manifest.task for manifest in manifests)),
+        vocab=first.vocab,
+        pad=first.pad,
+        query=first.query,
+        length=first.length,
+        windows=first.windows,
+        tokenizer=first.tokenizer,
+        label=first.label,
+        label_values=tuple(values),
+        labels={name: text for name, text in first.labels.items() if all(name in table for table in tables)},
+        baselines=baselines,
+        splits=splits,
+        hash=hashlib.sha256("".join(manifest.hash for manifest in manifests).encode()).hexdigest(),
+        body=first.body,
+    )

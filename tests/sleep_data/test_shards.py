@@ -1,0 +1,99 @@
+"""Writing shards: the same bytes each time, all or nothing, and never over something else."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from sleep_data import manifest
+from sleep_data.rule110 import Rule110
+from sleep_data.shards import build
+
+TASK = Rule110(strings=2, width=8, transitions=(1, 2))
+SAMPLES = {"train": 1500, "test": 40}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_same_request_gives_the_same_bytes(tmp_path):
+    told = []
+    build(TASK, tmp_path / "a", SAMPLES, 7, progress=lambda *what: told.append(what), shard_bytes=1 << 16)
+    build(TASK, tmp_path / "b", SAMPLES, 7, shard_bytes=1 << 16)
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+    assert len(hashes(tmp_path / "a")) > 5  # several shards
+    assert told == [("train", 1024, 1500), ("train", 1500, 1500), ("test", 40, 40)]
+    build(TASK, tmp_path / "c", SAMPLES, 8, shard_bytes=1 << 16)
+    assert hashes(tmp_path / "a") != hashes(tmp_path / "c")
+
+
+def test_the_manifest_says_what_is_there(tmp_path):
+    body = build(TASK, tmp_path / "a", SAMPLES, 7)
+    assert body == manifest.read(tmp_path / "a")
+    assert body["format"] == 1 and body["task"] == "rule110" and body["seed"] == 7
+    assert (body["vocab"], body["pad"], body["query"], body["length"]) == (6, 3, 2, 20)
+    assert body["windows"][-1] == {"start": 18, "stop": 20, "targets": True}
+    assert body["splits"]["train"]["samples"] == 1500
+    assert body["splits"]["train"]["tokens"] == 1500 * 20 and body["splits"]["train"]["targets"] == 3000
+    assert body["label"] == {"name": "t", "values": [1, 2]} and set(body["baselines"]) == {"1", "2"}
+    assert body["columns"] == {
+        "tokens": "ndarray:int32:20",
+        "targets": "ndarray:int32:20",
+        "groups": "ndarray:int32:20",
+        "id": "int",
+        "label_t": "int",
+    }
+
+
+def test_an_equal_folder_is_kept_and_another_is_refused(tmp_path):
+    out = tmp_path / "a"
+    build(TASK, out, SAMPLES, 7)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    build(TASK, out, SAMPLES, 7)
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(ValueError, match=r"holds other data .*seed 7 instead of 8"):
+        build(TASK, out, SAMPLES, 8)
+    with pytest.raises(ValueError, match="samples"):
+        build(TASK, out, SAMPLES | {"test": 41}, 7)
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "thesis.txt").write_text("do not lose me")
+    with pytest.raises(ValueError, match=r"no manifest\.json"):
+        build(TASK, stranger, SAMPLES)
+    assert (stranger / "thesis.txt").exists()
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path):
+    def fail(split, written, count):
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        build(TASK, tmp_path / "a", SAMPLES, progress=fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_splits_of_no_samples(tmp_path):
+    body = build(TASK, tmp_path / "a", {"train": 10, "test": 0})
+    assert set(body["splits"]) == {"train"} and not (tmp_path / "a" / "test").exists()
+    with pytest.raises(ValueError, match="both 0"):
+        build(TASK, tmp_path / "b", {"train": 0, "test": 0})
+
+
+def test_a_changed_manifest_is_noticed(tmp_path):
+    build(TASK, tmp_path / "a", SAMPLES)
+    path = tmp_path / "a" / manifest.NAME
+    body = json.loads(path.read_text())
+    path.write_text(json.dumps(body | {"pad": 1}))
+    with pytest.raises(ValueError, match="was changed"):
+        manifest.read(tmp_path / "a")
+    path.write_text(json.dumps(body | {"format": 2}))
+    with pytest.raises(ValueError, match="format 2"):
+        manifest.read(tmp_path / "a")
+    path.write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        manifest.read(tmp_path / "a")
