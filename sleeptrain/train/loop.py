@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 from sleeptrain import checkpoint
 from sleeptrain.config import UserError
-from sleeptrain.data.batch import check
 from sleeptrain.engine.schedule import multiplier
 from sleeptrain.program import Program, compile
 from sleeptrain.train.log import Logs
@@ -37,16 +36,16 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
     Raises UserError when losses or gradients stay non-finite.
     """
     step, steps, skips = setup.step, setup.steps, 0
-    programs = setup_programs(setup)
+    programs = programs_by_step(setup)
     with StopRequest() as stop, open_logs(setup, step, steps, quiet) as logs:
-        while step < steps and not stop.agreed(setup.engine.device):
+        while step < steps and not stop.agreed(setup.place.device):
             began = perf_counter()
             program = programs(step)
-            batches = [b.to(setup.engine.device) for b in fetch(setup)]
-            rate = setup.job.optim.lr * multiplier(setup.job.optim.schedule, step, steps)
+            batches, rate = setup.reader.next_step(), multiplier(setup.job.optim.schedule, step, steps)
             report = train_step(
-                setup.engine, batches, program, setup.job.sleep, setup.manifest.windows, setup.retain, rate
-            )
+                setup.engine, batches, program, setup.job.sleep, setup.manifest.windows, setup.manifest.pad,
+                setup.retain, rate,
+            )  # fmt: skip
             step += 1
             skips = skips + 1 if report.skipped else 0
             logs.write(row(setup, step, program, report, rate, perf_counter() - began))
@@ -62,17 +61,10 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
 
 def open_logs(setup: Setup, step: int, steps: int, quiet: bool) -> Logs:
     """The logs of this run, on rank 0."""
-    return Logs(setup.job.log, setup.folder, setup.flat_config, step, steps, setup.rank, quiet)
+    return Logs(setup.job.log, setup.folder, setup.flat_config, step, steps, setup.place.rank, quiet)
 
 
-def fetch(setup: Setup) -> Iterator[Any]:
-    """This rank's micro-batches of the next step, each checked against the declared windows."""
-    for batch in setup.reader.next_step():
-        check(batch, setup.manifest)
-        yield batch
-
-
-def setup_programs(setup: Setup) -> Callable[[int], Program]:
+def programs_by_step(setup: Setup) -> Callable[[int], Program]:
     """Programs by step, each number of passes compiled once."""
     job, compiled = setup.job, dict[int, Program]()
 
@@ -87,7 +79,7 @@ def setup_programs(setup: Setup) -> Callable[[int], Program]:
 
 def save(setup: Setup, step: int) -> None:
     """A checkpoint of this step; older ones beyond `checkpoint.keep` go."""
-    state = {"step": step, "data": setup.reader.state_dict()}
+    state = {"step": step, "data": setup.reader.state_dict(), "random": checkpoint.random_state()}
     checkpoint.save(setup.engine, setup.folder / "checkpoints", step, state, keep=setup.job.checkpoint.keep)
 
 
@@ -96,7 +88,7 @@ def row(setup: Setup, step: int, program: Program, report: StepReport, rate: flo
     tokens = setup.job.train.batch * setup.manifest.length
     work = setup.flops(program) * setup.job.train.batch
     return {
-        "step": step, "tokens": step * tokens, "loss": report.loss, "grad_norm": report.grad_norm, "lr": rate,
+        "step": step, "tokens": step * tokens, "loss": report.loss, "grad_norm": report.grad_norm, "lr": rate * setup.job.optim.lr,
         "tokens_per_second": tokens / seconds, "passes": max(p.of for ops, _ in program.by_window() for p in ops),
         "loss_by_window": report.loss_by_window, "targets": report.targets, "residual": report.residual,
         "state_norm": report.state_norm, "skipped": report.skipped, "seconds": seconds,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from sleeptrain.config import UserError
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.reader import Reader
 from sleeptrain.engine.build import Engine, build
+from sleeptrain.engine.process import Place
 from sleeptrain.engine.recompute import recompute
 from sleeptrain.model.config import Model
 from sleeptrain.model.counts import step_flops
@@ -24,6 +26,8 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import Retain
 from sleeptrain.program import Program, Sleep, compile
 from sleeptrain.train.job import Job
+
+T = TypeVar("T")
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16 FLOPs a second from the vendor's data sheets, by a word of the device's name. Unknown devices have no MFU."""
@@ -46,8 +50,7 @@ class Setup:
     reader: Reader
     engine: Engine
     retain: Retain
-    rank: int
-    world: int
+    place: Place
     step: int
     """Steps already done."""
     steps: int
@@ -60,7 +63,7 @@ class Setup:
         """Share of the devices' peak that model FLOPs use; None where the peak is unknown."""
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
         peak = next((p for word, p in PEAKS.items() if word in name), None)
-        return flops_per_second / (peak * self.world) if peak and self.job.train.precision == "bf16" else None
+        return flops_per_second / (peak * self.place.world) if peak and self.job.train.precision == "bf16" else None
 
     def memory(self) -> int:
         """Peak bytes of this process: on the device, or resident on CPU."""
@@ -74,35 +77,34 @@ def _flops(model: Model, program: Program, sleep: Sleep) -> float:
     return step_flops(model, program, sleep)
 
 
-def set_up(job: Job, flat_config: dict[str, Any], folder: Path, manifest: Manifest) -> Setup:
+def open_reader(job: Job, place: Place) -> Reader:
+    """The training data of this process. Raises UserError where it cannot be read or the batch does not divide."""
+    micro, accumulation = split_batch(job.train.batch, job.train.micro, place.world)
+    return Reader(job.data, micro=micro, accumulation=accumulation, rank=place.rank, world=place.world, seed=job.train.seed)
+
+
+def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, place: Place) -> Setup:
     """Build everything for a complete job and load the newest checkpoint of the run folder, if there is one.
 
-    Process groups must be up. Raises UserError where the batch does not divide over the processes, and where ranks hold
-    different programs.
+    Raises UserError where ranks hold different programs, and where a checkpoint does not fit.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    micro, accumulation = split_batch(job.train.batch, job.train.micro, world)
+    manifest, train = reader.manifest, job.train
+    agree(compile(job.sleep, manifest.windows, len(job.model.pattern)), place.world)
+    micro, accumulation = split_batch(train.batch, train.micro, place.world)
     model = LanguageModel(job.model)
-    initialise(model, job.train.seed, job.model.deltanet.horizon or manifest.length)
+    initialise(model, train.seed, job.model.deltanet.horizon or manifest.length)
     engine = build(
-        model, job.optim, precision=job.train.precision, zero=job.mesh.zero, micro_rows=micro,
+        model.to(place.device), job.optim, precision=train.precision, zero=job.mesh.zero, micro_rows=micro,
         accumulation=accumulation, overrides=job.deepspeed,
     )  # fmt: skip
-    reader = Reader(
-        job.data, split=None, micro=micro, accumulation=accumulation, rank=rank, world=world, seed=job.train.seed
-    )
-    program = compile(job.sleep, manifest.windows, len(job.model.pattern))
-    agree(program, world)
-    steps = job.train.steps or -(-job.train.tokens // (job.train.batch * manifest.length))
-    newest = checkpoint.latest(folder / "checkpoints")
-    step = 0
+    steps = train.steps or -(-(train.tokens or 0) // (train.batch * manifest.length))
+    step, newest = 0, checkpoint.latest(folder / "checkpoints")
     if newest is not None:
         state = checkpoint.load(engine, newest)
         step = state["step"]
         reader.load_state_dict(state["data"])
-    return Setup(
-        job, flat_config, folder, manifest, reader, engine, POLICIES[job.train.retain], rank, world, step, steps
-    )
+        checkpoint.set_random_state(state["random"])
+    return Setup(job, flat_config, folder, manifest, reader, engine, POLICIES[train.retain], place, step, steps)
 
 
 def split_batch(batch: int, micro: int | None, world: int) -> tuple[int, int]:
@@ -134,3 +136,19 @@ def agree(program: Program, world: int) -> None:
                 f"ranks hold different programs ({', '.join(map(str, keys))}): start all of them with the same recipe, overrides and data"
             ]
         )
+
+
+def on_first_rank(place: Place, do: Callable[[], T]) -> T:
+    """What `do` returns on rank 0, on every rank. A UserError of rank 0 is raised on all, so that none waits for ever."""
+    said: list[Any] = [None]
+    if place.rank == 0:
+        try:
+            said = [(do(), None)]
+        except UserError as error:
+            said = [(None, error.errors)]
+    if place.world > 1:
+        dist.broadcast_object_list(said, src=0)
+    result, errors = said[0]
+    if errors is not None:
+        raise UserError(errors)
+    return result

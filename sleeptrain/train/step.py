@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sleeptrain.data.batch import Batch
+from sleeptrain.data.batch import IGNORED, Batch
 from sleeptrain.engine.build import Engine
 from sleeptrain.model.sleep import Result, Retain
 from sleeptrain.program import Program, Sleep, Window
@@ -32,36 +33,39 @@ class StepReport:
 
 
 def train_step(
-    engine: Engine, batches: Sequence[Batch], program: Program, sleep: Sleep, windows: Sequence[Window],
-    retain: Retain, learning_rate: float,
+    engine: Engine, batches: Sequence[Batch], program: Program, sleep: Sleep, windows: Sequence[Window], pad: int,
+    retain: Retain, lr_multiplier: float,
 ) -> StepReport:  # fmt: skip
-    """Forward and backward of all micro-batches of this rank, then one optimizer step.
+    """Forward and backward of all micro-batches of this rank, then one optimizer step at `lr_multiplier` times the full rate.
 
     The loss is the sum over targets divided by their number in the global batch, whatever the split over ranks and
     micro-batches: targets are counted first.
     """
-    counts = _sum_over_ranks(torch.stack([_by_window((b.targets != -100).float(), windows) for b in batches]).sum(0))
-    total = counts.sum().clamp_min(1)
-    sums = torch.zeros(len(windows) + 3, dtype=torch.float64)
+    device, pieces = engine.place.device, len(batches)
+    scored = torch.stack([_by_window((b.targets != IGNORED).float(), windows) for b in batches]).sum(0)
+    counts = _sum_over_ranks(scored.to(device))
+    total = max(1, int(counts.sum()))
+    sums = torch.zeros(len(windows) + 3, dtype=torch.float64, device=device)
     for batch in batches:
-        state = engine.model.zero_state(sleep, batch.tokens.shape[0])
+        valid = batch.real(pad)
+        batch = batch.to(device)
+        state = engine.module.zero_state(sleep, batch.rows)
         result: Result = engine.module(
-            batch.tokens, batch.targets, state, program, sleep, valid=batch.valid, retain=retain
-        )
-        engine.backward(result.nll.sum() / total.to(result.nll.dtype))
-        sums += _measures(result, windows).cpu()
-    sums = _sum_over_ranks(sums)
-    count = len(batches) * _ranks()
-    loss = sums[: len(windows)].sum() / total
-    taken = engine.step(learning_rate, veto=not bool(torch.isfinite(loss)))
-    residual = float(sums[-2]) / count if any(p.of > 1 for ops, _ in program.by_window() for p in ops) else None
+            batch.tokens, batch.targets, state, program, sleep,
+            valid=None if valid is None else valid.to(device), retain=retain,
+        )  # fmt: skip
+        engine.backward(result.nll.sum() * engine.scale(total))
+        sums += _measures(result, windows)
+    taken = engine.step(lr_multiplier)
+    *losses, rows, residual, squares = _sum_over_ranks(sums).tolist()
+    asleep = any(op.of > 1 for ops, _ in program.by_window() for op in ops)
     return StepReport(
-        loss=float(loss),
-        loss_by_window=[float(s / n) if n else None for s, n in zip(sums[: len(windows)], counts, strict=True)],
-        targets=int(total),
-        grad_norm=taken.grad_norm,
-        residual=residual,
-        state_norm=(float(sums[-1]) / float(sums[-3])) ** 0.5,
+        loss=sum(losses) / total,
+        loss_by_window=[s / n if n else None for s, n in zip(losses, counts.tolist(), strict=True)],
+        targets=total,
+        grad_norm=taken.grad_norm if math.isfinite(taken.grad_norm) else None,
+        residual=residual / (pieces * engine.place.world) if asleep else None,
+        state_norm=(squares / rows) ** 0.5,
         skipped=taken.skipped,
     )
 
@@ -89,10 +93,6 @@ def _measures(result: Result, windows: Sequence[Window]) -> Tensor:
 def _by_window(values: Tensor, windows: Sequence[Window]) -> Tensor:
     """Sums over rows and tokens of each window of `values` [batch, time], float64."""
     return torch.stack([values[:, w.start : w.stop].sum(dtype=torch.float64) for w in windows])
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _sum_over_ranks(values: Tensor) -> Tensor:

@@ -1,0 +1,72 @@
+"""`sleeptrain eval`: accuracy by label of one run or several, swept over the number of passes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from sleeptrain.config import UserError
+
+EXAMPLES = """\
+Examples:
+  sleeptrain eval runs/rule110-tiny
+  sleeptrain eval runs/rule110-tiny --passes 1,2,4 --samples 64 --json
+  sleeptrain eval runs/rule110-tiny --out runs/rule110-tiny/report
+"""
+
+
+def add(subparsers: Any) -> None:
+    """Add this verb to the program's parser."""
+    parser = subparsers.add_parser(
+        "eval", help="measure trained runs", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Accuracy and loss by task label with baselines beside them, state norm, pass residual and retention, "
+        "at the number of passes trained with or at several.",
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or checkpoints in them")
+    parser.add_argument("--passes", type=_numbers, metavar="N,N,...", help="numbers of passes at test (default: as trained)")
+    parser.add_argument("--data", metavar="DIR", help="another folder of shards of the same task")
+    parser.add_argument("--samples", type=_positive, help="only the first so many samples of the split")
+    parser.add_argument("--rows", type=_positive, default=64, help="rows at a time (default: 64)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write report.md, report.json and a plot there")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.set_defaults(run=run)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _numbers(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; 0."""
+    from sleeptrain.evaluate.report import print_table, to_json, write
+    from sleeptrain.evaluate.runs import evaluate
+    from sleeptrain.recipe import environment
+
+    entries, manifest = evaluate(args.runs, args.passes, args.data, args.rows, args.samples, quiet=args.json)
+    command = shlex.join(["sleeptrain", "eval", *args.runs, *_options(args)])
+    if args.json:
+        json.dump(to_json(entries, manifest, environment(), command), sys.stdout, indent=1)
+        print()
+    else:
+        print_table(entries, manifest)
+    if args.out:
+        if args.out.exists() and not args.out.is_dir():
+            raise UserError(f"--out {args.out} is a file; name a folder")
+        for path in write(entries, manifest, args.out, environment(), command):
+            print(path, file=sys.stderr)
+    return 0
+
+
+def _options(args: argparse.Namespace) -> list[str]:
+    given = {"--passes": args.passes and ",".join(map(str, args.passes)), "--data": args.data, "--samples": args.samples}
+    return [word for name, value in given.items() if value for word in (name, str(value))]

@@ -1,0 +1,81 @@
+"""`sleeptrain train`: train a recipe, in one process or under a launcher."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from sleeptrain.config import UserError
+
+EXAMPLES = """\
+Examples:
+  sleeptrain train rule110-tiny
+  sleeptrain train rule110-tiny sleep.passes=4 train.steps=20 run_dir=runs/try
+  sleeptrain train rule110-tiny --explain
+"""
+
+
+def add(subparsers: Any) -> None:
+    """Add this verb to the program's parser."""
+    parser = subparsers.add_parser(
+        "train", help="train a recipe", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train a recipe: a file, or the name of one in configs/. A run folder that already has a checkpoint is "
+        "continued. Works in one process, and under torchrun, srun or the deepspeed launcher in several.",
+    )  # fmt: skip
+    parser.add_argument("recipe", help="a YAML file, or the name of one in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as sleep.passes=4")
+    parser.add_argument("--explain", action="store_true", help="print every value and where it came from, and stop")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; 0, or 128 + the signal that stopped it."""
+    from sleeptrain.recipe import load_recipe
+
+    try:
+        resolved = load_recipe(args.recipe, args.overrides)
+    except UserError:
+        if os.environ.get("RANK", "0") != "0":
+            return 2  # rank 0 reads the same and says it
+        raise
+    if args.explain:
+        explain(resolved.rows())
+        return 0
+    return train(resolved, args.recipe)
+
+
+def explain(rows: list[tuple[str, Any, str]]) -> None:
+    """Every value with its source."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("value", "", "from")
+    for path, value, source in rows:
+        table.add_row(path, str(value), source)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def train(resolved: Any, name: str) -> int:
+    """Join the other processes, open data and run folder, train."""
+    from sleeptrain.engine.process import init_distributed, leave
+    from sleeptrain.recipe import complete, open_run
+    from sleeptrain.train.loop import train as loop
+    from sleeptrain.train.setup import on_first_rank, open_reader, set_up
+
+    place = init_distributed()
+    try:
+        reader = open_reader(resolved.value, place)
+        resolved = complete(resolved, reader.manifest)
+        folder = on_first_rank(place, lambda: open_run(resolved, name, reader.manifest))
+        setup = set_up(resolved.value, {path: value for path, value, _ in resolved.rows()}, folder, reader, place)
+        if setup.step and place.rank == 0:
+            print(f"{folder}: continuing at step {setup.step} of {setup.steps}", file=sys.stderr)
+        outcome = loop(setup)
+    finally:
+        leave()
+    if place.rank == 0:
+        how = "done" if outcome.signal is None else "stopped and saved; the same command continues it"
+        print(f"{folder}: step {outcome.step} of {outcome.steps}, {how}", file=sys.stderr)
+    return 0 if outcome.signal is None else 128 + outcome.signal
