@@ -153,7 +153,9 @@ def open_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path} does not exist; give a run folder, such as runs/demo/rule110-n4, or a checkpoint in one")
+        raise UserError(
+            f"{path} does not exist; give a run folder, such as runs/demo/rule110-n4, or a checkpoint in one"
+        )
     run = path if (path / "config.yaml").exists() and (path / "manifest.json").exists() else path.parent.parent
     if not (run / "config.yaml").exists():
         raise UserError(f"{path} is neither a run folder nor a checkpoint of one: there is no config.yaml")

@@ -27,7 +27,9 @@ def add(subparsers: Any) -> None:
         "at the number of passes trained with or at several.",
     )  # fmt: skip
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or checkpoints in them")
-    parser.add_argument("--passes", type=_numbers, metavar="N,N,...", help="numbers of passes at test (default: as trained)")
+    parser.add_argument(
+        "--passes", type=_numbers, metavar="N,N,...", help="numbers of passes at test (default: as trained)"
+    )
     parser.add_argument("--data", metavar="DIR", help="another folder of shards of the same task")
     parser.add_argument("--samples", type=_positive, help="only the first so many samples of the split")
     parser.add_argument("--rows", type=_positive, default=64, help="rows at a time (default: 64)")
@@ -68,5 +70,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> list[str]:
-    given = {"--passes": args.passes and ",".join(map(str, args.passes)), "--data": args.data, "--samples": args.samples}
+    given = {
+        "--passes": args.passes and ",".join(map(str, args.passes)),
+        "--data": args.data,
+        "--samples": args.samples,
+    }
     return [word for name, value in given.items() if value for word in (name, str(value))]

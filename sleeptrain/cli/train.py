@@ -25,7 +25,9 @@ def add(subparsers: Any) -> None:
         "continued. Works in one process, and under torchrun, srun or the deepspeed launcher in several.",
     )  # fmt: skip
     parser.add_argument("recipe", help="a YAML file, or the name of one in configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as sleep.passes=4")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as sleep.passes=4"
+    )
     parser.add_argument("--explain", action="store_true", help="print every value and where it came from, and stop")
     parser.set_defaults(run=run)
 

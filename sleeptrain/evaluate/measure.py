@@ -60,9 +60,7 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(
-    model: LanguageModel, sleep: Sleep, manifest: Manifest, batches: Iterable[Batch], passes: int
-) -> Measured:
+def measure(model: LanguageModel, sleep: Sleep, manifest: Manifest, batches: Iterable[Batch], passes: int) -> Measured:
     """Run every batch once at N = `passes` and tally what it predicts.
 
     An answer is a run of consecutive positions with a group, within one window; it is exact if all its tokens are right.

@@ -57,8 +57,15 @@ def rows(entries: Sequence[Entry], manifest: Manifest) -> tuple[list[str], list[
     """Header and cells of the table: accuracy with its 95 % interval by label value, baselines first."""
     values = sorted({v for e in entries for m in e.measured for v in m.by_value})
     label = manifest.label or "all"
-    header = [*HEADER, *(f"{label}={v}" if manifest.label else "accuracy" for v in values), *(f"{label}={v} exact" for v in values if manifest.label)]
-    found = [_baseline(manifest, values, kind, exact) for kind, exact in (("chance", "exact_chance"), ("majority", "exact_majority"))]
+    header = [
+        *HEADER,
+        *(f"{label}={v}" if manifest.label else "accuracy" for v in values),
+        *(f"{label}={v} exact" for v in values if manifest.label),
+    ]
+    found = [
+        _baseline(manifest, values, kind, exact)
+        for kind, exact in (("chance", "exact_chance"), ("majority", "exact_majority"))
+    ]
     found = [row for row in found if any(cell != "–" for cell in row[len(HEADER) :])]
     for e in entries:
         for m in e.measured:
@@ -139,12 +146,23 @@ def plot(entries: Sequence[Entry], manifest: Manifest, path: Path) -> bool:
             spread: list[Any] = [r["interval"] for r in found]
             low = [s - i[0] for s, i in zip(shares, spread, strict=True)]
             high = [i[1] - s for s, i in zip(shares, spread, strict=True)]
-            axes.errorbar([values.index(v) for v in there], shares, yerr=[low, high], marker="o", capsize=3, label=f"{e.name}, N={m.passes}")
+            axes.errorbar(
+                [values.index(v) for v in there],
+                shares,
+                yerr=[low, high],
+                marker="o",
+                capsize=3,
+                label=f"{e.name}, N={m.passes}",
+            )
     majority = [manifest.baselines.get(str(v), {}).get("majority") for v in values]
     if all(x is not None for x in majority):
         axes.plot(range(len(values)), majority, "k--", lw=1, label="majority")  # type: ignore[arg-type]
     axes.set_xticks(range(len(values)), [str(v) for v in values])
-    axes.set(xlabel=manifest.labels.get(manifest.label, manifest.label), ylabel="share of answer tokens right", title=manifest.task)
+    axes.set(
+        xlabel=manifest.labels.get(manifest.label, manifest.label),
+        ylabel="share of answer tokens right",
+        title=manifest.task,
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
@@ -152,11 +170,15 @@ def plot(entries: Sequence[Entry], manifest: Manifest, path: Path) -> bool:
     return True
 
 
-def write(entries: Sequence[Entry], manifest: Manifest, out: Path, environment: dict[str, Any], command: str) -> list[Path]:
+def write(
+    entries: Sequence[Entry], manifest: Manifest, out: Path, environment: dict[str, Any], command: str
+) -> list[Path]:
     """report.json, report.md and accuracy.png under `out`; returns what was written."""
     out.mkdir(parents=True, exist_ok=True)
     image = out / "accuracy.png"
     drawn = plot(entries, manifest, image)
     (out / "report.json").write_text(json.dumps(to_json(entries, manifest, environment, command), indent=1))
-    (out / "report.md").write_text(f"# {manifest.task}\n\n`{command}`\n\n" + markdown(entries, manifest, image.name if drawn else None))
+    (out / "report.md").write_text(
+        f"# {manifest.task}\n\n`{command}`\n\n" + markdown(entries, manifest, image.name if drawn else None)
+    )
     return [out / "report.json", out / "report.md", *([image] if drawn else [])]

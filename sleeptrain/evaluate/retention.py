@@ -36,7 +36,9 @@ class Retention:
             self._handles.append(mixer.a.register_forward_hook(partial(self._saw, layer, mixer)))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for handle in self._handles:
             handle.remove()
 
@@ -78,4 +80,3 @@ def best(by_head: dict[int, list[float]]) -> float | None:
     """The best head of any layer; None where nothing was measured."""
     values = [value for heads in by_head.values() for value in heads]
     return max(values) if values else None
-

@@ -19,7 +19,12 @@ from sleeptrain.train.log import read_metrics
 
 
 def evaluate(
-    paths: Sequence[str], passes: Sequence[int] | None, data: str | None, rows: int, samples: int | None, quiet: bool = False
+    paths: Sequence[str],
+    passes: Sequence[int] | None,
+    data: str | None,
+    rows: int,
+    samples: int | None,
+    quiet: bool = False,
 ) -> tuple[list[Entry], Manifest]:
     """Measure every run at every number of passes (None: as trained) over its evaluation split.
 
@@ -32,13 +37,18 @@ def evaluate(
         batches = _batches(trained, data, rows, samples)
         there = batches.manifest
         if there.tokenizer["hash"] != trained.manifest.tokenizer["hash"] or there.windows != trained.manifest.windows:
-            raise UserError(f"{data} does not fit {trained.run}: its vocabulary or windows differ from what was trained on")
+            raise UserError(
+                f"{data} does not fit {trained.run}: its vocabulary or windows differ from what was trained on"
+            )
         if manifest is not None and there.hash != manifest.hash:
-            raise UserError(f"{trained.run} was trained on other data than {runs[0].run}; name one folder for all with --data")
+            raise UserError(
+                f"{trained.run} was trained on other data than {runs[0].run}; name one folder for all with --data"
+            )
         manifest = there
         wanted = passes or [trained.recipe.sleep.max_passes]
         found = [
-            measure(trained.model, trained.recipe.sleep, there, _shown(batches, f"{name} N={n}", quiet), n) for n in wanted
+            measure(trained.model, trained.recipe.sleep, there, _shown(batches, f"{name} N={n}", quiet), n)
+            for n in wanted
         ]
         entries.append(_entry(trained, name, there, found))
     assert manifest is not None

@@ -80,7 +80,9 @@ def _flops(model: Model, program: Program, sleep: Sleep) -> float:
 def open_reader(job: Job, place: Place) -> Reader:
     """The training data of this process. Raises UserError where it cannot be read or the batch does not divide."""
     micro, accumulation = split_batch(job.train.batch, job.train.micro, place.world)
-    return Reader(job.data, micro=micro, accumulation=accumulation, rank=place.rank, world=place.world, seed=job.train.seed)
+    return Reader(
+        job.data, micro=micro, accumulation=accumulation, rank=place.rank, world=place.world, seed=job.train.seed
+    )
 
 
 def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, place: Place) -> Setup:

@@ -1,0 +1,79 @@
+"""`sleeptrain generate`: continue a prompt with a trained model, one pass a token."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from sleeptrain.config import UserError
+
+EXAMPLES = """\
+Examples:
+  sleeptrain generate runs/text-small --prompt "def read(path):" --tokens 40
+  sleeptrain generate runs/text-small --prompt "import " --tokens 40 --temperature 0.8 --top-p 0.95 --seed 1
+  sleeptrain generate runs/rule110-tiny --prompt "T1 0 1 1 0 1 0 0 1" --tokens 1
+"""
+
+
+def add(subparsers: Any) -> None:
+    """Add this verb to the program's parser."""
+    parser = subparsers.add_parser(
+        "generate", help="continue a prompt", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Continue a prompt with a trained model. Full windows of the prompt and of the text sleep before they "
+        "are evicted; each new token costs one pass, whatever the number of passes is, and memory stays constant.",
+    )  # fmt: skip
+    parser.add_argument("folder", metavar="RUN", help="a run folder, or a checkpoint in one")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", help="text; for a task with symbols, its symbols separated by spaces")
+    prompt.add_argument("--prompt-file", type=Path, help="a file with the prompt")
+    parser.add_argument("--tokens", type=int, default=200, help="how many to write at most (default: 200)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top-k", type=int, default=0, help="sample among so many likeliest tokens (0: all)")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="sample among the likeliest that hold this probability"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
+    parser.add_argument("--passes", type=int, help="N (default: as trained)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; 0."""
+    import torch
+
+    from sleeptrain.inference import SleepSession
+    from sleeptrain.inference.sampling import Sampling
+    from sleeptrain.inference.text import Codec
+    from sleeptrain.recipe import open_trained
+
+    try:
+        sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    for name, value in (("--tokens", args.tokens), ("--passes", args.passes)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value}: must be at least 1")
+    trained = open_trained(args.folder)
+    codec = Codec(trained.manifest)
+    prompt = codec.encode(_prompt(args))
+    if not prompt:
+        raise UserError("--prompt is empty: give the model something to read")
+    session = SleepSession(trained.model, trained.recipe.sleep, passes=args.passes)
+    session.feed(torch.tensor([prompt], device=trained.model.embed.weight.device))
+    tokens = (int(token) for token in session.generate(args.tokens, sampling, codec.stop))
+    for piece in codec.decode(tokens):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return 0
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    if args.prompt_file is None:
+        return str(args.prompt)
+    try:
+        return str(args.prompt_file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompt-file {args.prompt_file} cannot be read: {error}") from None

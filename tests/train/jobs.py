@@ -1,0 +1,70 @@
+"""Small trainings for the tests of this folder, run inside whatever processes the caller has started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from sleep_data import shards
+from sleep_data.tasks import make
+
+from sleeptrain.engine.process import init_distributed
+from sleeptrain.recipe import complete, load_recipe, open_run
+from sleeptrain.train.log import read_metrics
+from sleeptrain.train.loop import train
+from sleeptrain.train.setup import on_first_rank, open_reader, set_up
+
+SMALL = [
+    "model.width=32", "model.layers=AG", "model.attention.heads=2", "model.attention.kv_heads=1", "model.attention.head_dim=16",
+    "model.deltanet.key_heads=1", "model.deltanet.value_heads=2", "model.deltanet.head_dim=16", "model.mlp.hidden=48",
+]  # fmt: skip
+
+
+def text_data(folder: Path) -> Path:
+    """Documents of very unequal length, so that rows differ in how much of them is scored."""
+    source = folder / "documents"
+    source.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for i in range(60):
+        words = torch.randint(97, 110, (int(torch.randint(5, 150, (1,), generator=generator)),), generator=generator)
+        (source / f"{i}.txt").write_text("".join(map(chr, words.tolist())))
+    out = folder / "text"
+    shards.build(
+        make("text", {"paths": [str(source)], "window": 16, "windows_per_sample": 3, "holdout": 10}),
+        out,
+        {"train": None, "test": None},
+        0,
+    )
+    return out
+
+
+def rule110_data(folder: Path, **parameters) -> Path:
+    """A small Rule 110."""
+    sizes = {"strings": 2, "width": 8, "transitions": (1, 2), "variant": "dense", "holdout": 8} | parameters
+    out = folder / "rule110"
+    shards.build(make("rule110", sizes), out, {"train": 512, "test": 64}, 0)
+    return out
+
+
+def recipe_file(folder: Path) -> str:
+    """An empty recipe: everything comes from overrides."""
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        path.write_text("train: {steps: 10}\n")
+    return str(path)
+
+
+def trained(folder: Path, name: str, data: Path, overrides: list[str], spoil=None):
+    """Train (or continue) the run `name`; returns (metrics rows, weights by name on rank 0)."""
+    place = init_distributed()
+    resolved = load_recipe(
+        recipe_file(folder), [*SMALL, f"data.sources=[{{path: {data}}}]", f"run_dir={folder / name}", *overrides]
+    )
+    reader = open_reader(resolved.value, place)
+    resolved = complete(resolved, reader.manifest)
+    run = on_first_rank(place, lambda: open_run(resolved, name, reader.manifest))
+    setup = set_up(resolved.value, {}, run, reader, place)
+    if spoil is not None:
+        spoil(setup)
+    train(setup, quiet=True)
+    return read_metrics(run / "metrics.jsonl"), setup.engine.weights()

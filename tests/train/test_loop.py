@@ -1,0 +1,149 @@
+"""Training end to end in real processes: layouts, recompute, resume, unsafe steps."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from sleeptrain.program import Draw, Sleep
+from tests.distributed import run
+from tests.train.jobs import recipe_file, rule110_data, text_data, trained
+
+TEXT = ["sleep.window=16", "sleep.passes=3", "sleep.loop.trigger=every", "train.batch=8", "checkpoint.every=0"]
+MUON = ["optim.name=muon", "optim.lr=0.02", "optim.adam_lr=0.003", "optim.ns_dtype=float32"]
+
+
+def losses(rows):
+    return [row["loss"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("runs")
+    text_data(made)
+    rule110_data(made)
+    recipe_file(made)
+    return made
+
+
+def in_one_process(folder: str):
+    """Everything that one process can show, in one launch."""
+    where = Path(folder)
+    found = {"plain": trained(where, "plain", where / "text", TEXT)}
+    found["micro"] = trained(where, "micro", where / "text", [*TEXT, "train.micro=2"])
+    for policy in ("pass", "window"):
+        found[policy] = trained(where, policy, where / "text", [*TEXT, f"train.retain={policy}"])
+    trained(where, "resumed", where / "text", [*TEXT, "train.steps=4", "optim.schedule.name=constant"])
+    found["resumed"] = trained(where, "resumed", where / "text", [*TEXT, "optim.schedule.name=constant"])
+    found["whole"] = trained(where, "whole", where / "text", [*TEXT, "optim.schedule.name=constant"])
+    found["muon"] = trained(where, "muon", where / "text", [*TEXT, *MUON])
+    found["bf16"] = trained(where, "bf16", where / "text", [*TEXT, "train.precision=bf16"])
+    found["draw"] = trained(where, "draw", where / "text", [*TEXT, "sleep.passes={low: 1, high: 3}"])
+    return found
+
+
+def in_two_processes(folder: str):
+    where = Path(folder)
+    found = {"plain": trained(where, "plain-2", where / "text", TEXT)}
+    found["zero2"] = trained(where, "zero2-2", where / "text", [*TEXT, "mesh.zero=2", "train.micro=2"])
+    found["muon"] = trained(where, "muon-2", where / "text", [*TEXT, *MUON])
+    found["draw"] = trained(where, "draw-2", where / "text", [*TEXT, "sleep.passes={low: 1, high: 3}"])
+    found["spoiled"] = trained(where, "spoiled-2", where / "text", [*TEXT, "train.steps=4"], spoil=spoil_second_step)
+    return found
+
+
+def spoil_second_step(setup):
+    """On rank 1 alone the gradient of one weight becomes NaN in the second step."""
+    weight = setup.engine.module.layers[1].mlp.up.weight
+    count = {"backward": 0}
+    before: list[torch.Tensor] = []
+    step = setup.engine.step
+
+    def spoiling(gradient):
+        count["backward"] += 1
+        return gradient * math.nan if setup.place.rank == 1 and count["backward"] == 2 else gradient
+
+    def watched(*args, **kwargs):
+        held = [p.detach().clone() for p in setup.engine.module.parameters()]
+        report = step(*args, **kwargs)
+        if report.skipped:
+            assert all(torch.equal(p, q) for p, q in zip(setup.engine.module.parameters(), held, strict=True))
+            before.append(held[0])
+        return report
+
+    weight.register_hook(spoiling)
+    object.__setattr__(setup.engine, "step", watched)
+
+
+@pytest.fixture(scope="module")
+def one(folder):
+    return run(in_one_process, 1, str(folder), timeout=300)[0]
+
+
+@pytest.fixture(scope="module")
+def two(folder, one):
+    return run(in_two_processes, 2, str(folder), timeout=300)[0]
+
+
+def test_loss_falls_and_every_step_is_in_the_metrics(one):
+    rows, _ = one["plain"]
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.1
+    keys = {
+        "step",
+        "tokens",
+        "loss",
+        "grad_norm",
+        "lr",
+        "tokens_per_second",
+        "loss_by_window",
+        "residual",
+        "state_norm",
+        "mfu",
+    }
+    assert keys <= rows[0].keys() and rows[0]["tokens"] == 8 * 48 and rows[0]["mfu"] is None
+    assert len({row["targets"] for row in rows}) > 1  # the counts of targets do differ
+
+
+def test_recompute_changes_no_bit(one):
+    for policy in ("pass", "window"):
+        assert losses(one[policy][0]) == losses(one["plain"][0])
+        for name, weight in one["plain"][1].items():
+            assert torch.equal(weight, one[policy][1][name]), (policy, name)
+
+
+def test_resume_continues_the_curve_exactly(one):
+    assert losses(one["resumed"][0]) == losses(one["whole"][0])
+    assert [row["grad_norm"] for row in one["resumed"][0]] == [row["grad_norm"] for row in one["whole"][0]]
+    for name, weight in one["whole"][1].items():
+        assert torch.equal(weight, one["resumed"][1][name]), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [("plain", "plain"), ("plain", "zero2"), ("muon", "muon"), ("draw", "draw")]
+)
+def test_two_processes_learn_what_one_does(one, two, kind, other):
+    assert losses(two[other][0]) == pytest.approx(losses(one[kind][0]), rel=1e-5)
+    ours, theirs = ([row["grad_norm"] for row in found[0]] for found in (two[other], one[kind]))
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_micro_batches_do_not_change_the_loss(one):
+    assert losses(one["micro"][0]) == pytest.approx(losses(one["plain"][0]), rel=1e-5)
+
+
+def test_bf16_follows_fp32(one):
+    assert losses(one["bf16"][0]) == pytest.approx(losses(one["plain"][0]), rel=0.03)
+    assert losses(one["bf16"][0]) != losses(one["plain"][0])
+
+
+def test_passes_drawn_by_step_are_logged(one):
+    drawn = [Sleep(passes=Draw(1, 3)).passes_at(step, seed=0) for step in range(10)]
+    assert [row["passes"] for row in one["draw"][0]] == drawn and len(set(drawn)) > 1
+
+
+def test_a_nan_on_one_rank_makes_no_rank_step(two):
+    assert [row["skipped"] for row in two["spoiled"][0]] == [False, True, False, False]
+    assert two["spoiled"][0][1]["grad_norm"] is None
+    assert all(torch.isfinite(w).all() for w in two["spoiled"][1].values())
