@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -80,5 +81,9 @@ def _main(pipe: Connection, rank: int, world: int, port: int, fn: Callable[..., 
     # Pickled here: multiprocessing would send a handle to a tensor's memory, which dies with this process.
     pipe.send_bytes(pickle.dumps(outcome))
     pipe.close()
-    # Not the ordinary exit: a group torn down while a peer still uses it can abort a process that has done its work.
+    if outcome[0] is None and torch.distributed.is_initialized():
+        # A peer may still be in the last collective.
+        with contextlib.suppress(RuntimeError):
+            torch.distributed.barrier()
+    # Not the ordinary exit: a group that is torn down can abort a process that has done its work.
     os._exit(0)

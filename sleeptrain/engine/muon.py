@@ -105,6 +105,9 @@ class Muon(torch.optim.AdamW):
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
+            # AdamW, when it loads a state, looks for one in every parameter's.
+            state["step"] = torch.tensor(0.0)
+        state["step"] += 1
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
         direction = torch.lerp(gradient, momentum, self.momentum)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])

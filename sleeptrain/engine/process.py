@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from sleeptrain.config.errors import UserError
-from sleeptrain.engine.patches.quiet import quiet
+from sleeptrain.engine.patches.quiet import quiet, silence_deprecations
 from sleeptrain.engine.patches.shared_memory import skip_shared_memory_operator
 
 
@@ -45,6 +45,7 @@ def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> Place:
             dist.init_process_group(backend, timeout=timeout, device_id=device if gpu and world > 1 else None)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    silence_deprecations()
     with quiet():
         import deepspeed.comm
 

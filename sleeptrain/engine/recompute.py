@@ -6,29 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 
 def recompute(fn: Callable[..., Any], *args: Any) -> Any:
     """`fn(*args)`, of which only the tensors among `args` are kept for backward; gradients are bitwise the same.
 
-    Arguments and results are tensors, or tuples, lists and dicts of them at any depth; arguments may hold other values,
-    results not. `fn` must be free of randomness and side effects. May be nested; not under `torch.autograd.grad`.
+    Arguments and results may be anything; what is kept of containers are the containers themselves. `fn` must be free of
+    randomness and of side effects that must not happen twice. May be nested: then the inner parts of an outer one are kept
+    only while the outer one is in backward.
 
-    Through DeepSpeed's non-reentrant checkpoint: its default one fires gradient hooks once per use of a weight, and a weight
-    is used in every pass here, which ZeRO 2 and 3 refuse.
+    torch's non-reentrant checkpoint. DeepSpeed's default one fires gradient hooks once per use of a weight, and a weight is
+    used in every pass here, which ZeRO 2 and 3 refuse; its non-reentrant one (0.19.8) keeps the inner arguments when it is
+    nested, so that the outer one saves nothing, and under ZeRO 3 recomputes to the end of the region, which releases the
+    weights of the very module that is in backward. torch's stops at the last tensor that is needed.
     """
     if not torch.is_grad_enabled():
         return fn(*args)
-    from deepspeed.runtime.activation_checkpointing.checkpointing import non_reentrant_checkpoint
-
-    leaves, inputs = pytree.tree_flatten(args)
-    outputs: Any = None
-
-    def flat(*values: Any) -> tuple[Any, ...]:
-        nonlocal outputs
-        results, outputs = pytree.tree_flatten(fn(*pytree.tree_unflatten(values, inputs)))
-        return tuple(results)
-
-    made = non_reentrant_checkpoint(flat, *leaves)
-    return pytree.tree_unflatten(made if isinstance(made, tuple) else (made,), outputs)
+    return checkpoint(fn, *args, use_reentrant=False, preserve_rng_state=False)

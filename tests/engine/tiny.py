@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sleeptrain.engine import Engine, StepReport
+
 VOCAB, WIDTH, PASSES = 11, 6, 3
 
 
@@ -49,13 +51,17 @@ class Tiny(nn.Module):
             self.norm = nn.RMSNorm(WIDTH)
             self.head = nn.Linear(WIDTH, VOCAB, bias=False)
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The sum of the losses at the targets; -100 is not scored."""
+    def features(self, tokens: Tensor) -> Tensor:
+        """What the blocks make of the tokens, in all passes."""
         x = self.embed(tokens)
         for _ in range(PASSES):
             for layer in self.layers:
                 x = layer(x)
-        logits = self.head(self.norm(x)).float()
+        return x
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The sum of the losses at the targets; -100 is not scored."""
+        logits = self.head(self.norm(self.features(tokens))).float()
         return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
 
 
@@ -67,3 +73,39 @@ def batch(step: int, rows: int = 4, length: int = 5) -> tuple[Tensor, Tensor]:
     for row in range(rows):
         targets[row, : row % length] = -100
     return tokens, targets
+
+
+def loss_of(engine: Engine, step: int, micro: int, rows: int = 4) -> Tensor:
+    """The scaled loss of this rank's rows of micro-batch `micro` of a step's global batch of `rows` rows."""
+    tokens, targets = batch(step, rows)
+    scale = engine.scale(int((targets != -100).sum()))
+    each = rows // (engine.data * engine.accumulation)
+    first = (engine.place.rank * engine.accumulation + micro) * each
+    return engine.module(tokens[first : first + each], targets[first : first + each]) * scale
+
+
+def train(engine: Engine, steps: range, rows: int = 4) -> list[StepReport]:
+    """Full steps; the learning rate changes from step to step."""
+    reports = []
+    for step in steps:
+        for micro in range(engine.accumulation):
+            engine.backward(loss_of(engine, step, micro, rows))
+        reports.append(engine.step(1.0 / (1 + step)))
+    return reports
+
+
+def snapshot(engine: Engine) -> list[Tensor]:
+    """Copies of everything a step may change on this rank: parameters, master weights, moments and step counts."""
+    # Under ZeRO 3 a parameter may be gathered or not; ds_tensor is the part that this rank owns.
+    tensors = [getattr(p, "ds_tensor", p).detach() for p in engine.module.parameters()]
+    for partition, state in engine.optimizer.state.items():
+        tensors += [partition.detach(), *(value for _, value in sorted(state.items()) if torch.is_tensor(value))]
+    return [tensor.clone() for tensor in tensors]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    """Whether two snapshots are equal bit for bit."""
+    return len(one) == len(other) and all(
+        a.dtype == b.dtype and torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))
+        for a, b in zip(one, other, strict=True)
+    )

@@ -1,0 +1,159 @@
+"""Two steps, a checkpoint and two more are the same as four, bit for bit, on every rank."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sleeptrain import checkpoint
+from sleeptrain.config.errors import UserError
+from sleeptrain.engine import Engine, Optim, build
+from tests.distributed import run
+from tests.engine.tiny import Tiny, batch, same, snapshot, train
+
+CASES = [
+    (name, precision, zero)
+    for name, zeros in (("adamw", (1, 2, 3)), ("muon", (1, 2)))
+    for precision in ("fp32", "bf16")
+    for zero in zeros
+]
+
+
+def fresh(name: str, precision: str, zero: int, seed: int = 0, **changes: Any) -> Engine:
+    rule = Optim(name, **{"lr": 0.02, "adam_lr": 0.01, "ns_dtype": "float32", **changes})  # type: ignore[arg-type]
+    return build(Tiny(seed), rule, precision=precision, zero=zero, micro_rows=2, accumulation=1)  # type: ignore[arg-type]
+
+
+def resumed(folder: str, cases: list[tuple[str, str, int]]) -> dict[Any, Any]:
+    """For every case: whether the resumed run equals the one that was not stopped, and what came back with it."""
+    results = {}
+    for case in cases:
+        place = Path(folder) / "-".join(map(str, case))
+        whole = fresh(*case)
+        train(whole, range(4))
+        first = fresh(*case)
+        train(first, range(2))
+        state = {"step": 2, "rank": first.place.rank}
+        path = checkpoint.save(first, place, 2, state, config="train: {}\n")
+        # Saving changes nothing for the one that goes on.
+        train(first, range(2, 4))
+        second = fresh(*case, seed=5)
+        back = checkpoint.load(second, path)
+        restored = second.weights()
+        train(second, range(2, 4))
+        results[case] = {
+            "went on": same(snapshot(whole), snapshot(first)),
+            "resumed": same(snapshot(whole), snapshot(second)),
+            "state": back == state,
+            "whole": restored is None
+            or all(torch.equal(w, restored[n]) for n, w in checkpoint.load_weights(path).items()),
+        }
+    return results
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    return run(resumed, 2, str(tmp_path_factory.mktemp("two")), CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bit_for_bit_on_two_processes(ranks: list[dict[Any, Any]], case: tuple[str, str, int]) -> None:
+    assert [results[case] for results in ranks] == [dict.fromkeys(("went on", "resumed", "state", "whole"), True)] * 2
+
+
+@pytest.mark.parametrize("case", [("muon", "bf16", 1), ("muon", "fp32", 2), ("adamw", "bf16", 2)], ids=str)
+def test_bit_for_bit_on_one_process(tmp_path: Path, case: tuple[str, str, int]) -> None:
+    assert resumed(str(tmp_path), [case])[case] == dict.fromkeys(("went on", "resumed", "state", "whole"), True)
+
+
+def test_rates_clip_and_decay_are_those_of_the_run_that_resumes(tmp_path: Path) -> None:
+    """DeepSpeed's file brings its own back, and they would win without a word."""
+    old = fresh("muon", "fp32", 1)
+    train(old, range(1))
+    path = checkpoint.save(old, tmp_path, 1, {})
+    new = fresh("muon", "fp32", 1, lr=0.5, weight_decay=0.7, clip=3.0, betas=(0.1, 0.2))
+    checkpoint.load(new, path)
+    groups = {group["name"]: group for group in new.optimizer.param_groups}
+    assert groups["matrix"]["peak"] == 0.5 and groups["plain"]["peak"] == 0.01
+    assert groups["other"]["weight_decay"] == 0.7 and tuple(groups["other"]["betas"]) == (0.1, 0.2)
+    assert new._deepspeed.optimizer.clip_grad == 3.0
+
+
+def test_weights_load_into_a_plain_model(tmp_path: Path) -> None:
+    engine = fresh("adamw", "fp32", 1)
+    train(engine, range(2))
+    path = checkpoint.save(engine, tmp_path, 2, {})
+    model = Tiny(9)
+    model.load_state_dict(checkpoint.load_weights(path))
+    assert torch.equal(model(*batch(3)), engine.module(*batch(3)))
+    assert all(weight.dtype == torch.float32 for weight in checkpoint.load_weights(path).values())
+
+
+def test_latest_keep_and_saving_a_step_again(tmp_path: Path) -> None:
+    engine = fresh("adamw", "fp32", 1)
+    assert checkpoint.latest(tmp_path) is None
+    for step in (1, 2, 3):
+        checkpoint.save(engine, tmp_path, step, {"step": step}, keep=2)
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000003"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
+    # Back to 2 after a rollback: that is where a resume must start, not at the abandoned 3.
+    path = checkpoint.save(engine, tmp_path, 2, {"step": "again"}, keep=2)
+    assert checkpoint.latest(tmp_path) == path == tmp_path / "step-00000002"
+    assert checkpoint.load(engine, path) == {"step": "again"}
+    # A pointer to something that is gone, and a half-written folder beside it.
+    (tmp_path / "latest").write_text("step-00000007\n")
+    (tmp_path / ".step-00000009.part").mkdir()
+    (tmp_path / "step-00000008").mkdir()
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000003"
+
+
+def test_a_save_that_dies_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fresh("adamw", "fp32", 1)
+    good = checkpoint.save(engine, tmp_path, 1, {})
+
+    def die(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("sleeptrain.checkpoint.folder._commit", die)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save(engine, tmp_path, 2, {})
+    assert checkpoint.latest(tmp_path) == good
+    monkeypatch.undo()
+    assert checkpoint.latest(tmp_path) != checkpoint.save(engine, tmp_path, 2, {}) == checkpoint.latest(tmp_path)
+
+
+def test_another_layout_is_refused_by_name(tmp_path: Path) -> None:
+    path = checkpoint.save(fresh("adamw", "fp32", 1), tmp_path, 1, {})
+    with pytest.raises(UserError, match="zero 1, here 2; precision fp32, here bf16; optimizer adamw, here muon"):
+        checkpoint.load(fresh("muon", "bf16", 2), path)
+    layout = json.loads((path / "layout.json").read_text())
+    (path / "layout.json").write_text(json.dumps({**layout, "processes": 4}))
+    with pytest.raises(UserError, match="processes 4, here 1"):
+        checkpoint.load(fresh("adamw", "fp32", 1), path)
+    with pytest.raises(UserError, match="not a checkpoint"):
+        checkpoint.load_weights(tmp_path)
+
+
+def test_random_states_survive_json() -> None:
+    def draw() -> list[float]:
+        return [
+            random.random(),
+            random.gauss(0, 1),
+            float(np.random.rand()),
+            float(np.random.randn()),
+            float(torch.rand(())),
+        ]
+
+    random.gauss(0, 1)
+    np.random.randn()
+    state = json.dumps(checkpoint.random_state())
+    expected = draw()
+    draw()
+    checkpoint.set_random_state(json.loads(state))
+    assert draw() == expected

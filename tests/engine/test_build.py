@@ -1,0 +1,157 @@
+"""The engine against plain torch: layouts, accumulation and clipping change nothing; and its contract with the caller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sleeptrain.config.errors import UserError
+from sleeptrain.engine import Optim, build
+from sleeptrain.engine.settings import merged
+from tests.distributed import run
+from tests.engine.tiny import Tiny, batch, train
+
+ROWS, STEPS = 8, 3
+CASES = [(name, zero, accumulation) for name in ("adamw", "muon") for zero in (1, 2) for accumulation in (1, 2)]
+CASES += [("adamw", 3, 1), ("adamw", 3, 2)]
+
+
+def optim(name: str) -> Optim:
+    # A gradient norm is about 0.8 here, so that clipping is active.
+    return Optim(name, lr=0.02, adam_lr=0.01, clip=0.5, ns_dtype="float32")  # type: ignore[arg-type]
+
+
+def trained(precision: str) -> dict[Any, Any]:
+    """On rank 0, for every case: the gradient norms and the whole parameters after STEPS steps."""
+    results = {}
+    for name, zero, accumulation in CASES:
+        engine = build(
+            Tiny(),
+            optim(name),
+            precision=precision,  # type: ignore[arg-type]
+            zero=zero,
+            micro_rows=ROWS // accumulation,
+            accumulation=accumulation,
+        )
+        reports = train(engine, range(STEPS), ROWS)
+        results[name, zero, accumulation] = [report.grad_norm for report in reports], engine.weights()
+    return results
+
+
+def muon_oracle(gradient: Tensor, momentum: Tensor) -> Tensor:
+    """Muon's update as its paper writes it, in double precision."""
+    momentum.mul_(0.95).add_(gradient, alpha=0.05)
+    x = gradient * 0.05 + momentum * 0.95
+    x = x / x.norm()
+    wide = x if x.shape[0] <= x.shape[1] else x.T
+    for _ in range(5):
+        square = wide @ wide.T
+        wide = 3.4445 * wide - 4.7750 * square @ wide + 2.0315 * square @ square @ wide
+    x = wide if x.shape[0] <= x.shape[1] else wide.T
+    return x * max(1.0, x.shape[0] / x.shape[1]) ** 0.5
+
+
+def oracle(name: str) -> tuple[list[float], dict[str, Tensor]]:
+    """The same steps on one process: torch's clipping and AdamW, and Muon written down above."""
+    model, rule, norms = Tiny(), optim(name), []
+    named = dict(model.named_parameters())
+    hidden = [n for n in named if n.endswith((".q.weight", ".o.weight"))] if name == "muon" else []
+    decayed = [n for n, p in named.items() if p.ndim == 2 and "conv" not in n and n not in hidden]
+    plain = [n for n in named if n not in hidden and n not in decayed]
+    adam = torch.optim.AdamW(
+        [
+            {"params": [named[n] for n in decayed if "q.weight" not in n and "o.weight" not in n]},
+            {"params": [named[n] for n in plain], "weight_decay": 0.0},
+            {
+                "params": [named[n] for n in decayed if "q.weight" in n or "o.weight" in n]
+                or [nn.Parameter(torch.zeros(1))]
+            },
+        ],
+        betas=rule.betas,
+        eps=rule.eps,
+        weight_decay=rule.weight_decay,
+    )
+    momenta = {n: torch.zeros_like(named[n], dtype=torch.float64) for n in hidden}
+    for step in range(STEPS):
+        tokens, targets = batch(step, ROWS)
+        model.zero_grad()
+        (model(tokens, targets) / (targets != -100).sum()).backward()
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), rule.clip)))
+        for group, rate in zip(adam.param_groups, (0.01, 0.01, 0.02), strict=True):
+            group["lr"] = rate / (1 + step)
+        adam.step()
+        with torch.no_grad():
+            for n in hidden:
+                rate = 0.02 / (1 + step)
+                named[n].mul_(1 - rate * rule.weight_decay)
+                named[n].sub_(rate * muon_oracle(named[n].grad.double(), momenta[n]).float())  # type: ignore[union-attr]
+    return norms, {n: p.detach() for n, p in named.items()}
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[int, dict[Any, Any]]:
+    return {1: trained("fp32"), 2: run(trained, 2, "fp32")[0]}
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_plain_torch(results: dict[int, dict[Any, Any]], world: int, case: tuple[str, int, int]) -> None:
+    """The number of targets differs from row to row, hence from rank to rank and from micro-batch to micro-batch."""
+    norms, weights = results[world][case]
+    expected_norms, expected = oracle(case[0])
+    assert norms == pytest.approx(expected_norms, rel=1e-5)
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, atol=3e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.slow
+def test_bf16_agrees_between_layouts_within_its_rounding() -> None:
+    expected_norms, expected = oracle("muon")
+    for results in (trained("bf16"), run(trained, 2, "bf16")[0]):
+        for (name, _, _), (norms, weights) in results.items():
+            if name == "muon":
+                assert norms == pytest.approx(expected_norms, rel=0.02)
+                for n, weight in expected.items():
+                    # Master weights are fp32: they differ by the rounding of the first weights, and of gradients.
+                    torch.testing.assert_close(weights[n], weight, atol=0.02, rtol=0.02)
+
+
+def build_and_train() -> None:
+    for zero, precision in ((1, "fp32"), (1, "bf16"), (3, "bf16")):
+        engine = build(Tiny(), Optim(), precision=precision, zero=zero, micro_rows=1, accumulation=1)  # type: ignore[arg-type]
+        train(engine, range(12), 2)
+
+
+def test_the_order_of_calls_is_checked_and_refusals_are_for_users() -> None:
+    engine = build(Tiny(), Optim(), precision="fp32", zero=1, micro_rows=1, accumulation=2)
+    tokens, targets = batch(0)
+    engine.backward(engine.module(tokens, targets))
+    with pytest.raises(RuntimeError, match="2 calls of backward"):
+        engine.step()
+    engine.backward(engine.module(tokens, targets))
+    with pytest.raises(RuntimeError, match="call step first"):
+        engine.backward(engine.module(tokens, targets))
+    with pytest.raises(UserError, match=r"needs mesh\.zero 1 or 2"):
+        build(Tiny(), Optim("muon", adam_lr=0.1), precision="fp32", zero=3, micro_rows=1, accumulation=1)
+
+
+def test_overrides_are_merged_at_depth_and_ours_are_refused() -> None:
+    base = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 5}, "bf16": {"enabled": False}}
+    over = {"zero_optimization": {"reduce_bucket_size": 7, "overlap_comm": True}, "flops_profiler": {"enabled": True}}
+    assert merged(base, over) == {
+        "zero_optimization": {"stage": 1, "reduce_bucket_size": 7, "overlap_comm": True},
+        "bf16": {"enabled": False},
+        "flops_profiler": {"enabled": True},
+    }
+    with pytest.raises(UserError) as caught:
+        merged(base, {"gradient_clipping": 1.0, "optimizer": {}, "zero_optimization": {"stage": 2}})
+    assert len(caught.value.errors) == 3 and "set optim.clip instead" in str(caught.value)
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    run(build_and_train, 2)
+    heard = capfd.readouterr()
+    assert (heard.out, heard.err) == ("", "")

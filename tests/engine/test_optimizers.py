@@ -1,0 +1,89 @@
+"""Which parameter gets which update, and Muon against other implementations of it."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sleeptrain.engine.config import Optim
+from sleeptrain.engine.muon import Muon, orthogonalise
+from sleeptrain.engine.optimizers import groups, kind, optimizer
+from tests.engine.tiny import Tiny
+
+MATRIX, VECTOR = torch.zeros(3, 4), torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("embed.weight", MATRIX, "other"),
+        ("head.weight", MATRIX, "other"),
+        ("norm.weight", VECTOR, "plain"),
+        *[(f"layers.0.mixer.{which}.weight", MATRIX, "matrix") for which in ("q", "k", "v", "gate", "o", "z")],
+        *[(f"layers.12.mixer.{which}.weight", MATRIX, "other") for which in ("a", "b")],
+        *[(f"layers.0.mixer.{which}.weight", VECTOR, "plain") for which in ("q_norm", "k_norm", "norm")],
+        *[(f"layers.0.mixer.{which}", VECTOR, "plain") for which in ("A_log", "dt_bias")],
+        *[(f"layers.0.mixer.conv_{which}", MATRIX, "plain") for which in "qkv"],
+        *[(f"layers.0.{which}.weight", VECTOR, "plain") for which in ("norm1", "norm2")],
+        *[(f"layers.0.mlp.{which}.weight", MATRIX, "matrix") for which in ("gate", "up", "down")],
+    ],
+)
+def test_kind(name: str, shape: Tensor, expected: str) -> None:
+    assert kind(name, shape) == expected
+
+
+def test_groups_hold_every_trainable_parameter_once_with_its_rate_and_decay() -> None:
+    model = Tiny()
+    model.embed.weight.requires_grad_(False)
+    made = {group["name"]: group for group in groups(model, Optim("muon", lr=0.02, adam_lr=0.003, weight_decay=0.1))}
+    names = [name for group in made.values() for name in group["names"]]
+    assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+    assert {name: (g["peak"], g["weight_decay"], g["muon"]) for name, g in made.items()} == {
+        "matrix": (0.02, 0.1, True),
+        "other": (0.003, 0.1, False),
+        "plain": (0.003, 0.0, False),
+    }
+    assert [g["peak"] for g in groups(model, Optim("adamw", lr=0.5))] == [0.5, 0.5, 0.5]
+
+
+def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_singular_vectors() -> None:
+    for shape in ((8, 8), (4, 16), (16, 4)):
+        matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        result = orthogonalise(matrix, torch.float64)
+        values = torch.linalg.svdvals(result)
+        assert values.min() > 0.3 and values.max() < 1.3
+        # U f(S) V^T has U^T M V diagonal.
+        u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+        middle = u.mT @ result @ vh.mT
+        torch.testing.assert_close(middle, torch.diag(middle.diagonal()), atol=1e-10, rtol=0)
+
+
+def test_matrices_follow_torchs_own_muon() -> None:
+    """torch's computes Newton-Schulz in bf16 and normalises after the cast, hence the tolerance; lr is 0.1."""
+    for shape in ((6, 6), (12, 5), (5, 12)):
+        start = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+        rule = {"lr": 0.1, "weight_decay": 0.3}
+        one = Muon([{"params": [ours], "muon": True, **rule}], momentum=0.9, ns_dtype=torch.bfloat16)
+        other = torch.optim.Muon([theirs], momentum=0.9, adjust_lr_fn="original", **rule)
+        for step in range(4):
+            ours.grad = torch.randn(shape, generator=torch.Generator().manual_seed(10 + step))
+            theirs.grad = ours.grad.clone()
+            one.step()
+            other.step()
+        moved = (theirs - start).abs().mean()
+        assert (ours - theirs).abs().mean() < 0.02 * moved
+
+
+def test_everything_else_follows_torchs_adamw_to_the_bit() -> None:
+    mixed, plain = Tiny(), Tiny()
+    one = optimizer(mixed, Optim("muon", lr=0.02, adam_lr=0.003))
+    other = optimizer(plain, Optim("adamw", lr=0.003))
+    assert type(other) is torch.optim.AdamW
+    for step in range(3):
+        for a, b in zip(mixed.parameters(), plain.parameters(), strict=True):
+            a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(step))
+            b.grad = a.grad.clone()
+        one.step()
+        other.step()
+    for (name, a), b in zip(mixed.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b) == (kind(name, a) != "matrix"), name

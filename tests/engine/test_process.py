@@ -1,0 +1,71 @@
+"""Joining processes, however they were started; and the helper that starts them for tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sleeptrain.config.errors import UserError
+from sleeptrain.engine import Place, init_distributed, process
+from tests.distributed import run
+
+
+def join(fail: int | None = None) -> tuple[Place, float]:
+    place = init_distributed()
+    assert init_distributed() == place
+    if place.rank == fail:
+        raise ValueError("this one is at fault")
+    value = torch.tensor(float(place.rank + 1))
+    dist.all_reduce(value)
+    return place, value.item()
+
+
+def test_several_processes_join_and_the_results_are_in_order_of_rank() -> None:
+    cpu = torch.device("cpu")
+    assert run(join, 2) == [(Place(0, 2, 0, cpu), 3.0), (Place(1, 2, 1, cpu), 3.0)]
+
+
+def test_the_rank_at_fault_is_shown_and_not_the_one_that_waited_for_it() -> None:
+    with pytest.raises(AssertionError, match=r"(?s)rank 1 of 2 failed.*ValueError: this one is at fault"):
+        run(join, 2, 1)
+
+
+def test_half_an_environment_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="but not MASTER_ADDR, MASTER_PORT"):
+        process._numbers()
+
+
+SCRIPT = """
+from sleeptrain.engine import init_distributed, leave
+place = init_distributed()
+print(f"rank {place.rank} of {place.world}")
+leave()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["none", "torchrun", "deepspeed"])
+def test_launchers(tmp_path: Path, launcher: str) -> None:
+    script, scripts = tmp_path / "script.py", Path(sys.executable).parent
+    script.write_text(SCRIPT)
+    start = {
+        "none": [sys.executable],
+        "torchrun": [str(scripts / "torchrun"), "--standalone", "--nproc_per_node=2"],
+        "deepspeed": [str(scripts / "deepspeed"), "--num_gpus", "2"],
+    }[launcher]
+    done = subprocess.run([*start, str(script)], capture_output=True, text=True, timeout=100, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    world = 1 if launcher == "none" else 2
+    for rank in range(world):
+        assert f"rank {rank} of {world}" in done.stdout
+    if launcher == "none":
+        assert (done.stdout, done.stderr) == ("rank 0 of 1\n", "")
