@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from sleep_data.depo import Depo
 from sleep_data.rule110 import Rule110
 from sleep_data.task import Task
+from sleep_data.text import Text
 
-TASKS: dict[str, type] = {"rule110": Rule110}
+TASKS: dict[str, type] = {"rule110": Rule110, "depo": Depo, "text": Text}
 
 
 def make(name: str, parameters: Mapping[str, Any]) -> Task:

@@ -45,6 +45,11 @@ class Batch:
         """Number of positions in the loss."""
         return int((self.targets != IGNORED).sum())
 
+    def real(self, pad: int) -> Tensor | None:
+        """[rows, length], false at padding; None where there is none."""
+        valid = self.tokens != pad
+        return None if bool(valid.all()) else valid
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; the copy may be asynchronous."""
         moved = {

@@ -1,0 +1,49 @@
+"""Tasks by name from plain values, and samples that must not change while a task keeps its version."""
+
+import hashlib
+
+import pytest
+
+from sleep_data.depo import Depo
+from sleep_data.rule110 import Rule110
+from sleep_data.tasks import TASKS, make
+
+
+def test_values_as_yaml_gives_them():
+    assert make("rule110", {"transitions": [1, 2], "width": 8}) == Rule110(transitions=(1, 2), width=8)
+    assert make("rule110", {"transitions": 4}) == Rule110(transitions=4)
+    assert make("depo", {}) == Depo()
+    assert sorted(TASKS) == ["depo", "rule110", "text"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "said"),
+    [
+        ("rul110", {}, "did you mean 'rule110'"),
+        ("rule110", {"widht": 8}, "did you mean 'width'"),
+        ("rule110", {"width": "8"}, "takes int"),
+        ("rule110", {"width": True}, "takes int"),
+        ("rule110", {"width": [8]}, "takes int"),
+        ("rule110", {"transitions": [1, "2"]}, "takes int | tuple"),
+        ("rule110", {"width": 1}, "width is 1"),
+        ("text", {"paths": 3}, "takes tuple"),
+    ],
+)
+def test_wrong_requests_are_named(name, parameters, said):
+    with pytest.raises(ValueError, match=said):
+        make(name, parameters)
+
+
+@pytest.mark.parametrize(
+    ("task", "version", "sha"),
+    [
+        (Rule110(), 1, "0d0ce97b28e2dbe0"),
+        (Rule110(width=10, transitions=(1, 3), variant="dense"), 1, "40de1565b8d6c8f8"),
+        (Depo(), 1, "67f0f6491dbf1908"),
+    ],
+)
+def test_a_change_of_samples_needs_a_new_version(task, version, sha):
+    """If this fails, samples have changed: raise the version of the task, then write the new numbers down here."""
+    rows = [task.generate(split, 1000, 1050, seed=3) for split in ("train", "test")]
+    content = b"".join(block[name].tobytes() for block in rows for name in ("tokens", "targets", "groups"))
+    assert (task.version, hashlib.sha256(content).hexdigest()[:16]) == (version, sha)

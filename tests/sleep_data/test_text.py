@@ -1,0 +1,144 @@
+"""Text: documents come back whole, targets are the next tokens, and the two splits share no document."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from sleep_data.text import Text
+
+BOS, PAD = 256, 257
+
+
+def write(folder, documents):
+    for i, document in enumerate(documents):
+        (folder / f"{i:03}.txt").write_bytes(document)
+    return Text(paths=(str(folder),), window=2, windows_per_sample=2, holdout=2)
+
+
+def rows_of(task, split):
+    blocks = list(task.blocks(split, None, 0))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+@pytest.mark.parametrize(
+    ("document", "tokens", "targets"),
+    [
+        (b"a", [[BOS, 97, PAD, PAD]], [[97, -100, -100, -100]]),
+        (b"abc", [[BOS, 97, 98, 99]], [[97, 98, 99, -100]]),
+        (b"abcd", [[BOS, 97, 98, 99]], [[97, 98, 99, 100]]),
+        (b"abcde", [[BOS, 97, 98, 99], [100, 101, PAD, PAD]], [[97, 98, 99, 100], [101, -100, -100, -100]]),
+    ],
+)
+def test_cutting_by_hand(tmp_path, document, tokens, targets):
+    task = write(tmp_path, [document])
+    blocks = [block for split in ("train", "test") for block in task.blocks(split, None, 0)]
+    assert len(blocks) == 1
+    assert blocks[0]["tokens"].tolist() == tokens and blocks[0]["targets"].tolist() == targets
+    assert blocks[0]["groups"].tolist() == [[-1 if t == -100 else 0 for t in row] for row in targets]
+    assert [(w.start, w.stop, w.targets) for w in task.windows()] == [(0, 2, True), (2, 4, True)]
+
+
+def test_documents_come_back_and_no_split_shares_one(tmp_path):
+    random = np.random.default_rng(0)
+    documents = [random.integers(0, 256, size=n, dtype=np.uint8).tobytes() for n in range(1, 40)]
+    task = write(tmp_path, [*documents, documents[5], b""])
+    found: dict[str, set[bytes]] = {}
+    for split in ("train", "test"):
+        rows = rows_of(task, split)
+        assert rows["id"].tolist() == list(range(len(rows["id"])))
+        starts = np.flatnonzero(rows["label_part"] == 0)
+        found[split] = set()
+        for start, stop in zip(starts, [*starts[1:], len(rows["id"])], strict=True):
+            tokens, targets = rows["tokens"][start:stop].ravel(), rows["targets"][start:stop].ravel()
+            scored = targets != -100
+            # Predicting everything from the start gives the document back.
+            assert tokens[0] == BOS
+            document = bytes(targets[scored].tolist())
+            assert tokens[tokens != PAD][1:].tolist() in (list(document), list(document)[:-1])
+            found[split].add(document)
+    assert not found["train"] & found["test"]
+    assert found["train"] | found["test"] == set(documents)
+    assert min(len(found["train"]), len(found["test"])) > 5
+
+
+def test_a_limit_on_samples(tmp_path):
+    task = write(tmp_path, [b"abcdefghijkl" * 3] * 1 + [bytes([65 + i]) * 9 for i in range(10)])
+    whole = rows_of(task, "train")["tokens"]
+    some = np.concatenate([block["tokens"] for block in task.blocks("train", 4, 0)])
+    assert some.tolist() == whole[:4].tolist()
+
+
+def test_kinds_of_files(tmp_path):
+    (tmp_path / "b.md").write_text("# two")
+    (tmp_path / "a.py").write_text("one = 1")
+    (tmp_path / "c.jsonl").write_text('{"text": "thr\\u00e9e"}\n\n{"text": "four"}\n')
+    (tmp_path / "d.bin").write_bytes(b"not read")
+    (tmp_path / ".hidden.txt").write_text("not read")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "e.txt").write_text("five")
+    task = Text(paths=(str(tmp_path),), window=8, windows_per_sample=1, holdout=2)
+    texts = set()
+    for split in ("train", "test"):
+        for block in task.blocks(split, None, 0):
+            texts.add(bytes(t for t in block["targets"].ravel().tolist() if t >= 0).decode())
+    assert texts == {"one = 1", "# two", "thrée", "four", "five"}
+
+
+def test_inputs_follow_the_content(tmp_path):
+    task = write(tmp_path, [b"abc", b"def"])
+    before = task.inputs()
+    assert before == task.inputs()
+    (tmp_path / "000.txt").write_bytes(b"abd")
+    assert task.inputs() != before
+
+
+def test_a_tokenizer_file(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({"to": 0, "be": 1, "or": 2, "not": 3, "?": 4}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "a.txt").write_text("to be or not to be")
+    task = Text(
+        paths=(str(tmp_path / "a.txt"),),
+        window=4,
+        windows_per_sample=1,
+        holdout=2,
+        tokenizer=str(tmp_path / "tokenizer.json"),
+    )
+    assert (task.vocabulary().size, task.vocabulary().pad) == (7, 6)
+    [block] = [block for split in ("train", "test") for block in task.blocks(split, None, 0)]
+    assert block["tokens"].tolist() == [[5, 0, 1, 2], [3, 0, 1, 6]]
+    assert block["targets"].tolist() == [[0, 1, 2, 3], [0, 1, -100, -100]]
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        Text(paths=(str(tmp_path / "a.txt"),), tokenizer=str(tmp_path / "a.txt")).vocabulary()
+
+
+def test_errors_name_the_file(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="paths is empty"):
+        Text()
+    with pytest.raises(ValueError, match="no file ending in"):
+        Text(paths=(str(tmp_path),))
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "fine"}\n{"body": "wrong"}\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 2 has no field"):
+        list(Text(paths=(str(bad),)).blocks("train", None, 0))
+    bad.write_text("{\n")
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 1 is not valid JSON"):
+        list(Text(paths=(str(bad),)).blocks("train", None, 0))
+    (tmp_path / "x.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match="pip install pyarrow"):
+        list(Text(paths=(str(tmp_path / "x.parquet"),)).blocks("train", None, 0))
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": ["one", None, "two"]}), tmp_path / "x.parquet")
+    task = Text(paths=(str(tmp_path),), window=4, windows_per_sample=1, holdout=2)
+    texts = [json.dumps(b["targets"].tolist()) for split in ("train", "test") for b in task.blocks(split, None, 0)]
+    assert len(texts) == 2
