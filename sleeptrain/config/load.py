@@ -46,7 +46,7 @@ def load(
         tree, files.complete = Node({}, recipe), False
         errors += error.errors
     defaults = defaults_of(schema)
-    tree = apply_overrides(tree, list(overrides), defaults, files.layers + 1, errors)
+    tree = apply_overrides(tree, overrides, defaults, files.layers + 1, errors)
     tree = interpolate(tree, defaults, errors)
     converter = Converter(schema, errors, files.complete)
     value: Any = converter.section(schema, tree, "")

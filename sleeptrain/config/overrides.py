@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sleeptrain.config.files import parse
@@ -14,7 +14,7 @@ _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*$")
 
 
 def apply_overrides(
-    tree: Node, overrides: list[str], defaults: Mapping[str, Any], layer: int, errors: list[str]
+    tree: Node, overrides: Sequence[str], defaults: Mapping[str, Any], layer: int, errors: list[str]
 ) -> Node:
     """`tree` with the overrides laid over it, in order.
 
@@ -22,21 +22,27 @@ def apply_overrides(
     errors     gets one entry for each override that cannot be read or placed
     """
     for override in overrides:
-        key, equals, text = override.partition("=")
-        key = key.strip()
-        if not equals or not _KEY.match(key):
-            errors.append(f"{show(override)} (command line): expected key=value, such as train.steps=100")
-            continue
-        problems: list[str] = []
-        node = parse(text, key, layer, problems, SOURCE)
-        if node is None or problems:
-            reason = problems[0].removeprefix(f"{SOURCE}: ")
-            errors.append(
-                f"{key} = {show(text)} ({SOURCE}): {reason}; text with special characters needs quotes: {key}='\"...\"'"
-            )
-            continue
-        tree = _put(tree, key.split("."), node, defaults, "", errors)
+        parsed = parse_override(override, layer, errors)
+        if parsed is not None:
+            tree = _put(tree, parsed[0].split("."), parsed[1], defaults, "", errors)
     return tree
+
+
+def parse_override(override: str, layer: int, errors: list[str]) -> tuple[str, Node] | None:
+    """(dotted key, value) of one override; None after adding what is wrong with it to `errors`."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not _KEY.match(key):
+        errors.append(f"{show(override)} ({SOURCE}): expected key=value, such as train.steps=100")
+        return None
+    problems: list[str] = []
+    node = parse(text, key, layer, problems, SOURCE)
+    if node is None or problems:
+        reason = problems[0].removeprefix(f"{SOURCE}: ")
+        quotes = f"text with special characters needs quotes: {key}='\"...\"'"
+        errors.append(f"{key} = {show(text)} ({SOURCE}): {reason}; {quotes}")
+        return None
+    return key, node
 
 
 def _put(below: Node | None, parts: list[str], node: Node, default: Any, path: str, errors: list[str]) -> Node:
