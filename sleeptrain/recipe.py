@@ -187,7 +187,7 @@ def environment() -> dict[str, Any]:
         "omegaconf",
         "numpy",
     )
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in names:
         try:
             versions[name] = metadata.version(name)

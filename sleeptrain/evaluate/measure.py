@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +28,13 @@ class Tally:
     exact: int = 0
     nll: float = 0.0
 
-    def row(self) -> dict[str, float | int | None]:
+    def row(self) -> dict[str, Any]:
         """Shares and their 95 % intervals, losses in nats a token."""
         return {
             "tokens": self.tokens, "accuracy": _share(self.right, self.tokens), "interval": wilson(self.right, self.tokens),
             "answers": self.answers, "exact": _share(self.exact, self.answers), "exact_interval": wilson(self.exact, self.answers),
             "loss": _share(self.nll, self.tokens),
-        }  # type: ignore[dict-item]  # fmt: skip
+        }  # fmt: skip
 
 
 @dataclass

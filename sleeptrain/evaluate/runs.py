@@ -12,7 +12,7 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.data.config import Source
 from sleeptrain.data.evaluation import Evaluation
 from sleeptrain.data.manifest import Manifest
-from sleeptrain.evaluate.measure import measure
+from sleeptrain.evaluate.measure import Measured, measure
 from sleeptrain.evaluate.report import Entry
 from sleeptrain.recipe import Trained, open_trained
 from sleeptrain.train.log import read_metrics
@@ -62,7 +62,7 @@ def _batches(trained: Trained, data: str | None, rows: int, samples: int | None)
     return Evaluation(section, micro=rows, samples=samples)
 
 
-def _entry(trained: Trained, name: str, manifest: Manifest, found: list) -> Entry:  # type: ignore[type-arg]
+def _entry(trained: Trained, name: str, manifest: Manifest, found: list[Measured]) -> Entry:
     metrics = [row for row in read_metrics(trained.run / "metrics.jsonl") if row["step"] <= trained.step]
     seconds = sum(row["seconds"] for row in metrics) if metrics else None
     tokens = trained.step * trained.recipe.train.batch * manifest.length

@@ -47,3 +47,7 @@ class Sampling:
         outside = ordered.cumsum(-1) - ordered >= self.top_p
         chances = chances.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
         return chances / chances.sum(-1, keepdim=True)
+
+
+GREEDY = Sampling()
+"""Always the likeliest token."""

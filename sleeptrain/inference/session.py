@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from sleeptrain.inference.sampling import Sampling
+from sleeptrain.inference.sampling import GREEDY, Sampling
 from sleeptrain.model.language import IGNORED, LanguageModel
-from sleeptrain.model.sleep import Retain, run_window
+from sleeptrain.model.sleep import KEEP_ALL, run_window
 from sleeptrain.model.state import State, leaves
 from sleeptrain.program import Boundary, Layers, Pass, Sleep, Window, blocks_of, compile, kept_tokens
 
@@ -72,7 +72,7 @@ class SleepSession:
             start = part.stop
         return torch.cat(out, 1) if out else self._state["live.logits"][:, None][:, :0]
 
-    def generate(self, count: int, sampling: Sampling = Sampling(), stop: int | None = None) -> Iterator[Tensor]:
+    def generate(self, count: int, sampling: Sampling = GREEDY, stop: int | None = None) -> Iterator[Tensor]:
         """Write up to `count` tokens after what was fed, [batch] at a time; ends early when all rows have said `stop`."""
         ended = torch.zeros(
             self._state["live.logits"].shape[0], dtype=torch.bool, device=self._state["live.logits"].device
@@ -140,7 +140,7 @@ class SleepSession:
         state = self._restore_coda(state.forget_newest(tokens.shape[1], blocks_of("loop", self.sleep, self.depth)))
         nothing = torch.full_like(tokens, IGNORED)
         _, _, _, *flat = run_window(
-            self.model, late, None, self.sleep, self.sleep.window, state, Retain(), False,
+            self.model, late, None, self.sleep, self.sleep.window, state, KEEP_ALL, False,
             state["live.above"], state["live.exit"], tokens, nothing, None if bool(real.all()) else real, *state.flat(),
         )  # fmt: skip
         return state.unflat(flat)

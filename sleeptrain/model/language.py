@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,7 +41,7 @@ class LanguageModel(nn.Module):
         x = F.linear(self.norm(h), weight)
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
-    def forward(self, tokens: Tensor, targets: Tensor, state: State, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def forward(self, tokens: Tensor, targets: Tensor, state: State, *args: Any, **kwargs: Any) -> Any:
         """Run a program over a batch: `sleep.run` with this model, so that engines can wrap the call."""
         from sleeptrain.model.sleep import run
 

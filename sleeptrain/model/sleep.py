@@ -32,6 +32,10 @@ class Retain:
     passes: Around = plainly
 
 
+KEEP_ALL = Retain()
+"""Plain autograd."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What a program leaves behind."""
@@ -47,7 +51,7 @@ class Result:
 
 def run(
     model: LanguageModel, tokens: Tensor, targets: Tensor, state: State, program: Program, sleep: Sleep,
-    *, valid: Tensor | None = None, retain: Retain = Retain(), predict: bool = False,
+    *, valid: Tensor | None = None, retain: Retain = KEEP_ALL, predict: bool = False,
 ) -> Result:  # fmt: skip
     """Run `program` over a batch: `tokens`, `targets` [batch, time] (-100: not scored), from `state`.
 

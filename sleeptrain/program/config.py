@@ -108,9 +108,9 @@ class Sleep:
                 yield Problem("passes", "a draw needs 1 <= low <= high")
             case int(n) if n < 1:
                 yield Problem("passes", "must be at least 1: the first pass, which predicts, is counted")
-        if self.loop.layers != "all":
-            if len(self.loop.layers) != 2 or not 0 <= self.loop.layers[0] < self.loop.layers[1]:
-                yield Problem("loop.layers", "must be `all` or [first, stop] with 0 <= first < stop")
+        layers = self.loop.layers
+        if layers != "all" and (len(layers) != 2 or not 0 <= layers[0] < layers[1]):
+            yield Problem("loop.layers", "must be `all` or [first, stop] with 0 <= first < stop")
         yield from self._gradient_problems()
 
     def _gradient_problems(self) -> Iterator[Problem]:

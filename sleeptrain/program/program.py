@@ -166,7 +166,7 @@ def _passes_over(sleep: Sleep, index: int, window: Window, n: int, depth: int, l
         yield make("prelude", 1, "tokens", False, True)
     entry: Reads = "above" if has_prelude else "tokens"
     for i in range(1, n + 1):
-        reads: Reads = entry if i == 1 or sleep.loop.feedback == "embeddings" else sleep.loop.feedback  # type: ignore[assignment]
+        reads: Reads = entry if i == 1 or sleep.loop.feedback == "embeddings" else sleep.loop.feedback
         scored = window.targets and i == 1 and not has_coda
         yield make("loop", i, reads, scored, i == n)
         if has_coda and i == coda_at:

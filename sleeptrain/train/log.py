@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 from collections import deque
 from pathlib import Path
@@ -89,12 +90,12 @@ class WandbRun:
 
         known = folder / "wandb-id"
         if not known.exists():
-            known.write_text(wandb.util.generate_id())
+            known.write_text(secrets.token_hex(4))
         self._every = log.every
         self._run = wandb.init(
             project=log.wandb.project, name=log.wandb.name or folder.name, id=known.read_text(), resume="allow",
-            mode=log.wandb.mode, dir=str(folder), config=config,
-        )  # type: ignore[arg-type]  # fmt: skip
+            mode="online" if log.wandb.mode == "online" else "offline", dir=str(folder), config=config,
+        )  # fmt: skip
 
     def write(self, row: dict[str, Any]) -> None:
         """Send one step, every `log.every` steps."""
@@ -103,7 +104,7 @@ class WandbRun:
 
     def close(self) -> None:
         """Send what is left."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class Logs:

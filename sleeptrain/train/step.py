@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sleeptrain.data.batch import IGNORED, Batch
 from sleeptrain.engine.build import Engine
+from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import Result, Retain
 from sleeptrain.program import Program, Sleep, Window
 
@@ -41,7 +43,7 @@ def train_step(
     The loss is the sum over targets divided by their number in the global batch, whatever the split over ranks and
     micro-batches: targets are counted first.
     """
-    device, pieces = engine.place.device, len(batches)
+    device, pieces, model = engine.place.device, len(batches), cast(LanguageModel, engine.module)
     scored = torch.stack([_by_window((b.targets != IGNORED).float(), windows) for b in batches]).sum(0)
     counts = _sum_over_ranks(scored.to(device))
     total = max(1, int(counts.sum()))
@@ -49,7 +51,7 @@ def train_step(
     for batch in batches:
         valid = batch.real(pad)
         batch = batch.to(device)
-        state = engine.module.zero_state(sleep, batch.rows)
+        state = model.zero_state(sleep, batch.rows)
         result: Result = engine.module(
             batch.tokens, batch.targets, state, program, sleep,
             valid=None if valid is None else valid.to(device), retain=retain,

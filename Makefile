@@ -1,0 +1,55 @@
+# make setup · demo · test · test-slow · lint · bench.  Each sets up what it needs by itself and is quick the second time.
+SHELL := /bin/bash
+PYTHON ?= python3
+export OMP_NUM_THREADS ?= 1
+PIP = -m pip install --quiet --disable-pip-version-check
+VENV := .venv/installed
+ENGINES := .venv-engines/installed
+
+.PHONY: help setup demo test test-slow lint format bench clean
+
+help:
+	@head -1 Makefile
+
+setup: $(VENV)
+
+$(VENV): pyproject.toml
+	@echo "setup: the training environment in .venv (2.7 GB, about two minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: needs Python 3.11 or newer; try make PYTHON=python3.11"; exit 2; }
+	@test -d .venv || $(PYTHON) -m venv .venv
+	@.venv/bin/python $(PIP) --editable '.[dev]' 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
+	@touch $@
+
+$(ENGINES): pyproject.toml
+	@echo "setup: transformers 5 for comparisons in .venv-engines (about a minute the first time)"
+	@test -d .venv-engines || $(PYTHON) -m venv .venv-engines
+	@.venv-engines/bin/python $(PIP) torch==2.13.0 transformers==5.23.0 numpy==2.1.3 pytest==9.0.1 omegaconf==2.4.0 safetensors hatchling==1.27.0 editables \
+		2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
+	@.venv-engines/bin/python $(PIP) --no-deps --no-build-isolation --editable . 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
+	@touch $@
+
+demo: $(VENV)
+	@.venv/bin/python docs/demo.py
+
+test: $(VENV) $(ENGINES)
+	.venv/bin/python -m pytest
+	.venv-engines/bin/python -m pytest -m 'engines and not slow'
+
+test-slow: $(VENV) $(ENGINES)
+	.venv/bin/python -m pytest -m 'slow and not engines'
+	.venv-engines/bin/python -m pytest -m 'engines and slow' || test $$? = 5
+
+lint: $(VENV)
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+format: $(VENV)
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+bench: $(VENV) $(ENGINES)
+	.venv/bin/python benchmarks/cpu.py
+
+clean:
+	rm -rf .venv .venv-engines .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
