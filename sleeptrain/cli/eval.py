@@ -9,23 +9,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sleeptrain.cli.help import add_verb
 from sleeptrain.config import UserError
 
-EXAMPLES = """\
-Examples:
-  sleeptrain eval runs/rule110-tiny
-  sleeptrain eval runs/rule110-tiny --passes 1,2,4 --samples 64 --json
-  sleeptrain eval runs/rule110-tiny --out runs/rule110-tiny/report
-"""
+EXAMPLES = (
+    "sleeptrain eval runs/rule110-tiny",
+    "sleeptrain eval runs/rule110-tiny --passes 1,2,4 --samples 64 --json",
+    "sleeptrain eval runs/rule110-tiny --out runs/rule110-tiny/report",
+)
 
 
 def add(subparsers: Any) -> None:
     """Add this verb to the program's parser."""
-    parser = subparsers.add_parser(
-        "eval", help="measure trained runs", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Accuracy and loss by task label with baselines beside them, state norm, pass residual and retention, "
-        "at the number of passes trained with or at several.",
-    )  # fmt: skip
+    description = (
+        "Accuracy and loss by task label with baselines beside them, state norm, pass residual and retention, "
+        "at the number of passes trained with or at several."
+    )
+    parser = add_verb(subparsers, "eval", "measure trained runs", description, EXAMPLES)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or checkpoints in them")
     parser.add_argument(
         "--passes", type=_numbers, metavar="N,N,...", help="numbers of passes at test (default: as trained)"

@@ -7,23 +7,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sleeptrain.cli.help import add_verb
 from sleeptrain.config import UserError
 
-EXAMPLES = """\
-Examples:
-  sleeptrain generate runs/text-small --prompt "def read(path):" --tokens 40
-  sleeptrain generate runs/text-small --prompt "import " --tokens 40 --temperature 0.8 --top-p 0.95 --seed 1
-  sleeptrain generate runs/rule110-tiny --prompt "T1 0 1 1 0 1 0 0 1" --tokens 1
-"""
+EXAMPLES = (
+    'sleeptrain generate runs/text-small --prompt "def read(path):" --tokens 40',
+    'sleeptrain generate runs/text-small --prompt "import " --tokens 40 --temperature 0.8 --top-p 0.95 --seed 1',
+    'sleeptrain generate runs/rule110-tiny --prompt "T1 0 1 1 0 1 0 0 1" --tokens 1',
+)
 
 
 def add(subparsers: Any) -> None:
     """Add this verb to the program's parser."""
-    parser = subparsers.add_parser(
-        "generate", help="continue a prompt", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Continue a prompt with a trained model. Full windows of the prompt and of the text sleep before they "
-        "are evicted; each new token costs one pass, whatever the number of passes is, and memory stays constant.",
-    )  # fmt: skip
+    description = (
+        "Continue a prompt with a trained model. Full windows of the prompt and of the text sleep before they "
+        "are evicted; each new token costs one pass, whatever the number of passes is, and memory stays "
+        "constant."
+    )
+    parser = add_verb(subparsers, "generate", "continue a prompt", description, EXAMPLES)
     parser.add_argument("folder", metavar="RUN", help="a run folder, or a checkpoint in one")
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="text; for a task with symbols, its symbols separated by spaces")

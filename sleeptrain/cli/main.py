@@ -18,7 +18,7 @@ from sleeptrain import __version__
 from sleeptrain.cli.help import PROGRAM, Parser
 from sleeptrain.config.errors import UserError
 
-VERBS = ("data", "train", "eval", "doctor")
+VERBS = ("data", "train", "eval", "generate", "doctor")
 """The modules of this package that are verbs, in the order of `--help`."""
 EXAMPLES = """\
 Examples:

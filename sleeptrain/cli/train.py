@@ -7,23 +7,23 @@ import os
 import sys
 from typing import Any
 
+from sleeptrain.cli.help import add_verb
 from sleeptrain.config import UserError
 
-EXAMPLES = """\
-Examples:
-  sleeptrain train rule110-tiny
-  sleeptrain train rule110-tiny sleep.passes=4 train.steps=20 run_dir=runs/try
-  sleeptrain train rule110-tiny --explain
-"""
+EXAMPLES = (
+    "sleeptrain train rule110-tiny",
+    "sleeptrain train rule110-tiny sleep.passes=4 train.steps=20 run_dir=runs/try",
+    "sleeptrain train rule110-tiny --explain",
+)
 
 
 def add(subparsers: Any) -> None:
     """Add this verb to the program's parser."""
-    parser = subparsers.add_parser(
-        "train", help="train a recipe", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train a recipe: a file, or the name of one in configs/. A run folder that already has a checkpoint is "
-        "continued. Works in one process, and under torchrun, srun or the deepspeed launcher in several.",
-    )  # fmt: skip
+    description = (
+        "Train a recipe: a file, or the name of one in configs/. A run folder that already has a checkpoint "
+        "is continued. Works in one process, and under torchrun, srun or the deepspeed launcher in several."
+    )
+    parser = add_verb(subparsers, "train", "train a recipe", description, EXAMPLES)
     parser.add_argument("recipe", help="a YAML file, or the name of one in configs/")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as sleep.passes=4"
