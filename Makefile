@@ -29,7 +29,7 @@ $(ENGINES): pyproject.toml
 	@touch $@
 
 demo: $(VENV)
-	@.venv/bin/python docs/demo.py
+	@docs/demo.sh
 
 test: $(VENV) $(ENGINES)
 	.venv/bin/python -m pytest

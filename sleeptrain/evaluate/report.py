@@ -98,6 +98,35 @@ def _interval(row: dict[str, Any] | None, share: str, interval: str) -> str:
     return f"{row[share]:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def comparison(entries: Sequence[Entry], manifest: Manifest) -> list[str]:
+    """Each pair of runs that trained with different numbers of passes: what it cost, and where their intervals part.
+
+    Runs are compared at the number of passes they trained with. Tokens and time are given side by side, because equal
+    tokens and equal time are two different questions.
+    """
+    found = []
+    pairs = [(a, b) for a in entries for b in entries if a.trained_passes > b.trained_passes]
+    for more, fewer in pairs:
+        high, low = (next((m for m in e.measured if m.passes == e.trained_passes), None) for e in (more, fewer))
+        if high is None or low is None:
+            continue
+        words: dict[str, list[str]] = {"more": [], "fewer": [], "level": []}
+        for value in sorted(high.by_value.keys() & low.by_value.keys()):
+            a, b = high.by_value[value].row()["interval"], low.by_value[value].row()["interval"]
+            words["more" if a[0] > b[1] else "fewer" if b[0] > a[1] else "level"].append(str(value))
+        cost = f"{more.tokens / max(1, fewer.tokens):.2f} times the tokens"
+        if more.seconds and fewer.seconds:
+            cost += f" and {more.seconds / fewer.seconds:.2f} times the time"
+        label = manifest.label or "value"
+        said = [
+            f"ahead at {label} = {', '.join(words['more'])}" if words["more"] else "",
+            f"behind at {label} = {', '.join(words['fewer'])}" if words["fewer"] else "",
+            f"not separated at {label} = {', '.join(words['level'])}" if words["level"] else "",
+        ]
+        found.append(f"{more.name} (N={more.trained_passes}) with {cost} of {fewer.name} (N={fewer.trained_passes}): {'; '.join(filter(None, said))}.")
+    return found
+
+
 def markdown(entries: Sequence[Entry], manifest: Manifest, plot: str | None = None) -> str:
     """The table, and how to read it."""
     header, lines = rows(entries, manifest)
@@ -108,7 +137,8 @@ def markdown(entries: Sequence[Entry], manifest: Manifest, plot: str | None = No
         "Retention is the share of the first window's writes that decay leaves when the last window begins, in the best "
         "head; residual is the relative change of the features from one pass to the next."
     )
-    return "\n".join([*text, "", notes, *([f"\n![accuracy]({plot})"] if plot else []), ""])
+    compared = [f"- {line}" for line in comparison(entries, manifest)]
+    return "\n".join([*text, "", notes, "", *compared, *([f"\n![accuracy]({plot})"] if plot else []), ""])
 
 
 def print_table(entries: Sequence[Entry], manifest: Manifest) -> None:
@@ -124,7 +154,10 @@ def print_table(entries: Sequence[Entry], manifest: Manifest) -> None:
     for i, name in enumerate(header[1:], 1):
         if any(line[i] != "–" for line in lines):
             table.add_row(name, *(line[i] for line in lines))
-    Console(width=None if Console().is_terminal else 160).print(table)
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(table)
+    for line in comparison(entries, manifest):
+        console.print(line)
 
 
 def plot(entries: Sequence[Entry], manifest: Manifest, path: Path) -> bool:
