@@ -18,7 +18,7 @@ class Mesh:
     tensor: int = 1
     """Processes that share every layer."""
     zero: int = 1
-    """ZeRO stage over the data axis: 1 divides the optimizer's state, 2 the gradients too, 3 the parameters too (AdamW only)."""
+    """ZeRO stage over the data axis: 1 divides the optimizer's state, 2 the gradients too."""
 
     def problems(self) -> list[Problem]:
         """What is wrong with the values, one by one."""
@@ -28,6 +28,6 @@ class Mesh:
         for name in ("pipe", "tensor"):
             if getattr(self, name) != 1:
                 found.append(Problem(name, "is not available in this version: leave it at 1"))
-        if self.zero not in (1, 2, 3):
-            found.append(Problem("zero", "must be 1, 2 or 3"))
+        if self.zero not in (1, 2):
+            found.append(Problem("zero", "must be 1 or 2; 3 is not available in this version, and 0 is not offered"))
         return found

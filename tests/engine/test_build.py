@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from sleeptrain.config.errors import UserError
-from sleeptrain.engine import Optim, build
+from sleeptrain.engine import Optim
 from sleeptrain.engine.settings import merged
 from tests.distributed import run
-from tests.engine.tiny import Tiny, batch, train
+from tests.engine.tiny import Tiny, batch, made, train
 
 ROWS, STEPS = 8, 3
 CASES = [(name, zero, accumulation) for name in ("adamw", "muon") for zero in (1, 2) for accumulation in (1, 2)]
-CASES += [("adamw", 3, 1), ("adamw", 3, 2)]
+ZERO_3 = [("adamw", 3, 1), ("adamw", 3, 2)]
 
 
 def optim(name: str) -> Optim:
@@ -24,18 +24,11 @@ def optim(name: str) -> Optim:
     return Optim(name, lr=0.02, adam_lr=0.01, clip=0.5, ns_dtype="float32")  # type: ignore[arg-type]
 
 
-def trained(precision: str) -> dict[Any, Any]:
+def trained(precision: str, cases: list[tuple[str, int, int]]) -> dict[Any, Any]:
     """On rank 0, for every case: the gradient norms and the whole parameters after STEPS steps."""
     results = {}
-    for name, zero, accumulation in CASES:
-        engine = build(
-            Tiny(),
-            optim(name),
-            precision=precision,  # type: ignore[arg-type]
-            zero=zero,
-            micro_rows=ROWS // accumulation,
-            accumulation=accumulation,
-        )
+    for name, zero, accumulation in cases:
+        engine = made(Tiny(), optim(name), precision, zero, accumulation=accumulation)
         reports = train(engine, range(STEPS), ROWS)
         results[name, zero, accumulation] = [report.grad_norm for report in reports], engine.weights()
     return results
@@ -93,14 +86,24 @@ def oracle(name: str) -> tuple[list[float], dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def results() -> dict[int, dict[Any, Any]]:
-    return {1: trained("fp32"), 2: run(trained, 2, "fp32")[0]}
+    return {1: trained("fp32", CASES), 2: run(trained, 2, "fp32", CASES)[0]}
 
 
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_plain_torch(results: dict[int, dict[Any, Any]], world: int, case: tuple[str, int, int]) -> None:
     """The number of targets differs from row to row, hence from rank to rank and from micro-batch to micro-batch."""
-    norms, weights = results[world][case]
+    equals_oracle(case, *results[world][case])
+
+
+@pytest.mark.slow
+def test_zero_3_equals_plain_torch() -> None:
+    for results in (trained("fp32", ZERO_3), run(trained, 2, "fp32", ZERO_3)[0]):
+        for case in ZERO_3:
+            equals_oracle(case, *results[case])
+
+
+def equals_oracle(case: tuple[str, int, int], norms: list[float], weights: dict[str, Tensor]) -> None:
     expected_norms, expected = oracle(case[0])
     assert norms == pytest.approx(expected_norms, rel=1e-5)
     for name, weight in expected.items():
@@ -110,7 +113,7 @@ def test_equals_plain_torch(results: dict[int, dict[Any, Any]], world: int, case
 @pytest.mark.slow
 def test_bf16_agrees_between_layouts_within_its_rounding() -> None:
     expected_norms, expected = oracle("muon")
-    for results in (trained("bf16"), run(trained, 2, "bf16")[0]):
+    for results in (trained("bf16", CASES), run(trained, 2, "bf16", CASES)[0]):
         for (name, _, _), (norms, weights) in results.items():
             if name == "muon":
                 assert norms == pytest.approx(expected_norms, rel=0.02)
@@ -119,14 +122,14 @@ def test_bf16_agrees_between_layouts_within_its_rounding() -> None:
                     torch.testing.assert_close(weights[n], weight, atol=0.02, rtol=0.02)
 
 
-def build_and_train() -> None:
-    for zero, precision in ((1, "fp32"), (1, "bf16"), (3, "bf16")):
-        engine = build(Tiny(), Optim(), precision=precision, zero=zero, micro_rows=1, accumulation=1)  # type: ignore[arg-type]
+def build_and_train(stages: list[int]) -> None:
+    for zero, precision in ((zero, precision) for zero in stages for precision in ("fp32", "bf16")):
+        engine = made(Tiny(), Optim(), precision, zero)
         train(engine, range(12), 2)
 
 
 def test_the_order_of_calls_is_checked_and_refusals_are_for_users() -> None:
-    engine = build(Tiny(), Optim(), precision="fp32", zero=1, micro_rows=1, accumulation=2)
+    engine = made(Tiny(), Optim(), "fp32", 1, accumulation=2)
     tokens, targets = batch(0)
     engine.backward(engine.module(tokens, targets))
     with pytest.raises(RuntimeError, match="2 calls of backward"):
@@ -135,7 +138,7 @@ def test_the_order_of_calls_is_checked_and_refusals_are_for_users() -> None:
     with pytest.raises(RuntimeError, match="call step first"):
         engine.backward(engine.module(tokens, targets))
     with pytest.raises(UserError, match=r"needs mesh\.zero 1 or 2"):
-        build(Tiny(), Optim("muon", adam_lr=0.1), precision="fp32", zero=3, micro_rows=1, accumulation=1)
+        made(Tiny(), Optim("muon", adam_lr=0.1), "fp32", 3)
 
 
 def test_overrides_are_merged_at_depth_and_ours_are_refused() -> None:
@@ -152,6 +155,13 @@ def test_overrides_are_merged_at_depth_and_ours_are_refused() -> None:
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    run(build_and_train, 2)
+    build_and_train([1, 2])
+    heard = capfd.readouterr()
+    assert (heard.out, heard.err) == ("", "")
+
+
+@pytest.mark.slow
+def test_nothing_is_printed_by_fresh_processes(capfd: pytest.CaptureFixture[str]) -> None:
+    run(build_and_train, 2, [1, 2, 3])
     heard = capfd.readouterr()
     assert (heard.out, heard.err) == ("", "")
