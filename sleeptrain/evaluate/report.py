@@ -123,7 +123,9 @@ def comparison(entries: Sequence[Entry], manifest: Manifest) -> list[str]:
             f"behind at {label} = {', '.join(words['fewer'])}" if words["fewer"] else "",
             f"not separated at {label} = {', '.join(words['level'])}" if words["level"] else "",
         ]
-        found.append(f"{more.name} (N={more.trained_passes}) with {cost} of {fewer.name} (N={fewer.trained_passes}): {'; '.join(filter(None, said))}.")
+        found.append(
+            f"{more.name} (N={more.trained_passes}) with {cost} of {fewer.name} (N={fewer.trained_passes}): {'; '.join(filter(None, said))}."
+        )
     return found
 
 
