@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import select
 import sys
 import tempfile
 import traceback
@@ -64,8 +65,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = build_parser()
     args, left = parser.parse_known_args(argv)
     # argparse takes `recipe --option key=value` for a complete request with a word too many: it fills positionals in one go.
-    changes = [word for word in left if "=" in word and not word.startswith("-")]
-    if changes != left or (left and not hasattr(args, "overrides")):
+    if left and (not hasattr(args, "overrides") or any(word.startswith("-") for word in left)):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if left:
         args.overrides = [*args.overrides, *left]
@@ -85,12 +85,16 @@ def build_parser() -> Parser:
 def _nobody_listens() -> bool:
     """Whether standard output is a pipe whose reader has left, as in `sleeptrain ... | head`."""
     try:
-        sys.stdout.flush()
+        pipe = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return False  # something in memory stands in for it
+    poll = select.poll()
+    poll.register(pipe, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
         return False
-    except BrokenPipeError:
-        # Python flushes once more at exit and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
+    # Python flushes once more at exit and would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), pipe)
+    return True
 
 
 def _report(error: Exception, args: argparse.Namespace) -> None:

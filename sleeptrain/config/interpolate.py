@@ -92,7 +92,7 @@ def _resolve(node: Node, path: tuple[str, ...], values: Any, errors: list[str]) 
             f"{'.'.join(path)} = {show(node.value)} ({node.source}): cannot be resolved: {_first_line(error)}"
         )
         return replace(node, broken=True)
-    if isinstance(value, str) and node.text is not None:
+    if isinstance(value, str):  # quoted or not: flow collections need the quotes
         return Node(read_plain(value), node.source, node.layer, value)
     return with_nodes(value, node.source, node.layer)
 

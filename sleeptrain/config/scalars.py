@@ -41,7 +41,12 @@ class Dumper(yaml.SafeDumper):
         """No anchors: equal values are written out."""
         return True
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Text with line breaks or invisible characters is quoted and escaped, so that it stays on one line and visible."""
+        return self.represent_scalar(_TAG + "str", text, style=None if text.isprintable() else '"')
 
+
+Dumper.add_representer(str, Dumper.represent_text)
 for _name, _pattern, _first in _RULES:
     Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
     Dumper.add_implicit_resolver(_TAG + _name, _pattern, _first)

@@ -113,10 +113,7 @@ def join(path: str, key: str) -> str:
 
 def flow(value: Any) -> str:
     """A plain value on one line of YAML, readable by the loader."""
-    style = '"' if isinstance(value, str) and not value.isprintable() else None
-    text = yaml.dump(
-        value, Dumper=Dumper, default_flow_style=True, default_style=style, width=10**9, allow_unicode=True
-    )
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

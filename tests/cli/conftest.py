@@ -1,0 +1,60 @@
+"""The program in this process, and the examples of its help texts."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from sleeptrain.cli.main import build_parser, main
+
+
+@dataclass(frozen=True)
+class Ran:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def sleeptrain(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """`sleeptrain("data", "inspect", path)` runs one command line."""
+
+    def run(*words: str) -> Ran:
+        status = main(list(words))
+        shown = capsys.readouterr()
+        return Ran(status, shown.out, shown.err)
+
+    return run
+
+
+@pytest.fixture
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Every parser by what is typed for it: `sleeptrain`, `sleeptrain data`, `sleeptrain data build`, ..."""
+    return {parser.prog: parser for parser in _walk(build_parser())}
+
+
+@pytest.fixture
+def examples(parsers: dict[str, argparse.ArgumentParser]) -> Callable[[str], list[list[str]]]:
+    """`examples("data build")`: the words after `sleeptrain` of every example in the help text of a verb, ready for `main`."""
+
+    def find(verb: str) -> list[list[str]]:
+        text = parsers[f"sleeptrain {verb}".strip()].format_help()
+        _, heading, block = text.partition("\nExamples:\n")
+        assert heading, f"{verb} has no examples"
+        lines = [line.strip() for line in block.splitlines() if line.strip()]
+        assert all(line.startswith("sleeptrain ") for line in lines), lines
+        return [shlex.split(line)[1:] for line in lines]
+
+    return find
+
+
+def _walk(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _walk(inner)

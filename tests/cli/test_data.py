@@ -1,0 +1,67 @@
+"""`sleeptrain data`: the examples of its help, and requests that are wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sleeptrain.cli.data import parse_parameters
+from sleeptrain.config import UserError
+
+
+def test_the_examples_run(examples: Any, sleeptrain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in [*examples("data"), *examples("data build"), *examples("data inspect")]:
+        ran = sleeptrain(*words)
+        assert (ran.status, ran.err) == (0, ""), (words, ran.err)
+        if "--json" in words:
+            assert json.loads(ran.out)["manifest"]["task"] == "rule110"
+        else:
+            assert "rule110" in ran.out
+
+
+def test_json_of_build_is_the_manifest(sleeptrain: Any, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    ran = sleeptrain("data", "build", "rule110-tiny", "--out", str(out), "--json", "train=8", "test=4")
+    assert ran.status == 0
+    assert json.loads(ran.out) == json.loads((out / "manifest.json").read_text())
+    assert json.loads(ran.out)["splits"]["train"]["samples"] == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["data", "build", "rule11", "--out", "x"], ["'rule11'", "rule110"]),
+        (["data", "build", "rule110-tiny", "--out", "x", "widht=3"], ["'widht'", "width"]),
+        (["data", "build", "rule110-tiny", "--out", "x", "train=-3"], ["train=-3"]),
+        (
+            ["data", "build", "rule110-tiny", "--out", "x", "foo", "b=[1"],
+            ['"foo" (command line): expected key=value', 'b = "[1"'],
+        ),
+        (["data", "inspect", "no-such-folder"], ["no-such-folder"]),
+        (["data", "inspect", ".", "--samples", "-1"], ["--samples -1"]),
+    ],
+)
+def test_wrong_requests(
+    sleeptrain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], parts: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = sleeptrain(*words)
+    assert ran.status == 2 and ran.out == ""
+    assert all(part in ran.err for part in parts), ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_are_yaml() -> None:
+    assert parse_parameters(["a=1e3", "b=[1, x]", "c=null", "d=yes"]) == {
+        "a": 1000.0,
+        "b": [1, "x"],
+        "c": None,
+        "d": True,
+    }
+    with pytest.raises(UserError) as caught:
+        parse_parameters(["a", "b"])
+    assert len(caught.value.errors) == 2

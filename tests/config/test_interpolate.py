@@ -1,0 +1,56 @@
+"""`${...}`: references to values of files, of the command line and of defaults, and to the environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+
+def test_references(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAIN_SEED", "7")
+    text = """
+model: {width: "${sleep.window}", name: "w${.width}-${optim.lr}"}
+train:
+  seed: "${oc.env:TRAIN_SEED}"
+  steps: ${oc.env:TRAIN_STEPS,12}
+run_dir: runs/${model.name}
+extra: ${optim}
+data: {ratios: ["${data.ratios[1]}", 2]}
+deepspeed: {a.b: {c: "${train.seed}"}}
+"""
+    value = read(text, "optim.lr=3").value
+    assert (value.model.width, value.model.name) == (16, "w16-3")
+    assert (value.train.seed, value.train.steps) == (7, 12)
+    assert value.run_dir == "runs/w16-3" and value.extra == value.optim
+    assert value.data.ratios == [2.0, 2.0]
+    assert value.deepspeed["a.b"]["c"] == 7
+
+
+def test_the_place_is_that_of_the_reference(read: Any) -> None:
+    loaded = read("model: {width: 8}\ntrain:\n  seed: ${model.width}\n")
+    assert loaded.value.train.seed == 8 and loaded.sources["train.seed"] == "a.yaml:3"
+
+
+def test_text_from_the_environment_stays_text_where_text_is_wanted(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOB", "0012")
+    assert read("model: {width: 1}\nrun_dir: ${oc.env:JOB}\n").value.run_dir == "0012"
+
+
+def test_all_that_cannot_be_resolved_is_told_at_once(errors: Any) -> None:
+    text = "model: {width: '${nope}', name: 'a${b'}\ntrain: {seed: '${train.steps}', steps: '${train.seed}'}\ndeepspeed: {a: {b: ['${x.y}']}}\n"
+    found = errors(text, "run_dir=${oc.env:NOT_THERE}", "optim.lr=x")
+    assert [error.partition(": ")[0] for error in found] == [
+        'model.name = "a${b" (a.yaml:1)',
+        'model.width = "${nope}" (a.yaml:1)',
+        'train.seed = "${train.steps}" (a.yaml:2)',
+        'train.steps = "${train.seed}" (a.yaml:2)',
+        'deepspeed.a.b.0 = "${x.y}" (a.yaml:3)',
+        'run_dir = "${oc.env:NOT_THERE}" (command line)',
+        'optim.lr = "x" (command line)',
+    ]
+    assert "not a valid interpolation" in found[0] and "Interpolation key 'nope' not found" in found[1]
+
+
+def test_a_wrong_type_behind_a_reference(errors: Any) -> None:
+    assert errors("model: {width: '${model.name}'}\n") == ['model.width = "plain" (a.yaml:1): expected a whole number']

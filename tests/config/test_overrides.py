@@ -1,0 +1,77 @@
+"""`key=value` on the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+M = "model: {width: 8}\n"
+
+
+def test_values_are_yaml(read: Any, sections: dict[str, type]) -> None:
+    overrides = [
+        "optim.lr=1e-4", "train.steps=1_000", "data.lanes=yes", "model.name=a=b", "run_dir='7'", "sleep.loop.layers=[1, 3]",
+        "data.sources=[{path: x}, {path: y, share: 2}]", "data.ratios=[1, 2.5]", "deepspeed={zero: {stage: 2}, list: [1, a]}",
+    ]  # fmt: skip
+    loaded = read(M, *overrides)
+    value = loaded.value
+    assert (value.optim.lr, value.train.steps, value.data.lanes, value.model.name, value.run_dir) == (
+        1e-4,
+        1000,
+        True,
+        "a=b",
+        "7",
+    )
+    source = sections["Source"]
+    assert value.data.sources == (source("x"), source("y", 2.0)) and value.sleep.loop.layers == (1, 3)
+    assert value.data.ratios == [1.0, 2.5] and value.deepspeed == {"zero": {"stage": 2}, "list": [1, "a"]}
+    assert (
+        loaded.sources["data.sources.1.share"] == "command line" and loaded.sources["data.sources.0.share"] == "default"
+    )
+    assert loaded.sources["deepspeed.zero.stage"] == "command line"
+
+
+def test_the_last_one_counts_and_mappings_are_merged(read: Any) -> None:
+    loaded = read(
+        "model: {width: 8}\ndeepspeed: {a: {b: 1, c: 2}}\n",
+        "train.seed=1",
+        "train.seed=2",
+        "deepspeed.a={c: 3}",
+        "deepspeed.d.e=4",
+    )
+    assert loaded.value.train.seed == 2
+    assert loaded.value.deepspeed == {"a": {"b": 1, "c": 3}, "d": {"e": 4}}
+    assert loaded.sources["deepspeed.a.b"] == "a.yaml:2" and loaded.sources["deepspeed.a.c"] == "command line"
+
+
+def test_elements_of_lists(read: Any, errors: Any, sections: dict[str, type]) -> None:
+    text = M + "data: {sources: [{path: x}, {path: y, share: 3}]}\n"
+    loaded = read(text, "data.sources.1.path=z")
+    assert loaded.value.data.sources == (sections["Source"]("x"), sections["Source"]("z", 3.0))
+    assert (loaded.sources["data.sources.1.path"], loaded.sources["data.sources.1.share"]) == (
+        "command line",
+        "a.yaml:2",
+    )
+    defaults = read(M, "data.sources.0.path=there")
+    assert defaults.value.data.sources == (sections["Source"]("there"),)
+    assert defaults.sources["data.sources.0.share"] == "default"
+    (error,) = errors(text, "data.sources.2.path=z")
+    assert error.startswith(
+        "data.sources.2.path (command line): data.sources has 2 elements; the last is data.sources.1"
+    )
+
+
+@pytest.mark.parametrize("override", ["foo", "=3", "--train.seed=3", "train..seed=3", "+a=1", "a b=1"])
+def test_bad_syntax(errors: Any, override: str) -> None:
+    assert errors(M, override) == [f'"{override}" (command line): expected key=value, such as train.steps=100']
+
+
+def test_bad_yaml(errors: Any) -> None:
+    (error,) = errors(M, "data.sources=[{path: x}")
+    assert error.startswith('data.sources = "[{path: x}" (command line): not valid YAML: ')
+
+
+def test_what_is_not_a_section_can_not_have_keys(errors: Any) -> None:
+    assert errors(M, "optim.lr.max=3") == ["optim.lr = {max: 3} (command line): expected a number"]
+    assert errors(M, "optim=3") == ["optim = 3 (command line): expected {lr, mode}"]
