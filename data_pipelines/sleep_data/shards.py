@@ -53,11 +53,11 @@ def build(
         body = manifest.compose(task, wanted, encodings, splits)
         manifest.write(staging, body)
         staging.chmod(0o755)  # mkdtemp's folders are private
-        os.rename(staging, out)
-    except BaseException:
+        if not out.exists():  # somebody may have built it meanwhile
+            os.rename(staging, out)
+        return _existing(out, wanted)
+    finally:
         shutil.rmtree(staging, ignore_errors=True)
-        raise
-    return body
 
 
 def _checked(samples: dict[str, int | None]) -> dict[str, int | None]:

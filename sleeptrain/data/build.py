@@ -51,6 +51,8 @@ def build(
         body = shards.build(make(recipe["task"], values), Path(out), samples, settings["seed"], progress=progress)
     except ValueError as error:
         raise UserError(str(error)) from None
+    except OSError as error:
+        raise UserError(f"{task} cannot be built in {out}: {error}") from error
     return Manifest.from_json(body)
 
 

@@ -85,18 +85,13 @@ class Reader:
         return self._place()[0]
 
     def next_step(self) -> list[Batch]:
-        """The next `accumulation` micro-batches of this rank."""
+        """The next `accumulation` micro-batches of this rank. UserError if a shard is damaged or contradicts the manifest."""
         self._epoch, self._sample = self._place()
-        if self._iterator is None:
-            self._iterator = self._start()
-        batches = []
-        for _ in range(self._accumulation):
-            columns = next(self._iterator)
-            if "error" in columns:
-                raise UserError(str(columns["error"]))
-            batch = collate(columns, columns["row"])
-            check(batch, self.manifest)
-            batches.append(batch)
+        try:
+            batches = self._read()
+        except BaseException:
+            self.close()  # workers that are only found by garbage collection take seconds to end
+            raise
         self._sample += self.rows_per_step
         return batches
 
@@ -132,6 +127,20 @@ class Reader:
         if self._sample + self.rows_per_step > self.samples_per_epoch:
             return self._epoch + 1, 0
         return self._epoch, self._sample
+
+    def _read(self) -> list[Batch]:
+        """The micro-batches of the step at which we stand."""
+        if self._iterator is None:
+            self._iterator = self._start()
+        batches = []
+        for _ in range(self._accumulation):
+            columns = next(self._iterator)
+            if "error" in columns:
+                raise UserError(str(columns["error"]))
+            batch = collate(columns, columns["row"])
+            check(batch, self.manifest)
+            batches.append(batch)
+        return batches
 
     def _start(self) -> Iterator[dict[str, np.ndarray]]:
         self._rows.epoch, self._rows.sample = self._epoch, self._sample

@@ -83,6 +83,9 @@ class Store:
             with FileLock(raw.with_name(f".{raw.name}.lock")):
                 if not _whole(raw, reader.raw_data.bytes):  # nobody else did it while we waited
                     raw.unlink(missing_ok=True)
+                    packed = raw.with_name(reader.zip_data.basename)
+                    if stream.remote is None and not packed.exists():  # the library would look for it again and again
+                        raise UserError(f"shard {packed} is missing; build or copy the data again")
                     try:
                         stream.prepare_shard(reader)
                     except Exception as error:  # whatever the storage raises, the user needs to know which shard
@@ -97,8 +100,8 @@ def _whole(path: Path, size: int) -> bool:
 def _damage(raw: Path, remote: str | None, error: Exception) -> str:
     if "Checksum" in str(error):
         return f"shard {raw} is damaged (its checksum does not fit); build or copy the data again"
-    origin = f"cannot be fetched from {remote}" if remote else "is missing"
-    return f"shard {raw} {origin} ({type(error).__name__}: {error}); build or copy the data again"
+    origin = f" from {remote}" if remote else ""
+    return f"shard {raw} cannot be read{origin} ({type(error).__name__}: {error}); build or copy the data again"
 
 
 def _folder(source: Source, cache: str | None) -> Path:

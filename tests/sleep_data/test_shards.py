@@ -97,3 +97,9 @@ def test_a_changed_manifest_is_noticed(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         manifest.read(tmp_path / "a")
+
+
+def test_two_builds_at_once(tmp_path):
+    out = tmp_path / "a"
+    first = build(TASK, out, SAMPLES, 7, progress=lambda split, written, count: build(TASK, out, SAMPLES, 7))
+    assert first == manifest.read(out) and [path.name for path in tmp_path.iterdir()] == ["a"]

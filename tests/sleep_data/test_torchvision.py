@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-
 from sleep_data.patches.torchvision import ensure_torchvision
 
 

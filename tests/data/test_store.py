@@ -1,0 +1,138 @@
+"""Opening shards: remote ones, read-only ones, damaged ones, and folders that are something else."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from sleeptrain.config import UserError
+from sleeptrain.data import Data, Reader, Source
+from sleeptrain.data.build import build
+from sleeptrain.data.store import Store
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(folder, out)
+    for raw in out.rglob("*.mds"):
+        raw.unlink()
+    return out
+
+
+def everything(data, split="train"):
+    store = Store(data, split)
+    return store.read(np.arange(store.rows))["tokens"]
+
+
+def test_a_cache_leaves_the_source_alone(copy, data, tmp_path):
+    before = sorted(path.name for path in copy.rglob("*") if not path.name.startswith("."))
+    cached = Data([Source(str(copy))], cache=str(tmp_path / "cache"))
+    assert (everything(cached) == everything(data)).all()
+    assert before == sorted(path.name for path in copy.rglob("*") if not path.name.startswith("."))
+    shutil.rmtree(copy / "train")  # now everything comes from the cache
+    assert (everything(cached) == everything(data)).all()
+
+
+def test_a_remote_source(copy, data, tmp_path, monkeypatch):
+    """A URL scheme of our own, served from a folder through the streaming library's own downloader classes."""
+    import streaming.base.storage.download as download
+
+    class Shelf(download.CloudDownloader):
+        @staticmethod
+        def _client_identifier():
+            return "shelf"
+
+        def clean_up(self):
+            pass
+
+        def _download_file_impl(self, remote, local, timeout):
+            shutil.copyfile(str(copy) + remote.removeprefix("shelf://data"), local)
+
+    monkeypatch.setitem(download.DOWNLOADER_MAPPINGS, "shelf", Shelf)
+    remote = Data([Source("shelf://data")], cache=str(tmp_path / "cache"), workers=2)
+    reader, plain = Reader(remote, micro=5, seed=1), Reader(data, micro=5, seed=1)
+    for _ in range(25):
+        [there], [here] = reader.next_step(), plain.next_step()
+        assert there.tokens.equal(here.tokens) and there.ids.equal(here.ids)
+    reader.close()
+    with pytest.raises(UserError, match=r"shelf://elsewhere/manifest\.json cannot be fetched"):
+        Store(Data([Source("shelf://elsewhere")], cache=str(tmp_path / "cache")), "train")
+
+
+def test_a_missing_folder_names_the_command_that_makes_it(tmp_path):
+    path = tmp_path / "rule110-tiny"
+    with pytest.raises(
+        UserError, match=f"does not exist; make it with: sleeptrain data build rule110-tiny --out {path}"
+    ):
+        Store(Data([Source(str(path))]), "train")
+    path.mkdir()
+    with pytest.raises(UserError, match="is empty"):
+        Store(Data([Source(str(path))]), "train")
+    (path / "notes.txt").write_text("?")
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
+        Store(Data([Source(str(path))]), "train")
+
+
+def test_a_missing_split(data):
+    with pytest.raises(UserError, match="no split 'valid'; it has test, train"):
+        Store(data, "valid")
+
+
+def test_a_damaged_shard_is_named(copy):
+    shard = sorted((copy / "train").glob("*.zstd"))[2]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"shard .*shard\.00002\.mds is damaged"):
+        everything(Data([Source(str(copy))]))
+    with pytest.raises(UserError, match=r"shard .*shard\.00002\.mds is damaged") as caught:
+        reader = Reader(Data([Source(str(copy))], workers=1), micro=4, seed=0)
+        for _ in range(25):
+            reader.next_step()
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_missing_shard_is_named(copy):
+    sorted((copy / "train").glob("*.zstd"))[1].unlink()
+    with pytest.raises(UserError, match=r"shard .*shard\.00001\.mds\.zstd is missing"):
+        everything(Data([Source(str(copy))]))
+
+
+def test_a_shard_unpacked_by_half_is_unpacked_again(copy, data):
+    (copy / "train" / "shard.00001.mds").write_bytes(b"the machine went off here")
+    (copy / "train" / "shard.00002.mds.tmp").write_bytes(b"and here")
+    assert (everything(Data([Source(str(copy))])) == everything(data)).all()
+
+
+def test_shards_of_another_manifest(copy, other):
+    shutil.copyfile(other / "train" / "index.json", copy / "train" / "index.json")
+    with pytest.raises(UserError, match="does not belong to the manifest"):
+        Store(Data([Source(str(copy))]), "train")
+    (copy / "train" / "index.json").unlink()
+    with pytest.raises(UserError, match="no readable index of its train split"):
+        Store(Data([Source(str(copy))]), "train")
+
+
+def test_a_changed_manifest(copy):
+    body = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(body | {"pad": 0}))
+    with pytest.raises(UserError, match="was changed"):
+        Store(Data([Source(str(copy))]), "train")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [({"transitions": [1, 4]}, "tokenizer is"), ({"width": 10, "transitions": [1, 2]}, "length is 20 .* and 24")],
+)
+def test_sources_of_different_make(folder, tmp_path, parameters, said):
+    build("rule110", tmp_path / "b", {"strings": 2, "width": 8, "train": 5, "test": 0} | parameters)
+    with pytest.raises(UserError, match=f"do not fit together: {said}"):
+        Store(Data([Source(str(folder)), Source(str(tmp_path / "b"))]), "train")
+
+
+def test_a_read_only_folder_needs_a_cache(folder, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(UserError, match=r"read-only.*data\.cache"):
+        Store(Data([Source(str(folder))]), "train")
