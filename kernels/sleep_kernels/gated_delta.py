@@ -1,0 +1,120 @@
+"""The gated delta rule: the public function, its checks, and its registration with torch."""
+
+from typing import Any
+
+from torch import Tensor
+
+from sleep_kernels import chunked, reference
+from sleep_kernels.common import computing_dtype
+from sleep_kernels.register import differentiable, once_differentiable, operator
+
+BACKENDS = ("auto", "chunked", "reference")
+
+
+def gated_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Read tokens into a fast-weight matrix per head, and read it back out. For each token, with S [d_k, d_v]:
+
+        S <- exp(g) S;    u = beta (v - k^T S);    S <- S + k u^T;    o = scale q^T S
+
+    q, k: [batch, time, key_heads, d_k], normalised by the caller (L2). bf16, fp16, fp32 or fp64, as is v.
+    v: [batch, time, value_heads, d_v], value_heads = r * key_heads; heads i*r .. i*r+r-1 use key head i.
+    g, beta: [batch, time, value_heads], log decay (<= 0) and write strength, in the dtype of q or float32.
+    initial_state: [batch, value_heads, d_k, d_v], float32 (float64 for float64 inputs); None means zero.
+    scale: of the outputs, d_k ** -0.5 by default.
+    backend: "chunked" (plain torch; its backward keeps only the inputs; no second derivative), "reference" (token by
+        token through autograd: slow, memory grows with time), or "auto", which is "chunked".
+
+    Returns o [batch, time, value_heads, d_v] in the dtype of v and the final state in that of the initial one. Both
+    are differentiable in every input, so that a window's gradient reaches the windows before it. bf16 and fp16 are
+    computed in float32. Gradients are bit-reproducible.
+    Raises ValueError, naming the tensor, for a wrong shape, dtype or backend.
+    Source: Yang, Kautz, Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with Delta Rule", arXiv 2412.06464.
+    """
+    _check(q, k, v, g, beta, initial_state)
+    if scale is None:
+        scale = q.shape[3] ** -0.5
+    if backend in ("auto", "chunked"):
+        return _CHUNKED(q, k, v, g, beta, initial_state, scale)
+    if backend == "reference":
+        return reference.forward(q, k, v, g, beta, initial_state, scale)
+    raise ValueError(f"backend {backend!r} is not offered; choose one of {', '.join(BACKENDS)}")
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, initial_state: Tensor | None) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() != 4:
+            _refuse(name, tensor, "must have four dimensions, [batch, time, heads, d]")
+    batch, time, key_heads, d_k = q.shape
+    value_heads = v.shape[2]
+    if 0 in q.shape or 0 in v.shape:
+        _refuse(*(("q", q) if 0 in q.shape else ("v", v)), "must not have an empty dimension")
+    if k.shape != q.shape:
+        _refuse("k", k, f"must have the shape of q, {list(q.shape)}")
+    if v.shape[:2] != q.shape[:2] or value_heads % key_heads:
+        _refuse("v", v, f"must be [{batch}, {time}, a multiple of {key_heads} key heads, d_v], as q is {list(q.shape)}")
+    for name, tensor in (("g", g), ("beta", beta)):
+        if tensor.shape != (batch, time, value_heads):
+            _refuse(name, tensor, f"must be [batch, time, value_heads] = [{batch}, {time}, {value_heads}]")
+    if not q.is_floating_point():
+        raise ValueError(f"q has dtype {q.dtype}; it must be a floating-point tensor")
+    wide = computing_dtype(q)
+    expected = (("k", k, (q.dtype,)), ("v", v, (q.dtype,)), ("g", g, (q.dtype, wide)), ("beta", beta, (q.dtype, wide)))
+    for name, tensor, dtypes in expected:
+        if tensor.dtype not in dtypes:
+            raise ValueError(f"{name} has dtype {tensor.dtype}; with q in {q.dtype} it must be {dtypes[-1]}")
+    if initial_state is not None:
+        if initial_state.shape != (batch, value_heads, d_k, v.shape[3]):
+            _refuse("initial_state", initial_state, f"must be {[batch, value_heads, d_k, v.shape[3]]}")
+        if initial_state.dtype != wide:
+            raise ValueError(f"initial_state has dtype {initial_state.dtype}; with q in {q.dtype} it must be {wide}")
+
+
+def _refuse(name: str, tensor: Tensor, rule: str) -> None:
+    raise ValueError(f"{name} has shape {list(tensor.shape)}; it {rule}")
+
+
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Any, scale: float) -> Any:
+    final = q.new_empty((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), dtype=computing_dtype(q))
+    return v.new_empty(v.shape), final
+
+
+def _backward_fake(
+    grad_o: Any, grad_state: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Any, scale: float
+) -> Any:
+    d_state = q.new_empty((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), dtype=computing_dtype(q))
+    return (*(t.new_empty(t.shape) for t in (q, k, v, g, beta)), d_state)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_o: Tensor | None, grad_state: Tensor | None) -> tuple[Tensor | None, ...]:
+    *grads, d_state = _CHUNKED_BACKWARD(grad_o, grad_state, *ctx.saved_tensors, ctx.scale)
+    return *grads, d_state if ctx.needs_input_grad[5] else None, None
+
+
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor? initial_state, float scale"
+_CHUNKED = operator(
+    "gated_delta_rule_chunked", f"({_INPUTS}) -> (Tensor o, Tensor final_state)", chunked.forward, _forward_fake
+)
+_CHUNKED_BACKWARD = operator(
+    "gated_delta_rule_chunked_backward",
+    f"(Tensor? grad_o, Tensor? grad_state, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    chunked.backward,
+    _backward_fake,
+)
+differentiable("gated_delta_rule_chunked", _setup, _backward)
+once_differentiable("gated_delta_rule_chunked_backward")
