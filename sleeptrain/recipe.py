@@ -45,7 +45,7 @@ RULES: tuple[Rule[Recipe], ...] = (
         "let the range end at or below the number of blocks in model.layers",
     ),
     Rule(
-        "normed-coda", ("sleep.loop.feedback", "sleep.loop.layers"), _normed_below_a_coda,
+        "normed-coda", ("sleep.loop.feedback", "sleep.loop.layers", "model.layers"), _normed_below_a_coda,
         lambda r: "features through the final norm are only there where no block follows the looped range",
         "use sleep.loop.feedback=raw, or let the range end at the last block",
     ),
@@ -56,7 +56,7 @@ RULES: tuple[Rule[Recipe], ...] = (
         "choose a micro-batch that divides the batch",
     ),
     Rule(
-        "batch-over-data", ("train.batch", "mesh.data"),
+        "batch-over-data", ("train.batch", "mesh.data", "train.micro"),
         lambda r: r.mesh.data > 0 and r.train.batch % (r.mesh.data * (r.train.micro or 1)) != 0,
         lambda r: f"train.batch = {r.train.batch} rows do not divide over mesh.data = {r.mesh.data} x micro-batches of {r.train.micro or 'any size'}",
         "make train.batch a multiple of mesh.data x train.micro",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from sleep_kernels import gated_delta_rule, gated_rms_norm, short_conv
 from torch import Tensor, nn
 
+from sleep_kernels import gated_delta_rule, gated_rms_norm, short_conv
 from sleeptrain.model.config import DeltaNet as Config
 
 

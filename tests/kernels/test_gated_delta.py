@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from sleep_kernels import gated_delta_rule
 from torch import Tensor
+
+from sleep_kernels import gated_delta_rule
 
 NAMES = ("o", "final_state", "q", "k", "v", "g", "beta", "initial_state")
 # Everything is of order one to a hundred, so this is ten digits.

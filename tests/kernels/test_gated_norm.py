@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from sleep_kernels import gated_rms_norm
 from torch import Tensor
+
+from sleep_kernels import gated_rms_norm
 
 EPS = 1e-6
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from sleep_kernels import gated_delta_rule, gated_rms_norm, short_conv
 from torch import Tensor
+
+from sleep_kernels import gated_delta_rule, gated_rms_norm, short_conv
 
 OPS = torch.ops.sleep_kernels
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from sleep_kernels import short_conv
 from torch import Tensor
+
+from sleep_kernels import short_conv
 
 
 def make_inputs(batch: int = 2, time: int = 9, channels: int = 6, kernel: int = 4) -> list[Tensor]:

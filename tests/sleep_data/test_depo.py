@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from sleep_data.depo import Depo
 from sleep_data.task import NO_GROUP
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from sleep_data.rule110 import Rule110, step
 from sleep_data.task import NO_GROUP
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from sleep_data import manifest
 from sleep_data.rule110 import Rule110
 from sleep_data.shards import build

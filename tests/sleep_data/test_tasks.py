@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+
 from sleep_data.depo import Depo
 from sleep_data.rule110 import Rule110
 from sleep_data.tasks import TASKS, make

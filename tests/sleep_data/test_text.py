@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from sleep_data.text import Text
 
 BOS, PAD = 256, 257

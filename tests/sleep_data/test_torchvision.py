@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+
 from sleep_data.patches.torchvision import ensure_torchvision
 
 

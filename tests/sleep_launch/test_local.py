@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from sleep_launch.local import TIMED_OUT, run
 
 FOREVER = "import signal; signal.pause()"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from sleep_data import shards
 from sleep_data.tasks import make
-
 from sleeptrain.engine.process import init_distributed
 from sleeptrain.recipe import complete, load_recipe, open_run
 from sleeptrain.train.log import read_metrics
