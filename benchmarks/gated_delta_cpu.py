@@ -1,10 +1,12 @@
-"""Gated delta rule on one CPU thread: ours against transformers' plain-torch chunked form and a token loop.
+"""Gated delta rule on one CPU thread: ours against transformers' plain-torch forms and a token loop of our own.
 
     OMP_NUM_THREADS=1 python benchmarks/gated_delta_cpu.py --json benchmarks/results/gated_delta_cpu.json
 
-Needs `sleep_kernels` on the path; transformers 5 adds its column and is left out where it is missing. Every round runs
+Needs `sleep_kernels` on the path; transformers 5 adds its columns and is left out where it is missing. Every round runs
 all contenders one after the other in this process, so that a busy machine slows all of them; a ratio is the median of
-the rounds' ratios. Times are process CPU time for a forward and a backward with gradients of all six inputs.
+the rounds' ratios. Each timed call follows an untimed one of the same contender, which then does not pay for the memory
+that the one before it left behind. Times are process CPU time for a forward and a backward with gradients of all six
+inputs.
 """
 
 import argparse
@@ -18,8 +20,9 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from sleep_kernels import gated_delta_rule
 from torch import Tensor
+
+from sleep_kernels import gated_delta_rule
 
 Inputs = tuple[Tensor, ...]
 Rule = Callable[..., tuple[Tensor, Tensor]]
@@ -46,23 +49,26 @@ def contenders() -> dict[str, Rule]:
         "token loop": lambda *inputs: gated_delta_rule(*inputs, backend="reference"),
     }
     try:
-        from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
+        from transformers.models.qwen3_5 import modeling_qwen3_5
     except ImportError as error:
-        print(f"without transformers' torch_chunk_gated_delta_rule: {error}", file=sys.stderr)
+        print(f"without transformers' functions: {error}", file=sys.stderr)
         return rules
 
-    def transformers_chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> Any:
-        return torch_chunk_gated_delta_rule(q, k, v, g, beta, initial_state=state, output_final_state=True)
+    def adapt(function: Callable[..., Any]) -> Rule:
+        return lambda *inputs: function(*inputs[:5], initial_state=inputs[5], output_final_state=True)
 
-    rules["transformers"] = transformers_chunked
+    rules["transformers"] = adapt(modeling_qwen3_5.torch_chunk_gated_delta_rule)
+    rules["transformers loop"] = adapt(modeling_qwen3_5.torch_recurrent_gated_delta_rule)
     return rules
 
 
 def milliseconds(rule: Rule, inputs: Inputs, weights: Inputs) -> float:
-    """CPU time of one forward and backward."""
-    start = time.process_time_ns()
-    torch.autograd.grad(rule(*inputs), inputs, weights)
-    return (time.process_time_ns() - start) / 1e6
+    """CPU time of one forward and backward, after one that is not timed."""
+    for _ in range(2):
+        start = time.process_time_ns()
+        torch.autograd.grad(rule(*inputs), inputs, weights)
+        elapsed = time.process_time_ns() - start
+    return elapsed / 1e6
 
 
 def check(rules: dict[str, Rule], inputs: Inputs, weights: Inputs) -> float:
@@ -78,19 +84,16 @@ def check(rules: dict[str, Rule], inputs: Inputs, weights: Inputs) -> float:
 
 
 def measure(rules: dict[str, Rule], shape: tuple[int, int, int, int], rounds: int, loop_rounds: int) -> dict[str, Any]:
-    """Medians in milliseconds and the median of paired ratios to `chunked`; the slow token loop joins few rounds."""
+    """Medians in milliseconds and the median of paired ratios to `chunked`; the slow token loops join few rounds."""
     inputs = make_inputs(*shape)
     generator = torch.Generator().manual_seed(1)
     weights = tuple(torch.randn(t.shape, generator=generator) for t in (inputs[2], inputs[5]))
     error = check(rules, inputs, weights)
     times: dict[str, list[float]] = {name: [] for name in rules}
-    for index in range(rounds + 2):
+    for index in range(rounds):
         for name, rule in rules.items():
-            if name == "token loop" and index >= loop_rounds + 2:
-                continue
-            elapsed = milliseconds(rule, inputs, weights)
-            if index >= 2:  # two rounds to warm up
-                times[name].append(elapsed)
+            if index < loop_rounds or not name.endswith("loop"):
+                times[name].append(milliseconds(rule, inputs, weights))
     ratios = {
         name: statistics.median(other / own for other, own in zip(series, times["chunked"], strict=False))
         for name, series in times.items()
@@ -102,18 +105,18 @@ def measure(rules: dict[str, Rule], shape: tuple[int, int, int, int], rounds: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--loop-rounds", type=int, default=3, help="rounds that the slow token loop takes part in")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--loop-rounds", type=int, default=5, help="rounds that the slow token loops take part in")
     parser.add_argument("--json", metavar="FILE", help="write the results, hardware and versions there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rules = contenders()
-    print(f"{'batch x time x heads x d':26}" + "".join(f"{name:>15}" for name in rules) + "   speed-up of chunked over")
+    print(f"{'batch x time x heads x d':26}" + "".join(f"{name:>20}" for name in rules) + "   speed-up of chunked over")
     results = []
     for shape in SHAPES:
         row = measure(rules, shape, arguments.rounds, arguments.loop_rounds)
         results.append(row)
-        times = "".join(f"{row['milliseconds'][name]:12.2f} ms" for name in rules)
+        times = "".join(f"{row['milliseconds'][name]:17.2f} ms" for name in rules)
         speedups = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in row["speedup"].items())
         print(f"{' x '.join(map(str, shape)):26}{times}   {speedups}", flush=True)
     if arguments.json:

@@ -190,7 +190,8 @@ def _gradients(span: Span, states: Tensor, e: Tensor, z: Tensor, d_states: Tenso
     d_kappa = torch.bmm(e_flat, d_states.view(flat, d_k, d_v).mT).mul_(span.out.view(flat, chunk, 1))
     d_kappa = d_kappa.baddbmm_(d_scores.mT, readers).view(n, lanes, chunk, d_k)
     d_strength = (span.x[:, :, 1] * d_kappa).sum(-1)
-    d_running = (span.x * dx).sum((2, 4)).sub_(span.beta.squeeze(-1) * d_strength)
+    # Two sums: over both dimensions at once torch is three times slower.
+    d_running = (span.x * dx).sum(-1).sum(2).sub_(span.beta.squeeze(-1) * d_strength)
     d_running[..., -1] += (states[1:] * d_states).sum((-1, -2))
     # The adjoint of a running sum is the sum from here to the chunk's end.
     d_gate = d_running.view(flat, chunk) @ d_running.new_ones((chunk, chunk)).tril_()

@@ -78,6 +78,24 @@ def by_chunk(t: Tensor, start: int, stop: int, chunk: int) -> Tensor:
     return t.permute(1, 0, 3, 2, *range(4, t.dim()))
 
 
+def _unit_lower_inverse(matrices: Tensor) -> Tensor:
+    """(1 + strict_tril(m))^-1 for each m of [n, C, C], by substitution; what m has elsewhere is not read."""
+    n, size, _ = matrices.shape
+    half = size // 2
+    if size < 32 or size % 2:
+        one = torch.eye(size, dtype=matrices.dtype, device=matrices.device).expand(n, size, size)
+        # From the right: twice as fast as from the left on CPU.
+        return torch.linalg.solve_triangular(matrices, one, upper=False, left=False, unitriangular=True)
+    # Halves and a product are a third cheaper than the whole, and as accurate.
+    corners = torch.stack((matrices[:, :half, :half], matrices[:, half:, half:])).view(2 * n, half, half)
+    first, second = _unit_lower_inverse(corners).view(2, n, half, half)
+    result = matrices.new_zeros((n, size, size))
+    result[:, :half, :half].copy_(first)
+    result[:, half:, half:].copy_(second)
+    torch.neg(torch.bmm(second, torch.bmm(matrices[:, half:, :half], first)), out=result[:, half:, :half])
+    return result
+
+
 def prepare(inputs: Inputs, start: int, stop: int, chunk: int) -> Span:
     """Everything of a span that does not depend on the state."""
     q, k, g, beta = (by_chunk(t, start, stop, chunk) for t in (inputs.q, inputs.k, inputs.log2_g, inputs.beta))
@@ -97,10 +115,7 @@ def prepare(inputs: Inputs, start: int, stop: int, chunk: int) -> Span:
     flat = n * lanes
     scores = torch.bmm(x.view(flat, 2 * chunk, d_k), kappa.view(flat, chunk, d_k).mT).view(n, lanes, 2, chunk, chunk)
     scores.mul_(decay)
-    # The solver reads only below the diagonal. Solving from the right is twice as fast as from the left on CPU.
-    lower = scores.view(flat, 2, chunk, chunk)[:, 1]
-    one = torch.eye(chunk, dtype=g.dtype, device=g.device).expand(flat, chunk, chunk)
-    inverse = torch.linalg.solve_triangular(lower, one, upper=False, left=False, unitriangular=True)
+    inverse = _unit_lower_inverse(scores.view(flat, 2, chunk, chunk)[:, 1])
     return Span(
         start,
         stop,
