@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,12 +38,6 @@ class LanguageModel(nn.Module):
         weight = self.embed.weight if self.head is None else self.head.weight
         x = F.linear(self.norm(h), weight)
         return x.to(torch.promote_types(x.dtype, torch.float32))
-
-    def forward(self, tokens: Tensor, targets: Tensor, state: State, *args: Any, **kwargs: Any) -> Any:
-        """Run a program over a batch: `sleep.run` with this model, so that engines can wrap the call."""
-        from sleeptrain.model.sleep import run
-
-        return run(self, tokens, targets, state, *args, **kwargs)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

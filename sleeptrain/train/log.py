@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import sys
 from collections import deque
@@ -26,13 +27,21 @@ class MetricsFile:
         self._file = path.open("a")
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one step."""
-        self._file.write(json.dumps(row) + "\n")
+        """Append one step. JSON has no NaN: what is not finite is written as null."""
+        self._file.write(json.dumps(_finite(row)) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         """No more rows."""
         self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_finite(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

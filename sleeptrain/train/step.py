@@ -14,7 +14,7 @@ from torch import Tensor
 from sleeptrain.data.batch import IGNORED, Batch
 from sleeptrain.engine.build import Engine
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.sleep import Result, Retain
+from sleeptrain.model.sleep import Result, Retain, run
 from sleeptrain.program import Program, Sleep, Window
 
 
@@ -52,8 +52,8 @@ def train_step(
         valid = batch.real(pad)
         batch = batch.to(device)
         state = model.zero_state(sleep, batch.rows)
-        result: Result = engine.module(
-            batch.tokens, batch.targets, state, program, sleep,
+        result = run(
+            model, batch.tokens, batch.targets, state, program, sleep,
             valid=None if valid is None else valid.to(device), retain=retain,
         )  # fmt: skip
         engine.backward(result.nll.sum() * engine.scale(total))
@@ -74,22 +74,12 @@ def train_step(
 
 def _measures(result: Result, windows: Sequence[Window]) -> Tensor:
     """Loss sums by window, rows, mean residual, squared state norm: one vector, so that one copy leaves the device."""
-    fast = sum(
-        t.detach().double().square().sum()
-        for f, t in zip(result.state.spec, result.state.flat(), strict=True)
-        if f.kind == "fast"
-    )
-    residual = (
-        result.residual.double().mean()
-        if result.residual.numel()
-        else torch.zeros((), dtype=torch.float64, device=result.nll.device)
-    )
-    rest = [
-        torch.as_tensor(float(result.nll.shape[0]), device=residual.device),
-        residual,
-        torch.as_tensor(fast, device=residual.device),
-    ]
-    return torch.cat([_by_window(result.nll.detach(), windows), torch.stack([r.double() for r in rest])])
+    losses = _by_window(result.nll.detach(), windows)
+    rows = losses.new_tensor(float(result.nll.shape[0]))
+    residual = result.residual.double().mean() if result.residual.numel() else losses.new_zeros(())
+    fast = [result.state[leaf.name].detach() for leaf in result.state.spec if leaf.kind == "fast"]
+    squares = sum((s.double().square().sum() for s in fast), losses.new_zeros(()))
+    return torch.cat([losses, torch.stack([rows, residual, squares])])
 
 
 def _by_window(values: Tensor, windows: Sequence[Window]) -> Tensor:
