@@ -74,7 +74,7 @@ class Oracle:
                 mixed.append(F.silu(y).view(-1, d))
             q, k, v = mixed
             alpha = torch.exp(-torch.exp(p("A_log")) * F.softplus(p("a.weight") @ x + p("dt_bias")))
-            beta = torch.sigmoid(p("b.weight") @ x)
+            beta = torch.sigmoid(p("b.weight") @ x) * (2 if g.negative_eigenvalues else 1)
             z, new, o = (p("z.weight") @ x).view(-1, d), [], []
             for h in range(g.value_heads):
                 kh = k[h // r] / torch.sqrt((k[h // r] ** 2).sum() + 1e-6)
@@ -99,12 +99,11 @@ class Oracle:
                     self.cache[i] = held
             else:
                 ys = self.remember(i, xs)
-            hs = [h + y for h, y in zip(hs, ys, strict=True)]
-            hs = [
-                h + w("mlp.down") @ (F.silu(w("mlp.gate") @ n) * (w("mlp.up") @ n))
-                for h in hs
-                for n in [rms(h, 1 + w("norm2"))]
-            ]
+            out = (lambda y, n: rms(y, 1 + w(n))) if self.m.norm == "sandwich" else (lambda y, n: y)  # noqa: B023
+            hs = [h + out(y, "out1") for h, y in zip(hs, ys, strict=True)]
+            ns = [rms(h, 1 + w("norm2")) for h in hs]
+            ms = [w("mlp.down") @ (F.silu(w("mlp.gate") @ n) * (w("mlp.up") @ n)) for n in ns]
+            hs = [h + out(m, "out2") for h, m in zip(hs, ms, strict=True)]
         return hs
 
     def window(self, tokens, targets, first, scored, last):

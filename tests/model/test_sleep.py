@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+from sleeptrain.model.config import Attention, DeltaNet
 from sleeptrain.model.sleep import plainly
 from sleeptrain.program import Evict, Gradient, Loop, Sleep, Window
 from tests.model import toy
@@ -74,6 +75,13 @@ def test_loss_and_gradients_equal_the_unrolled_oracle(case):
 
 def test_the_oracle_notices_a_batch_and_a_tied_head():
     against_oracle(toy.model(tie=True), CASES["context"][0], CONTEXT, 2, rows=2)
+
+
+def test_blocks_outside_the_exportable_family_equal_the_oracle():
+    wide = DeltaNet(key_heads=2, value_heads=4, head_dim=4, negative_eigenvalues=True)
+    against_oracle(toy.model(norm="sandwich", deltanet=wide), *CASES["context"])
+    ungated = Attention(heads=2, kv_heads=2, head_dim=6, rotary=1.0, gate=False)
+    against_oracle(toy.model("AG", attention=ungated), *CASES["every"])
 
 
 def test_gradient_cuts_change_gradients_and_nothing_else():

@@ -26,7 +26,7 @@ def model(layers="AGAG", seed=0, dtype=torch.float64, **changes):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():  # neutral norm weights would hide a forgotten one
         for name, p in made.named_parameters():
-            if "norm" in name:
+            if "norm" in name or "out" in name:
                 p += 0.3 * torch.randn(p.shape, generator=generator)
     return made.to(dtype)
 
