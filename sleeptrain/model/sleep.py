@@ -26,10 +26,11 @@ def plainly(fn: Callable[..., Any], *tensors: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Retain:
-    """What is kept for backward: how a window's work and a pass's work are called."""
+    """What is kept for backward: how the work of a window, of a pass and of the head are called."""
 
     window: Around = plainly
     passes: Around = plainly
+    head: Around = plainly
 
 
 KEEP_ALL = Retain()
@@ -62,7 +63,9 @@ def run(
     for passes, boundary in program.by_window():
         part = slice(passes[0].start, passes[0].stop)
         seen = None if valid is None else valid[:, part]
-        work = partial(run_window, model, passes, boundary, sleep, program.span, state, retain, predict, None, None)
+        # What is called again in backward holds no tensor of its own: those would stay whatever the policy says.
+        form = state.hollow()
+        work = partial(run_window, model, passes, boundary, sleep, program.span, form, retain, predict, None, None)
         nll, residual, guess, *flat = retain.window(work, tokens[:, part], targets[:, part], seen, *state.flat())
         state = state.unflat(flat)
         nlls.append(nll)
@@ -91,13 +94,12 @@ def run_window(
             state = state.detach()
             above, exit_ = (h if h is None else h.detach() for h in (above, exit_))
         h = {"tokens": None, "above": above}.get(op.reads, exit_)
-        work = partial(run_pass, model, op, blocks_of(op.layers, sleep, depth), span, state, tokens, valid)
+        work = partial(run_pass, model, op, blocks_of(op.layers, sleep, depth), span, state.hollow(), tokens, valid)
         with nullcontext() if op.grad else torch.no_grad():
             h, *left = retain.passes(work, h, *state.flat())
             if op.loss:
-                logits = model.logits(h)
-                nll = cross_entropy(logits, targets)
-                guess = logits.detach().argmax(-1) if predict else guess
+                nll, best = retain.head(partial(score, model, predict), h, targets)
+                guess = best if predict else guess
         state = state.unflat(left)
         if op.layers == "prelude":
             above = h
@@ -122,6 +124,12 @@ def run_pass(
         h = model.norm(h)
     h, state = model.layers(h, spec.unflat(flat).cross("pass"), op, blocks, span, valid)
     return h, *state.flat()
+
+
+def score(model: LanguageModel, predict: bool, h: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Losses of the targets from the features of a pass, and the likeliest token at every position if asked for."""
+    logits = model.logits(h)
+    return cross_entropy(logits, targets), logits.detach().argmax(-1) if predict else None
 
 
 def _residual(h: Tensor, before: Tensor) -> Tensor:

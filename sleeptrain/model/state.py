@@ -117,6 +117,10 @@ class State:
         """The inverse of `flat`."""
         return State(self.spec, {leaf.name: t for leaf, t in zip(self.spec, tensors, strict=True)})
 
+    def hollow(self) -> State:
+        """The leaves without their tensors: all that `unflat` needs, for functions that must keep no tensor alive."""
+        return State(self.spec, {})
+
     def detach(self) -> State:
         """Cut every leaf from the graph."""
         return State(self.spec, {name: t.detach() for name, t in self.tensors.items()})

@@ -34,7 +34,7 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 POLICIES = {
     "none": Retain(),
-    "pass": Retain(passes=recompute),
+    "pass": Retain(passes=recompute, head=recompute),
     "window": Retain(window=recompute, passes=recompute),
 }
 
