@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -86,16 +87,44 @@ def complete(resolved: Resolved[Recipe], manifest: Manifest) -> Resolved[Recipe]
     return dataclasses.replace(resolved, value=dataclasses.replace(recipe, model=model), places=places)
 
 
+def check_processes(resolved: Resolved[Recipe], world: int) -> None:
+    """Raise UserError where the batch or the mesh does not fit `world` processes."""
+    train, mesh = resolved.value.train, resolved.value.mesh
+    share, errors = train.batch // world, []
+    if mesh.data not in (0, world):
+        errors.append(
+            f"{resolved.at('mesh.data')}: {world} processes were started; start {mesh.data}, for instance with "
+            f"torchrun --nproc_per_node {mesh.data} -m sleeptrain train ..., or set mesh.data=0 to take all there are"
+        )
+    if train.batch % world:
+        fitting = max(1, round(train.batch / world)) * world
+        errors.append(
+            f"{resolved.at('train.batch')}: does not divide over {world} processes; the nearest that does is {fitting}"
+        )
+    elif share % (train.micro or share):
+        errors.append(
+            f"{resolved.at('train.micro')}: does not divide the {share} rows of each of {world} processes "
+            f"({resolved.at('train.batch')}); choose a divisor of {share}"
+        )
+    if errors:
+        raise UserError(errors)
+
+
 def _misfits(resolved: Resolved[Recipe], manifest: Manifest) -> Iterator[str]:
     model, sleep = resolved.value.model, resolved.value.sleep
     data = ", ".join(source.path for source in resolved.value.data.sources)
     if model.vocab is not None and model.vocab < manifest.vocab:
         yield f"{resolved.at('model.vocab')}: the data in {data} has {manifest.vocab} tokens; raise it, or set null to take theirs"
-    longest = max(w.stop - w.start for w in manifest.windows)
+    lengths = [w.stop - w.start for w in manifest.windows]
+    longest, sizes = max(lengths), ", ".join(map(str, sorted(set(lengths))))
     if longest > sleep.window:
         yield f"{resolved.at('sleep.window')}: the data in {data} comes in windows of {longest} tokens; set sleep.window={longest}"
-    elif sleep.evict.mode == "sliding" and any(w.stop - w.start != sleep.window for w in manifest.windows[:-1]):
-        yield f"{resolved.at('sleep.window')}: sliding eviction needs windows of exactly that many tokens, and those in {data} have {longest}"
+    elif sleep.evict.mode == "sliding" and any(length != sleep.window for length in lengths[:-1]):
+        yield (
+            f"{resolved.at('sleep.window')} with {resolved.at('sleep.evict.mode')}: sliding eviction needs windows of exactly that "
+            f"many tokens, and those in {data} have {sizes}; set sleep.evict.mode=hard"
+            + ("" if lengths[:-1] != [longest] * (len(lengths) - 1) else f", or sleep.window={longest}")
+        )
     if sleep.loop.trigger == "context" and sleep.max_passes > 1 and all(w.targets for w in manifest.windows):
         yield (
             f"{resolved.at('sleep.loop.trigger')}: every window of {data} has targets, so none would sleep and passes = "
@@ -110,23 +139,38 @@ FREE_TO_CHANGE = ("run_dir", "train.steps", "train.tokens", "checkpoint.", "log.
 def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
     """The run folder, made if it is new: configuration, the data's manifest, the code's version and the environment.
 
-    Raises UserError where the folder holds a run of another configuration.
+    Raises UserError where the folder holds a run of another configuration, or cannot be written.
     """
     folder = run_folder(resolved.value, name)
-    known = folder / "config.yaml"
-    if known.exists():
-        before = {path: value for path, value, _ in load_recipe(str(known)).rows()}
-        now = {path: value for path, value, _ in resolved.rows()}
-        paths = sorted(p for p in before.keys() | now.keys() if not p.startswith(FREE_TO_CHANGE))
-        changed = [f"{p} = {now.get(p)!r}, was {before.get(p)!r}" for p in paths if before.get(p) != now.get(p)]
-        if changed:
+    try:
+        if (folder / "config.yaml").exists() and (changed := _changes(resolved, folder / "config.yaml")):
             way_out = "take the old values to continue it, or start another run with run_dir=..."
             raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changed])
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(known, resolved.to_yaml())
-    _write(folder / "manifest.json", json.dumps(manifest.body, indent=1, sort_keys=True))
-    _write(folder / "environment.json", json.dumps(environment(), indent=2))
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "config.yaml", resolved.to_yaml())
+        _write(folder / "manifest.json", json.dumps(manifest.body, indent=1, sort_keys=True))
+        _write(folder / "environment.json", json.dumps(environment(), indent=2))
+    except OSError as error:
+        raise UserError(
+            f"{resolved.at('run_dir')}: {folder} cannot be written ({error.strerror}: {error.filename}); "
+            "name another folder with run_dir=..."
+        ) from None
     return folder
+
+
+def _changes(resolved: Resolved[Recipe], known: Path) -> list[str]:
+    """What differs from the configuration in the file `known` and may not."""
+    before = {path: value for path, value, _ in load_recipe(str(known)).rows()}
+    now = {path: value for path, value, _ in resolved.rows()}
+    found = []
+    for path in [*now, *(path for path in before if path not in now)]:
+        value, was = now.get(path), before.get(path)
+        # A section without keys is a leaf of its own, and says nothing that its missing keys do not say.
+        if path.startswith(FREE_TO_CHANGE) or value == was or {} in (value, was):
+            continue
+        here = resolved.at(path) if path in now else f"{path} is not given"
+        found.append(f"{here}, was {json.dumps(was)}" if path in before else f"{here}, was not given")
+    return found
 
 
 def run_folder(recipe: Recipe, name: str) -> Path:
@@ -151,27 +195,52 @@ def open_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
 
     Raises UserError where there is no such run, nothing was saved yet, or the weights do not fit the configuration.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise UserError(
-            f"{path} does not exist; give a run folder, such as runs/demo/rule110-n4, or a checkpoint in one"
-        )
-    run = path if (path / "config.yaml").exists() and (path / "manifest.json").exists() else path.parent.parent
-    if not (run / "config.yaml").exists():
-        raise UserError(f"{path} is neither a run folder nor a checkpoint of one: there is no config.yaml")
-    chosen = checkpoint.latest(run / "checkpoints") if run == path else path
-    if chosen is None:
-        raise UserError(f"{run} has no checkpoint yet; train it first: sleeptrain train {run / 'config.yaml'}")
+    run, chosen = _find_checkpoint(Path(path))
     recipe = load_recipe(str(run / "config.yaml"), overrides).value
-    model = LanguageModel(recipe.model)
-    weights = checkpoint.load_weights(chosen)
-    odd = sorted(weights.keys() ^ dict(model.named_parameters()).keys())
-    if odd:
-        raise UserError(f"{chosen} does not fit {run / 'config.yaml'}: parameter {odd[0]} is in one of them only")
-    model.load_state_dict(weights)
+    try:
+        manifest = Manifest.from_json(json.loads((run / "manifest.json").read_text()))
+    except (OSError, ValueError, LookupError) as error:
+        raise UserError(f"{run / 'manifest.json'} cannot be read ({error}); copy the run folder again") from None
+    model = _with_weights(LanguageModel(recipe.model), chosen, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    manifest = Manifest.from_json(json.loads((run / "manifest.json").read_text()))
     return Trained(recipe, model.to(device).eval(), manifest, int(chosen.name.rsplit("-", 1)[-1]), run)
+
+
+def _find_checkpoint(path: Path) -> tuple[Path, Path]:
+    """The run folder and the checkpoint that a path means."""
+    wanted = "give a run folder, such as runs/rule110-tiny, or a checkpoint in one"
+    if not path.is_dir():
+        raise UserError(f"{path} {'is a file' if path.exists() else 'does not exist'}; {wanted}")
+    if (path / "config.yaml").exists() and (path / "manifest.json").exists():
+        newest = checkpoint.latest(path / "checkpoints")
+        if newest is None:
+            raise UserError(f"{path} has no checkpoint yet; train it first: sleeptrain train {path / 'config.yaml'}")
+        return path, newest
+    run = path.resolve().parent.parent
+    if not (run / "config.yaml").exists() or not re.fullmatch(r"step-\d+", path.resolve().name):
+        raise UserError(f"{path} is neither a run folder nor a checkpoint of one; {wanted}")
+    return path.parent.parent, path
+
+
+def _with_weights(model: LanguageModel, chosen: Path, run: Path) -> LanguageModel:
+    """The model with the weights of a checkpoint."""
+    try:
+        weights = checkpoint.load_weights(chosen)
+    except UserError:
+        raise
+    except Exception as error:  # safetensors has its own kinds
+        raise UserError(
+            f"{chosen / 'model.safetensors'} is damaged ({error}); name another checkpoint of {run / 'checkpoints'}"
+        ) from None
+    wanted = dict(model.named_parameters())
+    for name in sorted(weights.keys() | wanted.keys()):
+        if name not in weights or name not in wanted:
+            raise UserError(f"{chosen} does not fit {run / 'config.yaml'}: parameter {name} is in one of them only")
+        if weights[name].shape != wanted[name].shape:
+            shapes = f"{list(weights[name].shape)} there and {list(wanted[name].shape)} by the configuration"
+            raise UserError(f"{chosen} does not fit {run / 'config.yaml'}: parameter {name} is {shapes}")
+    model.load_state_dict(weights)
+    return model
 
 
 def environment() -> dict[str, Any]:

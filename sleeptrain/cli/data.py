@@ -12,17 +12,17 @@ from sleeptrain.config import UserError
 
 EXAMPLES = {
     "data": [
-        "sleeptrain data build rule110-tiny --out data/rule110-tiny",
-        "sleeptrain data inspect data/rule110-tiny",
+        "sleeptrain data build rule110-tiny --out runs/data/rule110-tiny",
+        "sleeptrain data inspect runs/data/rule110-tiny",
     ],
     "build": [
-        "sleeptrain data build rule110-tiny --out data/rule110-tiny",
-        "sleeptrain data build rule110 --out data/rule110-short train=256 test=64 seed=1",
+        "sleeptrain data build rule110-tiny --out runs/data/rule110-tiny",
+        "sleeptrain data build rule110 --out runs/data/rule110-short train=256 test=64 seed=1",
     ],
     "inspect": [
-        "sleeptrain data inspect data/rule110-tiny",
-        "sleeptrain data inspect data/rule110-tiny --samples 4",
-        "sleeptrain data inspect data/rule110-tiny --json",
+        "sleeptrain data inspect runs/data/rule110-tiny",
+        "sleeptrain data inspect runs/data/rule110-tiny --samples 4",
+        "sleeptrain data inspect runs/data/rule110-tiny --json",
     ],
 }
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     from sleeptrain.evaluate.runs import evaluate
     from sleeptrain.recipe import environment
 
+    if args.out:
+        _prepare(args.out)
     entries, manifest = evaluate(args.runs, args.passes, args.data, args.rows, args.samples, quiet=args.json)
     command = shlex.join(["sleeptrain", "eval", *args.runs, *_options(args)])
     if args.json:
@@ -62,11 +65,21 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_table(entries, manifest)
     if args.out:
-        if args.out.exists() and not args.out.is_dir():
-            raise UserError(f"--out {args.out} is a file; name a folder")
         for path in write(entries, manifest, args.out, environment(), command):
             print(path, file=sys.stderr)
     return 0
+
+
+def _prepare(out: Path) -> None:
+    """Make the folder of the report now: measuring takes a while, and would be lost."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: no report can be written there ({error.strerror}); name another folder"
+        ) from None
 
 
 def _options(args: argparse.Namespace) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,8 @@ def run(args: argparse.Namespace) -> int:
     from sleeptrain.inference.text import Codec
     from sleeptrain.recipe import open_trained
 
-    try:
-        sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    for name, value in (("--tokens", args.tokens), ("--passes", args.passes)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} {value}: must be at least 1")
+    _check(args)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     trained = open_trained(args.folder)
     codec = Codec(trained.manifest)
     prompt = codec.encode(_prompt(args))
@@ -69,6 +65,21 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.flush()
     sys.stdout.write("\n")
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UserError with every option that is out of range."""
+    rules = (
+        ("--tokens", args.tokens, args.tokens >= 1, "at least 1"),
+        ("--passes", args.passes, args.passes is None or args.passes >= 1, "at least 1"),
+        ("--temperature", args.temperature, 0 <= args.temperature < math.inf, "0 or more"),
+        ("--top-k", args.top_k, args.top_k >= 0, "0 or more"),
+        ("--top-p", args.top_p, 0 < args.top_p <= 1, "above 0 and at most 1"),
+        ("--seed", args.seed, args.seed >= 0, "0 or more"),
+    )
+    errors = [f"{name} {value}: must be {wanted}" for name, value, good, wanted in rules if not good]
+    if errors:
+        raise UserError(errors)
 
 
 def _prompt(args: argparse.Namespace) -> str:

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from sleeptrain import __version__
 from sleeptrain.cli.help import PROGRAM, Parser
-from sleeptrain.config.errors import UserError
+from sleeptrain.config.errors import RunFailed, UserError
 
 VERBS = ("data", "train", "eval", "generate", "doctor")
 """The modules of this package that are verbs, in the order of `--help`."""
 EXAMPLES = """\
 Examples:
   sleeptrain doctor
-  sleeptrain data build rule110-tiny --out data/rule110-tiny
+  sleeptrain data build rule110-tiny --out runs/data/rule110-tiny
   sleeptrain train rule110-tiny
 """
 
@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         for line in error.errors:
             print(f"error: {line}", file=sys.stderr)
         return 2
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -105,7 +108,11 @@ def _report(error: Exception, args: argparse.Namespace) -> None:
     if getattr(args, "traceback", False):
         print(text, file=sys.stderr, end="")
         return
-    handle, name = tempfile.mkstemp(prefix=f"{PROGRAM}-", suffix=".traceback.txt", dir=getattr(args, "failures", None))
-    with open(handle, "w", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        handle, name = tempfile.mkstemp(".traceback.txt", f"{PROGRAM}-", getattr(args, "failures", None))
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:  # a full disk may be what went wrong
+        print(text, file=sys.stderr, end="")
+        return
     print(f"the traceback is in {Path(name)}; --traceback prints it", file=sys.stderr)

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from sleeptrain.cli.help import add_verb
-from sleeptrain.config import UserError
+from sleeptrain.config import RunFailed, UserError
 
 EXAMPLES = (
     "sleeptrain train rule110-tiny",
@@ -39,13 +39,13 @@ def run(args: argparse.Namespace) -> int:
     try:
         resolved = load_recipe(args.recipe, args.overrides)
     except UserError:
-        if os.environ.get("RANK", "0") != "0":
-            return 2  # rank 0 reads the same and says it
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return 2  # the first process of this machine reads the same and says it
         raise
     if args.explain:
         explain(resolved.rows())
         return 0
-    return train(resolved, args.recipe)
+    return train(resolved, args)
 
 
 def explain(rows: list[tuple[str, Any, str]]) -> None:
@@ -59,25 +59,42 @@ def explain(rows: list[tuple[str, Any, str]]) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def train(resolved: Any, name: str) -> int:
+def train(resolved: Any, args: argparse.Namespace) -> int:
     """Join the other processes, open data and run folder, train."""
     from sleeptrain.engine.process import init_distributed, leave
-    from sleeptrain.recipe import complete, open_run
+    from sleeptrain.recipe import check_processes, open_run
     from sleeptrain.train.loop import train as loop
-    from sleeptrain.train.setup import on_first_rank, open_reader, set_up
+    from sleeptrain.train.setup import on_every_rank, on_first_rank, set_up
 
     place = init_distributed()
     try:
-        reader = open_reader(resolved.value, place)
-        resolved = complete(resolved, reader.manifest)
-        folder = on_first_rank(place, lambda: open_run(resolved, name, reader.manifest))
+        on_first_rank(place, lambda: check_processes(resolved, place.world))
+        resolved, reader = on_every_rank(place, lambda: open_data(resolved, place))
+        folder = on_first_rank(place, lambda: open_run(resolved, args.recipe, reader.manifest))
+        args.failures = folder
         setup = set_up(resolved.value, {path: value for path, value, _ in resolved.rows()}, folder, reader, place)
         if setup.step and place.rank == 0:
             print(f"{folder}: continuing at step {setup.step} of {setup.steps}", file=sys.stderr)
         outcome = loop(setup)
+    except RunFailed:
+        if place.rank != 0:
+            return 1  # it is raised on all ranks, and rank 0 says it
+        raise
     finally:
         leave()
     if place.rank == 0:
         how = "done" if outcome.signal is None else "stopped and saved; the same command continues it"
         print(f"{folder}: step {outcome.step} of {outcome.steps}, {how}", file=sys.stderr)
     return 0 if outcome.signal is None else 128 + outcome.signal
+
+
+def open_data(resolved: Any, place: Any) -> tuple[Any, Any]:
+    """The recipe with what the data decides, and this process's reader. Raises UserError with where the data was named."""
+    from sleeptrain.recipe import complete
+    from sleeptrain.train.setup import open_reader
+
+    try:
+        reader = open_reader(resolved.value, place)
+    except UserError as error:
+        raise UserError([f"{resolved.at('data.sources')}: {line}" for line in error.errors]) from None
+    return complete(resolved, reader.manifest), reader

@@ -1,4 +1,4 @@
-"""What a user did wrong, and how it is said: one exception that carries every error, and one problem of one field."""
+"""What a user did wrong or a run cannot get over, and how it is said; and one problem of one field."""
 
 from __future__ import annotations
 
@@ -30,3 +30,7 @@ class UserError(Exception):
     def __init__(self, errors: str | list[str]) -> None:
         self.errors = [errors] if isinstance(errors, str) else list(errors)
         super().__init__("\n".join(self.errors))
+
+
+class RunFailed(Exception):
+    """A run that was asked for rightly and cannot go on: the message is shown as it stands, without a stack trace, with exit status 1."""

@@ -53,7 +53,8 @@ def load(
     if value is not FAILED:
         sound = value.as_section() if isinstance(value, Partial) else value
         resolved: Resolved[T] = Resolved(sound, dict(places(tree)))
-        errors += check(rules, resolved, converter.failed)
+        unsure = {path for path, source in resolved.sources.items() if source == "default" and not files.complete}
+        errors += check(rules, resolved, converter.failed | unsure)
     if errors:
         raise UserError(list(dict.fromkeys(errors)))
     return resolved

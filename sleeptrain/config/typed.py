@@ -47,7 +47,7 @@ class Converter:
     schema: type
     errors: list[str]
     complete: bool = True
-    """Whether all files were read: if not, a missing value is no news."""
+    """Whether all files were read: if not, a missing value or a wrong default is no news."""
     failed: set[str] = field(default_factory=set)
 
     def convert(self, kind: Any, node: Node, path: str, base: Any = None) -> Any:
@@ -113,7 +113,9 @@ class Converter:
         report: Callable[[], list[Any]] | None = getattr(result, "problems", None)
         for problem in report() if report is not None else []:
             place = join(path, problem.field)
-            self.errors.append(f"{_claim(result, node, problem.field, place, source)}: {problem.message}")
+            claim, origin = _claim(result, node, problem.field, place, source)
+            if self.complete or origin != "default":
+                self.errors.append(f"{claim}: {problem.message}")
             self.fail(place)
         return result
 
@@ -212,10 +214,10 @@ def _value(node: Node, path: str) -> str:
     return f"{path} = {node.text if as_written else show(without_nodes(node))} ({node.source})"
 
 
-def _claim(section: Any, node: Node | None, name: str, path: str, source: str) -> str:
-    """`optim.lr = -1.0 (recipe.yaml:3)` for a problem of a field; the place alone for one of the section."""
+def _claim(section: Any, node: Node | None, name: str, path: str, source: str) -> tuple[str, str]:
+    """`optim.lr = -1.0 (recipe.yaml:3)` for a problem of a field, the place alone for one of the section; and the source."""
     if not name:
-        return f"{path or 'recipe'} ({source})"
+        return f"{path or 'recipe'} ({source})", source
     value, place = section, "default"
     for part in name.split("."):
         if isinstance(value, list | tuple):
@@ -225,4 +227,4 @@ def _claim(section: Any, node: Node | None, name: str, path: str, source: str) -
         if node is not None:
             node = dict(node_items(node)).get(part)
         place = node.source if node is not None else "default"
-    return f"{path} = {show(plain(value))} ({place})"
+    return f"{path} = {show(plain(value))} ({place})", place

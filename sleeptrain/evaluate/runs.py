@@ -31,35 +31,43 @@ def evaluate(
     Raises UserError where a run cannot be opened, or runs were trained on different tasks.
     """
     runs = [open_trained(path) for path in paths]
-    names = _names(paths)
-    entries, manifest = [], None
-    for trained, name in zip(runs, names, strict=True):
-        batches = _batches(trained, data, rows, samples)
-        there = batches.manifest
-        if there.tokenizer["hash"] != trained.manifest.tokenizer["hash"] or there.windows != trained.manifest.windows:
-            raise UserError(
-                f"{data} does not fit {trained.run}: its vocabulary or windows differ from what was trained on"
-            )
-        if manifest is not None and there.hash != manifest.hash:
+    splits = [_batches(trained, data, rows, samples) for trained in runs]
+    for trained, batches in zip(runs, splits, strict=True):  # all of them first: measuring takes a while
+        _check_fit(trained, batches.manifest, data)
+        if batches.manifest.hash != splits[0].manifest.hash:
             raise UserError(
                 f"{trained.run} was trained on other data than {runs[0].run}; name one folder for all with --data"
             )
-        manifest = there
+    entries = []
+    for trained, batches, name in zip(runs, splits, _names(paths), strict=True):
         wanted = passes or [trained.recipe.sleep.max_passes]
         found = [
-            measure(trained.model, trained.recipe.sleep, there, _shown(batches, f"{name} N={n}", quiet), n)
+            measure(trained.model, trained.recipe.sleep, batches.manifest, _shown(batches, f"{name} N={n}", quiet), n)
             for n in wanted
         ]
-        entries.append(_entry(trained, name, there, found))
-    assert manifest is not None
-    return entries, manifest
+        entries.append(_entry(trained, name, batches.manifest, found))
+    return entries, splits[0].manifest
+
+
+def _check_fit(trained: Trained, there: Manifest, data: str | None) -> None:
+    """Raise UserError where data has another vocabulary or layout than a run was trained on."""
+    if there.tokenizer["hash"] != trained.manifest.tokenizer["hash"] or there.windows != trained.manifest.windows:
+        named = f"--data {data}" if data else f"the data of {trained.run}"
+        raise UserError(
+            f"{named}: its vocabulary or windows differ from what {trained.run} was trained on; name a folder of the same "
+            "task and layout with --data"
+        )
 
 
 def _batches(trained: Trained, data: str | None, rows: int, samples: int | None) -> Evaluation:
     section = trained.recipe.data
     if data is not None:
         section = dataclasses.replace(section, sources=[Source(data)])
-    return Evaluation(section, micro=rows, samples=samples)
+    try:
+        return Evaluation(section, micro=rows, samples=samples)
+    except UserError as error:
+        named = "--data" if data is not None else f"data.sources ({trained.run / 'config.yaml'}; --data names another)"
+        raise UserError([f"{named}: {line}" for line in error.errors]) from None
 
 
 def _entry(trained: Trained, name: str, manifest: Manifest, found: list[Measured]) -> Entry:

@@ -36,7 +36,8 @@ class Codec:
     def encode(self, prompt: str) -> list[int]:
         """Text after the start-of-document token; for a task with symbols, its symbols, separated by spaces or not."""
         if self._tokenizer is not None:
-            return self._tokenizer.encode(prompt.encode()).tolist()
+            # Bytes of the command line that are no UTF-8 come as surrogates, and go back to what they were.
+            return self._tokenizer.encode(prompt.encode("utf-8", "surrogateescape")).tolist()
         known = {symbol: i for i, symbol in enumerate(self.symbols)}
         found = []
         for word in prompt.split():
@@ -67,7 +68,8 @@ class Codec:
                     shown = text
         else:
             for token in tokens:
-                yield self.symbols[token] + " "
+                # A model may have more rows in its embedding than the task has symbols.
+                yield f"{self.symbols[token] if token < len(self.symbols) else f'<{token}>'} "
 
     @property
     def stop(self) -> int | None:

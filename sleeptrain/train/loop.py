@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from sleeptrain import checkpoint
-from sleeptrain.config import UserError
+from sleeptrain.config import RunFailed
 from sleeptrain.engine.schedule import multiplier
 from sleeptrain.program import Program, compile
 from sleeptrain.train.log import Logs
@@ -33,11 +33,11 @@ class Outcome:
 def train(setup: Setup, quiet: bool = False) -> Outcome:
     """Train from where the run stands to its last step, or until it is asked to stop. Saves when it ends, however.
 
-    Raises UserError when losses or gradients stay non-finite.
+    Raises RunFailed, on all ranks, when losses or gradients stay non-finite.
     """
     step, steps, skips = setup.step, setup.steps, 0
     programs = programs_by_step(setup)
-    with StopRequest() as stop, open_logs(setup, step, steps, quiet) as logs:
+    with StopRequest(tell=setup.place.rank == 0 and not quiet) as stop, open_logs(setup, step, steps, quiet) as logs:
         while step < steps and not stop.agreed(setup.place.device):
             began = perf_counter()
             program = programs(step)
@@ -50,8 +50,10 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
             skips = skips + 1 if report.skipped else 0
             logs.write(row(setup, step, program, report, rate, perf_counter() - began))
             if skips == SKIPS_IN_A_ROW:
-                raise UserError([f"step {step}: loss or gradient was not finite {skips} times in a row; no weight was changed by them; "
-                                 f"lower optim.lr = {setup.job.optim.lr}, or look at {setup.folder / 'metrics.jsonl'}"])  # fmt: skip
+                raise RunFailed(
+                    f"step {step}: loss or gradient was not finite {skips} times in a row; no weight was changed by them; "
+                    f"lower optim.lr = {setup.job.optim.lr}, or look at {setup.folder / 'metrics.jsonl'}"
+                )
             if setup.job.checkpoint.every and step % setup.job.checkpoint.every == 0 and step < steps:
                 save(setup, step)
         if step > setup.step or checkpoint.latest(setup.folder / "checkpoints") is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -78,7 +78,7 @@ def _flops(model: Model, program: Program, sleep: Sleep) -> float:
 
 
 def open_reader(job: Job, place: Place) -> Reader:
-    """The training data of this process. Raises UserError where it cannot be read or the batch does not divide."""
+    """The training data of this process. Raises UserError where it cannot be read."""
     micro, accumulation = split_batch(job.train.batch, job.train.micro, place.world)
     return Reader(
         job.data, micro=micro, accumulation=accumulation, rank=place.rank, world=place.world, seed=job.train.seed
@@ -110,21 +110,14 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
 
 
 def split_batch(batch: int, micro: int | None, world: int) -> tuple[int, int]:
-    """Rows of a micro-batch and micro-batches a step, for each of `world` processes."""
-    if batch % world:
-        raise UserError(
-            [
-                f"train.batch = {batch}: does not divide over {world} processes; the nearest that does is {batch // world * world or world}"
-            ]
-        )
+    """Rows of a micro-batch and micro-batches a step, for each of `world` processes.
+
+    Raises ValueError where they do not divide; `recipe.check_processes` says so to users, with what they wrote.
+    """
     share = batch // world
     micro = micro or share
-    if share % micro:
-        raise UserError(
-            [
-                f"train.micro = {micro}: does not divide the {share} rows of each of {world} processes (train.batch = {batch})"
-            ]
-        )
+    if batch != world * share or share != micro * (share // micro):
+        raise ValueError(f"{batch} rows do not divide over {world} processes in micro-batches of {micro}")
     return micro, share // micro
 
 
@@ -141,16 +134,26 @@ def agree(program: Program, world: int) -> None:
 
 
 def on_first_rank(place: Place, do: Callable[[], T]) -> T:
-    """What `do` returns on rank 0, on every rank. A UserError of rank 0 is raised on all, so that none waits for ever."""
-    said: list[Any] = [None]
-    if place.rank == 0:
-        try:
-            said = [(do(), None)]
-        except UserError as error:
-            said = [(None, error.errors)]
+    """What `do` returns on rank 0, on every rank. A UserError of rank 0 ends all, so that none waits for ever."""
+    said: list[Any] = [on_every_rank(place, lambda: do() if place.rank == 0 else None)]
     if place.world > 1:
         dist.broadcast_object_list(said, src=0)
-    result, errors = said[0]
-    if errors is not None:
-        raise UserError(errors)
+    result: T = said[0]
     return result
+
+
+def on_every_rank(place: Place, do: Callable[[], T]) -> T:
+    """What `do` returns here. Any rank's UserError is raised on all: with what all ranks have to say on rank 0, silent elsewhere."""
+    result, errors = None, []
+    try:
+        result = do()
+    except UserError as error:
+        errors = error.errors
+    said: list[Any] = [errors] * place.world
+    if place.world > 1:
+        dist.all_gather_object(said, errors)
+    if any(said):
+        alike = len({tuple(e) for e in said}) == 1
+        lines = errors if alike else [f"rank {rank}: {line}" for rank, e in enumerate(said) for line in e]
+        raise UserError(lines if place.rank == 0 else [])
+    return cast(T, result)

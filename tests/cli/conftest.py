@@ -6,10 +6,13 @@ import argparse
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from sleeptrain.cli.main import build_parser, main
+from tests.cli.runs import untrained
+from tests.train.jobs import rule110_data, text_data
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,12 @@ def _walk(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
                 yield from _walk(inner)
+
+
+@pytest.fixture(scope="session")
+def untrained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `rule110` and `text`, data of both kinds, and `runs/rule110` and `runs/text`, untrained."""
+    folder = tmp_path_factory.mktemp("untrained")
+    rule110 = untrained(folder, "runs/rule110", rule110_data(folder), "sleep.window=9", "sleep.passes=2")
+    untrained(folder, "runs/text", text_data(folder), "sleep.window=16", "sleep.loop.trigger=every", "sleep.passes=2")
+    return rule110.parent.parent

@@ -1,0 +1,36 @@
+"""Run folders with the initial weights, made without training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from sleeptrain.data.manifest import Manifest
+from sleeptrain.data.store import local_manifest
+from sleeptrain.model.init import initialise
+from sleeptrain.model.language import LanguageModel
+from sleeptrain.recipe import complete, load_recipe, open_run
+from tests.cli.lines import TINY
+
+
+def untrained(folder: Path, name: str, data: Path, *changes: str) -> Path:
+    """The run `name` in `folder`, as it would stand after no step, with what evaluation and sessions read."""
+    recipe = folder / "small.yaml"
+    recipe.write_text("train: {steps: 10, batch: 8}\n")
+    run = folder / name
+    words = [f"data.sources=[{{path: {data}}}]", *TINY, f"run_dir={run}", *changes]
+    manifest = Manifest.from_json(local_manifest(data))
+    resolved = complete(load_recipe(str(recipe), words), manifest)
+    open_run(resolved, name, manifest)
+    model = LanguageModel(resolved.value.model)
+    initialise(model, 0, resolved.value.model.deltanet.horizon or 1)
+    checkpoint = run / "checkpoints" / "step-00000000"
+    checkpoint.mkdir(parents=True)
+    save_file(
+        {name: weight.detach().clone() for name, weight in model.named_parameters()}, checkpoint / "model.safetensors"
+    )
+    (checkpoint / "layout.json").write_text(json.dumps({}))
+    (run / "checkpoints" / "latest").write_text(checkpoint.name + "\n")
+    return run

@@ -1,0 +1,140 @@
+"""`sleeptrain eval`: what it prints and writes, and requests that are wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+CHECKPOINT = "runs/rule110/checkpoints/step-00000000"
+
+
+@pytest.fixture
+def here(untrained_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the runs, for tests that damage them; the data stays where it is."""
+    shutil.copytree(untrained_runs / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_table_json_and_report_agree(sleeptrain: Any, here: Path) -> None:
+    shown = sleeptrain("eval", "runs/rule110", "--passes", "1,2", "--samples", "20", "--json", "--out", "report")
+    assert shown.status == 0, shown.err
+    body = json.loads(shown.out)
+    measured = body["runs"][0]["measured"]
+    assert [m["passes"] for m in measured] == [1, 2] and {m["samples"] for m in measured} == {20}
+    assert body["command"] == "sleeptrain eval runs/rule110 --passes 1,2 --samples 20"
+    assert json.loads((here / "report" / "report.json").read_text())["runs"] == body["runs"]
+    assert sorted(path.name for path in (here / "report").iterdir()) == ["accuracy.png", "report.json", "report.md"]
+    table = sleeptrain("eval", "runs/rule110", "--passes", "1,2", "--samples", "20")
+    accuracy = measured[0]["by_value"]["1"]["accuracy"]
+    assert table.status == 0 and f"{accuracy:.3f} [" in table.out
+
+
+def test_a_checkpoint_is_measured_as_its_run(sleeptrain: Any, here: Path) -> None:
+    run, checkpoint = (
+        json.loads(sleeptrain("eval", path, "--samples", "8", "--json").out)["runs"][0]["measured"]
+        for path in ("runs/rule110", CHECKPOINT)
+    )
+    assert run == checkpoint
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["runs/nope"], ["runs/nope does not exist; give a run folder"]),
+        (["runs"], ["runs is neither a run folder nor a checkpoint of one; give a run folder"]),
+        (["runs/rule110/checkpoints"], ["runs/rule110/checkpoints is neither a run folder nor a checkpoint of one"]),
+        (["runs/rule110/checkpoints/latest"], ["latest is a file; give a run folder"]),
+        (["runs/rule110", "--passes", "x"], ["--passes", "'x' is not a whole number of at least 1"]),
+        (["runs/rule110", "--passes", "1,,2"], ["--passes", "'' is not a whole number of at least 1"]),
+        (["runs/rule110", "--passes", "0"], ["--passes", "'0' is not a whole number of at least 1"]),
+        (["runs/rule110", "--passes", "-1"], ["--passes"]),
+        (["runs/rule110", "--samples", "0"], ["--samples", "'0' is not a whole number of at least 1"]),
+        (["runs/rule110", "--out", CHECKPOINT + "/layout.json"], ["--out runs/rule110/checkpoints/", "name another folder"]),
+        (["runs/rule110", "--out", "/proc/report"], ["--out /proc/report", "name another folder"]),
+        (["runs/rule110", "--data", "nope"], ["--data: data folder nope does not exist"]),
+        (["runs/rule110", "runs/text"], ["runs/text was trained on other data than runs/rule110"]),
+        (["runs/rule110", "runs/text", "--data", "{rule110}"], ["--data", "differ from what runs/text was trained on"]),
+    ],
+)  # fmt: skip
+def test_wrong_requests(sleeptrain: Any, here: Path, untrained_runs: Path, words: list[str], parts: list[str]) -> None:
+    ran = sleeptrain("eval", *(word.format(rule110=untrained_runs / "rule110") for word in words))
+    assert (ran.status, ran.out) == (2, ""), ran.err
+    assert all(part in ran.err for part in parts), ran.err
+
+
+def no_checkpoint(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+
+
+def cut(run: Path) -> None:
+    file = next(run.glob("checkpoints/step-*/model.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def no_header(run: Path) -> None:
+    next(run.glob("checkpoints/step-*/model.safetensors")).write_bytes(b"\xff" * 64)
+
+
+def no_weights(run: Path) -> None:
+    next(run.glob("checkpoints/step-*/model.safetensors")).unlink()
+
+
+def change(run: Path, how: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    file = next(run.glob("checkpoints/step-*/model.safetensors"))
+    weights = load_file(file)
+    how(weights)
+    save_file(weights, file)
+
+
+def wider(run: Path) -> None:
+    change(run, lambda w: w.update({"layers.0.mlp.up.weight": torch.zeros(99, 16)}))
+
+
+def another(run: Path) -> None:
+    change(run, lambda w: w.update({"stranger": torch.zeros(1)}))
+
+
+def no_manifest(run: Path) -> None:
+    (run / "manifest.json").write_text("{")
+
+
+def other_config(run: Path) -> None:
+    (run / "config.yaml").write_text("modell: {}\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (no_checkpoint, ["runs/rule110 has no checkpoint yet; train it first: sleeptrain train runs/rule110/config.yaml"]),
+        (cut, [f"{CHECKPOINT}/model.safetensors is damaged (", "name another checkpoint of runs/rule110/checkpoints"]),
+        (no_header, [f"{CHECKPOINT}/model.safetensors is damaged ("]),
+        (no_weights, ["step-00000000", "no model.safetensors"]),
+        (wider, ["does not fit runs/rule110/config.yaml: parameter layers.0.mlp.up.weight is [99, 16] there and [16, 16] by"]),
+        (another, ["does not fit runs/rule110/config.yaml: parameter stranger is in one of them only"]),
+        (no_manifest, ["runs/rule110/manifest.json cannot be read", "copy the run folder again"]),
+        (other_config, ["modell = {} (runs/rule110/config.yaml:1): unknown key; did you mean model?"]),
+    ],
+)  # fmt: skip
+def test_damaged_runs(sleeptrain: Any, here: Path, damage: Callable[[Path], None], parts: list[str]) -> None:
+    damage(here / "runs" / "rule110")
+    for words in (["eval", "runs/rule110"], ["generate", "runs/rule110", "--prompt", "0 1"]):
+        ran = sleeptrain(*words)
+        assert (ran.status, ran.out) == (2, ""), ran.err
+        assert all(part in ran.err for part in parts), ran.err
+
+
+def test_data_that_has_gone_is_told_with_where_it_was_named(sleeptrain: Any, here: Path, untrained_runs: Path) -> None:
+    config = here / "runs" / "rule110" / "config.yaml"
+    config.write_text(config.read_text().replace(str(untrained_runs / "rule110"), "gone"))
+    ran = sleeptrain("eval", "runs/rule110")
+    assert (ran.status, ran.out) == (2, "")
+    assert "data.sources (runs/rule110/config.yaml; --data names another): data folder gone does not exist" in ran.err
+    assert sleeptrain("eval", "runs/rule110", "--data", str(untrained_runs / "rule110"), "--samples", "4").status == 0

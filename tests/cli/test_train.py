@@ -1,0 +1,200 @@
+"""`sleeptrain train`: requests that are wrong, runs that cannot go on, and what a run folder says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sleep_data import shards
+from sleep_data.tasks import make
+from tests.cli.lines import TINY, Line, run_named
+from tests.train.jobs import text_data
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with recipes that are wrong in themselves."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lost.yaml").write_text("include: [model/ag-tinny.yaml]\ntrain: {steps: 2}\n")
+    (tmp_path / "tabs.yaml").write_text("train:\n\tsteps: 2\n")
+    (tmp_path / "both.yaml").write_text("train: {steps: 2, tokens: 100}\n")
+    (tmp_path / "list.yaml").write_text("- train\n")
+    (tmp_path / "twice.yaml").write_text("train: {steps: 2}\ntrain: {steps: 3}\n")
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+STATIC: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "key": (["rule110-tiny", "sleep.pases=3"], ["sleep.pases = 3 (command line): unknown key; did you mean sleep.passes?"]),
+    "section": (["rule110-tiny", "slep.window=3"], ["slep.window = 3 (command line): unknown key; did you mean sleep.window?"]),
+    "type": (["rule110-tiny", "train.batch=many"], ['train.batch = "many" (command line): expected a whole number']),
+    "choice": (["rule110-tiny", "optim.name=muonn"], ['optim.name = "muonn" (command line): expected one of muon, adamw; did you mean muon?']),
+    "word": (["rule110-tiny", "train.steps"], ['"train.steps" (command line): expected key=value, such as train.steps=100']),
+    "recipe": (["rule110-tinny"], ['recipe "rule110-tinny": no such file', str(CONFIGS), "did you mean rule110-tiny"]),
+    "folder": (["folder"], ['recipe "folder": no such file', "recipes there: depo"]),
+    "include": (["lost.yaml"], ['include "model/ag-tinny.yaml" (lost.yaml:1): no such file', "did you mean model/ag-tiny.yaml?"]),
+    "tabs": (["tabs.yaml"], ["tabs.yaml:2: not valid YAML: found character '\\t' that cannot start any token"]),
+    "list": (["list.yaml"], ["list.yaml:1: a recipe is a mapping of sections, not a list"]),
+    "twice": (["twice.yaml", "data.sources=[{path: x}]"], ["twice.yaml:2: train is given twice, first at twice.yaml:1"]),
+    "no steps": (["rule110-tiny", "train.steps=0"], ["train.steps = 0 (command line): must be at least 1"]),
+    "steps and tokens": (["both.yaml", "data.sources=[{path: x}]"], ["train.steps = 2 (both.yaml:1): say how long to train: exactly one of"]),
+    "passes": (["rule110-tiny", "sleep.passes=0"], ["sleep.passes = 0 (command line): must be at least 1"]),
+    "ramp": (["rule110-tiny", "sleep.passes={start: 1, stop: 4, steps: 5, stepz: 9}"], ["sleep.passes.stepz = 9 (command line): unknown key; did you mean sleep.passes.steps?"]),
+    "micro": (["rule110-tiny", "train.micro=3"], ["train.micro = 3 (command line)", "train.batch = 64 (rule110-tiny.yaml:", "choose a micro-batch that divides the batch"]),
+    "range": (["rule110-tiny", "sleep.loop.layers=[0,5]"], ["sleep.loop.layers = [0, 5] (command line)", '"AG" (model/ag-tiny.yaml:4)', "the stack has 2 blocks"]),
+    "normed": (["rule110-tiny", "sleep.loop={layers: [0, 1], feedback: normed}"], ['sleep.loop.feedback = "normed" (command line)', "use sleep.loop.feedback=raw"]),
+    "pipe": (["rule110-tiny", "mesh.pipe=2"], ["mesh.pipe = 2 (command line): is not available in this version: leave it at 1"]),
+    "tensor": (["rule110-tiny", "mesh.tensor=2"], ["mesh.tensor = 2 (command line): is not available in this version: leave it at 1"]),
+    "zero": (["rule110-tiny", "mesh.zero=3"], ["mesh.zero = 3 (command line): must be 1 or 2; 3 is not available in this version"]),
+    "horizon": (["rule110-tiny", "sleep.gradient={passes: 1, windows: 2}"], ["sleep.gradient.windows = 2 (command line)", "use `all` or 1"]),
+    "sources": (["rule110-tiny", "data.sources=[]"], ["data.sources = [] (command line): is empty; give at least one, such as [{path: "]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_wrong_recipes_are_told_in_one_line(sleeptrain: Any, recipes: Path, name: str) -> None:
+    words, parts = STATIC[name]
+    ran = sleeptrain("train", *words)
+    assert (ran.status, ran.out) == (2, ""), ran.err
+    assert all(part in ran.err for part in parts), ran.err
+    assert ran.err.startswith("error: ") and ran.err.count("\n") == 1, ran.err
+    assert not (recipes / "runs").exists()
+
+
+def test_all_errors_are_told_at_once(sleeptrain: Any, recipes: Path) -> None:
+    words = [
+        "train.batch=many",
+        "slep.window=3",
+        "model.widht=5",
+        "train.precision=fp8",
+        "mesh.zero=3",
+        "sleep.passes=0",
+    ]
+    ran = sleeptrain("train", "rule110-tiny", *words)
+    assert ran.status == 2
+    lines = ran.err.splitlines()
+    assert len(lines) == len(words) and all(line.startswith("error: ") and "(command line)" in line for line in lines)
+    for word in words:
+        assert sum(f"{word.partition('=')[0]} = " in line for line in lines) == 1, word
+
+
+def test_explain_prints_every_value_with_its_source(sleeptrain: Any) -> None:
+    ran = sleeptrain("train", "rule110-tiny", "--explain", "train.batch=32")
+    assert (ran.status, ran.err) == (0, "")
+    rows = [line.split("│")[1:-1] for line in ran.out.splitlines() if line.startswith("│")]
+    table = {path.strip(): (value.strip(), source.strip()) for path, value, source in rows}
+    assert table["train.batch"] == ("32", "command line")
+    assert table["model.width"] == ("64", "model/ag-tiny.yaml:3")
+    assert table["sleep.window"] == ("9", "rule110-tiny.yaml:5")
+    assert table["optim.clip"][1] == "default"
+
+
+SHORT = ["data.sources=[{path: data/rule110}]", "sleep.window=9", "train.steps=2", "train.batch=8", *TINY]
+
+
+def recipe(*changes: str, run: str = "runs/none") -> list[str]:
+    """A command line that trains something small."""
+    return ["train", "small.yaml", *SHORT, f"run_dir={run}", *changes]
+
+
+WRONG: dict[str, tuple[list[str], Sequence[str]]] = {
+    "no data": (recipe("data.sources=[{path: data/nope}]"), ["data.sources = ", "data/nope", "(command line)", "does not exist", "sleeptrain data build "]),
+    "data without shards": (recipe("data.sources=[{path: data/empty}]"), ["(command line)", "data/empty", "is empty", "sleeptrain data build "]),
+    "data that is a file": (recipe("data.sources=[{path: afile}]"), ["(command line)", "afile"]),
+    "data of another kind": (recipe("data.sources=[{path: documents}]"), ["(command line)", "documents", "manifest"]),
+    "two that differ": (recipe("data.sources=[{path: data/rule110}, {path: text}]"), ["do not fit together", "data/rule110", "text", "build both"]),
+    "split": (recipe("data.split=trian"), ["no split 'trian'", "train"]),
+    "vocabulary": (recipe("model.vocab=2"), ["model.vocab = 2 (command line): the data in data/rule110 has 9 tokens", "null"]),
+    "window": (recipe("sleep.window=4"), ["sleep.window = 4 (command line)", "windows of 9 tokens; set sleep.window=9"]),
+    "sliding": (recipe("sleep.evict.mode=sliding", "sleep.window=10"), ["sleep.window = 10 (command line)", '"sliding" (command line)', "sleep.window=9"]),
+    "trigger": (recipe("data.sources=[{path: text}]", "sleep.window=16", "sleep.passes=2"), ['sleep.loop.trigger = "context" (default)', "set sleep.loop.trigger=every"]),
+    "processes": (recipe("mesh.data=2"), ["mesh.data = 2 (command line): 1 processes were started", "torchrun --nproc_per_node 2", "mesh.data=0"]),
+    "too large a batch": (recipe("train.batch=1000"), ["1000", "use a smaller batch or more data"]),
+    "run folder is a file": (recipe(run="afile"), ['run_dir = "afile" (command line)', "cannot be written", "run_dir=..."]),
+    "run folder below a file": (recipe(run="afile/run"), ['run_dir = "afile/run" (command line)', "cannot be written"]),
+    "run folder in the void": (recipe(run="/proc/run"), ['run_dir = "/proc/run" (command line)', "cannot be written"]),
+    "run of another configuration": (
+        recipe("model.width=24", "optim.lr=1", "checkpoint.every=7", run="runs/done"),
+        ["runs/done holds a run of another configuration", "start another run with run_dir=...", "model.width = 24 (command line), was 16", "optim.lr = 1.0 (command line), was "],
+    ),
+    "run with keys of DeepSpeed": (recipe("deepspeed.wall_clock_breakdown=true", run="runs/done"), ["deepspeed.wall_clock_breakdown = true (command line), was not given"]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("train")
+    text_data(made)
+    sizes = {"strings": 2, "width": 8, "transitions": (1, 2), "variant": "dense", "holdout": 8}
+    shards.build(make("rule110", sizes), made / "data" / "rule110", {"train": 64, "test": 16}, 0)
+    (made / "data" / "empty").mkdir()
+    (made / "afile").write_text("")
+    (made / "small.yaml").write_text("optim: {schedule: {name: constant}}\n")
+    return made
+
+
+@pytest.fixture(scope="module")
+def ran(folder: Path) -> dict[str, Line]:
+    """Every command line of this file that needs data, in one process."""
+    lines = {"done": recipe(run="runs/done")}
+    lines |= {name: words for name, (words, _) in WRONG.items()}
+    lines |= {
+        "further": recipe("train.steps=3", run="runs/done"),
+        "again": recipe("train.steps=3", run="runs/done"),
+        "shorter": recipe("train.steps=1", run="runs/done"),
+        "diverged": recipe("train.steps=9", "optim.lr=1e30", "checkpoint.every=1", run="runs/diverged"),
+        "many passes": recipe("sleep.passes=200", "train.steps=1", run="runs/many"),
+    }
+    return run_named(lines, folder)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_told_before_anything_is_written(ran: dict[str, Line], folder: Path, name: str) -> None:
+    line, parts = ran[name], WRONG[name][1]
+    assert (line.status, line.out) == (2, ""), line.err
+    assert all(part in line.err for part in parts), line.err
+    assert all(text.startswith("error: ") for text in line.err.splitlines()), line.err
+    assert not (folder / "runs" / "none").exists()
+
+
+def test_what_may_change_is_not_complained_about(ran: dict[str, Line]) -> None:
+    assert len(ran["run of another configuration"].err.splitlines()) == 3
+    assert len(ran["run with keys of DeepSpeed"].err.splitlines()) == 2
+
+
+def test_a_run_goes_on_and_is_left_alone_when_it_is_done(ran: dict[str, Line], folder: Path) -> None:
+    assert [ran[name].status for name in ("done", "further", "again", "shorter")] == [0, 0, 0, 0]
+    assert "runs/done: step 2 of 2, done" in ran["done"].err
+    assert "runs/done: continuing at step 2 of 3" in ran["further"].err and "step 3 of 3, done" in ran["further"].err
+    assert "step 3 of 3, done" in ran["again"].err
+    assert "step 3 of 1, done" in ran["shorter"].err
+    rows = [json.loads(line) for line in (folder / "runs" / "done" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+
+
+def test_a_run_that_diverges_stops_as_a_failure_with_one_message(ran: dict[str, Line], folder: Path) -> None:
+    line, run = ran["diverged"], folder / "runs" / "diverged"
+    assert line.status == 1
+    (message,) = [text for text in line.err.splitlines() if text.startswith("error: ")]
+    assert "loss or gradient was not finite 3 times in a row" in message
+    assert "lower optim.lr = 1e+30" in message and str(Path("runs/diverged/metrics.jsonl")) in message
+    assert "traceback" not in line.err.lower()
+    assert not list(run.glob("*.traceback.txt"))
+    rows = [
+        json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        for text in (run / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["skipped"] for row in rows[-3:]] == [True] * 3
+    assert len(list((run / "checkpoints").glob("step-*"))) > 0
+
+
+def test_many_passes_are_only_slow(ran: dict[str, Line], folder: Path) -> None:
+    assert ran["many passes"].status == 0, ran["many passes"].err
+    (row,) = (folder / "runs" / "many" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(row)["passes"] == 200
