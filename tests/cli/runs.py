@@ -8,7 +8,6 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from sleeptrain.data.manifest import Manifest
-from sleeptrain.data.store import local_manifest
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.recipe import complete, load_recipe, open_run
@@ -21,7 +20,7 @@ def untrained(folder: Path, name: str, data: Path, *changes: str) -> Path:
     recipe.write_text("train: {steps: 10, batch: 8}\n")
     run = folder / name
     words = [f"data.sources=[{{path: {data}}}]", *TINY, f"run_dir={run}", *changes]
-    manifest = Manifest.from_json(local_manifest(data))
+    manifest = Manifest.from_json(json.loads((data / "manifest.json").read_text()))
     resolved = complete(load_recipe(str(recipe), words), manifest)
     open_run(resolved, name, manifest)
     model = LanguageModel(resolved.value.model)
