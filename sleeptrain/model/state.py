@@ -144,12 +144,7 @@ class State:
     def evict(self, boundary: Boundary) -> State:
         """The state after a window: caches keep the newest `boundary.keep_kv` tokens; cut from the graph if it says so."""
         state = self.cross("window").cross("eviction")
-        kv = {
-            f.name: t[:, max(0, t.shape[1] - boundary.keep_kv) :]
-            for f in self.spec
-            if f.kind == "kv"
-            for t in [state[f.name]]
-        }
+        kv = {f.name: _newest(state[f.name], boundary.keep_kv) for f in self.spec if f.kind == "kv"}
         state = state.replace(kv)
         return state.detach() if boundary.detach else state
 
@@ -165,3 +160,8 @@ class State:
 
 def _nothing(leaf: Leaf, tensor: Tensor) -> Tensor:
     return tensor[:, :0] if leaf.timed else torch.zeros_like(tensor)
+
+
+def _newest(tensor: Tensor, tokens: int) -> Tensor:
+    """The newest entries of a cache; a copy where older ones go, since a view would keep their memory."""
+    return tensor[:, tensor.shape[1] - tokens :].clone() if tensor.shape[1] > tokens else tensor

@@ -44,6 +44,7 @@ def test_eviction_keeps_the_newest_and_detaches_when_told():
     state = state.replace({n: t.requires_grad_() for n, t in state.tensors.items() if t.is_floating_point()})
     kept = state.evict(Boundary(0, keep_kv=2, detach=False))
     assert torch.equal(kept["layers.0.key"], state["layers.0.key"][:, -2:]) and kept["layers.1.fast"].requires_grad
+    assert kept["layers.0.key"].untyped_storage().nbytes() == kept["layers.0.key"].nbytes  # the rest is freed
     assert not any(t.requires_grad for t in state.evict(Boundary(0, 2, detach=True)).flat())
     assert state.forget_newest(4, (0, 1))["layers.0.key"].shape[1] == 1
     assert state.forget_newest(4, (0, 1))["layers.2.key"].shape[1] == 5
