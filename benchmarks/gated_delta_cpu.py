@@ -125,7 +125,7 @@ def main() -> None:
             versions["transformers"] = metadata.version("transformers")
         report = {
             "command": " ".join(["python", *sys.argv]),
-            "hardware": {"cpu": _cpu_name(), "threads": 1},
+            "hardware": {"cpu": cpu_name(), "threads": 1},
             "versions": versions,
             "unit": "milliseconds of process CPU time, forward and backward, float32",
             "results": results,
@@ -134,7 +134,8 @@ def main() -> None:
             json.dump(report, file, indent=1)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The model of this machine's processor."""
     try:
         with open("/proc/cpuinfo") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))

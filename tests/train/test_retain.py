@@ -1,7 +1,5 @@
 """What `train.retain` keeps for backward is what it promises, counted by the allocator: closures and caches included."""
 
-import gc
-
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -32,10 +30,8 @@ def kept(retain: str, passes: int, windows: int) -> int:
     initialise(model, 0, 64)
     tokens = torch.randint(VOCAB, (ROWS, windows * LENGTH), generator=torch.Generator().manual_seed(0))
     state, program = model.zero_state(sleep, ROWS), compile(sleep, layout, 2)
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         result = run(model, tokens, tokens, state, program, sleep, retain=POLICIES[retain])
-        gc.collect()
     assert result.nll.requires_grad
     return sum(e.nbytes() for e in seen.profiler.kineto_results.events() if e.name() == "[memory]")
 

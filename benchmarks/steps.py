@@ -1,0 +1,121 @@
+"""What more passes cost: CPU time of a training step with four passes over one with a single pass, one thread.
+
+A step is forward, backward and optimizer through `train_step`, in one process. Both run on the same engine, in turn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from figures import Figure, interleaved, median_ratio, part
+
+from sleeptrain.data.batch import IGNORED, Batch
+from sleeptrain.engine.build import build
+from sleeptrain.engine.process import leave
+from sleeptrain.model.counts import parameters
+from sleeptrain.model.init import initialise
+from sleeptrain.model.language import LanguageModel
+from sleeptrain.program import Window, compile
+from sleeptrain.recipe import load_recipe
+from sleeptrain.train.setup import POLICIES
+from sleeptrain.train.step import train_step
+
+PASSES = 4
+RING = 24
+RULE110 = [Window(i * RING, (i + 1) * RING, False) for i in range(4)] + [Window(4 * RING, 4 * RING + 4, True)]
+"""Four windows that sleep and four answer tokens (arXiv 2605.26099, section 6.1)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A recipe, with fewer rows and in float32, and the layout of its samples."""
+
+    name: str
+    recipe: str
+    layout: Sequence[Window]
+    rows: int
+    vocab: int
+    most: float | None
+    """Largest ratio; None: 1.05 times that of token passes."""
+    overrides: tuple[str, ...] = ()
+
+
+def text(windows: int, length: int = 64) -> list[Window]:
+    """Windows of text: each is predicted, all but the last sleep."""
+    return [Window(i * length, (i + 1) * length, True) for i in range(windows)]
+
+
+CASES = (
+    Case("Rule 110, width 256", "rule110", RULE110, 16, 4, None),
+    Case("Rule 110, width 64", "rule110-small", RULE110, 64, 4, None, (f"sleep.window={RING}",)),
+    Case("text, 4 windows", "text-small", text(4), 16, 257, 3.6),
+    Case("text, 8 windows", "text-small", text(8), 8, 257, 3.6),
+)
+
+
+def batch(layout: Sequence[Window], rows: int, vocab: int) -> Batch:
+    """Random tokens, targets where the layout has them. The last id, which is the padding, does not occur."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocab - 1, (rows, layout[-1].stop), generator=generator)
+    targets = torch.full_like(tokens, IGNORED)
+    for w in layout:
+        if w.targets:
+            targets[:, w.start : w.stop] = torch.randint(vocab - 1, (rows, w.stop - w.start), generator=generator)
+    return Batch(tokens, targets, torch.full_like(tokens, -1), torch.arange(rows), {})
+
+
+def stepper(case: Case, rows: int) -> tuple[dict[int, Callable[[], float]], dict[str, object], float]:
+    """By number of passes, a function that makes one step and returns its CPU seconds; what the case is; and the ratio of
+    token passes."""
+    recipe = load_recipe(case.recipe, [f"sleep.passes={PASSES}", "train.precision=fp32", *case.overrides]).value
+    model = LanguageModel(dataclasses.replace(recipe.model, vocab=case.vocab))
+    length = case.layout[-1].stop
+    initialise(model, 0, 2 * PASSES * length)
+    detail = {
+        "recipe": case.recipe, "rows": rows, "tokens_of_a_row": length, "width": recipe.model.width,
+        "layers": recipe.model.pattern, "parameters": parameters(model)["total"], "optimizer": recipe.optim.name,
+        "retain": recipe.train.retain,
+    }  # fmt: skip
+    engine = build(model, recipe.optim, precision="fp32", zero=recipe.mesh.zero, micro_rows=rows, accumulation=1)
+    data = batch(case.layout, rows, case.vocab)
+    programs = {n: compile(recipe.sleep, case.layout, len(recipe.model.pattern), n) for n in (1, PASSES)}
+
+    def step(n: int) -> float:
+        start = time.process_time()
+        train_step(
+            engine, [data], programs[n], recipe.sleep, case.layout, case.vocab - 1, POLICIES[recipe.train.retain], 1e-6
+        )
+        return time.process_time() - start
+
+    ratio = programs[PASSES].token_passes / programs[1].token_passes
+    return {n: partial(step, n) for n in programs}, detail, ratio
+
+
+def figures(quick: bool) -> list[Figure]:
+    """Step time of four passes over one, a figure a case."""
+    torch.set_num_threads(1)
+    found = []
+    for case in CASES[1:3] if quick else CASES:
+        steps, detail, token_passes = stepper(case, 2 if quick else case.rows)
+        interleaved({str(n): step for n, step in steps.items()}, 1)  # to warm up
+        times = interleaved({str(n): step for n, step in steps.items()}, 2 if quick else 11)
+        one, many = times["1"], times[str(PASSES)]
+        milliseconds = {n: 1e3 * statistics.median(series) for n, series in times.items()}
+        most = case.most if case.most is not None else 1.05 * token_passes
+        detail = detail | {"token_passes": token_passes, "milliseconds": milliseconds}
+        found.append(
+            Figure(
+                f"step, N = {PASSES} over N = 1: {case.name}", median_ratio(many, one), "x", at_most=most, detail=detail
+            )
+        )
+    leave()
+    return found
+
+
+if __name__ == "__main__":
+    part(figures, __doc__, ["torch", "deepspeed"])

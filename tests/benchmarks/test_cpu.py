@@ -1,0 +1,52 @@
+"""The CPU benchmarks run, write what they measured, and judge targets; nothing here depends on speed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.figures import Figure, interleaved, median_ratio, table
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_target_is_a_bound_on_one_side_or_absent():
+    assert Figure("a", 2.0, "x", at_least=2.0).met is True and Figure("a", 1.9, "x", at_least=2.0).met is False
+    assert Figure("a", 2.0, "x", at_most=2.0).met is True and Figure("a", 2.1, "x", at_most=2.0).met is False
+    assert Figure("a", 2.0, "x").met is None
+
+
+def test_rounds_make_all_runs_in_turn_and_ratios_are_paired():
+    order: list[str] = []
+    runs = {name: (lambda name=name: order.append(name) or float(len(order))) for name in "ab"}
+    times = interleaved(runs, 3)
+    assert order == list("ababab") and times == {"a": [1.0, 3.0, 5.0], "b": [2.0, 4.0, 6.0]}
+    # One slow round doubles both sides and leaves the ratio.
+    assert median_ratio([2.0, 40.0, 2.2], [1.0, 20.0, 1.0]) == 2.0
+
+
+def test_a_missed_target_stands_out():
+    figures = [{"name": "n", "value": 3.0, "unit": "x", "at_least": 4.0, "at_most": None, "met": False}]
+    assert table(figures).split() == ["n", "3.000", "x", ">=", "4", "MISSED"]
+
+
+@pytest.mark.slow
+def test_quick_forms_of_all_parts_run_and_write_the_results(tmp_path):
+    out = tmp_path / "cpu.json"
+    words = [sys.executable, str(ROOT / "benchmarks" / "cpu.py"), "--quick", "--json", str(out)]
+    made = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert made.returncode == 0, made.stderr
+    body = json.loads(out.read_text())
+    assert body["command"].endswith(f"benchmarks/cpu.py --quick --json {out}")
+    assert body["hardware"]["cpu"] and body["hardware"]["cores"] >= 1 and body["environment"]["versions"]["torch"]
+    assert set(body["parts"]) == {"operators", "steps", "retained", "startup"}
+    for part in body["parts"].values():
+        assert part["versions"]["torch"] and part["figures"]
+        for figure in part["figures"]:
+            assert figure["name"] in made.stdout and figure["unit"] and figure["met"] is None
+    kept = {f["name"]: f["value"] for f in body["parts"]["retained"]["figures"]}
+    assert all(
+        abs(value - 1) < 0.05 for name, value in kept.items() if name.startswith("kept for one pass more, retain pass")
+    )
