@@ -1,0 +1,55 @@
+"""What can be learned at all: a hybrid carries strings past eviction and applies the rule; attention alone knows nothing of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sleep_data import shards
+from sleep_data.tasks import make
+from sleeptrain.data.config import Data, Source
+from sleeptrain.data.evaluation import Evaluation
+from sleeptrain.evaluate.runs import evaluate
+from tests.distributed import run
+from tests.train.jobs import recipe_file, trained
+
+# Two strings of 12 cells, one step of the rule, one pass; 4096 strings, so that the tested ones are new.
+TASK = {"strings": 2, "width": 12, "transitions": 1, "variant": "paper", "holdout": 8}
+MUON = ["optim.name=muon", "optim.lr=0.02", "optim.adam_lr=0.003", "optim.schedule.warmup=20"]
+COMMON = ["sleep.window=12", "sleep.passes=1", "train.batch=32", "checkpoint.every=0", *MUON]
+RUNS = {"hybrid": ["model.layers=AG", "train.steps=600"], "attention": ["model.layers=AA", "train.steps=150"]}
+
+
+def learn(folder: str) -> dict[str, Any]:
+    """Train both and measure them on strings that neither has seen: the row of t = 1."""
+    where, data = Path(folder), Path(folder, "data")
+    shards.build(make("rule110", TASK), data, {"train": 20000, "test": 1000}, 0)
+    recipe_file(where)
+    found = {}
+    for name, words in RUNS.items():
+        trained(where, name, data, [*COMMON, *words])
+        (entry,), manifest = evaluate([str(where / name)], None, None, 100, None, quiet=True)
+        found[name] = entry.measured[0].by_value[1].row()
+    targets = np.concatenate([b.targets.numpy() for b in Evaluation(Data([Source(str(data))]), micro=100)])
+    _, counts = np.unique(targets[targets >= 0], return_counts=True)
+    return found | {"majority": counts.max() / counts.sum(), "expected": manifest.baselines["1"]["majority"]}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(learn, 1, str(tmp_path_factory.mktemp("learning")), timeout=580)[0]
+
+
+def test_the_hybrid_solves_a_step_of_rule_110(measured: dict[str, Any]) -> None:
+    assert measured["hybrid"]["accuracy"] > 0.99
+
+
+def test_attention_alone_can_only_guess_what_was_evicted(measured: dict[str, Any]) -> None:
+    low, high = measured["attention"]["interval"]
+    # Of this split: its 512 strings come several times each, so that its share of ones is not quite that of all strings.
+    assert low <= measured["majority"] <= high
+    assert measured["majority"] == pytest.approx(measured["expected"], abs=0.05)
+    assert measured["attention"]["tokens"] == 2000
