@@ -61,13 +61,13 @@ def command(*words: str) -> None:
         raise SystemExit(f"sleeptrain {' '.join(words)}:\n{made.stdout}{made.stderr}")
 
 
-def first_step(folder: Path, name: str) -> float:
-    """Seconds from starting `sleeptrain train rule110-tiny` to its first row of metrics."""
+def first_step(folder: Path, name: str) -> tuple[float, float]:
+    """Seconds from starting `sleeptrain train rule110-tiny` to its first row of metrics, and CPU seconds until its end."""
     run = folder / name
-    start = time.time()
+    start, before = time.time(), spent()
     data = f"data.sources=[{{path: {folder / 'data'}}}]"
     command("train", "rule110-tiny", data, f"run_dir={run}", "train.steps=1")
-    return os.stat(run / "metrics.jsonl").st_mtime - start
+    return os.stat(run / "metrics.jsonl").st_mtime - start, spent() - before
 
 
 def figures(quick: bool) -> list[Figure]:
@@ -75,13 +75,12 @@ def figures(quick: bool) -> list[Figure]:
     found = imports(1 if quick else 9)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        size = ["train=256", "test=64"]
-        command("data", "build", "rule110-tiny", "--out", str(folder / "data"), *size)
-        rounds = 1 if quick else 5
-        seconds = [first_step(folder, f"run-{i}") for i in range(rounds)]
-    found.append(
-        Figure("sleeptrain train, start to first step", statistics.median(seconds), "s", detail={"seconds": seconds})
-    )
+        command("data", "build", "rule110-tiny", "--out", str(folder / "data"), "train=256", "test=64")
+        runs = [first_step(folder, f"run-{i}") for i in range(1 if quick else 7)]
+    wall, cpu = zip(*runs, strict=True)
+    detail = {"seconds": wall, "cpu_seconds_with_checkpoint": cpu}
+    # What a busy machine adds to wall time is only ever more.
+    found.append(Figure("sleeptrain train, start to first step (fastest run)", min(wall), "s", detail=detail))
     return found
 
 
