@@ -191,19 +191,19 @@ def _zip(found: dict[str, Any], expected: dict[str, Any]) -> Iterator[tuple[str,
 def check_shards() -> Iterator[Result]:
     """Shards written by mosaicml-streaming and read back."""
     import numpy as np
+
     from sleep_data import shards
     from sleep_data.tasks import make
-
     from sleeptrain.data.config import Data, Source
-    from sleeptrain.data.store import Store
+    from sleeptrain.data.evaluation import Evaluation
 
     task = make("rule110", {})
     with tempfile.TemporaryDirectory(prefix="sleeptrain-doctor-") as folder:
         out = Path(folder, "shards")
         shards.build(task, out, {"train": 8})
-        stored = Store(Data([Source(str(out))]), "train").read(np.arange(8))["tokens"]
+        [stored] = Evaluation(Data([Source(str(out))]), micro=8, split="train")
     made = np.concatenate([block["tokens"] for block in task.blocks("train", 8, 0)])
-    equal = bool((stored == made).all())
+    equal = bool((stored.tokens.numpy() == made).all())
     yield Result("streaming", "ok" if equal else "failed", "8 samples written and read back")
 
 

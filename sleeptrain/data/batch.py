@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -67,15 +68,23 @@ class Batch:
         return Batch(self.tokens[part], self.targets[part], self.groups[part], self.ids[part], labels)
 
 
-def collate(columns: dict[str, np.ndarray], ids: np.ndarray) -> Batch:
-    """A batch of the columns of some rows, as they come from the shards."""
+def stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Columns of some rows, as the shards hold them; or {"error": [why]} of the first that could not be read."""
+    for sample in samples:
+        if "error" in sample:
+            return {"error": [sample["error"]]}
+    return {name: np.stack([np.asarray(sample[name]) for sample in samples]) for name in samples[0]}
+
+
+def collate(columns: dict[str, Any]) -> Batch:
+    """A batch of stacked columns, of which "row" has the ids."""
 
     def tensor(column: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(column, np.int64))
 
     labels = {name.removeprefix("label_"): tensor(columns[name]) for name in columns if name.startswith("label_")}
     fixed: dict[str, Any] = {name: tensor(columns[name]) for name in ("tokens", "targets", "groups")}
-    return Batch(**fixed, ids=tensor(ids), labels=labels)
+    return Batch(**fixed, ids=tensor(columns["row"]), labels=labels)
 
 
 def check(batch: Batch, manifest: Manifest) -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from sleep_data import shards
 from sleep_data.tasks import TASKS, make, nearest
-
 from sleeptrain.config import UserError
 from sleeptrain.config.files import configs_root
 from sleeptrain.data.config import Data, Source
+from sleeptrain.data.evaluation import Evaluation
 from sleeptrain.data.manifest import Manifest
-from sleeptrain.data.store import Store, local_manifest
+from sleeptrain.data.sources import local_manifest
 
 SETTINGS = ("train", "test", "seed")
 """What a task file says beside the task's own parameters: samples of each split (null: all there are) and the seed."""
@@ -124,12 +125,8 @@ def inspect(path: str | Path, samples: int = 2) -> Inspection:
     manifest = Manifest.from_json(local_manifest(Path(path)))
     shown: dict[str, list[str]] = {}
     for split in sorted(manifest.splits, reverse=True) if samples else ():
-        store = Store(Data([Source(str(path))]), split)
-        columns = store.read(np.arange(min(samples, store.rows)))
-        shown[split] = [
-            render(manifest, tokens, targets)
-            for tokens, targets in zip(columns["tokens"], columns["targets"], strict=True)
-        ]
+        rows = Evaluation(Data([Source(str(path))]), micro=1, split=split, samples=samples)
+        shown[split] = [render(manifest, row.tokens[0].numpy(), row.targets[0].numpy()) for row in rows]
     return Inspection(str(path), manifest, shown)
 
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
+import torch
 
-from sleeptrain.data.batch import FILLER, IGNORED, NO_GROUP, Batch, check, collate
+from sleeptrain.config import UserError
+from sleeptrain.data.batch import FILLER, IGNORED, NO_GROUP, Batch, check, collate, stack
 from sleeptrain.data.config import Data
 from sleeptrain.data.manifest import Manifest
-from sleeptrain.data.store import Store
+from sleeptrain.data.sources import open_sources
 
 
 class Evaluation:
@@ -32,32 +33,44 @@ class Evaluation:
         samples: int | None = None,
     ) -> None:
         """Open the data; UserError if it cannot be read."""
-        self._store = Store(data, data.eval_split if split is None else split)
+        self._sources = open_sources(data, data.eval_split if split is None else split)
         self._micro, self._rank, self._world = micro, rank, world
-        self.samples = self._store.rows if samples is None else min(samples, self._store.rows)
+        self.samples = self._sources.rows if samples is None else min(samples, self._sources.rows)
 
     @property
     def manifest(self) -> Manifest:
         """What is known of the sources."""
-        return self._store.manifest
+        return self._sources.manifest
 
     def __len__(self) -> int:
         """Batches of each rank."""
         return math.ceil(self.samples / (self._micro * self._world))
 
     def __iter__(self) -> Iterator[Batch]:
-        for number in range(len(self)):
-            first = (number * self._world + self._rank) * self._micro
-            rows = np.arange(first, first + self._micro)
-            batch = collate(self._store.read(np.minimum(rows, self.samples - 1)), rows)
-            filler = batch.ids >= self.samples
-            if filler.any():
-                missing = filler[:, None]
-                batch = replace(
-                    batch,
-                    targets=batch.targets.masked_fill(missing, IGNORED),
-                    groups=batch.groups.masked_fill(missing, NO_GROUP),
-                    ids=batch.ids.masked_fill(filler, FILLER),
-                )
-            check(batch, self.manifest)
-            yield batch
+        """UserError if a shard is damaged or contradicts the manifest."""
+        from sleeptrain.data.rows import Rows
+
+        rows = Rows(self._sources)
+        try:
+            for number in range(len(self)):
+                first = (number * self._world + self._rank) * self._micro
+                columns = stack([rows[min(row, self.samples - 1)] for row in range(first, first + self._micro)])
+                if "error" in columns:
+                    raise UserError(columns["error"][0])
+                yield self._batch(collate(columns), first)
+        finally:
+            rows.release()
+
+    def _batch(self, batch: Batch, first: int) -> Batch:
+        """The batch that begins at row `first`, checked, with fillers where there is no such row."""
+        filler = first + torch.arange(batch.rows) >= self.samples
+        if filler.any():
+            missing = filler[:, None]
+            batch = replace(
+                batch,
+                targets=batch.targets.masked_fill(missing, IGNORED),
+                groups=batch.groups.masked_fill(missing, NO_GROUP),
+                ids=batch.ids.masked_fill(filler, FILLER),
+            )
+        check(batch, self.manifest)
+        return batch

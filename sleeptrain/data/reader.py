@@ -1,8 +1,9 @@
 """Global steps of training data for one data-parallel rank: endless, shuffled by epoch, resumed exactly where they stopped.
 
-The global batch of a step is a slice of the epoch's order (`order.py`). Its micro-batch `a` of rank `r` takes rows
-(a * world + r) * micro onwards, so that micro-batches and ranks, in this order, concatenate to the slice. What is left at
-the end of an epoch and fills no global batch is left out.
+mosaicml-streaming's dataset makes the order of an epoch from seed and epoch, and its data loader reads it. Row i of a global
+step goes to rank i % world, there in order into the micro-batches; so a step has the same rows however it is split over
+ranks, micro-batches and workers. What is left at the end of an epoch and fills no global batch is left out: the library
+would repeat rows there, more or fewer with the number of ranks.
 """
 
 from __future__ import annotations
@@ -11,22 +12,19 @@ import atexit
 import signal
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from itertools import count
-from typing import Any
-
-import numpy as np
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from typing import TYPE_CHECKING, Any
 
 from sleeptrain.config import UserError
-from sleeptrain.data.batch import Batch, check, collate
+from sleeptrain.data.batch import Batch, check, collate, stack
 from sleeptrain.data.config import Data
 from sleeptrain.data.manifest import Manifest
-from sleeptrain.data.store import Store
+from sleeptrain.data.sources import open_sources
 
-AHEAD = 16
-"""Micro-batches ahead of which a remote shard begins to be fetched."""
+if TYPE_CHECKING:
+    from streaming import StreamingDataLoader
+
+    from sleeptrain.data.rows import Rows
+
 GRACE = 30.0
 """Seconds that a worker goes on after SIGTERM, which SLURM sends to all processes at once: the main one saves first."""
 
@@ -52,17 +50,19 @@ class Reader:
         seed: int = 0,
         split: str | None = None,
     ) -> None:
-        """Open the data (UserError if it cannot be read) and stand before the first step."""
+        """Look into the data (UserError if it cannot be read) and stand before the first step."""
         self.split = data.split if split is None else split
         self.rows_per_step = micro * accumulation * world
-        self._accumulation = accumulation
-        self._data = data
-        self._rows = _MicroBatches(data, self.split, micro, accumulation, rank, world, seed)
-        self._seed = seed
+        self._data, self._micro, self._accumulation = data, micro, accumulation
+        self._rank, self._world, self._seed = rank, world, seed
+        self._sources = open_sources(data, self.split)
         self._epoch = 0
         self._sample = 0
-        self._iterator: Iterator[dict[str, np.ndarray]] | None = None
-        self._closes_at_exit = False
+        self._rows: Rows | None = None
+        self._loader: StreamingDataLoader | None = None
+        self._iterator: Iterator[dict[str, Any]] | None = None
+        # Else Python would send SIGTERM to the workers at its end, and wait for as long as they go on.
+        atexit.register(_close, weakref.ref(self))
         if self.samples_per_epoch < self.rows_per_step:
             raise UserError(
                 f"the {self.split} split has {self.samples_per_epoch} samples, fewer than one step's {self.rows_per_step} "
@@ -72,12 +72,12 @@ class Reader:
     @property
     def manifest(self) -> Manifest:
         """What is known of the sources."""
-        return self._rows.store.manifest
+        return self._sources.manifest
 
     @property
     def samples_per_epoch(self) -> int:
         """Rows of an epoch, before the rest that fills no step is left out."""
-        return self._rows.order.length
+        return self._sources.rows
 
     @property
     def epoch(self) -> int:
@@ -86,9 +86,10 @@ class Reader:
 
     def next_step(self) -> list[Batch]:
         """The next `accumulation` micro-batches of this rank. UserError if a shard is damaged or contradicts the manifest."""
-        self._epoch, self._sample = self._place()
+        epoch, self._sample = self._place()
+        begins, self._epoch = epoch > self._epoch, epoch
         try:
-            batches = self._read()
+            batches = self._read(begins)
         except BaseException:
             self.close()  # workers that are only found by garbage collection take seconds to end
             raise
@@ -119,8 +120,13 @@ class Reader:
         self._iterator = None
 
     def close(self) -> None:
-        """Stop the workers."""
-        self._iterator = None
+        """Stop the workers and give back what other processes can see; the next step would begin anew."""
+        if self._loader is not None:
+            # Not left to garbage collection: a stack trace may hold the loader until Python ends, which then takes long.
+            self._loader.__del__()
+        if self._rows is not None:
+            self._rows.release()
+        self._iterator = self._loader = self._rows = None
 
     def _place(self) -> tuple[int, int]:
         """Epoch and first row of the next step: where we are, or the next epoch if no whole step is left."""
@@ -128,84 +134,44 @@ class Reader:
             return self._epoch + 1, 0
         return self._epoch, self._sample
 
-    def _read(self) -> list[Batch]:
-        """The micro-batches of the step at which we stand."""
+    def _read(self, begins: bool) -> list[Batch]:
+        """The micro-batches of the step at which we stand; `begins` if it is the first of another epoch."""
+        if self._loader is None or self._rows is None:
+            self._rows, self._loader = self._open()
         if self._iterator is None:
-            self._iterator = self._start()
+            self._rows.start_at(self._epoch, self._sample)
+            self._iterator = iter(self._loader)
+        elif begins:
+            self._rows.go_on()
+            self._iterator = iter(self._loader)
         batches = []
         for _ in range(self._accumulation):
-            columns = next(self._iterator)
+            columns = next(self._iterator, {"error": ["the data ends before its manifest says so; build it again"]})
             if "error" in columns:
-                raise UserError(str(columns["error"]))
-            batch = collate(columns, columns["row"])
+                raise UserError(columns["error"][0])
+            batch = collate(columns)
             check(batch, self.manifest)
             batches.append(batch)
         return batches
 
-    def _start(self) -> Iterator[dict[str, np.ndarray]]:
-        self._rows.epoch, self._rows.sample = self._epoch, self._sample
-        if self._data.workers and not self._closes_at_exit:
-            # Otherwise Python would send SIGTERM to the workers at its end, and wait for as long as they go on.
-            atexit.register(_close, weakref.ref(self))
-            self._closes_at_exit = True
-        loader = DataLoader(
-            self._rows,
-            batch_size=None,
-            num_workers=self._data.workers,
-            collate_fn=_as_it_is,
+    def _open(self) -> tuple[Rows, StreamingDataLoader]:
+        from sleeptrain.data.rows import Rows, StreamingDataLoader
+
+        workers = self._data.workers
+        rows = Rows(
+            self._sources, batch=self._micro, shuffle=self._data.shuffle, seed=self._seed, weighted=True,
+            rank=self._rank, world=self._world,
+        )  # fmt: skip
+        loader = StreamingDataLoader(
+            rows,
+            batch_size=self._micro,
+            num_workers=workers,
+            collate_fn=stack,  # arrays, which workers send through a pipe; tensors would go through shared memory
             worker_init_fn=_outlive_signals,
-            prefetch_factor=4 if self._data.workers else None,
+            prefetch_factor=4 if workers else None,
+            persistent_workers=workers > 0,
         )
-        return iter(loader)
-
-
-class _MicroBatches(IterableDataset):
-    """The micro-batches of one rank, from (epoch, sample) on and without end; each worker yields its share of them."""
-
-    def __init__(self, data: Data, split: str, micro: int, accumulation: int, rank: int, world: int, seed: int) -> None:
-        self.arguments = (data, split, micro, accumulation, rank, world, seed)
-        self.store = Store(data, split)
-        self.order = self.store.order(data, seed)
-        self.epoch = 0
-        self.sample = 0
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Spawned workers open the data themselves; so nothing of the streaming library has to be unpickled."""
-        return _MicroBatches, self.arguments, {"epoch": self.epoch, "sample": self.sample}
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        with ThreadPoolExecutor(1) if self.store.remote else nullcontext() as pool:
-            for number in count(worker, workers):
-                if pool is not None:
-                    pool.submit(self.store.prepare, self._numbers(number + AHEAD))
-                rows = self._numbers(number)
-                try:
-                    columns = self.store.read(rows)
-                except UserError as error:  # passed on as a value: an exception from a worker carries its stack trace
-                    yield {"error": str(error)}
-                    return
-                yield columns | {"row": rows}
-
-    def _numbers(self, number: int) -> np.ndarray:
-        """Row numbers of this rank's micro-batch `number`, counted from the place where we began."""
-        _, _, micro, accumulation, rank, world, _ = self.arguments
-        step, part = divmod(number, accumulation)
-        size = micro * accumulation * world
-        left = (self.order.length - self.sample) // size
-        if step < left:
-            epoch, first = self.epoch, self.sample + step * size
-        else:
-            epochs, step = divmod(step - left, self.order.length // size)
-            epoch, first = self.epoch + 1 + epochs, step * size
-        first += (part * world + rank) * micro
-        return self.order.rows(epoch, first, first + micro)
-
-
-def _as_it_is(item: Any) -> Any:
-    """Arrays stay arrays, which workers send through a pipe; tensors would go through shared memory."""
-    return item
+        return rows, loader
 
 
 def _close(reader: weakref.ref[Reader]) -> None:

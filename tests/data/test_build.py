@@ -2,8 +2,8 @@
 
 import pytest
 import yaml
-from sleep_data.tasks import make
 
+from sleep_data.tasks import make
 from sleeptrain.config import UserError
 from sleeptrain.config.files import configs_root
 from sleeptrain.data import Data, Source

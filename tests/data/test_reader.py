@@ -1,19 +1,21 @@
 """Steps of training data: the same for any number of ranks and workers, and after any restart."""
 
-import itertools
 import json
 import multiprocessing
 import os
-import pickle
 import shutil
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from sleep_data import shards
+from sleep_data.rule110 import Rule110
 from sleeptrain.config import UserError
 from sleeptrain.data import Data, Reader, Source
 
+TASK = Rule110(strings=2, width=8, transitions=(1, 2))
 STEPS = 18  # of 8 rows out of 100: an epoch and a half
 
 
@@ -32,6 +34,11 @@ def stream(data, steps=STEPS, state=None, **arguments):
 
 def flat(step):
     return [row for batch in step for row in batch]
+
+
+def dealt(ranks):
+    """A step's rows, dealt to the ranks like cards, in their order."""
+    return [row for rows in zip(*map(flat, ranks), strict=True) for row in rows]
 
 
 def in_processes(data, world, **arguments):
@@ -68,10 +75,8 @@ def test_without_shuffling_rows_come_as_written(data):
 
 
 def test_rows_are_what_was_written(data, folder):
-    from sleep_data.rule110 import Rule110
-
     reader = Reader(data, micro=8, seed=1)
-    written = Rule110(strings=2, width=8, transitions=(1, 2)).generate("train", 0, 100)
+    written = TASK.generate("train", 0, 100)
     for _ in range(14):
         [batch] = reader.next_step()
         assert batch.tokens.tolist() == written["tokens"][batch.ids].tolist()
@@ -88,11 +93,10 @@ def test_ranks_and_workers_do_not_change_the_order(data, tmp_path, folder, worke
     for raw in fresh.rglob("*.mds"):
         raw.unlink()
     copy = Data([Source(str(fresh))], workers=workers)
-    for world, micro, accumulation in [(2, 2, 2), (2, 4, 1)]:
+    for world, micro, accumulation in [(1, 8, 1), (2, 2, 2), (2, 4, 1), (4, 1, 2)]:
         ranks = in_processes(copy, world, micro=micro, accumulation=accumulation)
         for step, rows in enumerate(expected):
-            # Micro-batches of all ranks one after another, then the next micro-batches: the order of one process.
-            assert [row for part in zip(*(rank[step] for rank in ranks), strict=True) for row in flat(part)] == rows
+            assert dealt(rank[step] for rank in ranks) == rows
     unpacked, packed = list((fresh / "train").glob("*.mds")), list((fresh / "train").glob("*.mds.zstd"))
     assert len(unpacked) == len(packed) > 3
 
@@ -117,7 +121,7 @@ def test_resume_on_another_number_of_ranks(data):
         reader.next_step()
     state = reader.state_dict()
     ranks = [stream(data, 6, state, micro=2, accumulation=1, rank=rank, world=4) for rank in range(4)]
-    assert [[row for rank in ranks for row in flat(rank[step])] for step in range(6)] == expected[7:13]
+    assert [dealt(rank[step] for rank in ranks) for step in range(6)] == expected[7:13]
 
 
 def test_skipping_is_reading_without_looking(data):
@@ -143,22 +147,73 @@ def test_a_step_larger_than_the_data(data):
         Reader(data, micro=16, accumulation=4, world=2)
 
 
+def test_rows_are_mixed_and_epochs_differ(tmp_path):
+    shards.build(TASK, tmp_path / "d", {"train": 1000}, seed=0, shard_bytes=20_000)
+    assert len(list((tmp_path / "d" / "train").glob("*.zstd"))) > 8
+
+    def epochs(seed):
+        reader = Reader(Data([Source(str(tmp_path / "d"))]), micro=100, seed=seed)
+        found = [np.concatenate([np.array(flat(ids(reader.next_step()))) for _ in range(10)]) for _ in range(3)]
+        reader.close()
+        return found
+
+    first, second, third = epochs(1)
+    for rows in (first, second, third):  # no trace of the order of writing, neither near nor far
+        assert sorted(rows) == list(range(1000))
+        assert abs(np.corrcoef(rows, np.arange(1000))[0, 1]) < 0.15
+        assert abs(np.corrcoef(rows[:-1], rows[1:])[0, 1]) < 0.15
+    for other in (second, third, epochs(7)[0]):
+        assert (first == other).mean() < 0.02
+
+
+def test_neighbouring_seeds_do_not_share_epochs(other):
+    def epochs(seed):
+        reader = Reader(Data([Source(str(other))]), micro=60, seed=seed)  # one shard
+        return [flat(ids(reader.next_step())) for _ in range(3)]
+
+    found = epochs(0) + epochs(1) + epochs(2)
+    assert len({tuple(epoch) for epoch in found}) == len(found)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_going_back(data, workers):
+    reader = Reader(replace(data, workers=workers), micro=8, seed=5)
+    state = reader.state_dict() | {"sample": 24}
+    found = [ids(reader.next_step()) for _ in range(15)]
+    reader.load_state_dict(state)
+    assert [ids(reader.next_step()) for _ in range(12)] == found[3:]
+    reader.close()
+
+
 def test_mixing_two_sources(folder, other):
     mixed = Data([Source(str(folder), 1.0), Source(str(other), 3.0)])
-    reader = Reader(mixed, micro=8, seed=0)
+    expected = [flat(step) for step in stream(mixed, 40)]  # two epochs
+    reader = Reader(mixed, micro=8)
     assert reader.samples_per_epoch == 160 and reader.manifest.samples("train") == 160
-    rows = [row for _ in range(20) for row in flat(ids(reader.next_step()))]
-    assert sum(row < 100 for row in rows) == 40 and set(rows) <= set(range(160))
-    plain = Data([Source(str(folder)), Source(str(other))])
-    reader = Reader(plain, micro=8, seed=0)
-    assert sorted(row for _ in range(20) for row in flat(ids(reader.next_step()))) == list(range(160))
+    for epoch in (expected[:20], expected[20:]):
+        times = np.bincount([row for step in epoch for row in step], minlength=160)
+        assert times[:100].sum() == 40 and times[:100].max() == 1
+        assert times[100:].sum() == 120 and set(times[100:]) == {2}  # of 60 rows: each twice
+    state = Reader(mixed, micro=8, seed=5).state_dict() | {"epoch": 1, "sample": 24}
+    ranks = [stream(mixed, 5, state, micro=2, accumulation=1, rank=rank, world=4) for rank in range(4)]
+    assert [dealt(rank[step] for rank in ranks) for step in range(5)] == expected[23:28]
 
 
-def test_spawned_workers_open_the_data_themselves(data):
-    reader = Reader(data, micro=4, accumulation=2, seed=5)
-    reader.next_step()
-    copy = pickle.loads(pickle.dumps(reader._rows))
-    assert [part["row"].tolist() for part in itertools.islice(copy, 6)] == [p for step in stream(data, 3) for p in step]
+def test_two_sources_without_proportions(folder, other):
+    steps = stream(Data([Source(str(folder)), Source(str(other))]), 20)
+    assert sorted(row for step in steps for row in flat(step)) == list(range(160))
+
+
+@pytest.mark.slow
+def test_spawned_workers(data):
+    """They import everything anew, and attach to what the library has in shared memory."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        found = stream(replace(data, workers=1), 13)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert found == stream(data, 13)
 
 
 def children():
@@ -182,9 +237,3 @@ def test_workers_outlive_a_signal_to_all_processes(data):
     assert found == stream(data)
     reader.close()
     assert not set(children()) & workers
-
-
-def test_nothing_is_left_in_shared_memory(data):
-    before = set(os.listdir("/dev/shm"))
-    stream(replace(data, workers=2), 3)
-    assert not {name for name in set(os.listdir("/dev/shm")) - before if "locals" in name or "epoch" in name}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from sleeptrain.config import UserError
-from sleeptrain.data import Data, Reader, Source
+from sleeptrain.data import Data, Evaluation, Reader, Source
 from sleeptrain.data.build import build
-from sleeptrain.data.store import Store
+from sleeptrain.data.sources import open_sources
 
 
 @pytest.fixture
@@ -22,8 +22,7 @@ def copy(folder, tmp_path):
 
 
 def everything(data, split="train"):
-    store = Store(data, split)
-    return store.read(np.arange(store.rows))["tokens"]
+    return np.concatenate([batch.tokens.numpy() for batch in Evaluation(data, micro=1, split=split)])
 
 
 def test_a_cache_leaves_the_source_alone(copy, data, tmp_path):
@@ -58,7 +57,7 @@ def test_a_remote_source(copy, data, tmp_path, monkeypatch):
         assert there.tokens.equal(here.tokens) and there.ids.equal(here.ids)
     reader.close()
     with pytest.raises(UserError, match=r"shelf://elsewhere/manifest\.json cannot be fetched"):
-        Store(Data([Source("shelf://elsewhere")], cache=str(tmp_path / "cache")), "train")
+        open_sources(Data([Source("shelf://elsewhere")], cache=str(tmp_path / "cache")), "train")
 
 
 def test_a_missing_folder_names_the_command_that_makes_it(tmp_path):
@@ -66,21 +65,22 @@ def test_a_missing_folder_names_the_command_that_makes_it(tmp_path):
     with pytest.raises(
         UserError, match=f"does not exist; make it with: sleeptrain data build rule110-tiny --out {path}"
     ):
-        Store(Data([Source(str(path))]), "train")
+        open_sources(Data([Source(str(path))]), "train")
     path.mkdir()
     with pytest.raises(UserError, match="is empty"):
-        Store(Data([Source(str(path))]), "train")
+        open_sources(Data([Source(str(path))]), "train")
     (path / "notes.txt").write_text("?")
     with pytest.raises(UserError, match=r"has no manifest\.json"):
-        Store(Data([Source(str(path))]), "train")
+        open_sources(Data([Source(str(path))]), "train")
 
 
 def test_a_missing_split(data):
     with pytest.raises(UserError, match="no split 'valid'; it has test, train"):
-        Store(data, "valid")
+        open_sources(data, "valid")
 
 
-def test_a_damaged_shard_is_named(copy):
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_damaged_shard_is_named(copy, workers, capfd):
     shard = sorted((copy / "train").glob("*.zstd"))[2]
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -88,10 +88,10 @@ def test_a_damaged_shard_is_named(copy):
     with pytest.raises(UserError, match=r"shard .*shard\.00002\.mds is damaged"):
         everything(Data([Source(str(copy))]))
     with pytest.raises(UserError, match=r"shard .*shard\.00002\.mds is damaged") as caught:
-        reader = Reader(Data([Source(str(copy))], workers=1), micro=4, seed=0)
+        reader = Reader(Data([Source(str(copy))], workers=workers), micro=4, seed=0)
         for _ in range(25):
             reader.next_step()
-    assert "Traceback" not in str(caught.value)
+    assert "Traceback" not in str(caught.value) + "".join(capfd.readouterr())
 
 
 def test_a_missing_shard_is_named(copy):
@@ -109,17 +109,17 @@ def test_a_shard_unpacked_by_half_is_unpacked_again(copy, data):
 def test_shards_of_another_manifest(copy, other):
     shutil.copyfile(other / "train" / "index.json", copy / "train" / "index.json")
     with pytest.raises(UserError, match="does not belong to the manifest"):
-        Store(Data([Source(str(copy))]), "train")
+        open_sources(Data([Source(str(copy))]), "train")
     (copy / "train" / "index.json").unlink()
     with pytest.raises(UserError, match="no readable index of its train split"):
-        Store(Data([Source(str(copy))]), "train")
+        open_sources(Data([Source(str(copy))]), "train")
 
 
 def test_a_changed_manifest(copy):
     body = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(body | {"pad": 0}))
     with pytest.raises(UserError, match="was changed"):
-        Store(Data([Source(str(copy))]), "train")
+        open_sources(Data([Source(str(copy))]), "train")
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def test_a_changed_manifest(copy):
 def test_sources_of_different_make(folder, tmp_path, parameters, said):
     build("rule110", tmp_path / "b", {"strings": 2, "width": 8, "train": 5, "test": 0} | parameters)
     with pytest.raises(UserError, match=f"do not fit together: {said}"):
-        Store(Data([Source(str(folder)), Source(str(tmp_path / "b"))]), "train")
+        open_sources(Data([Source(str(folder)), Source(str(tmp_path / "b"))]), "train")
 
 
 def test_a_read_only_folder_needs_a_cache(folder, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(UserError, match=r"read-only.*data\.cache"):
-        Store(Data([Source(str(folder))]), "train")
+        open_sources(Data([Source(str(folder))]), "train")

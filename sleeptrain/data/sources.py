@@ -1,0 +1,122 @@
+"""What the sources of a configuration hold: manifests and indexes, checked before a shard is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sleep_data import manifest as manifests
+from sleeptrain.config import UserError
+from sleeptrain.data.config import Data, Source, is_remote
+from sleeptrain.data.manifest import Manifest, merge
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One split of one source, ready to be read."""
+
+    folder: str
+    """Where its index and unpacked shards stand."""
+    remote: str | None
+    """Where missing shards are fetched from; None if the source is read in place."""
+    proportion: float | None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """One split of all sources. Rows are numbered through them in the order of the configuration."""
+
+    manifest: Manifest
+    split: str
+    rows: int
+    opened: tuple[Opened, ...]
+
+
+def open_sources(data: Data, split: str) -> Sources:
+    """Read manifests and indexes; no shard is read. UserError names what is missing, foreign or unreadable."""
+    folders = [_folder(source, data.cache) for source in data.sources]
+    bodies = [_manifest(source.path, folder) for source, folder in zip(data.sources, folders, strict=True)]
+    manifest = merge([Manifest.from_json(body) for body in bodies], [source.path for source in data.sources])
+    rows = manifest.samples(split)
+    opened = []
+    for source, folder, body in zip(data.sources, folders, bodies, strict=True):
+        remote = None if data.cache is None else source.path
+        _check_index(source.path, remote is not None, folder / split / "index.json", body["splits"][split]["hash"])
+        opened.append(Opened(str(folder), remote, source.proportion))
+    return Sources(manifest, split, rows, tuple(opened))
+
+
+def local_manifest(folder: Path) -> dict[str, Any]:
+    """The checked manifest of a local folder. UserError, with the command that builds it, if there is none."""
+    build = f"make it with: sleeptrain data build {folder.name} --out {folder}"
+    if not folder.exists():
+        raise UserError(f"data folder {folder} does not exist; {build}  (or name another task)")
+    if folder.is_dir() and not any(folder.iterdir()):
+        raise UserError(f"data folder {folder} is empty; remove it, then {build}  (or name another task)")
+    return _read_manifest(folder)
+
+
+def _folder(source: Source, cache: str | None) -> Path:
+    """Where the unpacked shards of a source stand: the source itself, or its own folder in the cache."""
+    if cache is not None:
+        return Path(cache) / hashlib.sha256(source.path.encode()).hexdigest()[:16]
+    folder = Path(source.path)
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} is read-only, and shards are unpacked beside themselves; set data.cache to a folder")
+    return folder
+
+
+def _manifest(path: str, folder: Path) -> dict[str, Any]:
+    """The checked manifest of a source."""
+    if not is_remote(path):
+        return local_manifest(Path(path))
+    url = f"{path.rstrip('/')}/{manifests.NAME}"
+    _fetch(url, folder / manifests.NAME, lambda why: UserError(f"{url} cannot be fetched ({why})"))
+    return _read_manifest(folder)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return manifests.read(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _check_index(path: str, fetched: bool, index: Path, expected: str) -> None:
+    """Fetch the index of a split if it is not there, and compare it with the manifest's hash of it."""
+    split = index.parent.name
+
+    def unreadable(why: object) -> UserError:
+        return UserError(f"{path} has no readable index of its {split} split ({why}); build the data again")
+
+    if fetched and not index.exists():
+        _fetch(f"{path.rstrip('/')}/{split}/{index.name}", index, unreadable)
+    try:
+        content = index.read_bytes()
+    except OSError as error:
+        raise unreadable(error) from error
+    if hashlib.sha256(content).hexdigest() != expected:
+        stale = "; the cached copy may be old: remove it" if fetched else ""
+        raise UserError(f"{index} does not belong to the manifest of {path}{stale}, or build the data again")
+
+
+def _fetch(url: str, target: Path, failure: Callable[[str], UserError]) -> None:
+    """Download one small file anew, atomically."""
+    from sleep_data.patches.torchvision import ensure_torchvision
+
+    ensure_torchvision()
+    from streaming.base.storage.download import CloudDownloader
+
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        CloudDownloader.direct_download(url, str(partial))
+        os.replace(partial, target)
+    except Exception as error:  # whatever the storage raises, the user needs to know which file
+        raise failure(f"{type(error).__name__}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
