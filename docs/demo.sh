@@ -15,16 +15,16 @@ rm -rf "$out"
 
 step "(a) shards: Rule 110, and Python's own source files as text"
 run sleeptrain data build rule110-demo --out $out/data/rule110
-run sleeptrain data build text --out $out/data/text "paths=[$library/asyncio, $library/email, $library/http, $library/json, $library/unittest]" window=64 windows_per_sample=4
+run sleeptrain data build text --out $out/data/text "paths=[$library/asyncio, $library/email, $library/http, $library/json, $library/unittest]" window=64 windows_per_sample=4 holdout=10
 
 step "(b) the same small hybrid on Rule 110 with one pass and with four: same data, same seed, two processes each"
 two rule110-demo sleep.passes=1 run_dir=$out/n1
 two rule110-demo sleep.passes=4 run_dir=$out/n4
 step "    one pass again, for about as long as four passes took"
-two rule110-demo sleep.passes=1 run_dir=$out/n1-longer train.steps=STEPS
+two rule110-demo sleep.passes=1 run_dir=$out/n1-longer train.steps=1400
 
 step "(c) text: every window is predicted, then slept over"
-two text-small run_dir=$out/text "data.sources=[{path: $out/data/text}]" train.steps=TEXT
+two text-small run_dir=$out/text "data.sources=[{path: $out/data/text}]" train.steps=250
 
 step "(d) accuracy by number of transitions t"
 run sleeptrain eval $out/n1 $out/n4 $out/n1-longer --out $out
