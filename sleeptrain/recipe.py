@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import re
 import subprocess
@@ -267,9 +268,11 @@ def environment() -> dict[str, Any]:
         ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
     return {
-        "python": platform.python_version(), "machine": platform.platform(), "processor": platform.processor() or platform.machine(),
-        "versions": versions, "code": git.stdout.strip() or versions["sleeptrain"],
-    }  # fmt: skip
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions,
+        "code": git.stdout.strip() or versions["sleeptrain"],
+    }
 
 
 def _write(path: Path, text: str) -> None:
