@@ -78,6 +78,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def build_parser() -> Parser:
     """The parser of the whole program."""
     parser = Parser(prog=PROGRAM, description="Pretraining of language models that sleep.", epilog=EXAMPLES)
+    # DeepSpeed's launcher says it here as well as in LOCAL_RANK, which is what we read.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subparsers = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB", parser_class=Parser)
     for verb in VERBS:

@@ -134,26 +134,34 @@ def agree(program: Program, world: int) -> None:
 
 
 def on_first_rank(place: Place, do: Callable[[], T]) -> T:
-    """What `do` returns on rank 0, on every rank. A UserError of rank 0 ends all, so that none waits for ever."""
-    said: list[Any] = [on_every_rank(place, lambda: do() if place.rank == 0 else None)]
+    """What `do` returns on rank 0, on every rank. A UserError of rank 0 ends all, so that none waits for ever; rank 0 says it."""
+    said: list[Any] = [_attempt(do) if place.rank == 0 else None]
     if place.world > 1:
         dist.broadcast_object_list(said, src=0)
-    result: T = said[0]
-    return result
+    result, errors = said[0]
+    _raise_on_all(place, errors)
+    return cast(T, result)
 
 
 def on_every_rank(place: Place, do: Callable[[], T]) -> T:
-    """What `do` returns here. Any rank's UserError is raised on all: with what all ranks have to say on rank 0, silent elsewhere."""
-    result, errors = None, []
-    try:
-        result = do()
-    except UserError as error:
-        errors = error.errors
-    said: list[Any] = [errors] * place.world
+    """What `do` returns here. A UserError of any rank ends all; rank 0 says what all ranks had to say."""
+    result, errors = _attempt(do)
+    said: list[list[str]] = [errors] * place.world
     if place.world > 1:
         dist.all_gather_object(said, errors)
-    if any(said):
-        alike = len({tuple(e) for e in said}) == 1
-        lines = errors if alike else [f"rank {rank}: {line}" for rank, e in enumerate(said) for line in e]
-        raise UserError(lines if place.rank == 0 else [])
+    alike = all(lines == said[0] for lines in said)
+    _raise_on_all(place, said[0] if alike else [f"rank {rank}: {line}" for rank, e in enumerate(said) for line in e])
     return cast(T, result)
+
+
+def _attempt(do: Callable[[], T]) -> tuple[T | None, list[str]]:
+    """What `do` returns, and the errors of its UserError."""
+    try:
+        return do(), []
+    except UserError as error:
+        return None, error.errors
+
+
+def _raise_on_all(place: Place, errors: list[str]) -> None:
+    if errors:
+        raise UserError(errors if place.rank == 0 else [])

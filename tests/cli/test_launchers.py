@@ -1,0 +1,90 @@
+"""Several processes, as the README starts them: torchrun, sleep_launch and DeepSpeed's launcher, on gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sleep_data import shards
+from sleep_data.tasks import make
+from sleeptrain.cli.main import build_parser, parse
+from tests.cli.lines import TINY
+
+BIN = Path(sys.executable).parent
+WAIT = 300.0
+"""Seconds after which a launch that says nothing has failed."""
+TWO = {
+    "sleep_launch": [sys.executable, "-m", "sleep_launch.local", "--processes", "2", "--", "sleeptrain"],
+    "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", "{port}", "-m", "sleeptrain"],
+    "deepspeed": [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", "{port}", "--module", "sleeptrain"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("launchers")
+    sizes = {"strings": 2, "width": 8, "transitions": (1, 2), "variant": "dense", "holdout": 8}
+    shards.build(make("rule110", sizes), made / "runs" / "data" / "rule110-tiny", {"train": 64, "test": 8}, 0)
+    return made
+
+
+def started(launcher: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    from sleep_launch.local import _free_port
+
+    command = [word.format(port=_free_port()) for word in TWO[launcher]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    program = subprocess.Popen(
+        [*command, "train", "rule110-tiny", *TINY, *words],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        out, err = program.communicate(timeout=WAIT)
+    finally:
+        program.terminate()  # which launchers pass on to their ranks; killed, they would leave them behind
+        program.wait(WAIT)
+    return subprocess.CompletedProcess(program.args, program.returncode, out, err)
+
+
+def test_the_word_that_deepspeed_adds_is_no_mistake() -> None:
+    assert parse(["--local_rank=1", "train", "rule110-tiny", "train.steps=2"]).overrides == ["train.steps=2"]
+    assert "local_rank" not in build_parser().format_help()
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_every_launcher_trains_two_processes_to_the_same_end(folder: Path) -> None:
+    for launcher in TWO:
+        done = started(launcher, folder, "train.steps=2", f"run_dir=runs/{launcher}")
+        assert done.returncode == 0, done.stderr
+        layout = json.loads((folder / "runs" / launcher / "checkpoints" / "step-00000002" / "layout.json").read_text())
+        assert layout["processes"] == 2
+        assert (done.stdout + done.stderr).count("step 2 of 2, done") == 1
+    curves = {tuple(losses(folder / "runs" / launcher)) for launcher in TWO}
+    assert len(curves) == 1 and len(curves.pop()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.steps=2", "train.batch=9", "run_dir=runs/odd"], "train.batch = 9 (command line): does not divide over 2 processes; the nearest that does is 8"),
+        (["train.steps=0"], "train.steps = 0 (command line): must be at least 1"),
+        (["train.steps=2", "data.sources=[{path: nope}]"], "(command line): data folder nope does not exist"),
+        (["train.steps=2", "mesh.data=4"], "mesh.data = 4 (command line): 2 processes were started; start 4"),
+        (["train.steps=9", "optim.lr=1e30", "run_dir=runs/diverged"], "loss or gradient was not finite 3 times in a row"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_for_all_is_said_once(words: list[str], message: str, folder: Path) -> None:
+    done = started("torchrun", folder, *words)
+    assert done.returncode != 0
+    assert (done.stdout + done.stderr).count(message) == 1, done.stderr
+    ours = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(ours) == 1, ours

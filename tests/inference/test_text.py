@@ -1,0 +1,100 @@
+"""Prompts and what is written, by the tokenizer of the data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sleep_data import shards
+from sleep_data.tasks import make
+from sleeptrain.config import UserError
+from sleeptrain.data.manifest import Manifest
+from sleeptrain.inference.text import Codec
+
+
+def manifest(task: str, folder: Path, **parameters: object) -> Manifest:
+    shards.build(make(task, parameters), folder, {"train": 4, "test": 2}, 0)
+    return Manifest.from_json(json.loads((folder / "manifest.json").read_text()))
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    for i in range(30):
+        (folder / f"{i}.txt").write_text(f"sleep number {i}, naïve. " * 3)
+    return folder
+
+
+@pytest.fixture
+def text(documents: Path, tmp_path: Path) -> Codec:
+    return Codec(manifest("text", tmp_path / "text", paths=[str(documents)], window=8, windows_per_sample=2, holdout=6))
+
+
+def test_bytes_there_and_back(text: Codec) -> None:
+    ids = text.encode("naïve ∞")
+    assert ids[0] == text.stop == 256
+    pieces = list(text.decode(ids))
+    assert "".join(pieces) == "naïve ∞"
+    assert pieces[0] == "" and "ï" in pieces, "a character comes whole, with its last byte"
+    assert "".join(text.decode([0xC3])) == "\ufffd"
+
+
+def test_bytes_of_a_command_line_that_are_no_text(text: Codec) -> None:
+    prompt = b"\xff\xfea".decode("utf-8", "surrogateescape")  # as Python gives arguments
+    assert text.encode(prompt) == [256, 0xFF, 0xFE, ord("a")]
+
+
+def test_symbols_there_and_back(tmp_path: Path) -> None:
+    codec = Codec(
+        manifest("rule110", tmp_path / "rule110", strings=2, width=4, transitions=(1, 2), variant="dense", holdout=4)
+    )
+    ids = codec.encode("T1 01 1 T2")
+    assert "".join(codec.decode(ids)).split() == ["T1", "0", "1", "1", "T2"] and codec.stop is None
+    assert codec.encode("") == []
+    with pytest.raises(UserError, match=r"'x' in '0x1' is no symbol of this task; they are 0 1 Q PAD"):
+        codec.encode("0x1")
+
+
+def test_rows_of_the_embedding_beyond_the_symbols_are_shown_by_number(tmp_path: Path) -> None:
+    codec = Codec(
+        manifest("rule110", tmp_path / "rule110", strings=1, width=4, transitions=1, variant="paper", holdout=4)
+    )
+    assert "".join(codec.decode([0, 63])).split() == ["0", "<63>"]
+
+
+def tokenizer_file(path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers.decoders import ByteLevel
+
+    symbols = pre_tokenizers.ByteLevel.alphabet()
+    made = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(sorted(symbols))}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = ByteLevel()
+    made.save(str(path))
+
+
+def test_a_tokenizer_file_there_and_back_and_not_another_one(documents: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    tokenizer_file(file)
+    told = manifest(
+        "text",
+        tmp_path / "text",
+        paths=[str(documents)],
+        window=8,
+        windows_per_sample=2,
+        holdout=6,
+        tokenizer=str(file),
+    )
+    codec = Codec(told)
+    ids = codec.encode("naïve ∞")
+    assert ids[0] == codec.stop
+    assert "".join(codec.decode(ids[1:])) == "naïve ∞"
+    file.write_text(file.read_text().replace("[]", "[ ]"))
+    with pytest.raises(UserError, match=r"tokenizer .*tokenizer.json was changed since the data was built"):
+        Codec(told)
+    file.unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        Codec(told)

@@ -1,0 +1,47 @@
+"""The batch over processes, and errors of one rank that all must hear of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sleeptrain.config import UserError
+from sleeptrain.engine.process import init_distributed
+from sleeptrain.train.setup import on_every_rank, on_first_rank, split_batch
+from tests.distributed import run
+
+
+def test_rows_of_a_micro_batch_times_micro_batches_times_processes_are_the_batch() -> None:
+    assert split_batch(64, None, 1) == (64, 1)
+    assert split_batch(64, None, 4) == (16, 1)
+    assert split_batch(64, 2, 4) == (2, 8)
+    for wrong in ((64, None, 3), (64, 3, 1), (64, 32, 4), (2, None, 4)):
+        with pytest.raises(ValueError, match="do not divide"):
+            split_batch(*wrong)
+
+
+def talk() -> list[Any]:
+    place = init_distributed()
+    found: list[Any] = [
+        on_first_rank(place, lambda: f"from {place.rank}"),
+        on_every_rank(place, lambda: f"from {place.rank}"),
+    ]
+
+    def fails(*ranks: int) -> None:
+        if place.rank in ranks:
+            raise UserError("no data here")
+
+    for on, ranks in ((on_first_rank, (0,)), (on_every_rank, (1,)), (on_every_rank, (0, 1))):
+        try:
+            on(place, lambda ranks=ranks: fails(*ranks))
+            found.append("fine")
+        except UserError as error:
+            found.append(error.errors)
+    return found
+
+
+def test_an_error_of_one_rank_ends_all_and_is_said_once() -> None:
+    first, second = run(talk, 2)
+    assert first == ["from 0", "from 0", ["no data here"], ["rank 1: no data here"], ["no data here"]]
+    assert second == ["from 0", "from 1", [], [], []]
