@@ -129,7 +129,8 @@ def wilson(right: float, count: int) -> tuple[float, float] | None:
         return None
     z, p = 1.959964, right / count
     middle, spread = p + z * z / (2 * count), z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
+    low, high = (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
+    return min(low, p), max(high, p)  # equal to p at 0 and 1, which rounding may miss
 
 
 def _share(part: float, whole: int) -> float | None:

@@ -109,6 +109,11 @@ def test_wilson_interval():
     assert wilson(0, 10)[0] == pytest.approx(0, abs=1e-12) and wilson(0, 0) is None
 
 
+@pytest.mark.parametrize("count", [3, 1000, 6640, 2_000_003])
+def test_an_interval_holds_its_share(count):
+    assert wilson(count, count)[1] >= 1 and wilson(0, count)[0] <= 0
+
+
 def entry(name, passes, right, tokens=1000, seconds=10.0):
     by_value = {1: Tally(1000, right, 500, right // 2, 100.0), 2: Tally(1000, 500, 500, 10, 600.0)}
     return Entry(
