@@ -51,7 +51,7 @@ class Measured:
     state_norm: float = 0.0
     """Root mean square over rows of the norm of all fast weights at the end."""
     retention: float | None = None
-    """Share of the first window's writes that decay leaves at the start of the last window: best head of any layer."""
+    """Share of what pass 1 wrote of the first window that decay leaves when the last window begins: best head of any layer."""
     retention_by_head: dict[int, list[float]] = field(default_factory=dict)
 
     @property

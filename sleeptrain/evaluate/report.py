@@ -136,8 +136,8 @@ def markdown(entries: Sequence[Entry], manifest: Manifest, plot: str | None = No
     notes = (
         "Accuracy is per answer token, `exact` per whole answer; brackets are 95 % intervals (Wilson) over what was "
         "evaluated, which is one training seed each. `N trained` is the number of passes in training, `N` that at test. "
-        "Retention is the share of the first window's writes that decay leaves when the last window begins, in the best "
-        "head; residual is the relative change of the features from one pass to the next."
+        "Retention is the share of what the first pass wrote of the first window that decay leaves when the last window "
+        "begins, in the best head; residual is the relative change of the features from one pass to the next."
     )
     compared = [f"- {line}" for line in comparison(entries, manifest)]
     return "\n".join([*text, "", notes, "", *compared, *([f"\n![accuracy]({plot})"] if plot else []), ""])

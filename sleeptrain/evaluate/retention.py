@@ -7,6 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sleeptrain.model.deltanet import DeltaNet
@@ -17,9 +18,10 @@ from sleeptrain.model.sleep import Retain
 class Retention:
     """A context that watches the decays while a program runs.
 
-    Retention of a head is the product of its decays over everything written between the end of the first window and the
-    start of the last one, in all passes: the share of the first window's writes that decay alone leaves. N passes forget N
-    times, so every comparison over N should show it.
+    Retention of a head is the product of its decays over everything written between the end of the first pass over the
+    first window and the start of the last window: the share of that pass's writes that decay alone leaves for the answer.
+    N passes forget N times, so every comparison over N should show it. With two windows and one pass nothing comes in
+    between, and it is 1.
     """
 
     def __init__(self, model: LanguageModel, windows: int) -> None:
@@ -49,7 +51,7 @@ class Retention:
         return Retain(window=self._around)
 
     def by_head(self) -> dict[int, list[float]]:
-        """Mean over rows, by layer, of each value head. Empty where there are fewer than three windows."""
+        """Mean over rows, by layer, of each value head. Empty where there is only one window."""
         self._close()
         return {layer: (total / self._rows).tolist() for layer, total in self._sums.items()}
 
@@ -59,13 +61,15 @@ class Retention:
         return work(*tensors)
 
     def _saw(self, layer: int, mixer: DeltaNet, module: nn.Module, inputs: Any, a: Tensor) -> None:
-        if not 0 < self._window < self._last:
+        if self._window >= self._last:
             return
         g = mixer.decay(a.detach())
+        if layer not in self._logs:  # the first pass over the first window: what is to be retained is being written
+            self._logs[layer] = g.new_zeros(g.shape[0], g.shape[2], dtype=torch.float64)
+            return
         if self._valid is not None:
             g = g * self._valid[..., None]
-        total = g.double().sum(1)
-        self._logs[layer] = self._logs[layer] + total if layer in self._logs else total
+        self._logs[layer] = self._logs[layer] + g.double().sum(1)
 
     def _close(self) -> None:
         for layer, logs in self._logs.items():

@@ -86,21 +86,26 @@ def test_filler_rows_count_for_nothing():
 
 
 @pytest.mark.parametrize("passes", [1, 3])
-def test_retention_is_the_product_of_all_decays_between_first_window_and_answer(passes):
+def test_retention_is_the_product_of_all_decays_between_first_pass_and_answer(passes):
     m, sleep, one = toy.model(), Sleep(window=4), batch()
     found = measure(m, sleep, manifest(), [one], passes)
-    # The second window's decays, by scaling a state that nothing is written to: freeze writes by zeroing what is written.
     seen = []
     for layer in (1, 3):
         mixer = m.layers[layer].mixer
         mixer.a.register_forward_hook(lambda _, __, a, mixer=mixer, layer=layer: seen.append((layer, mixer.decay(a))))
     toy.forward(m, sleep, list(LAYOUT), one.tokens, one.targets, passes)
-    per_window = [seen[i : i + 2 * passes] for i in range(0, 4 * passes, 2 * passes)]
+    between = seen[2 : 4 * passes]  # two layers a pass: without pass 1 of window 1, to the end of window 2
     for layer in (1, 3):
-        alphas = torch.cat([g for where, g in per_window[1] if where == layer], 1).exp()
-        assert alphas.shape[1] == 4 * passes
+        alphas = torch.cat([g for where, g in between if where == layer], 1).exp()
+        assert alphas.shape[1] == 4 * (2 * passes - 1)
         assert found.retention_by_head[layer] == pytest.approx(alphas.prod(1).mean(0).tolist())
     assert found.retention == pytest.approx(max(x for heads in found.retention_by_head.values() for x in heads))
+
+
+def test_retention_with_nothing_in_between_is_one():
+    layout, m = (Window(0, 8, False), Window(8, 12, True)), toy.model()
+    assert measure(m, Sleep(window=8), manifest(layout), [batch()], 1).retention == 1
+    assert measure(m, Sleep(window=8), manifest(layout), [batch()], 2).retention < 1
 
 
 def test_wilson_interval():
