@@ -41,6 +41,10 @@ class LanguageModel(nn.Module):
         x = F.linear(self.norm(h), weight)
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
+    def nll(self, h: Tensor, targets: Tensor) -> Tensor:
+        """Features at the exit of the stack -> negative log likelihood in nats of each target, 0 where it is -100."""
+        return cross_entropy(self.logits(h), targets)
+
     def forward(self, tokens: Tensor, targets: Tensor, state: State, *args: Any, **kwargs: Any) -> Any:
         """Run a program over a batch: `sleep.run` with this model, so that engines can wrap the call."""
         from sleeptrain.model.sleep import run

@@ -103,7 +103,7 @@ def run_window(
             above = h
         elif op.layers == "loop":
             if exit_ is not None:
-                residuals.append(_residual(h.detach(), exit_.detach()))
+                residuals.append(moved(h.detach(), exit_.detach()))
             exit_ = h
     if boundary is not None:
         state = state.evict(boundary)
@@ -124,6 +124,6 @@ def run_pass(
     return h, *state.flat()
 
 
-def _residual(h: Tensor, before: Tensor) -> Tensor:
+def moved(h: Tensor, before: Tensor) -> Tensor:
     """How far a pass moved the features, relative to where they were."""
     return (h - before).float().norm() / before.float().norm().clamp_min(1e-12)
