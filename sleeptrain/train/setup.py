@@ -23,7 +23,9 @@ from sleeptrain.model.config import Model
 from sleeptrain.model.counts import step_flops
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.sleep import Retain
+from sleeptrain.model.sleep import Result, Retain, run
+from sleeptrain.parallel.tape import Tape
+from sleeptrain.parallel.units import Rows
 from sleeptrain.program import Program, Sleep, compile
 from sleeptrain.train.job import Job
 
@@ -37,6 +39,10 @@ POLICIES = {
     "pass": Retain(passes=recompute),
     "window": Retain(window=recompute, passes=recompute),
 }
+"""What plain autograd keeps, by `train.retain`."""
+
+Forward = Callable[[LanguageModel, Rows, Program], Result]
+"""Runs a program over a micro-batch so that gradients flow back from the losses."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Setup:
     manifest: Manifest
     reader: Reader
     engine: Engine
-    retain: Retain
+    forward: Forward
     place: Place
     step: int
     """Steps already done."""
@@ -106,7 +112,29 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
         step = state["step"]
         reader.load_state_dict(state["data"])
         checkpoint.set_random_state(state["random"])
-    return Setup(job, flat_config, folder, manifest, reader, engine, POLICIES[train.retain], place, step, steps)
+    return Setup(job, flat_config, folder, manifest, reader, engine, on_tape(job), place, step, steps)
+
+
+def on_tape(job: Job) -> Forward:
+    """The tape: what is trained with. It needs whole parameters, which ZeRO 1 and 2 leave on every process."""
+
+    def forward(model: LanguageModel, rows: Rows, program: Program) -> Result:
+        train, dtype = job.train, getattr(torch, job.optim.sum_dtype)
+        return Tape(model, [rows], program, job.sleep, train.retain, offload=train.offload, sum_dtype=dtype).run()[0]
+
+    return forward
+
+
+def by_autograd(job: Job) -> Forward:
+    """Plain autograd with torch's checkpointing: what the tape is held against, and what could run under ZeRO 3."""
+
+    def forward(model: LanguageModel, rows: Rows, program: Program) -> Result:
+        retain = POLICIES[job.train.retain]
+        return run(
+            model, rows.tokens, rows.targets, rows.state, program, job.sleep, valid=rows.valid, retain=retain
+        )  # fmt: skip
+
+    return forward
 
 
 def split_batch(batch: int, micro: int | None, world: int) -> tuple[int, int]:

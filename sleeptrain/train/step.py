@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from sleeptrain.data.batch import IGNORED, Batch
 from sleeptrain.engine.build import Engine
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.sleep import Result, Retain
+from sleeptrain.model.sleep import Result
+from sleeptrain.parallel.units import Rows
 from sleeptrain.program import Program, Sleep, Window
 
 
@@ -36,7 +37,7 @@ class StepReport:
 
 def train_step(
     engine: Engine, batches: Sequence[Batch], program: Program, sleep: Sleep, windows: Sequence[Window], pad: int,
-    retain: Retain, lr_multiplier: float,
+    forward: Callable[[LanguageModel, Rows, Program], Result], lr_multiplier: float,
 ) -> StepReport:  # fmt: skip
     """Forward and backward of all micro-batches of this rank, then one optimizer step at `lr_multiplier` times the full rate.
 
@@ -52,14 +53,12 @@ def train_step(
         valid = batch.real(pad)
         batch = batch.to(device)
         state = model.zero_state(sleep, batch.rows)
-        result: Result = engine.module(
-            batch.tokens, batch.targets, state, program, sleep,
-            valid=None if valid is None else valid.to(device), retain=retain,
-        )  # fmt: skip
+        rows = Rows(batch.tokens, batch.targets, state, None if valid is None else valid.to(device))
+        result = forward(model, rows, program)
         engine.backward(result.nll.sum() * engine.scale(total))
         sums += _measures(result, windows)
     taken = engine.step(lr_multiplier)
-    *losses, rows, residual, squares = _sum_over_ranks(sums).tolist()
+    *losses, count, residual, squares = _sum_over_ranks(sums).tolist()
     asleep = any(op.of > 1 for ops, _ in program.by_window() for op in ops)
     return StepReport(
         loss=sum(losses) / total,
@@ -67,7 +66,7 @@ def train_step(
         targets=total,
         grad_norm=taken.grad_norm if math.isfinite(taken.grad_norm) else None,
         residual=residual / (pieces * engine.place.world) if asleep else None,
-        state_norm=(squares / rows) ** 0.5,
+        state_norm=(squares / count) ** 0.5,
         skipped=taken.skipped,
     )
 
