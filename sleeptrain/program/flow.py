@@ -25,7 +25,8 @@ class _Reads:
 def items_of(program: Program, stages: Sequence[Slice]) -> tuple[dict[int, Item], ...]:
     """The items of every stage by op, in program order."""
     ops = {i: op for i, op in enumerate(program.ops) if isinstance(op, Pass)}
-    paths = {part: _path(part, stages) for part in ("prelude", "loop", "coda")}
+    parts: tuple[Layers, ...] = ("prelude", "loop", "coda")
+    paths = {part: _path(part, stages) for part in parts}
     reads = _reads(ops, paths)
     cuts = _cuts(program)
     readers: dict[tuple[str, Key], list[Key]] = defaultdict(list)

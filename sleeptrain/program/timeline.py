@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from sleeptrain.program.config import Sleep
@@ -178,7 +179,7 @@ def slices(sleep: Sleep, depth: int, cuts: tuple[int, ...] = ()) -> tuple[Slice,
     last ones what runs after it (and the head). Raises ValueError where a stage would own no block.
     """
     bounds = (0, *cuts, depth)
-    if any(a >= b for a, b in zip(bounds, bounds[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(bounds)):
         raise ValueError(f"cuts {list(cuts)} leave a stage of a stack of {depth} blocks without a block")
     loop = loop_range(sleep, depth)
-    return tuple(Slice(a, b, loop) for a, b in zip(bounds, bounds[1:], strict=False))
+    return tuple(Slice(a, b, loop) for a, b in pairwise(bounds))
