@@ -18,6 +18,7 @@ from sleeptrain import checkpoint
 from sleeptrain.config import Resolved, Rule, UserError, load
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.parallel.config import undivided
 from sleeptrain.program import loop_range
 from sleeptrain.train.job import Job
 
@@ -60,6 +61,18 @@ RULES: tuple[Rule[Recipe], ...] = (
         lambda r: r.mesh.data > 0 and r.train.batch % (r.mesh.data * (r.train.micro or 1)) != 0,
         lambda r: f"train.batch = {r.train.batch} rows do not divide over mesh.data = {r.mesh.data} x micro-batches of {r.train.micro or 'any size'}",
         "make train.batch a multiple of mesh.data x train.micro",
+    ),
+    Rule(
+        "tensor-heads", ("mesh.tensor",),
+        lambda r: undivided(r.model, r.mesh.tensor) is not None,
+        lambda r: str(undivided(r.model, r.mesh.tensor)),
+        "choose one of these, or other sizes of the model",
+    ),
+    Rule(
+        "muon-tensor", ("optim.name", "mesh.tensor"),
+        lambda r: r.optim.name == "muon" and r.mesh.tensor > 1,
+        "tensor parallelism cuts matrices, and Muon orthogonalises whole ones",
+        "use optim.name=adamw, or mesh.tensor=1",
     ),
 )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from sleeptrain.engine.muon import Muon, layout_of
 from sleeptrain.engine.patches.quiet import quiet
 from sleeptrain.engine.process import Place, init_distributed
 from sleeptrain.engine.settings import Precision, merged, settings
+
+Whole = Callable[[str, Tensor], Tensor]
+"""Puts a named parameter together from the parts that several processes hold."""
 
 TAG = "deepspeed"
 """The subfolder of a checkpoint that DeepSpeed's own files are in."""
@@ -39,8 +42,11 @@ class Engine:
     it, however often. Every rank must use the same parameters.
     """
 
-    def __init__(self, deepspeed_engine: Any, place: Place, settings: dict[str, Any], precision: Precision) -> None:
+    def __init__(
+        self, deepspeed_engine: Any, place: Place, settings: dict[str, Any], precision: Precision, whole: Whole | None
+    ) -> None:
         self._deepspeed = deepspeed_engine
+        self._whole = whole
         self.place = place
         self.settings = settings
         self.precision: Precision = precision
@@ -132,6 +138,7 @@ class Engine:
         found = {}
         for name, parameter in self.module.named_parameters():
             whole = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter.detach().float()
+            whole = whole if self._whole is None else self._whole(name, whole)
             if first:
                 found[name] = whole.detach().to("cpu", copy=True)
         return found if first else None
@@ -146,14 +153,21 @@ def build(
     micro_rows: int,
     accumulation: int,
     overrides: Mapping[str, Any] | None = None,
+    mpu: Any = None,
+    whole: Whole | None = None,
 ) -> Engine:
     """Spreads `model` (fp32; it is changed in place) over the processes, joining them first if that has not been done.
 
-    `micro_rows` are the rows of one `backward` on one process. UserError for overrides of what other sections decide, and for
-    Muon above ZeRO 2.
+    `micro_rows` are the rows of one `backward` on one process. `mpu` tells DeepSpeed the process groups where the data axis
+    is not the only one; `whole(name, part)` then puts a parameter together from all its parts, as a collective. UserError
+    for overrides of what other sections decide, for Muon above ZeRO 2, and for Muon on parts of matrices.
     """
     if optim.name == "muon" and zero > 2:
         raise UserError("optim.name muon needs mesh.zero 1 or 2: ZeRO 3 cuts every matrix, and Muon needs whole ones")
+    if optim.name == "muon" and any(getattr(p, "tensor_model_parallel", False) for p in model.parameters()):
+        raise UserError(
+            "optim.name muon needs mesh.tensor 1: tensor parallelism cuts matrices, and Muon needs whole ones"
+        )
     place = init_distributed()
     configuration = merged(
         settings(model, clip=optim.clip, precision=precision, zero=zero, micro=micro_rows, accumulation=accumulation),
@@ -166,8 +180,8 @@ def build(
 
         # DeepSpeed writes into the dictionary it is given.
         engine, *_ = deepspeed.initialize(
-            model=model, optimizer=made, config=dict(configuration), dist_init_required=False
+            model=model, optimizer=made, config=dict(configuration), dist_init_required=False, mpu=mpu
         )
     if isinstance(made, Muon):
         made.attach(layout_of(matrices, engine.optimizer.dp_process_group))
-    return Engine(engine, place, configuration, precision)
+    return Engine(engine, place, configuration, precision, whole)

@@ -8,7 +8,7 @@ whoever watches gradients arrive (ZeRO does) sees each of them once, and complet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,9 +27,10 @@ class Tape:
 
     def __init__(
         self, model: LanguageModel, group: Sequence[Rows], program: Program, sleep: Sleep, policy: Policy = "none", *,
-        offload: bool = False, sum_dtype: torch.dtype = torch.float32,
+        offload: bool = False, sum_dtype: torch.dtype = torch.float32, add_up: Callable[[Sums], None] | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.sums = model, Sums(sum_dtype)
+        """`add_up` completes the sums of gradients, once, before they are handed out."""
+        self.model, self.sums, self.add_up = model, Sums(sum_dtype), add_up
         shelf, depth = Shelf(offload), len(model.layers)
         self.walks = [
             Walk(Track(model, rows, program.span, shelf, self.sums), program, sleep, depth, policy) for rows in group
@@ -66,6 +67,8 @@ class _OverParameters(torch.autograd.Function):
             raise RuntimeError("a tape goes back once; run the program again")
         while tape.walks:
             tape.walks.pop().backward(d_nlls[len(tape.walks)])
+        if tape.add_up is not None:
+            tape.add_up(tape.sums)
         return None, *(tape.sums.take(w) if w.requires_grad else None for w in ctx.weights)
 
 

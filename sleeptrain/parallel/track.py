@@ -35,6 +35,12 @@ class Sums:
             wide = torch.promote_types(weight.dtype, self.dtype)
             self.by_weight[weight] = gradient.to(wide, copy=True)
 
+    def of(self, weight: nn.Parameter) -> Tensor:
+        """The sum so far, to be written into; zeros for a weight that was not used."""
+        if weight not in self.by_weight:
+            self.by_weight[weight] = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, self.dtype))
+        return self.by_weight[weight]
+
     def take(self, weight: nn.Parameter) -> Tensor:
         """The sum, rounded to the weight's type and forgotten here; zeros for a weight that was not used."""
         total = self.by_weight.pop(weight, None)

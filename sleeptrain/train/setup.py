@@ -16,7 +16,7 @@ from sleeptrain import checkpoint
 from sleeptrain.config import UserError
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.reader import Reader
-from sleeptrain.engine.build import Engine, build
+from sleeptrain.engine.build import Engine, Whole, build
 from sleeptrain.engine.process import Place
 from sleeptrain.engine.recompute import recompute
 from sleeptrain.model.config import Model
@@ -24,7 +24,9 @@ from sleeptrain.model.counts import step_flops
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import Result, Retain, run
+from sleeptrain.parallel.mesh import Axes, join
 from sleeptrain.parallel.tape import Tape
+from sleeptrain.parallel.track import Sums
 from sleeptrain.parallel.units import Rows
 from sleeptrain.program import Program, Sleep, compile
 from sleeptrain.train.job import Job
@@ -41,6 +43,8 @@ POLICIES = {
 }
 """What plain autograd keeps, by `train.retain`."""
 
+AddUp = Callable[[Sums], None]
+"""Completes the gradients of parameters that several processes share."""
 Forward = Callable[[LanguageModel, Rows, Program], Result]
 """Runs a program over a micro-batch so that gradients flow back from the losses."""
 
@@ -57,6 +61,7 @@ class Setup:
     engine: Engine
     forward: Forward
     place: Place
+    axes: Axes
     step: int
     """Steps already done."""
     steps: int
@@ -85,9 +90,10 @@ def _flops(model: Model, program: Program, sleep: Sleep) -> float:
 
 def open_reader(job: Job, place: Place) -> Reader:
     """The training data of this process. Raises UserError where it cannot be read or the batch does not divide."""
-    micro, accumulation = split_batch(job.train.batch, job.train.micro, place.world)
+    data = join(job.mesh, place.rank, place.world).data
+    micro, accumulation = split_batch(job.train.batch, job.train.micro, data.size)
     return Reader(
-        job.data, micro=micro, accumulation=accumulation, rank=place.rank, world=place.world, seed=job.train.seed
+        job.data, micro=micro, accumulation=accumulation, rank=data.rank, world=data.size, seed=job.train.seed
     )
 
 
@@ -98,12 +104,12 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
     """
     manifest, train = reader.manifest, job.train
     agree(compile(job.sleep, manifest.windows, len(job.model.pattern)), place.world)
-    micro, accumulation = split_batch(train.batch, train.micro, place.world)
-    model = LanguageModel(job.model)
-    initialise(model, train.seed, job.model.deltanet.horizon or manifest.length)
+    axes = join(job.mesh, place.rank, place.world)
+    micro, accumulation = split_batch(train.batch, train.micro, axes.data.size)
+    model, whole, add_up = new_model(job, axes, job.model.deltanet.horizon or manifest.length)
     engine = build(
         model.to(place.device), job.optim, precision=train.precision, zero=job.mesh.zero, micro_rows=micro,
-        accumulation=accumulation, overrides=job.deepspeed,
+        accumulation=accumulation, overrides=job.deepspeed, mpu=axes.mpu, whole=whole,
     )  # fmt: skip
     steps = train.steps or -(-(train.tokens or 0) // (train.batch * manifest.length))
     step, newest = 0, checkpoint.latest(folder / "checkpoints")
@@ -112,15 +118,31 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
         step = state["step"]
         reader.load_state_dict(state["data"])
         checkpoint.set_random_state(state["random"])
-    return Setup(job, flat_config, folder, manifest, reader, engine, on_tape(job), place, step, steps)
+    return Setup(job, flat_config, folder, manifest, reader, engine, on_tape(job, add_up), place, axes, step, steps)
 
 
-def on_tape(job: Job) -> Forward:
+def new_model(job: Job, axes: Axes, horizon: int) -> tuple[LanguageModel, Whole | None, AddUp | None]:
+    """This process's share of the model with its initial values, what puts its parameters together, and what completes
+    their gradients. UserError where it cannot be shared."""
+    if axes.tensor.size == 1:
+        model = LanguageModel(job.model)
+        initialise(model, job.train.seed, horizon)
+        return model, None, None
+    from sleeptrain.parallel.tensor import ShardedModel
+
+    sharded = ShardedModel(job.model, axes.tensor)
+    sharded.initialise(job.train.seed, horizon)
+    return sharded, sharded.shards.whole, sharded.add_up
+
+
+def on_tape(job: Job, add_up: AddUp | None) -> Forward:
     """The tape: what is trained with. It needs whole parameters, which ZeRO 1 and 2 leave on every process."""
 
     def forward(model: LanguageModel, rows: Rows, program: Program) -> Result:
         train, dtype = job.train, getattr(torch, job.optim.sum_dtype)
-        return Tape(model, [rows], program, job.sleep, train.retain, offload=train.offload, sum_dtype=dtype).run()[0]
+        return Tape(
+            model, [rows], program, job.sleep, train.retain, offload=train.offload, sum_dtype=dtype, add_up=add_up
+        ).run()[0]
 
     return forward
 

@@ -15,6 +15,7 @@ from sleeptrain.data.batch import IGNORED, Batch
 from sleeptrain.engine.build import Engine
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import Result
+from sleeptrain.parallel.mesh import Axes
 from sleeptrain.parallel.units import Rows
 from sleeptrain.program import Program, Sleep, Window
 
@@ -37,7 +38,7 @@ class StepReport:
 
 def train_step(
     engine: Engine, batches: Sequence[Batch], program: Program, sleep: Sleep, windows: Sequence[Window], pad: int,
-    forward: Callable[[LanguageModel, Rows, Program], Result], lr_multiplier: float,
+    forward: Callable[[LanguageModel, Rows, Program], Result], axes: Axes, lr_multiplier: float,
 ) -> StepReport:  # fmt: skip
     """Forward and backward of all micro-batches of this rank, then one optimizer step at `lr_multiplier` times the full rate.
 
@@ -46,8 +47,8 @@ def train_step(
     """
     device, pieces, model = engine.place.device, len(batches), cast(LanguageModel, engine.module)
     scored = torch.stack([_by_window((b.targets != IGNORED).float(), windows) for b in batches]).sum(0)
-    counts = _sum_over_ranks(scored.to(device))
-    total = max(1, int(counts.sum()))
+    counts = _sum_over_ranks(scored.to(device) / axes.copies)
+    total = max(1, round(float(counts.sum())))
     sums = torch.zeros(len(windows) + 3, dtype=torch.float64, device=device)
     for batch in batches:
         valid = batch.real(pad)
@@ -56,7 +57,7 @@ def train_step(
         rows = Rows(batch.tokens, batch.targets, state, None if valid is None else valid.to(device))
         result = forward(model, rows, program)
         engine.backward(result.nll.sum() * engine.scale(total))
-        sums += _measures(result, windows)
+        sums += _measures(result, windows, axes)
     taken = engine.step(lr_multiplier)
     *losses, count, residual, squares = _sum_over_ranks(sums).tolist()
     asleep = any(op.of > 1 for ops, _ in program.by_window() for op in ops)
@@ -65,14 +66,17 @@ def train_step(
         loss_by_window=[s / n if n else None for s, n in zip(losses, counts.tolist(), strict=True)],
         targets=total,
         grad_norm=taken.grad_norm if math.isfinite(taken.grad_norm) else None,
-        residual=residual / (pieces * engine.place.world) if asleep else None,
+        residual=residual / (pieces * axes.data.size) if asleep else None,
         state_norm=(squares / count) ** 0.5,
         skipped=taken.skipped,
     )
 
 
-def _measures(result: Result, windows: Sequence[Window]) -> Tensor:
-    """Loss sums by window, rows, mean residual, squared state norm: one vector, so that one copy leaves the device."""
+def _measures(result: Result, windows: Sequence[Window], axes: Axes) -> Tensor:
+    """Loss sums by window, rows, mean residual, squared state norm: one vector, so that one copy leaves the device.
+
+    To be summed over all processes: what several of them know alike, each gives its share of.
+    """
     fast = sum(
         t.detach().double().square().sum()
         for f, t in zip(result.state.spec, result.state.flat(), strict=True)
@@ -86,9 +90,10 @@ def _measures(result: Result, windows: Sequence[Window]) -> Tensor:
     rest = [
         torch.as_tensor(float(result.nll.shape[0]), device=residual.device),
         residual,
-        torch.as_tensor(fast, device=residual.device),
+        torch.as_tensor(fast, device=residual.device) * axes.copies,
     ]
-    return torch.cat([_by_window(result.nll.detach(), windows), torch.stack([r.double() for r in rest])])
+    found = torch.cat([_by_window(result.nll.detach(), windows), torch.stack([r.double() for r in rest])])
+    return found / axes.copies
 
 
 def _by_window(values: Tensor, windows: Sequence[Window]) -> Tensor:
