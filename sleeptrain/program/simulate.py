@@ -33,7 +33,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """When the last stage was done."""
-        return max((end for stage in self.spans for _, end in stage), default=0.0)
+        return max((stage[-1][1] for stage in self.spans if stage), default=0.0)
 
 
 class _Post(NamedTuple):

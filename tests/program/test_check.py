@@ -29,14 +29,14 @@ def find(actions, kind, nth=0):
     return [n for n, a in enumerate(actions) if a.kind == kind][nth]
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=800, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_whatever_is_placed_is_right(case: Case):
     assert check(case.place()) == []
 
 
 @pytest.mark.slow
-@settings(max_examples=6000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cases(max_windows=6, max_depth=10, max_stages=8))
 def test_whatever_is_placed_is_right_on_more_stages(case: Case):
     assert check(case.place()) == []
