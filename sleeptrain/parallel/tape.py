@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import Result, moved
 from sleeptrain.parallel.shelf import Bytes, Shelf
-from sleeptrain.parallel.track import Policy, Sums, Track, plus
+from sleeptrain.parallel.sums import Sums, plus
+from sleeptrain.parallel.track import Policy, Track
 from sleeptrain.parallel.units import Rows
 from sleeptrain.program import Pass, Program, Sleep, blocks_of
 

@@ -22,7 +22,7 @@ from sleeptrain.model.init import initial
 from sleeptrain.model.language import IGNORED, LanguageModel
 from sleeptrain.parallel.config import padded, undivided
 from sleeptrain.parallel.mesh import Axis
-from sleeptrain.parallel.track import Sums
+from sleeptrain.parallel.sums import Sums
 
 COLUMNS = ("mixer.q", "mixer.k", "mixer.v", "mixer.gate", "mixer.z", "mixer.b", "mixer.a", "mlp.gate", "mlp.up")
 """Projections whose outputs belong to heads, or to columns of the MLP."""

@@ -7,44 +7,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.state import Leaf, State
 from sleeptrain.parallel.shelf import KINDS, Bytes, Held, Shelf
+from sleeptrain.parallel.sums import Sums, plus
 from sleeptrain.parallel.units import Node, Rows, Unit, body, build, evaluate, head, pull, pull_eviction
 from sleeptrain.program import Boundary, Pass
 
 Policy = Literal["none", "block", "pass", "window"]
 """What is kept for backward: `none` recomputes nothing; `block` keeps the features entering every block and the state
 entering every pass; `pass` features and state entering every pass; `window` the state entering every window."""
-
-
-class Sums:
-    """The gradients of weights, summed over all their uses in `dtype`, or in the weight's own type if that is wider."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.by_weight: dict[nn.Parameter, Tensor] = {}
-
-    def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
-        """One more use."""
-        if weight in self.by_weight:
-            self.by_weight[weight].add_(gradient)
-        else:
-            wide = torch.promote_types(weight.dtype, self.dtype)
-            self.by_weight[weight] = gradient.to(wide, copy=True)
-
-    def of(self, weight: nn.Parameter) -> Tensor:
-        """The sum so far, to be written into; zeros for a weight that was not used."""
-        if weight not in self.by_weight:
-            self.by_weight[weight] = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, self.dtype))
-        return self.by_weight[weight]
-
-    def take(self, weight: nn.Parameter) -> Tensor:
-        """The sum, rounded to the weight's type and forgotten here; zeros for a weight that was not used."""
-        total = self.by_weight.pop(weight, None)
-        return torch.zeros_like(weight) if total is None else total.to(weight.dtype)
 
 
 @dataclass
@@ -200,10 +174,3 @@ class Track:
 
     def _crosses(self, name: str) -> bool:
         return any(leaf.name == name and "pass" in leaf.crosses for leaf in self.state.spec)
-
-
-def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The sum of two adjoints; None means zero."""
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b

@@ -26,7 +26,7 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import Result, Retain, run
 from sleeptrain.parallel.mesh import Axes, join
 from sleeptrain.parallel.tape import Tape
-from sleeptrain.parallel.track import Sums
+from sleeptrain.parallel.sums import Sums
 from sleeptrain.parallel.units import Rows
 from sleeptrain.program import Program, Sleep, compile
 from sleeptrain.train.job import Job

@@ -37,7 +37,7 @@ def alone(folder):
 
 
 def equal(found, expected, weights=2e-5):
-    for key in ("loss", "grad_norm", "state_norm", "residual"):
+    for key in ("loss", "grad_norm", "state_norm"):
         assert [row[key] for row in found[0]] == pytest.approx([row[key] for row in expected[0]], rel=1e-5), key
     assert [row["targets"] for row in found[0]] == [row["targets"] for row in expected[0]]
     assert found[1].keys() == expected[1].keys()
@@ -64,8 +64,12 @@ def test_in_bf16_it_stays_near(folder, alone):
 
 
 def test_a_world_that_does_not_fit_is_an_error_of_the_user(folder):
-    job = load_recipe(
-        recipe_file(Path(folder)), [*SMALL, "mesh.tensor=2", f"data.sources=[{{path: {folder}/text}}]"]
-    ).value
+    data = f"data.sources=[{{path: {folder}/text}}]"
+    job = load_recipe(recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", data]).value
     with pytest.raises(UserError, match="does not fill 1 process: start 2"):
         open_reader(job, init_distributed())
+    for wrong, message in (("mesh.tensor=4", "kv_heads = 2"), ("optim.name=muon", "use optim.name=adamw")):
+        with pytest.raises(UserError, match=message):
+            load_recipe(
+                recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", "optim.adam_lr=0.1", wrong, data]
+            )
