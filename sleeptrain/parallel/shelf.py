@@ -1,16 +1,21 @@
-"""Where the tape puts what it keeps for backward, and how many bytes that is."""
+"""Where what is kept for backward waits, and how many bytes that is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-COMPONENTS = ("h", "S", "conv", "kv", "body")
-"""Features at the borders of passes and blocks, fast weights, convolution tails, attention caches, graphs."""
-KINDS = {"fast": "S", "conv": "conv", "kv": "kv"}
+from sleeptrain.model.state import Leaf
+from sleeptrain.parallel.units import Node
+from sleeptrain.program import Value
+from sleeptrain.program.memory import COMPONENTS
+
+STATE = {"fast": "S", "conv": "conv", "kv": "kv"}
+"""Components by kind of leaf."""
 
 
 @dataclass(frozen=True)
@@ -27,25 +32,29 @@ class Shelf:
 
     offload: bool = False
 
-    def put(self, tensor: Tensor) -> Held:
-        """Keep a tensor. On a GPU the copy is queued behind what computes it, and its memory may be reused after."""
-        if not self.offload:
-            return Held(tensor, tensor.device)
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        host.copy_(tensor, non_blocking=True)
-        return Held(host, tensor.device)
+    def put(self, value: Any) -> Any:
+        """Keep a tensor, or a list or dict of them; graphs stay where they are. On a GPU the copy is queued behind what
+        computes it, and its memory may be reused after."""
+        match value:
+            case Tensor():
+                host = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+                return Held(host.copy_(value, non_blocking=True), value.device)
+            case dict():
+                return {name: self.put(one) for name, one in value.items()}
+            case list():
+                return [self.put(one) for one in value]
+        return value
 
-    def get(self, held: Held) -> Tensor:
-        """The tensor, on the device that it came from."""
-        return held.tensor.to(held.device, non_blocking=True)
-
-    def put_all(self, tensors: Mapping[str, Tensor]) -> dict[str, Held]:
-        """Keep several."""
-        return {name: self.put(tensor) for name, tensor in tensors.items()}
-
-    def get_all(self, held: Mapping[str, Held]) -> dict[str, Tensor]:
-        """Several, by name."""
-        return {name: self.get(one) for name, one in held.items()}
+    def get(self, value: Any) -> Any:
+        """What was kept, on the device that it came from."""
+        match value:
+            case Held(tensor, device):
+                return tensor.to(device, non_blocking=True)
+            case dict():
+                return {name: self.get(one) for name, one in value.items()}
+            case list():
+                return [self.get(one) for one in value]
+        return value
 
 
 class Bytes:
@@ -62,3 +71,33 @@ class Bytes:
             if storage.data_ptr() not in self._seen:
                 self._seen.add(storage.data_ptr())
                 self.by_component[component] += storage.nbytes()
+
+
+def count(total: Bytes, values: Mapping[Value, Any], stage: int, spec: Iterable[Leaf]) -> None:
+    """Add what a stage holds on its device. Graphs come last: what they share with others counts there."""
+    kinds = {leaf.name: STATE[leaf.kind] for leaf in spec if leaf.kind in STATE}
+    for value, held in sorted(values.items(), key=lambda pair: pair[0].kind in ("graph", "head", "blocks")):
+        match value.kind:
+            case "S" | "kv":
+                for name, leaf in held.items():
+                    total.add(kinds[name], _tensors(leaf))
+            case "h":
+                total.add("h" if value.stage == stage else "received h", _tensors(held))
+            case "graph" | "head" | "blocks":
+                total.add("body", _tensors(held))
+            case _:
+                total.add("gradients", _tensors(held))
+
+
+def _tensors(held: Any) -> list[Tensor]:
+    match held:
+        case Tensor():
+            return [held]
+        case Node():
+            return held.saved()
+        case dict():
+            return [tensor for one in held.values() for tensor in _tensors(one)]
+        case list():
+            return [tensor for one in held for tensor in _tensors(one)]
+    # On its way here; on the host it does not count.
+    return [held.buffer] if hasattr(held, "buffer") else []

@@ -23,7 +23,7 @@ class Sums:
         else:
             self._sums[weight] = gradient.to(torch.promote_types(weight.dtype, self.dtype), copy=True)
 
-    def of(self, weight: nn.Parameter) -> Tensor:
+    def of(self, weight: Tensor) -> Tensor:
         """The sum so far, to be written into; zeros for a weight that was not used."""
         if weight not in self._sums:
             self._sums[weight] = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, self.dtype))

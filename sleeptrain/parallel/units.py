@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,14 +68,16 @@ class Node:
         return found
 
 
-def body(model: LanguageModel, op: Pass, blocks: tuple[int, int], span: int, rows: Rows) -> list[Unit]:
+def body(
+    model: LanguageModel, op: Pass, blocks: tuple[int, int], span: int, rows: Rows, entry: Literal["embed", "norm"] | None
+) -> list[Unit]:  # fmt: skip
     """The units of a pass over `blocks`: its entry, where there is anything to compute, then one for every block."""
     tokens, _, valid = rows.window(op)
     units = []
-    if op.reads == "tokens":
+    if entry == "embed":
         units.append(Unit(lambda h, _: (model.embed(tokens), {}), _weights(model.embed)))
-    elif op.reads == "normed":
-        units.append(Unit(lambda h, _: (model.norm(h), {}), _weights(model.norm)))
+    elif entry == "norm":
+        units.append(final_norm(model))
     spec = rows.state.spec
     for block in list(model.layers)[blocks[0] : blocks[1]]:
         own = [leaf for leaf in spec if leaf.layer == block.layer and leaf.kind != "live"]
@@ -98,16 +101,28 @@ def head(model: LanguageModel, op: Pass, rows: Rows) -> Unit:
     return Unit(run, tuple(weights))
 
 
+def final_norm(model: LanguageModel) -> Unit:
+    """The final norm alone, where passes read features through it."""
+
+    def run(h: Tensor | None, _: Mapping[str, Tensor]) -> Outputs:
+        assert h is not None
+        return model.norm(h), {}
+
+    return Unit(run, _weights(model.norm))
+
+
 def evaluate(unit: Unit, h: Tensor | None, state: Mapping[str, Tensor]) -> Outputs:
     """Run a unit without a graph."""
     with torch.no_grad():
         return unit.run(h, {name: state[name] for name in unit.leaves})
 
 
-def build(unit: Unit, h: Tensor | None, state: Mapping[str, Tensor], *, cut: bool, cut_h: bool) -> Node:
-    """Run a unit with a graph of its own. `cut`: no gradient is wanted of its leaves; `cut_h`: none of its features."""
-    h = None if h is None else _input(h, cut_h)
-    leaves = {name: _input(state[name], cut) for name in unit.leaves}
+def build(
+    unit: Unit, h: Tensor | None, state: Mapping[str, Tensor], *, wants: Container[str] = (), wants_h: bool = True
+) -> Node:
+    """Run a unit with a graph of its own. `wants`: leaves whose gradient is wanted; `wants_h`: that of the features is."""
+    h = None if h is None else _input(h, wants_h)
+    leaves = {name: _input(state[name], name in wants) for name in unit.leaves}
     with torch.enable_grad():
         out, changed = unit.run(h, leaves)
     return Node(unit, h, leaves, out, changed)
@@ -157,5 +172,5 @@ def _weights(module: nn.Module) -> tuple[nn.Parameter, ...]:
     return tuple(module.parameters())
 
 
-def _input(tensor: Tensor, cut: bool) -> Tensor:
-    return tensor.detach().requires_grad_(tensor.is_floating_point() and not cut)
+def _input(tensor: Tensor, wanted: bool) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.is_floating_point() and wanted)

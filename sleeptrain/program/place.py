@@ -145,20 +145,19 @@ def _reruns(program: Program, s: int, items: Mapping[int, Item], window: int, re
 
 
 def _with_frees(s: int, stage: Stage, group: int, retain: Retain) -> Stage:
-    """Every value is freed by the last action that touches it before it is made anew, or at all."""
+    """Every value is freed by the last action that touches it before it is made anew, or at all; results never are."""
     last: dict[Value, int] = {Value("S", -1, m, s): 0 for m in range(group)}
     frees: dict[int, list[Value]] = {}
-    summed = ("dh", "dS", "dkv")
+    summed, kept = ("dh", "dS", "dkv"), results(s, stage, group)
     n, actions = 0, (*stage.forward, *stage.backward)
     for n, action in enumerate(actions):
         read, made = touches(s, stage.items.get(action.op), action, n >= len(stage.forward), retain)
         for value in made:
-            if value in last and value.kind not in summed:
+            if value in last and value.kind not in summed and value not in kept:
                 frees.setdefault(last[value], []).append(value)
             last[value] = n
         for value in read:
             last[value] = n
-    kept = results(s, stage, group)
     for value, n in last.items():
         if value not in kept:
             frees.setdefault(n, []).append(value)

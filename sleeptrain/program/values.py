@@ -67,5 +67,6 @@ def _work(stage: int, item: Item, kind: str, backward: bool, retain: Retain) -> 
 
 def results(stage: int, at: Stage, group: int) -> set[Value]:
     """What is left of a stage when all is done: the state of every micro-batch."""
-    newest = {at.items[op].blocks: op for op in sorted(at.items)}
-    return {Value("S", op, m, stage) for op in newest.values() for m in range(group)}
+    newest = {("S", at.items[op].blocks): op for op in sorted(at.items)}
+    newest |= {("kv", at.items[op].blocks): op for op in sorted(at.items) if at.items[op].makes_kv}
+    return {Value(kind, op, m, stage) for (kind, _), op in newest.items() for m in range(group)}

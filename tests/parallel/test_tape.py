@@ -107,11 +107,13 @@ def test_what_is_kept_is_what_the_policy_says():
     h = 2 * 4 * 12 * 4  # rows, tokens, width, bytes
     fast, conv = 2 * (2 * 4 * 4 * 4 * 4), 2 * (2 * 3 * 2 * 16 * 4)  # of the two Gated DeltaNet layers
     kv = 2 * (2 * 2 * 3 * 2 * 4 * 4 + 2 * 3)  # keys, values and which are real, of three tokens, two attention layers
-    assert kept["window"] == {"h": 0, "S": 3 * fast, "conv": 3 * conv, "kv": 2 * kv, "body": 0}
+    none = {"received h": 0, "gradients": 0, "kv": 2 * kv}
+    # The states that enter the three windows, and the one that is left at the end.
+    assert kept["window"] == {"h": 0, "S": 4 * fast, "conv": 4 * conv, "body": 0, **none}
     # Seven passes, of which the first of every window reads tokens; caches change with windows only.
-    assert kept["pass"] == {"h": 4 * h, "S": 7 * fast, "conv": 7 * conv, "kv": 2 * kv, "body": 0}
-    # Every pass keeps what enters its four blocks; a pass with a loss what enters the head.
-    assert kept["block"] == {"h": (7 * 4 + 1) * h, "S": 7 * fast, "conv": 7 * conv, "kv": 2 * kv, "body": 0}
+    assert kept["pass"] == {"h": 4 * h, "S": 8 * fast, "conv": 8 * conv, "body": 0, **none}
+    # Every pass keeps what enters its four blocks, except for embedded tokens.
+    assert kept["block"] == {"h": 4 * h, "S": 8 * fast, "conv": 8 * conv, "body": 7 * 3 * h, **none}
     assert kept["none"]["body"] > 10 * kept["block"]["h"]
 
 
