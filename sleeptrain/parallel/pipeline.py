@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import Result
 from sleeptrain.parallel.edges import Edges, agree
 from sleeptrain.parallel.plan import Plan, key, proven
-from sleeptrain.parallel.stages import StageRun, Watch
+from sleeptrain.parallel.stages import StageRun
+from sleeptrain.parallel.store import Watch
 from sleeptrain.parallel.sums import Sums
 from sleeptrain.parallel.tape import AddUp, carry_out
 from sleeptrain.parallel.units import Rows
@@ -60,10 +60,3 @@ def placing(stages: Sequence[Slice], retain: Retain, tied: bool) -> Placing:
         return place(program, stages, group, retain, tied)
 
     return placed
-
-
-def pipes(ranks: Sequence[int]) -> list[list[int]]:
-    """The ranks of every pipeline of the run, from those of this process's own; a collective over all processes."""
-    found: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(found, list(ranks))
-    return sorted({tuple(pipe): pipe for pipe in found}.values())

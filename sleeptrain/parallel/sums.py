@@ -14,7 +14,7 @@ class Sums:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._sums: dict[nn.Parameter, Tensor] = {}
+        self._sums: dict[Tensor, Tensor] = {}
 
     def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
         """One more use."""
