@@ -18,7 +18,7 @@ from sleeptrain import checkpoint
 from sleeptrain.config import Resolved, Rule, UserError, load
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.parallel.config import undivided
+from sleeptrain.parallel.config import undivided, unstaged
 from sleeptrain.program import loop_range
 from sleeptrain.train.job import Job
 
@@ -67,6 +67,12 @@ RULES: tuple[Rule[Recipe], ...] = (
         lambda r: undivided(r.model, r.mesh.tensor) is not None,
         lambda r: str(undivided(r.model, r.mesh.tensor)),
         "choose one of these, or other sizes of the model",
+    ),
+    Rule(
+        "pipe-layers", ("mesh.pipe", "model.layers"),
+        lambda r: unstaged(r.model, r.sleep, r.mesh) is not None,
+        lambda r: str(unstaged(r.model, r.sleep, r.mesh)),
+        "choose another number of stages",
     ),
     Rule(
         "muon-tensor", ("optim.name", "mesh.tensor"),

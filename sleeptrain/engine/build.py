@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,7 @@ from sleeptrain.engine.muon import Muon, layout_of
 from sleeptrain.engine.patches.quiet import quiet
 from sleeptrain.engine.process import Place, init_distributed
 from sleeptrain.engine.settings import Precision, merged, settings
-
-Whole = Callable[[str, Tensor], Tensor]
-"""Puts a named parameter together from the parts that several processes hold."""
+from sleeptrain.parallel.parts import Parts
 
 TAG = "deepspeed"
 """The subfolder of a checkpoint that DeepSpeed's own files are in."""
@@ -43,10 +41,10 @@ class Engine:
     """
 
     def __init__(
-        self, deepspeed_engine: Any, place: Place, settings: dict[str, Any], precision: Precision, whole: Whole | None
+        self, deepspeed_engine: Any, place: Place, settings: dict[str, Any], precision: Precision, parts: Parts | None
     ) -> None:
         self._deepspeed = deepspeed_engine
-        self._whole = whole
+        self._parts = parts
         self.place = place
         self.settings = settings
         self.precision: Precision = precision
@@ -134,14 +132,16 @@ class Engine:
         """All parameters by name, whole, in fp32 on the CPU, on rank 0 (None elsewhere); a collective."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        first = self.place.rank == 0
+        keeps = self.place.rank == 0 if self._parts is None else self._parts.collects
         found = {}
         for name, parameter in self.module.named_parameters():
             whole = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter.detach().float()
-            whole = whole if self._whole is None else self._whole(name, whole)
-            if first:
+            whole = whole if self._parts is None else self._parts.whole(name, whole)
+            if keeps:
                 found[name] = whole.detach().to("cpu", copy=True)
-        return found if first else None
+        if self._parts is not None:
+            return self._parts.gather(found)
+        return found if keeps else None
 
 
 def build(
@@ -154,12 +154,12 @@ def build(
     accumulation: int,
     overrides: Mapping[str, Any] | None = None,
     mpu: Any = None,
-    whole: Whole | None = None,
+    parts: Parts | None = None,
 ) -> Engine:
     """Spreads `model` (fp32; it is changed in place) over the processes, joining them first if that has not been done.
 
     `micro_rows` are the rows of one `backward` on one process. `mpu` tells DeepSpeed the process groups where the data axis
-    is not the only one; `whole(name, part)` then puts a parameter together from all its parts, as a collective. UserError
+    is not the only one; `parts` then puts the model together from all its parts. UserError
     for overrides of what other sections decide, for Muon above ZeRO 2, and for Muon on parts of matrices.
     """
     if optim.name == "muon" and zero > 2:
@@ -184,4 +184,4 @@ def build(
         )
     if isinstance(made, Muon):
         made.attach(layout_of(matrices, engine.optimizer.dp_process_group))
-    return Engine(engine, place, configuration, precision, whole)
+    return Engine(engine, place, configuration, precision, parts)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd
 
 from sleeptrain.config.errors import Problem
 from sleeptrain.model.config import Model
+from sleeptrain.program import Sleep, balance, loop_range
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Mesh:
     """Stages that share the layers."""
     tensor: int = 1
     """Processes that share every layer."""
+    group: int = 0
+    """Micro-batches that the stages pass around together, whose passes fill each other's waiting times; 0 chooses."""
     zero: int = 1
     """ZeRO stage over the data axis: 1 divides the optimizer's state, 2 the gradients too."""
 
@@ -28,10 +32,11 @@ class Mesh:
         found = []
         if self.data < 0:
             found.append(Problem("data", "must be a number of processes, or 0 for all there are"))
-        if self.pipe != 1:
-            found.append(Problem("pipe", "is not available in this version: leave it at 1"))
-        if self.tensor < 1:
-            found.append(Problem("tensor", "must be at least 1 process"))
+        for name in ("pipe", "tensor"):
+            if getattr(self, name) < 1:
+                found.append(Problem(name, "must be at least 1 process"))
+        if self.group < 0 or 0 < self.group < self.pipe:
+            found.append(Problem("group", f"must be 0, or at least as many micro-batches as stages: {self.pipe}"))
         if self.zero not in (1, 2):
             found.append(Problem("zero", "must be 1 or 2; 3 is not available in this version, and 0 is not offered"))
         return found
@@ -60,6 +65,82 @@ def undivided(model: Model, tensor: int) -> str | None:
 def padded(vocab: int, tensor: int) -> int:
     """Rows of the embedding when `tensor` processes share it: equal parts, each a multiple of 64, which tensor cores like."""
     return vocab if tensor == 1 else -(-vocab // (64 * tensor)) * 64 * tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """How one process goes through its rows of a batch."""
+
+    micro: int
+    """Rows of a micro-batch."""
+    group: int
+    """Micro-batches of one backward."""
+    accumulation: int
+    """Backwards of a step."""
+
+
+def split(batch: int, micro: int | None, mesh: Mesh, data: int) -> Split:
+    """Rows into micro-batches, micro-batches into groups. Without a pipeline a group is one micro-batch, unless
+    `mesh.group` says more; with one it is as many as fit, up to two more than stages, which hides slow links.
+
+    Raises ValueError, naming the fields and the nearest sizes that work.
+    """
+    if batch % data:
+        raise ValueError(
+            f"train.batch = {batch}: does not divide over {data} processes; the nearest that does is {batch // data * data or data}"
+        )
+    share = batch // data
+    sizes = [mesh.group] if mesh.group else [1] if mesh.pipe == 1 else [mesh.pipe + 2, mesh.pipe + 1, mesh.pipe]
+    if micro is None:
+        fits = [g for g in sizes if share % g == 0]
+        if not fits:
+            raise ValueError(
+                f"train.batch = {batch}: the {share} rows of each of {data} processes do not make groups of "
+                f"{_either(sizes)} micro-batches (mesh.group, mesh.pipe = {mesh.pipe}); the nearest batch that does is "
+                f"{-(-share // sizes[-1]) * sizes[-1] * data}"
+            )
+        return Split(share // fits[0], fits[0], 1)
+    if share % micro:
+        raise ValueError(
+            f"train.micro = {micro}: does not divide the {share} rows of each of {data} processes (train.batch = {batch})"
+        )
+    pieces = share // micro
+    fits = [g for g in sizes if pieces % g == 0]
+    if not fits:
+        raise ValueError(
+            f"train.micro = {micro}: the {pieces} micro-batches of each of {data} processes (train.batch = {batch}) do not make "
+            f"groups of {_either(sizes)} (mesh.group, mesh.pipe = {mesh.pipe}); the nearest batch that does is "
+            f"{-(-pieces // sizes[-1]) * sizes[-1] * micro * data}"
+        )
+    return Split(micro, fits[0], pieces // fits[0])
+
+
+def _either(sizes: list[int]) -> str:
+    return " or ".join(map(str, sorted(sizes)))
+
+
+def unstaged(model: Model, sleep: Sleep, mesh: Mesh) -> str | None:
+    """Why a model cannot be cut into `mesh.pipe` stages; None if it can."""
+    depth = len(model.pattern)
+    if mesh.pipe > depth:
+        return f"the stack has {depth} blocks; mesh.pipe can be 1 to {depth} for this model"
+    bounds = [0, *cuts(model, sleep, mesh.pipe), depth]
+    inner = [model.pattern[a:b] for a, b in pairwise(bounds)][1:-1]
+    if any("G" not in part for part in inner):
+        return "a stage between the first and the last would hold attention alone; mesh.pipe = 2 works for this model"
+    return None
+
+
+def cuts(model: Model, sleep: Sleep, pipe: int) -> tuple[int, ...]:
+    """The blocks before which the stack is cut, so that stages cost alike; a block costs by the size of its matrices."""
+    a, g, width = model.attention, model.deltanet, model.width
+    mixers = {
+        "A": width * a.head_dim * (a.heads * (3 if a.gate else 2) + 2 * a.kv_heads),
+        "G": width * g.head_dim * (2 * g.key_heads + 3 * g.value_heads) + g.value_heads * g.head_dim**2,
+    }
+    costs = [mixers[letter] + 3 * width * model.mlp.hidden for letter in model.pattern]
+    depth = len(model.pattern)
+    return balance(costs, pipe, loop_range(sleep, depth), sleep.max_passes, head=width * (model.vocab or 0)).cuts
 
 
 def data_size(mesh: Mesh, world: int) -> int:

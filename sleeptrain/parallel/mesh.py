@@ -30,6 +30,12 @@ class Axes:
     """What DeepSpeed asks for groups; None where the data axis is the only one."""
 
     @property
+    def pipes(self) -> list[list[int]]:
+        """The ranks of the stages of every pipeline of the run."""
+        apart = self.data.size * self.tensor.size
+        return [[first + apart * stage for stage in range(self.pipe.size)] for first in range(apart)]
+
+    @property
     def copies(self) -> int:
         """How many processes hold, or work out, the same numbers about a row of the batch."""
         return self.pipe.size * self.tensor.size

@@ -16,37 +16,22 @@ from sleeptrain import checkpoint
 from sleeptrain.config import UserError
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.reader import Reader
-from sleeptrain.engine.build import Engine, Whole, build
+from sleeptrain.engine.build import Engine, build
 from sleeptrain.engine.process import Place
-from sleeptrain.engine.recompute import recompute
 from sleeptrain.model.config import Model
 from sleeptrain.model.counts import step_flops
-from sleeptrain.model.init import initialise
-from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.sleep import Result, Retain, run
+from sleeptrain.parallel.config import Split, split
 from sleeptrain.parallel.mesh import Axes, join
-from sleeptrain.parallel.tape import Tape
-from sleeptrain.parallel.sums import Sums
-from sleeptrain.parallel.units import Rows
+from sleeptrain.parallel.parts import Parts
 from sleeptrain.program import Program, Sleep, compile
 from sleeptrain.train.job import Job
+from sleeptrain.train.share import in_stages, new_model, on_tape
+from sleeptrain.train.step import Forward
 
 T = TypeVar("T")
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16 FLOPs a second from the vendor's data sheets, by a word of the device's name. Unknown devices have no MFU."""
-
-POLICIES = {
-    "none": Retain(),
-    "pass": Retain(passes=recompute),
-    "window": Retain(window=recompute, passes=recompute),
-}
-"""What plain autograd keeps, by `train.retain`."""
-
-AddUp = Callable[[Sums], None]
-"""Completes the gradients of parameters that several processes share."""
-Forward = Callable[[LanguageModel, Rows, Program], Result]
-"""Runs a program over a micro-batch so that gradients flow back from the losses."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +45,7 @@ class Setup:
     reader: Reader
     engine: Engine
     forward: Forward
+    split: Split
     place: Place
     axes: Axes
     step: int
@@ -91,9 +77,10 @@ def _flops(model: Model, program: Program, sleep: Sleep) -> float:
 def open_reader(job: Job, place: Place) -> Reader:
     """The training data of this process. Raises UserError where it cannot be read or the batch does not divide."""
     data = join(job.mesh, place.rank, place.world).data
-    micro, accumulation = split_batch(job.train.batch, job.train.micro, data.size)
+    split = split_batch(job, data.size)
+    pieces = split.group * split.accumulation
     return Reader(
-        job.data, micro=micro, accumulation=accumulation, rank=data.rank, world=data.size, seed=job.train.seed
+        job.data, micro=split.micro, accumulation=pieces, rank=data.rank, world=data.size, seed=job.train.seed
     )
 
 
@@ -105,11 +92,12 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
     manifest, train = reader.manifest, job.train
     agree(compile(job.sleep, manifest.windows, len(job.model.pattern)), place.world)
     axes = join(job.mesh, place.rank, place.world)
-    micro, accumulation = split_batch(train.batch, train.micro, axes.data.size)
-    model, whole, add_up = new_model(job, axes, job.model.deltanet.horizon or manifest.length)
+    split = split_batch(job, axes.data.size)
+    model, add_up = new_model(job, axes, job.model.deltanet.horizon or manifest.length)
     engine = build(
-        model.to(place.device), job.optim, precision=train.precision, zero=job.mesh.zero, micro_rows=micro,
-        accumulation=accumulation, overrides=job.deepspeed, mpu=axes.mpu, whole=whole,
+        model.to(place.device), job.optim, precision=train.precision, zero=job.mesh.zero,
+        micro_rows=split.micro * split.group, accumulation=split.accumulation, overrides=job.deepspeed, mpu=axes.mpu,
+        parts=None if axes.mpu is None else Parts(axes, getattr(model, "shards", None), place.device),
     )  # fmt: skip
     steps = train.steps or -(-(train.tokens or 0) // (train.batch * manifest.length))
     step, newest = 0, checkpoint.latest(folder / "checkpoints")
@@ -118,64 +106,16 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
         step = state["step"]
         reader.load_state_dict(state["data"])
         checkpoint.set_random_state(state["random"])
-    return Setup(job, flat_config, folder, manifest, reader, engine, on_tape(job, add_up), place, axes, step, steps)
+    forward = on_tape(job, add_up) if axes.pipe.size == 1 else in_stages(job, axes, add_up)
+    return Setup(job, flat_config, folder, manifest, reader, engine, forward, split, place, axes, step, steps)
 
 
-def new_model(job: Job, axes: Axes, horizon: int) -> tuple[LanguageModel, Whole | None, AddUp | None]:
-    """This process's share of the model with its initial values, what puts its parameters together, and what completes
-    their gradients. UserError where it cannot be shared."""
-    if axes.tensor.size == 1:
-        model = LanguageModel(job.model)
-        initialise(model, job.train.seed, horizon)
-        return model, None, None
-    from sleeptrain.parallel.tensor import ShardedModel
-
-    sharded = ShardedModel(job.model, axes.tensor)
-    sharded.initialise(job.train.seed, horizon)
-    return sharded, sharded.shards.whole, sharded.add_up
-
-
-def on_tape(job: Job, add_up: AddUp | None) -> Forward:
-    """The tape: what is trained with. It needs whole parameters, which ZeRO 1 and 2 leave on every process."""
-
-    def forward(model: LanguageModel, rows: Rows, program: Program) -> Result:
-        train, dtype = job.train, getattr(torch, job.optim.sum_dtype)
-        return Tape(
-            model, [rows], program, job.sleep, train.retain, offload=train.offload, sum_dtype=dtype, add_up=add_up
-        ).run()[0]
-
-    return forward
-
-
-def by_autograd(job: Job) -> Forward:
-    """Plain autograd with torch's checkpointing: what the tape is held against, and what could run under ZeRO 3."""
-
-    def forward(model: LanguageModel, rows: Rows, program: Program) -> Result:
-        retain = POLICIES[job.train.retain]
-        return run(
-            model, rows.tokens, rows.targets, rows.state, program, job.sleep, valid=rows.valid, retain=retain
-        )  # fmt: skip
-
-    return forward
-
-
-def split_batch(batch: int, micro: int | None, world: int) -> tuple[int, int]:
-    """Rows of a micro-batch and micro-batches a step, for each of `world` processes."""
-    if batch % world:
-        raise UserError(
-            [
-                f"train.batch = {batch}: does not divide over {world} processes; the nearest that does is {batch // world * world or world}"
-            ]
-        )
-    share = batch // world
-    micro = micro or share
-    if share % micro:
-        raise UserError(
-            [
-                f"train.micro = {micro}: does not divide the {share} rows of each of {world} processes (train.batch = {batch})"
-            ]
-        )
-    return micro, share // micro
+def split_batch(job: Job, data: int) -> Split:
+    """How each of `data` processes goes through its rows; UserError where they do not divide."""
+    try:
+        return split(job.train.batch, job.train.micro, job.mesh, data)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def agree(program: Program, world: int) -> None:

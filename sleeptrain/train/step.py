@@ -19,6 +19,9 @@ from sleeptrain.parallel.mesh import Axes
 from sleeptrain.parallel.units import Rows
 from sleeptrain.program import Program, Sleep, Window
 
+Forward = Callable[[LanguageModel, Sequence[Rows], Program], list[Result]]
+"""Runs a program over a group of micro-batches so that gradients flow back from the losses."""
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -38,9 +41,10 @@ class StepReport:
 
 def train_step(
     engine: Engine, batches: Sequence[Batch], program: Program, sleep: Sleep, windows: Sequence[Window], pad: int,
-    forward: Callable[[LanguageModel, Rows, Program], Result], axes: Axes, lr_multiplier: float,
+    forward: Forward, group: int, axes: Axes, lr_multiplier: float,
 ) -> StepReport:  # fmt: skip
-    """Forward and backward of all micro-batches of this rank, then one optimizer step at `lr_multiplier` times the full rate.
+    """Forward and backward of all micro-batches of this rank, `group` of them at a time, then one optimizer step at
+    `lr_multiplier` times the full rate.
 
     The loss is the sum over targets divided by their number in the global batch, whatever the split over ranks and
     micro-batches: targets are counted first.
@@ -50,14 +54,11 @@ def train_step(
     counts = _sum_over_ranks(scored.to(device) / axes.copies)
     total = max(1, round(float(counts.sum())))
     sums = torch.zeros(len(windows) + 3, dtype=torch.float64, device=device)
-    for batch in batches:
-        valid = batch.real(pad)
-        batch = batch.to(device)
-        state = model.zero_state(sleep, batch.rows)
-        rows = Rows(batch.tokens, batch.targets, state, None if valid is None else valid.to(device))
-        result = forward(model, rows, program)
-        engine.backward(result.nll.sum() * engine.scale(total))
-        sums += _measures(result, windows, axes)
+    for first in range(0, pieces, group):
+        results = forward(model, [_rows(b, model, sleep, pad, device) for b in batches[first : first + group]], program)
+        engine.backward(torch.stack([result.nll.sum() for result in results]).sum() * engine.scale(total))
+        for result in results:
+            sums += _measures(result, windows, axes)
     taken = engine.step(lr_multiplier)
     *losses, count, residual, squares = _sum_over_ranks(sums).tolist()
     asleep = any(op.of > 1 for ops, _ in program.by_window() for op in ops)
@@ -72,10 +73,17 @@ def train_step(
     )
 
 
+def _rows(batch: Batch, model: LanguageModel, sleep: Sleep, pad: int, device: torch.device) -> Rows:
+    valid = batch.real(pad)
+    batch, state = batch.to(device), model.zero_state(sleep, batch.rows)
+    return Rows(batch.tokens, batch.targets, state, None if valid is None else valid.to(device))
+
+
 def _measures(result: Result, windows: Sequence[Window], axes: Axes) -> Tensor:
     """Loss sums by window, rows, mean residual, squared state norm: one vector, so that one copy leaves the device.
 
-    To be summed over all processes: what several of them know alike, each gives its share of.
+    To be summed over all processes: what several of them know alike, each gives its share of. One stage alone knows losses
+    (elsewhere they are 0) and residuals; every process has its own part of the state.
     """
     fast = sum(
         t.detach().double().square().sum()
@@ -88,12 +96,12 @@ def _measures(result: Result, windows: Sequence[Window], axes: Axes) -> Tensor:
         else torch.zeros((), dtype=torch.float64, device=result.nll.device)
     )
     rest = [
-        torch.as_tensor(float(result.nll.shape[0]), device=residual.device),
-        residual,
-        torch.as_tensor(fast, device=residual.device) * axes.copies,
+        torch.as_tensor(result.nll.shape[0] / axes.copies, device=residual.device),
+        residual / axes.tensor.size,
+        torch.as_tensor(fast, device=residual.device),
     ]
-    found = torch.cat([_by_window(result.nll.detach(), windows), torch.stack([r.double() for r in rest])])
-    return found / axes.copies
+    losses = _by_window(result.nll.detach(), windows) / axes.tensor.size
+    return torch.cat([losses, torch.stack([r.double() for r in rest])])
 
 
 def _by_window(values: Tensor, windows: Sequence[Window]) -> Tensor:

@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 
 from sleeptrain.parallel import Mesh
-from sleeptrain.parallel.config import data_size, padded, undivided
+from sleeptrain.parallel.config import cuts, data_size, padded, split, undivided, unstaged
+from sleeptrain.program import Loop, Sleep
 from tests.model import toy
 
 
 def test_problems_name_the_field() -> None:
     assert Mesh().problems() == Mesh(data=4, zero=2, tensor=2).problems() == []
-    fields = {problem.field for problem in Mesh(data=-1, pipe=2, tensor=0, zero=0).problems()}
-    assert fields == {"data", "pipe", "tensor", "zero"}
+    fields = {problem.field for problem in Mesh(data=-1, pipe=0, tensor=0, group=-1, zero=0).problems()}
+    assert fields == {"data", "pipe", "tensor", "group", "zero"}
+    assert "at least as many micro-batches as stages: 4" in Mesh(pipe=4, group=3).problems()[0].message
     assert "not available in this version" in Mesh(zero=3).problems()[0].message
 
 
@@ -46,6 +48,46 @@ def test_heads_that_cannot_be_shared_are_named_with_the_sizes_that_can() -> None
     assert reason is not None and "model.attention.kv_heads = 2 and model.deltanet.key_heads = 2" in reason
     assert "mesh.tensor can be 1, 2" in reason
     assert undivided(replace(model, layers="AA", attention=replace(model.attention, kv_heads=4)), 4) is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "mesh", "data", "expected"),
+    [
+        (8, None, Mesh(), 2, (4, 1, 1)),
+        (8, 2, Mesh(), 1, (2, 1, 4)),
+        (8, 2, Mesh(group=2), 1, (2, 2, 2)),
+        (8, None, Mesh(pipe=2), 1, (2, 4, 1)),
+        (12, 2, Mesh(pipe=2), 1, (2, 3, 2)),
+        (12, 1, Mesh(pipe=2, group=6), 2, (1, 6, 1)),
+    ],
+)
+def test_rows_become_micro_batches_and_groups(batch, micro, mesh, data, expected) -> None:
+    made = split(batch, micro, mesh, data)
+    assert (made.micro, made.group, made.accumulation) == expected
+    assert made.micro * made.group * made.accumulation * data == batch
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "mesh", "data", "message"),
+    [
+        (9, None, Mesh(), 2, "train.batch = 9: does not divide over 2 processes; the nearest that does is 8"),
+        (8, 3, Mesh(), 1, "train.micro = 3: does not divide the 8 rows"),
+        (14, 2, Mesh(pipe=4), 1, "groups of 4 or 5 or 6 .*the nearest batch that does is 16"),
+        (7, None, Mesh(pipe=4), 1, "groups of 4 or 5 or 6 .*the nearest batch that does is 8"),
+    ],
+)
+def test_rows_that_do_not_divide_are_told_the_nearest_that_do(batch, micro, mesh, data, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        split(batch, micro, mesh, data)
+
+
+def test_stages_share_the_work_and_too_many_are_refused() -> None:
+    model, sleep = toy.config("AGAGAGAG"), Sleep(passes=4, loop=Loop(layers=(2, 8)))
+    assert cuts(toy.config("GGGG"), Sleep(), 2) == (2,)
+    assert cuts(model, sleep, 2) == (5,)  # two of eight blocks run once a window, the others four times
+    assert unstaged(model, sleep, Mesh(pipe=4)) is None
+    assert "mesh.pipe can be 1 to 8" in str(unstaged(model, sleep, Mesh(pipe=9)))
+    assert "attention alone" in str(unstaged(toy.config("GAAG"), Sleep(), Mesh(pipe=4)))
 
 
 def test_the_vocabulary_is_padded_to_equal_parts() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sleeptrain.program import Draw, Sleep
-from sleeptrain.train.setup import by_autograd
+from sleeptrain.train.share import by_autograd
 from tests.distributed import run
 from tests.train.jobs import recipe_file, rule110_data, text_data, trained
 

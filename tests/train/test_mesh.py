@@ -50,11 +50,24 @@ def test_two_processes_that_share_every_layer(folder, alone):
     equal(run(on_mesh, 2, folder, "tensor", "mesh.tensor=2", timeout=300)[0], alone)
 
 
+def test_two_stages(folder, alone):
+    """The embedding is the head, and lies on both."""
+    equal(run(on_mesh, 2, folder, "pipe", "mesh.pipe=2", timeout=300)[0], alone)
+
+
+FOURS = {
+    "data, tensor": ["mesh.data=2", "mesh.tensor=2"],
+    "data, tensor, zero 2": ["mesh.data=2", "mesh.tensor=2", "mesh.zero=2"],
+    "data, pipe": ["mesh.data=2", "mesh.pipe=2"],
+    "data, pipe, zero 2": ["mesh.data=2", "mesh.pipe=2", "mesh.zero=2", "train.micro=1", "mesh.group=2"],
+    "pipe, tensor": ["mesh.pipe=2", "mesh.tensor=2"],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [1, 2])
-def test_two_times_two_processes(folder, alone, zero):
-    found = run(on_mesh, 4, folder, f"both-{zero}", "mesh.tensor=2", "mesh.data=2", f"mesh.zero={zero}", timeout=300)
-    equal(found[0], alone)
+@pytest.mark.parametrize("mesh", FOURS)
+def test_four_processes(folder, alone, mesh):
+    equal(run(on_mesh, 4, folder, mesh.replace(", ", "-"), *FOURS[mesh], timeout=300)[0], alone)
 
 
 @pytest.mark.slow
@@ -70,6 +83,4 @@ def test_a_world_that_does_not_fit_is_an_error_of_the_user(folder):
         open_reader(job, init_distributed())
     for wrong, message in (("mesh.tensor=4", "kv_heads = 2"), ("optim.name=muon", "use optim.name=adamw")):
         with pytest.raises(UserError, match=message):
-            load_recipe(
-                recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", "optim.adam_lr=0.1", wrong, data]
-            )
+            load_recipe(recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", "optim.adam_lr=0.1", wrong, data])
