@@ -76,6 +76,56 @@ def test_in_bf16_it_stays_near(folder, alone):
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in alone[0]], rel=0.03)
 
 
+PAIRS = [["mesh.tensor=2"], ["mesh.pipe=2"]]
+
+
+def stopped_and_resumed(folder: str, name: str, overrides: list[str]):
+    """Twelve steps at once, and in two halves."""
+    constant = [*overrides, "optim.schedule.name=constant"]
+    on_mesh(folder, f"{name}-halves", *constant, "train.steps=6")
+    return on_mesh(folder, f"{name}-halves", *constant), on_mesh(folder, f"{name}-whole", *constant)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", PAIRS, ids=str)
+def test_resume_continues_exactly(folder, mesh):
+    halves, whole = run(stopped_and_resumed, 2, folder, f"resumed-{mesh[0][5:9]}", mesh, timeout=300)[0]
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in halves[0]] == [row[key] for row in whole[0]]
+    assert all(torch.equal(weight, whole[1][name]) for name, weight in halves[1].items())
+
+
+def spoil(setup):
+    """On the last rank alone a gradient becomes NaN in the second step; no weight of any rank may change by it."""
+    engine, done = setup.engine, {"steps": 0}
+    weight = next(p for n, p in engine.module.named_parameters() if n.endswith("mlp.up.weight"))
+    last, step = setup.place.rank == setup.place.world - 1, engine.step
+
+    def watched(*args, **kwargs):
+        held = [p.detach().clone() for p in engine.module.parameters()]
+        report = step(*args, **kwargs)
+        done["steps"] += 1
+        unchanged = all(torch.equal(p, q) for p, q in zip(engine.module.parameters(), held, strict=True))
+        assert unchanged is report.skipped is (done["steps"] == 2)
+        return report
+
+    weight.register_hook(lambda g: g * float("nan") if last and done["steps"] == 1 else g)
+    object.__setattr__(engine, "step", watched)
+
+
+def spoiled(folder: str, name: str, overrides: list[str]):
+    where = Path(folder)
+    return trained(where, name, where / "text", [*STEPS, *overrides, "train.steps=4"], spoil=spoil)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", PAIRS, ids=str)
+def test_a_nan_on_one_rank_makes_no_rank_step(folder, mesh):
+    rows, weights = run(spoiled, 2, folder, f"spoiled-{mesh[0][5:9]}", mesh, timeout=300)[0]
+    assert [row["skipped"] for row in rows] == [False, True, False, False]
+    assert all(torch.isfinite(w).all() for w in weights.values())
+
+
 def test_a_world_that_does_not_fit_is_an_error_of_the_user(folder):
     data = f"data.sources=[{{path: {folder}/text}}]"
     job = load_recipe(recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", data]).value
