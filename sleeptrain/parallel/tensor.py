@@ -82,9 +82,6 @@ class ShardedModel(LanguageModel):
         self.shards = Shards(shapes, axis)
         self.vocab = config.vocab
         self._divide(config)
-        for name, parameter in self.named_parameters():
-            # DeepSpeed asks for this when it takes the norm of all gradients: others would be counted several times.
-            parameter.tensor_model_parallel = self.shards.dim(name) is not None  # type: ignore[attr-defined]
 
     def nll(self, h: Tensor, targets: Tensor) -> Tensor:
         """As the whole model's; every process has the logits of its part of the vocabulary."""
@@ -110,6 +107,8 @@ class ShardedModel(LanguageModel):
             for name, parameter in self.named_parameters():
                 whole = initial(name, self.shards.shapes[name], seed, self.config.init_std, horizon)
                 parameter.copy_(self.shards.cut(name, whole))
+                # DeepSpeed asks for this when it takes the norm of all gradients: others would be counted several times.
+                parameter.tensor_model_parallel = self.shards.dim(name) is not None  # type: ignore[attr-defined]
 
     def add_up(self, sums: Sums) -> None:
         """Complete the gradients of parameters that all heads share; a collective over the tensor axis."""

@@ -93,9 +93,9 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
     agree(compile(job.sleep, manifest.windows, len(job.model.pattern)), place.world)
     axes = join(job.mesh, place.rank, place.world)
     split = split_batch(job, axes.data.size)
-    model, add_up = new_model(job, axes, job.model.deltanet.horizon or manifest.length)
+    model, add_up = new_model(job, axes, job.model.deltanet.horizon or manifest.length, place.device)
     engine = build(
-        model.to(place.device), job.optim, precision=train.precision, zero=job.mesh.zero,
+        model, job.optim, precision=train.precision, zero=job.mesh.zero,
         micro_rows=split.micro * split.group, accumulation=split.accumulation, overrides=job.deepspeed, mpu=axes.mpu,
         parts=None if axes.mpu is None else Parts(axes, getattr(model, "shards", None), place.device),
     )  # fmt: skip

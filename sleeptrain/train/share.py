@@ -32,27 +32,28 @@ POLICIES = {
 """What plain autograd keeps, by `train.retain`."""
 
 
-def new_model(job: Job, axes: Axes, horizon: int) -> tuple[LanguageModel, AddUp | None]:
-    """This process's share of the model with its initial values, and what completes the gradients of what several
-    processes share. UserError where it cannot be shared."""
+def new_model(job: Job, axes: Axes, horizon: int, device: torch.device) -> tuple[LanguageModel, AddUp | None]:
+    """This process's share of the model with its initial values, what completes the gradients of what several processes
+    share. No process ever holds more than its share. UserError where the model cannot be shared."""
+    if reason := unstaged(job.model, job.sleep, job.mesh):
+        raise UserError(f"mesh.pipe = {job.mesh.pipe}: {reason}")
     add_up: AddUp | None = None
-    if axes.tensor.size == 1:
-        model = LanguageModel(job.model)
-        fill: Callable[[int, int], None] = partial(initialise, model)
-    else:
-        from sleeptrain.parallel.tensor import ShardedModel
+    with torch.device("meta"):
+        if axes.tensor.size == 1:
+            model = LanguageModel(job.model)
+            fill: Callable[[int, int], None] = partial(initialise, model)
+        else:
+            from sleeptrain.parallel.tensor import ShardedModel
 
-        model = sharded = ShardedModel(job.model, axes.tensor)
-        fill, add_up = sharded.initialise, sharded.add_up
-    if axes.pipe.size > 1:
-        if reason := unstaged(job.model, job.sleep, job.mesh):
-            raise UserError(f"mesh.pipe = {job.mesh.pipe}: {reason}")
-        part = stages_of(job)[axes.pipe.rank]
-        model.keep(part.start, part.stop)
-        if job.model.tie and axes.pipe.rank == axes.pipe.size - 1:
-            # The first stage has it too, and there it is counted when DeepSpeed takes the norm of all gradients.
-            setattr(model.embed.weight, "ds_pipe_replicated", True)  # noqa: B010
+            model = sharded = ShardedModel(job.model, axes.tensor)
+            fill, add_up = sharded.initialise, sharded.add_up
+    part = stages_of(job)[axes.pipe.rank]
+    model.keep(part.start, part.stop)
+    model.to_empty(device=device)
     fill(job.train.seed, horizon)
+    if job.model.tie and part.start > 0 and part.stop == len(job.model.pattern):
+        # The first stage has it too, and there it is counted when DeepSpeed takes the norm of all gradients.
+        setattr(model.embed.weight, "ds_pipe_replicated", True)  # noqa: B010
     return model, add_up
 
 
