@@ -27,7 +27,7 @@ from sleeptrain.model.sleep import run
 from sleeptrain.model.state import leaves
 from sleeptrain.program import compile
 from sleeptrain.recipe import load_recipe
-from sleeptrain.train.setup import POLICIES
+from sleeptrain.train.share import POLICIES
 
 VOCAB, LENGTH, ROWS = 257, 64, 16
 CLOSE = 1.05

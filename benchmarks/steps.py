@@ -20,9 +20,10 @@ from sleeptrain.engine.process import leave
 from sleeptrain.model.counts import parameters
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.parallel.mesh import join
 from sleeptrain.program import Window, compile
 from sleeptrain.recipe import load_recipe
-from sleeptrain.train.setup import POLICIES
+from sleeptrain.train.share import on_tape
 from sleeptrain.train.step import train_step
 
 PASSES = 4
@@ -82,14 +83,12 @@ def stepper(case: Case, rows: int) -> tuple[dict[int, Callable[[], float]], dict
         "retain": recipe.train.retain,
     }  # fmt: skip
     engine = build(model, recipe.optim, precision="fp32", zero=recipe.mesh.zero, micro_rows=rows, accumulation=1)
-    data = batch(case.layout, rows, case.vocab)
+    data, forward, axes = batch(case.layout, rows, case.vocab), on_tape(recipe, None), join(recipe.mesh, 0, 1)
     programs = {n: compile(recipe.sleep, case.layout, len(recipe.model.pattern), n) for n in (1, PASSES)}
 
     def step(n: int) -> float:
         start = time.process_time()
-        train_step(
-            engine, [data], programs[n], recipe.sleep, case.layout, case.vocab - 1, POLICIES[recipe.train.retain], 1e-6
-        )
+        train_step(engine, [data], programs[n], recipe.sleep, case.layout, case.vocab - 1, forward, 1, axes, 1e-6)
         return time.process_time() - start
 
     ratio = programs[PASSES].token_passes / programs[1].token_passes

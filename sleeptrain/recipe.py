@@ -20,6 +20,7 @@ from sleeptrain import checkpoint
 from sleeptrain.config import Resolved, Rule, UserError, load
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.parallel.config import data_size, split, undivided, unstaged
 from sleeptrain.program import loop_range
 from sleeptrain.train.job import Job
 
@@ -63,6 +64,24 @@ RULES: tuple[Rule[Recipe], ...] = (
         lambda r: f"train.batch = {r.train.batch} rows do not divide over mesh.data = {r.mesh.data} x micro-batches of {r.train.micro or 'any size'}",
         "make train.batch a multiple of mesh.data x train.micro",
     ),
+    Rule(
+        "tensor-heads", ("mesh.tensor",),
+        lambda r: undivided(r.model, r.mesh.tensor) is not None,
+        lambda r: str(undivided(r.model, r.mesh.tensor)),
+        "choose one of these, or other sizes of the model",
+    ),
+    Rule(
+        "pipe-layers", ("mesh.pipe", "model.layers"),
+        lambda r: unstaged(r.model, r.sleep, r.mesh) is not None,
+        lambda r: str(unstaged(r.model, r.sleep, r.mesh)),
+        "choose another number of stages",
+    ),
+    Rule(
+        "muon-tensor", ("optim.name", "mesh.tensor"),
+        lambda r: r.optim.name == "muon" and r.mesh.tensor > 1,
+        "tensor parallelism cuts matrices, and Muon orthogonalises whole ones",
+        "use optim.name=adamw, or mesh.tensor=1",
+    ),
 )  # fmt: skip
 
 
@@ -91,24 +110,19 @@ def complete(resolved: Resolved[Recipe], manifest: Manifest) -> Resolved[Recipe]
 def check_processes(resolved: Resolved[Recipe], world: int) -> None:
     """Raise UserError where the batch or the mesh does not fit `world` processes."""
     train, mesh = resolved.value.train, resolved.value.mesh
-    share, errors = train.batch // world, []
-    if mesh.data not in (0, world):
-        errors.append(
-            f"{resolved.at('mesh.data')}: {world} processes were started; start {mesh.data}, for instance with "
-            f"torchrun --nproc_per_node {mesh.data} -m sleeptrain train ..., or set mesh.data=0 to take all there are"
-        )
-    if train.batch % world:
-        fitting = max(1, round(train.batch / world)) * world
-        errors.append(
-            f"{resolved.at('train.batch')}: does not divide over {world} processes; the nearest that does is {fitting}"
-        )
-    elif share % (train.micro or share):
-        errors.append(
-            f"{resolved.at('train.micro')}: does not divide the {share} rows of each of {world} processes "
-            f"({resolved.at('train.batch')}); choose a divisor of {share}"
-        )
-    if errors:
-        raise UserError(errors)
+    try:
+        data = data_size(mesh, world)
+    except ValueError as error:
+        wanted = max(1, mesh.data) * mesh.pipe * mesh.tensor
+        raise UserError(
+            f"{resolved.at('mesh.data')}: {world} processes were started; {str(error).rsplit(': ', 1)[1]} (torchrun "
+            f"--nproc_per_node {wanted} -m sleeptrain train ... starts as many; mesh.data=0 takes all there are)"
+        ) from None
+    try:
+        split(train.batch, train.micro, mesh, data)
+    except ValueError as error:
+        field = "train.micro" if train.batch % data == 0 and train.micro else "train.batch"
+        raise UserError(f"{resolved.at(field)}: {str(error).split(': ', 1)[1]}") from None
 
 
 def _misfits(resolved: Resolved[Recipe], manifest: Manifest) -> Iterator[str]:

@@ -17,6 +17,7 @@ from sleeptrain.engine.muon import Muon, layout_of
 from sleeptrain.engine.patches.quiet import quiet
 from sleeptrain.engine.process import Place, init_distributed
 from sleeptrain.engine.settings import Precision, merged, settings
+from sleeptrain.parallel.parts import Parts
 
 TAG = "deepspeed"
 """The subfolder of a checkpoint that DeepSpeed's own files are in."""
@@ -39,8 +40,11 @@ class Engine:
     it, however often. Every rank must use the same parameters.
     """
 
-    def __init__(self, deepspeed_engine: Any, place: Place, settings: dict[str, Any], precision: Precision) -> None:
+    def __init__(
+        self, deepspeed_engine: Any, place: Place, settings: dict[str, Any], precision: Precision, parts: Parts | None
+    ) -> None:
         self._deepspeed = deepspeed_engine
+        self._parts = parts
         self.place = place
         self.settings = settings
         self.precision: Precision = precision
@@ -128,13 +132,16 @@ class Engine:
         """All parameters by name, whole, in fp32 on the CPU, on rank 0 (None elsewhere); a collective."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        first = self.place.rank == 0
+        keeps = self.place.rank == 0 if self._parts is None else self._parts.collects
         found = {}
         for name, parameter in self.module.named_parameters():
             whole = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter.detach().float()
-            if first:
+            whole = whole if self._parts is None else self._parts.whole(name, whole)
+            if keeps:
                 found[name] = whole.detach().to("cpu", copy=True)
-        return found if first else None
+        if self._parts is not None:
+            return self._parts.gather(found)
+        return found if keeps else None
 
 
 def build(
@@ -146,14 +153,21 @@ def build(
     micro_rows: int,
     accumulation: int,
     overrides: Mapping[str, Any] | None = None,
+    mpu: Any = None,
+    parts: Parts | None = None,
 ) -> Engine:
     """Spreads `model` (fp32; it is changed in place) over the processes, joining them first if that has not been done.
 
-    `micro_rows` are the rows of one `backward` on one process. UserError for overrides of what other sections decide, and for
-    Muon above ZeRO 2.
+    `micro_rows` are the rows of one `backward` on one process. `mpu` tells DeepSpeed the process groups where the data axis
+    is not the only one; `parts` then puts the model together from all its parts. UserError
+    for overrides of what other sections decide, for Muon above ZeRO 2, and for Muon on parts of matrices.
     """
     if optim.name == "muon" and zero > 2:
         raise UserError("optim.name muon needs mesh.zero 1 or 2: ZeRO 3 cuts every matrix, and Muon needs whole ones")
+    if optim.name == "muon" and any(getattr(p, "tensor_model_parallel", False) for p in model.parameters()):
+        raise UserError(
+            "optim.name muon needs mesh.tensor 1: tensor parallelism cuts matrices, and Muon needs whole ones"
+        )
     place = init_distributed()
     configuration = merged(
         settings(model, clip=optim.clip, precision=precision, zero=zero, micro=micro_rows, accumulation=accumulation),
@@ -166,8 +180,8 @@ def build(
 
         # DeepSpeed writes into the dictionary it is given.
         engine, *_ = deepspeed.initialize(
-            model=model, optimizer=made, config=dict(configuration), dist_init_required=False
+            model=model, optimizer=made, config=dict(configuration), dist_init_required=False, mpu=mpu
         )
     if isinstance(made, Muon):
         made.attach(layout_of(matrices, engine.optimizer.dp_process_group))
-    return Engine(engine, place, configuration, precision)
+    return Engine(engine, place, configuration, precision, parts)

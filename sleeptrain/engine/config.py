@@ -50,6 +50,9 @@ class Optim:
     """Muon's, with Nesterov's look-ahead."""
     ns_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """The type Newton-Schulz is computed in: bfloat16 is fast, float32 is for comparing layouts."""
+    sum_dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type in which the gradients of a weight's many uses are summed; bfloat16 halves the memory of the sum and
+    loses about 1 % of it at 64 uses, 4 % at 1,024."""
     clip: float = 1.0
     """Largest norm of the whole gradient, taken before any optimizer sees it; 0 does not clip."""
     schedule: Schedule = field(default_factory=Schedule)

@@ -22,19 +22,17 @@ def initialise(model: LanguageModel, seed: int, horizon: int) -> None:
     logarithmically from 16 tokens to `horizon`, the tokens that all passes write over the longest context. N passes
     also forget N times: with the usual A in 0..16 nothing of the first window would be left at the answer.
     """
-    values: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            values[name] = parameter.copy_(initial(name, parameter.shape, seed, model.config.init_std))
-        for name, parameter in model.named_parameters():
-            if name.endswith(".A_log"):
-                dt = torch.nn.functional.softplus(values[name.replace("A_log", "dt_bias")].float())
-                parameter.copy_((math.log(2) / (half_lives(parameter.numel(), horizon).to(dt.device) * dt)).log())
+            parameter.copy_(initial(name, parameter.shape, seed, model.config.init_std, horizon))
 
 
-def initial(name: str, shape: torch.Size, seed: int, std: float) -> Tensor:
-    """The initial value of one whole parameter in float32 (A_log apart, which depends on its dt_bias too)."""
+def initial(name: str, shape: torch.Size, seed: int, std: float, horizon: int) -> Tensor:
+    """The initial value of one whole parameter, in float32."""
     kind = name.rsplit(".", 1)[-1]
+    if kind == "A_log":
+        dt_bias = initial(name.removesuffix(kind) + "dt_bias", shape, seed, std, horizon)
+        return (math.log(2) / (half_lives(shape.numel(), horizon) * torch.nn.functional.softplus(dt_bias))).log()
     generator = torch.Generator().manual_seed(
         int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1
     )
@@ -42,8 +40,6 @@ def initial(name: str, shape: torch.Size, seed: int, std: float) -> Tensor:
         low, high = math.log(1e-3), math.log(1e-1)
         dt = torch.exp(low + (high - low) * torch.rand(shape, generator=generator))
         return dt + torch.log(-torch.expm1(-dt))
-    if kind == "A_log":
-        return torch.zeros(shape)
     if kind.startswith("conv_"):
         return (2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(shape[-1])
     if len(shape) == 1:

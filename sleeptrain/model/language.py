@@ -27,17 +27,36 @@ class LanguageModel(nn.Module):
         self.layers = Stack(config)
         self.norm = RMSNorm(config.width, config.eps)
         self.head = None if config.tie else nn.Linear(config.width, config.vocab, bias=False)
+        self.here = (0, len(self.layers))
+        """First and one-past-last of the blocks that are here."""
 
     def zero_state(self, sleep: Sleep, batch: int) -> State:
-        """The state before the first token, on the model's device and in its dtype."""
-        weight = self.embed.weight
-        return State.zeros(leaves(self.config, sleep, weight.dtype), batch, weight.device)
+        """The state before the first token of the blocks that are here, on the model's device and in its dtype."""
+        weight, (first, stop) = next(self.parameters()), self.here
+        spec = [leaf for leaf in leaves(self.config, sleep, weight.dtype) if first <= leaf.layer < stop]
+        return State.zeros(spec, batch, weight.device)
+
+    def keep(self, first: int, stop: int) -> None:
+        """Become one stage of a pipeline: keep blocks first..stop-1 under their names, the embedding on the first stage,
+        the final norm and the head (which a tied head shares with the embedding) on the last one."""
+        depth = len(self.layers)
+        for i in [*range(first), *range(stop, depth)]:
+            self.layers[i] = nn.Identity()
+        self.here = (first, stop)
+        if first > 0 and not (self.config.tie and stop == depth):
+            del self.embed
+        if stop < depth:
+            del self.norm, self.head
 
     def logits(self, h: Tensor) -> Tensor:
         """Features at the exit of the stack [batch, time, width] -> logits [batch, time, vocab] in float32 (or 64)."""
         weight = self.embed.weight if self.head is None else self.head.weight
         x = F.linear(self.norm(h), weight)
         return x.to(torch.promote_types(x.dtype, torch.float32))
+
+    def nll(self, h: Tensor, targets: Tensor) -> Tensor:
+        """Features at the exit of the stack -> negative log likelihood in nats of each target, 0 where it is -100."""
+        return cross_entropy(self.logits(h), targets)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

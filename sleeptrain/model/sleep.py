@@ -105,7 +105,7 @@ def run_window(
             above = h
         elif op.layers == "loop":
             if exit_ is not None:
-                residuals.append(_residual(h.detach(), exit_.detach()))
+                residuals.append(moved(h.detach(), exit_.detach()))
             exit_ = h
     if boundary is not None:
         state = state.evict(boundary)
@@ -132,6 +132,6 @@ def score(model: LanguageModel, predict: bool, h: Tensor, targets: Tensor) -> tu
     return cross_entropy(logits, targets), logits.detach().argmax(-1) if predict else None
 
 
-def _residual(h: Tensor, before: Tensor) -> Tensor:
+def moved(h: Tensor, before: Tensor) -> Tensor:
     """How far a pass moved the features, relative to where they were."""
     return (h - before).float().norm() / before.float().norm().clamp_min(1e-12)

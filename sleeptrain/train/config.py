@@ -24,9 +24,12 @@ class Train:
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     """Decides initial values and the order of the data."""
-    retain: Literal["none", "pass", "window"] = "none"
-    """What is kept for backward: `none` recomputes nothing, `pass` keeps features and state entering every pass,
-    `window` the state at window starts (and, while one window is recomputed, its passes' inputs)."""
+    retain: Literal["none", "block", "pass", "window"] = "none"
+    """What is kept for backward: `none` recomputes nothing, `block` keeps the features entering every block and the state
+    entering every pass, `pass` features and state entering every pass, `window` the state at window starts (and, while
+    one window is recomputed, its passes' inputs)."""
+    offload: bool = False
+    """What `retain` keeps waits for backward in the host's memory."""
 
     def problems(self) -> list[Problem]:
         """What is wrong with this section by itself."""

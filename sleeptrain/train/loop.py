@@ -44,7 +44,7 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
             batches, rate = setup.reader.next_step(), multiplier(setup.job.optim.schedule, step, steps)
             report = train_step(
                 setup.engine, batches, program, setup.job.sleep, setup.manifest.windows, setup.manifest.pad,
-                setup.retain, rate,
+                setup.forward, setup.split.group, setup.axes, rate,
             )  # fmt: skip
             step += 1
             skips = skips + 1 if report.skipped else 0

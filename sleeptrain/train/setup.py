@@ -18,25 +18,20 @@ from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.reader import Reader
 from sleeptrain.engine.build import Engine, build
 from sleeptrain.engine.process import Place
-from sleeptrain.engine.recompute import recompute
 from sleeptrain.model.config import Model
 from sleeptrain.model.counts import step_flops
-from sleeptrain.model.init import initialise
-from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.sleep import Retain
+from sleeptrain.parallel.config import Split, split
+from sleeptrain.parallel.mesh import Axes, join
+from sleeptrain.parallel.parts import Parts
 from sleeptrain.program import Program, Sleep, compile
 from sleeptrain.train.job import Job
+from sleeptrain.train.share import in_stages, new_model, on_tape
+from sleeptrain.train.step import Forward
 
 T = TypeVar("T")
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16 FLOPs a second from the vendor's data sheets, by a word of the device's name. Unknown devices have no MFU."""
-
-POLICIES = {
-    "none": Retain(),
-    "pass": Retain(passes=recompute, head=recompute),
-    "window": Retain(window=recompute, passes=recompute),
-}
 
 
 @dataclass(frozen=True)
@@ -49,8 +44,10 @@ class Setup:
     manifest: Manifest
     reader: Reader
     engine: Engine
-    retain: Retain
+    forward: Forward
+    split: Split
     place: Place
+    axes: Axes
     step: int
     """Steps already done."""
     steps: int
@@ -78,10 +75,12 @@ def _flops(model: Model, program: Program, sleep: Sleep) -> float:
 
 
 def open_reader(job: Job, place: Place) -> Reader:
-    """The training data of this process. Raises UserError where it cannot be read."""
-    micro, accumulation = split_batch(job.train.batch, job.train.micro, place.world)
+    """The training data of this process. Raises UserError where it cannot be read or the batch does not divide."""
+    data = join(job.mesh, place.rank, place.world).data
+    split = split_batch(job, data.size)
+    pieces = split.group * split.accumulation
     return Reader(
-        job.data, micro=micro, accumulation=accumulation, rank=place.rank, world=place.world, seed=job.train.seed
+        job.data, micro=split.micro, accumulation=pieces, rank=data.rank, world=data.size, seed=job.train.seed
     )
 
 
@@ -92,12 +91,13 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
     """
     manifest, train = reader.manifest, job.train
     agree(compile(job.sleep, manifest.windows, len(job.model.pattern)), place.world)
-    micro, accumulation = split_batch(train.batch, train.micro, place.world)
-    model = LanguageModel(job.model)
-    initialise(model, train.seed, job.model.deltanet.horizon or manifest.length)
+    axes = join(job.mesh, place.rank, place.world)
+    split = split_batch(job, axes.data.size)
+    model, add_up = new_model(job, axes, job.model.deltanet.horizon or manifest.length, place.device)
     engine = build(
-        model.to(place.device), job.optim, precision=train.precision, zero=job.mesh.zero, micro_rows=micro,
-        accumulation=accumulation, overrides=job.deepspeed,
+        model, job.optim, precision=train.precision, zero=job.mesh.zero,
+        micro_rows=split.micro * split.group, accumulation=split.accumulation, overrides=job.deepspeed, mpu=axes.mpu,
+        parts=None if axes.mpu is None else Parts(axes, getattr(model, "shards", None), place.device),
     )  # fmt: skip
     steps = train.steps or -(-(train.tokens or 0) // (train.batch * manifest.length))
     step, newest = 0, checkpoint.latest(folder / "checkpoints")
@@ -106,19 +106,16 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
         step = state["step"]
         reader.load_state_dict(state["data"])
         checkpoint.set_random_state(state["random"])
-    return Setup(job, flat_config, folder, manifest, reader, engine, POLICIES[train.retain], place, step, steps)
+    forward = on_tape(job, add_up) if axes.pipe.size == 1 else in_stages(job, axes, add_up)
+    return Setup(job, flat_config, folder, manifest, reader, engine, forward, split, place, axes, step, steps)
 
 
-def split_batch(batch: int, micro: int | None, world: int) -> tuple[int, int]:
-    """Rows of a micro-batch and micro-batches a step, for each of `world` processes.
-
-    Raises ValueError where they do not divide; `recipe.check_processes` says so to users, with what they wrote.
-    """
-    share = batch // world
-    micro = micro or share
-    if batch != world * share or share != micro * (share // micro):
-        raise ValueError(f"{batch} rows do not divide over {world} processes in micro-batches of {micro}")
-    return micro, share // micro
+def split_batch(job: Job, data: int) -> Split:
+    """How each of `data` processes goes through its rows; UserError where they do not divide."""
+    try:
+        return split(job.train.batch, job.train.micro, job.mesh, data)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def agree(program: Program, world: int) -> None:

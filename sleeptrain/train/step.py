@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,8 +14,13 @@ from torch import Tensor
 from sleeptrain.data.batch import IGNORED, Batch
 from sleeptrain.engine.build import Engine
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.sleep import Result, Retain, run
+from sleeptrain.model.sleep import Result
+from sleeptrain.parallel.mesh import Axes
+from sleeptrain.parallel.units import Rows
 from sleeptrain.program import Program, Sleep, Window
+
+Forward = Callable[[LanguageModel, Sequence[Rows], Program], list[Result]]
+"""Runs a program over a group of micro-batches so that gradients flow back from the losses."""
 
 
 @dataclass(frozen=True)
@@ -36,50 +41,56 @@ class StepReport:
 
 def train_step(
     engine: Engine, batches: Sequence[Batch], program: Program, sleep: Sleep, windows: Sequence[Window], pad: int,
-    retain: Retain, lr_multiplier: float,
+    forward: Forward, group: int, axes: Axes, lr_multiplier: float,
 ) -> StepReport:  # fmt: skip
-    """Forward and backward of all micro-batches of this rank, then one optimizer step at `lr_multiplier` times the full rate.
+    """Forward and backward of all micro-batches of this rank, `group` of them at a time, then one optimizer step at
+    `lr_multiplier` times the full rate.
 
     The loss is the sum over targets divided by their number in the global batch, whatever the split over ranks and
     micro-batches: targets are counted first.
     """
     device, pieces, model = engine.place.device, len(batches), cast(LanguageModel, engine.module)
     scored = torch.stack([_by_window((b.targets != IGNORED).float(), windows) for b in batches]).sum(0)
-    counts = _sum_over_ranks(scored.to(device))
-    total = max(1, int(counts.sum()))
+    counts = _sum_over_ranks(scored.to(device) / axes.copies)
+    total = max(1, round(float(counts.sum())))
     sums = torch.zeros(len(windows) + 3, dtype=torch.float64, device=device)
-    for batch in batches:
-        valid = batch.real(pad)
-        batch = batch.to(device)
-        state = model.zero_state(sleep, batch.rows)
-        result = run(
-            model, batch.tokens, batch.targets, state, program, sleep,
-            valid=None if valid is None else valid.to(device), retain=retain,
-        )  # fmt: skip
-        engine.backward(result.nll.sum() * engine.scale(total))
-        sums += _measures(result, windows)
+    for first in range(0, pieces, group):
+        results = forward(model, [_rows(b, model, sleep, pad, device) for b in batches[first : first + group]], program)
+        engine.backward(torch.stack([result.nll.sum() for result in results]).sum() * engine.scale(total))
+        for result in results:
+            sums += _measures(result, windows, axes)
     taken = engine.step(lr_multiplier)
-    *losses, rows, residual, squares = _sum_over_ranks(sums).tolist()
+    *losses, count, residual, squares = _sum_over_ranks(sums).tolist()
     asleep = any(op.of > 1 for ops, _ in program.by_window() for op in ops)
     return StepReport(
         loss=sum(losses) / total,
         loss_by_window=[s / n if n else None for s, n in zip(losses, counts.tolist(), strict=True)],
         targets=total,
         grad_norm=taken.grad_norm if math.isfinite(taken.grad_norm) else None,
-        residual=residual / (pieces * engine.place.world) if asleep else None,
-        state_norm=(squares / rows) ** 0.5,
+        residual=residual / (pieces * axes.data.size) if asleep else None,
+        state_norm=(squares / count) ** 0.5,
         skipped=taken.skipped,
     )
 
 
-def _measures(result: Result, windows: Sequence[Window]) -> Tensor:
-    """Loss sums by window, rows, mean residual, squared state norm: one vector, so that one copy leaves the device."""
-    losses = _by_window(result.nll.detach(), windows)
-    rows = losses.new_tensor(float(result.nll.shape[0]))
+def _rows(batch: Batch, model: LanguageModel, sleep: Sleep, pad: int, device: torch.device) -> Rows:
+    valid = batch.real(pad)
+    batch, state = batch.to(device), model.zero_state(sleep, batch.rows)
+    return Rows(batch.tokens, batch.targets, state, None if valid is None else valid.to(device))
+
+
+def _measures(result: Result, windows: Sequence[Window], axes: Axes) -> Tensor:
+    """Loss sums by window, rows, mean residual, squared state norm: one vector, so that one copy leaves the device.
+
+    To be summed over all processes: what several of them know alike, each gives its share of. One stage alone knows losses
+    (elsewhere they are 0) and residuals; every process has its own part of the state.
+    """
+    losses = _by_window(result.nll.detach(), windows) / axes.tensor.size
+    rows = losses.new_tensor(result.nll.shape[0] / axes.copies)
     residual = result.residual.double().mean() if result.residual.numel() else losses.new_zeros(())
     fast = [result.state[leaf.name].detach() for leaf in result.state.spec if leaf.kind == "fast"]
     squares = sum((s.double().square().sum() for s in fast), losses.new_zeros(()))
-    return torch.cat([losses, torch.stack([rows, residual, squares])])
+    return torch.cat([losses, torch.stack([rows, residual / axes.tensor.size, squares])])
 
 
 def _by_window(values: Tensor, windows: Sequence[Window]) -> Tensor:

@@ -1,15 +1,94 @@
-"""The mesh section says what it cannot do yet."""
+"""The mesh section says what it cannot do, with the fields and the sizes that work."""
+
+from dataclasses import replace
+
+import pytest
 
 from sleeptrain.parallel import Mesh
+from sleeptrain.parallel.config import cuts, data_size, padded, split, undivided, unstaged
+from sleeptrain.program import Loop, Sleep
+from tests.model import toy
 
 
 def test_problems_name_the_field() -> None:
-    assert Mesh().problems() == Mesh(data=4, zero=2).problems() == []
-    assert {problem.field for problem in Mesh(data=-1, pipe=2, tensor=0, zero=0).problems()} == {
-        "data",
-        "pipe",
-        "tensor",
-        "zero",
-    }
-    assert "not available in this version" in Mesh(tensor=2).problems()[0].message
+    assert Mesh().problems() == Mesh(data=4, zero=2, tensor=2).problems() == []
+    fields = {problem.field for problem in Mesh(data=-1, pipe=0, tensor=0, group=-1, zero=0).problems()}
+    assert fields == {"data", "pipe", "tensor", "group", "zero"}
+    assert "at least as many micro-batches as stages: 4" in Mesh(pipe=4, group=3).problems()[0].message
     assert "not available in this version" in Mesh(zero=3).problems()[0].message
+
+
+@pytest.mark.parametrize(
+    ("mesh", "world", "message"),
+    [
+        (
+            Mesh(tensor=2),
+            5,
+            "mesh.data = all x mesh.pipe = 1 x mesh.tensor = 2 does not fill 5 processes: start 4 or 6",
+        ),
+        (Mesh(tensor=4), 2, "mesh.tensor = 4 does not fill 2 processes: start 4"),
+        (Mesh(data=2, tensor=2), 8, "start 4, or set mesh.data = 4"),
+        (Mesh(data=2), 1, "does not fill 1 process: start 2, or set mesh.data = 1"),
+    ],
+)
+def test_a_world_that_does_not_fit_is_told_what_does(mesh: Mesh, world: int, message: str) -> None:
+    with pytest.raises(ValueError, match=r"does not fill") as caught:
+        data_size(mesh, world)
+    assert message in str(caught.value)
+
+
+def test_worlds_that_fit() -> None:
+    assert [data_size(Mesh(), 3), data_size(Mesh(tensor=2), 6), data_size(Mesh(data=2, tensor=2), 4)] == [3, 3, 2]
+
+
+def test_heads_that_cannot_be_shared_are_named_with_the_sizes_that_can() -> None:
+    model = toy.config()  # 4 heads, 2 of keys and values; 2 key heads, 4 value heads; 16 columns
+    assert undivided(model, 2) is None
+    reason = undivided(model, 4)
+    assert reason is not None and "model.attention.kv_heads = 2 and model.deltanet.key_heads = 2" in reason
+    assert "mesh.tensor can be 1, 2" in reason
+    assert undivided(replace(model, layers="AA", attention=replace(model.attention, kv_heads=4)), 4) is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "mesh", "data", "expected"),
+    [
+        (8, None, Mesh(), 2, (4, 1, 1)),
+        (8, 2, Mesh(), 1, (2, 1, 4)),
+        (8, 2, Mesh(group=2), 1, (2, 2, 2)),
+        (8, None, Mesh(pipe=2), 1, (2, 4, 1)),
+        (12, 2, Mesh(pipe=2), 1, (2, 3, 2)),
+        (12, 1, Mesh(pipe=2, group=6), 2, (1, 6, 1)),
+    ],
+)
+def test_rows_become_micro_batches_and_groups(batch, micro, mesh, data, expected) -> None:
+    made = split(batch, micro, mesh, data)
+    assert (made.micro, made.group, made.accumulation) == expected
+    assert made.micro * made.group * made.accumulation * data == batch
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "mesh", "data", "message"),
+    [
+        (9, None, Mesh(), 2, "train.batch = 9: does not divide over 2 processes; the nearest that does is 8"),
+        (8, 3, Mesh(), 1, "train.micro = 3: does not divide the 8 rows"),
+        (14, 2, Mesh(pipe=4), 1, "groups of 4 or 5 or 6 .*the nearest batch that does is 16"),
+        (7, None, Mesh(pipe=4), 1, "groups of 4 or 5 or 6 .*the nearest batch that does is 8"),
+    ],
+)
+def test_rows_that_do_not_divide_are_told_the_nearest_that_do(batch, micro, mesh, data, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        split(batch, micro, mesh, data)
+
+
+def test_stages_share_the_work_and_too_many_are_refused() -> None:
+    model, sleep = toy.config("AGAGAGAG"), Sleep(passes=4, loop=Loop(layers=(2, 8)))
+    assert cuts(toy.config("GGGG"), Sleep(), 2) == (2,)
+    assert cuts(model, sleep, 2) == (5,)  # two of eight blocks run once a window, the others four times
+    assert unstaged(model, sleep, Mesh(pipe=4)) is None
+    assert "mesh.pipe can be 1 to 8" in str(unstaged(model, sleep, Mesh(pipe=9)))
+    assert "attention alone" in str(unstaged(toy.config("GAAG"), Sleep(), Mesh(pipe=4)))
+
+
+def test_the_vocabulary_is_padded_to_equal_parts() -> None:
+    assert (padded(11, 1), padded(11, 2), padded(128, 2), padded(129, 2)) == (11, 128, 128, 256)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sleeptrain.program import Draw, Sleep
+from sleeptrain.train.share import by_autograd
 from tests.distributed import run
 from tests.train.jobs import recipe_file, rule110_data, text_data, trained
 
@@ -32,8 +33,10 @@ def in_one_process(folder: str):
     where = Path(folder)
     found = {"plain": trained(where, "plain", where / "text", TEXT)}
     found["micro"] = trained(where, "micro", where / "text", [*TEXT, "train.micro=2"])
-    for policy in ("pass", "window"):
+    for policy in ("block", "pass", "window"):
         found[policy] = trained(where, policy, where / "text", [*TEXT, f"train.retain={policy}"])
+    found["offload"] = trained(where, "offload", where / "text", [*TEXT, "train.retain=pass", "train.offload=true"])
+    found["autograd"] = trained(where, "autograd", where / "text", [*TEXT, "train.retain=window"], spoil=use_autograd)
     trained(where, "resumed", where / "text", [*TEXT, "train.steps=4", "optim.schedule.name=constant"])
     found["resumed"] = trained(where, "resumed", where / "text", [*TEXT, "optim.schedule.name=constant"])
     found["whole"] = trained(where, "whole", where / "text", [*TEXT, "optim.schedule.name=constant"])
@@ -53,20 +56,24 @@ def in_two_processes(folder: str):
     return found
 
 
+def use_autograd(setup):
+    object.__setattr__(setup, "forward", by_autograd(setup.job))
+
+
 def spoil_second_step(setup):
     """On rank 1 alone the gradient of one weight becomes NaN in the second step."""
     weight = setup.engine.module.layers[1].mlp.up.weight
-    count = {"backward": 0}
+    count = {"steps": 0}
     before: list[torch.Tensor] = []
     step = setup.engine.step
 
     def spoiling(gradient):
-        count["backward"] += 1
-        return gradient * math.nan if setup.place.rank == 1 and count["backward"] == 2 else gradient
+        return gradient * math.nan if setup.place.rank == 1 and count["steps"] == 1 else gradient
 
     def watched(*args, **kwargs):
         held = [p.detach().clone() for p in setup.engine.module.parameters()]
         report = step(*args, **kwargs)
+        count["steps"] += 1
         if report.skipped:
             assert all(torch.equal(p, q) for p, q in zip(setup.engine.module.parameters(), held, strict=True))
             before.append(held[0])
@@ -107,10 +114,17 @@ def test_loss_falls_and_every_step_is_in_the_metrics(one):
 
 
 def test_recompute_changes_no_bit(one):
-    for policy in ("pass", "window"):
+    for policy in ("block", "pass", "window", "offload"):
         assert losses(one[policy][0]) == losses(one["plain"][0])
         for name, weight in one["plain"][1].items():
             assert torch.equal(weight, one[policy][1][name]), (policy, name)
+
+
+def test_the_tape_learns_what_plain_autograd_does(one):
+    """Ten steps under ZeRO 1."""
+    assert losses(one["plain"][0]) == pytest.approx(losses(one["autograd"][0]), rel=1e-6)
+    norms = [[row["grad_norm"] for row in one[kind][0]] for kind in ("plain", "autograd")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
 def test_resume_continues_the_curve_exactly(one):

@@ -9,7 +9,7 @@ from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import run
 from sleeptrain.program import Loop, Sleep, Window, compile
-from sleeptrain.train.setup import POLICIES
+from sleeptrain.train.share import POLICIES
 
 ROWS, LENGTH, WIDTH, VOCAB = 2, 8, 16, 300
 H = ROWS * LENGTH * WIDTH * 4

@@ -8,17 +8,18 @@ import pytest
 
 from sleeptrain.config import UserError
 from sleeptrain.engine.process import init_distributed
-from sleeptrain.train.setup import on_every_rank, on_first_rank, split_batch
+from sleeptrain.parallel.config import Mesh, split
+from sleeptrain.train.setup import on_every_rank, on_first_rank
 from tests.distributed import run
 
 
 def test_rows_of_a_micro_batch_times_micro_batches_times_processes_are_the_batch() -> None:
-    assert split_batch(64, None, 1) == (64, 1)
-    assert split_batch(64, None, 4) == (16, 1)
-    assert split_batch(64, 2, 4) == (2, 8)
+    for (batch, micro, world), wanted in {(64, None, 1): (64, 1), (64, None, 4): (16, 1), (64, 2, 4): (2, 8)}.items():
+        found = split(batch, micro, Mesh(), world)
+        assert (found.micro, found.group * found.accumulation) == wanted
     for wrong in ((64, None, 3), (64, 3, 1), (64, 32, 4), (2, None, 4)):
-        with pytest.raises(ValueError, match="do not divide"):
-            split_batch(*wrong)
+        with pytest.raises(ValueError, match="does not divide"):
+            split(wrong[0], wrong[1], Mesh(), wrong[2])
 
 
 def talk() -> list[Any]:

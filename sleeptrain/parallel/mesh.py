@@ -1,0 +1,81 @@
+"""The processes of a run along three axes: data, pipe and tensor, with their groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sleeptrain.config.errors import UserError
+from sleeptrain.parallel.config import Mesh, data_size
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where this process stands among those that differ from it along one axis only."""
+
+    rank: int
+    size: int
+    group: Any
+    """Their process group; None stands for all processes of the run."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """This process on the mesh."""
+
+    data: Axis
+    pipe: Axis
+    tensor: Axis
+    mpu: Any
+    """What DeepSpeed asks for groups; None where the data axis is the only one."""
+
+    @property
+    def pipes(self) -> list[list[int]]:
+        """The ranks of the stages of every pipeline of the run."""
+        apart = self.data.size * self.tensor.size
+        return [[first + apart * stage for stage in range(self.pipe.size)] for first in range(apart)]
+
+    @property
+    def copies(self) -> int:
+        """How many processes hold, or work out, the same numbers about a row of the batch."""
+        return self.pipe.size * self.tensor.size
+
+
+def join(mesh: Mesh, rank: int, world: int) -> Axes:
+    """Arrange the processes, which must have joined one process group; a collective. Tensor neighbours have neighbouring
+    ranks, so that they share a node; pipe neighbours are farthest.
+
+    Calling it again with the same sizes changes nothing; with others, the groups are made anew. Raises UserError where
+    `world` does not fit the mesh.
+    """
+    try:
+        data = data_size(mesh, world)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if mesh.pipe == mesh.tensor == 1:
+        return Axes(Axis(rank, world, None), Axis(0, 1, None), Axis(0, 1, None), None)
+    from sleeptrain.parallel.patches.mpu import Mpu
+    from sleeptrain.parallel.patches.silence import import_megatron
+
+    import_megatron()
+    from megatron.core import parallel_state as state
+
+    now = (data, mesh.pipe, mesh.tensor)
+    if state.model_parallel_is_initialized() and now != _sizes(state):
+        state.destroy_model_parallel()
+    if not state.model_parallel_is_initialized():
+        state.initialize_model_parallel(mesh.tensor, mesh.pipe, create_gloo_process_groups=False)
+    return Axes(
+        Axis(state.get_data_parallel_rank(), data, state.get_data_parallel_group()),
+        Axis(state.get_pipeline_model_parallel_rank(), mesh.pipe, state.get_pipeline_model_parallel_group()),
+        Axis(state.get_tensor_model_parallel_rank(), mesh.tensor, state.get_tensor_model_parallel_group()),
+        Mpu(state),
+    )
+
+
+def _sizes(state: Any) -> tuple[int, int, int]:
+    return (
+        state.get_data_parallel_world_size(),
+        state.get_pipeline_model_parallel_world_size(),
+        state.get_tensor_model_parallel_world_size(),
+    )

@@ -1,0 +1,183 @@
+"""Tensor parallelism, applied from outside the model: every layer's heads and columns divided over processes.
+
+Built of megatron-core's layers (arXiv 1909.08053): what a block reads is copied to all, heads and MLP columns are worked
+on apart, and what a block adds to the features is summed. The state belongs to heads, so that S and the convolution's tail
+never cross processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sleeptrain.config.errors import UserError
+from sleeptrain.model.config import Model
+from sleeptrain.model.init import initial
+from sleeptrain.model.language import IGNORED, LanguageModel
+from sleeptrain.parallel.config import padded, undivided
+from sleeptrain.parallel.mesh import Axis
+from sleeptrain.parallel.sums import Sums
+
+COLUMNS = ("mixer.q", "mixer.k", "mixer.v", "mixer.gate", "mixer.z", "mixer.b", "mixer.a", "mlp.gate", "mlp.up")
+"""Projections whose outputs belong to heads, or to columns of the MLP."""
+ROWS = ("mixer.o", "mlp.down")
+"""Projections whose inputs do; their outputs are summed over processes."""
+BY_HEAD = ("mixer.conv_q", "mixer.conv_k", "mixer.conv_v", "mixer.A_log", "mixer.dt_bias")
+"""Other parameters with an entry for each head or channel."""
+SHARED_BY_HEADS = ("mixer.q_norm.weight", "mixer.k_norm.weight", "mixer.norm")
+"""Parameters that all heads use: every process has them whole, and sees the gradient of its own heads only."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How the parameters of a model lie over the processes of the tensor axis."""
+
+    shapes: Mapping[str, torch.Size]
+    """Of the whole parameters, by name."""
+    axis: Axis
+
+    def dim(self, name: str) -> int | None:
+        """The dimension along which a parameter is divided; None if every process has all of it."""
+        inner = name.split(".", 2)[2] if name.startswith("layers.") else name
+        if inner in BY_HEAD or inner in ("embed.weight", "head.weight"):
+            return 0
+        module = inner.removesuffix(".weight")
+        return 0 if module in COLUMNS else 1 if module in ROWS else None
+
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        """This process's part of a whole parameter."""
+        dim = self.dim(name)
+        if dim is None:
+            return whole
+        if name in ("embed.weight", "head.weight"):
+            whole = F.pad(whole, (0, 0, 0, padded(whole.shape[0], self.axis.size) - whole.shape[0]))
+        return whole.chunk(self.axis.size, dim)[self.axis.rank]
+
+    def whole(self, name: str, part: Tensor) -> Tensor:
+        """The whole of a parameter, or of its gradient, from everybody's parts; a collective over the tensor axis."""
+        dim = self.dim(name)
+        if dim is None or self.axis.size == 1:
+            return part
+        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.axis.size)]
+        dist.all_gather(parts, part.contiguous(), group=self.axis.group)
+        return torch.cat(parts, dim).narrow(0, 0, self.shapes[name][0])
+
+
+class ShardedModel(LanguageModel):
+    """One process's share of a language model. Parameter names are those of the whole model."""
+
+    def __init__(self, config: Model, axis: Axis) -> None:
+        assert config.vocab is not None
+        if reason := undivided(config, axis.size):
+            raise UserError(f"mesh.tensor = {axis.size}: {reason}")
+        with torch.device("meta"):
+            shapes = {name: p.shape for name, p in LanguageModel(config).named_parameters()}
+        super().__init__(_share(config, axis.size))
+        self.shards = Shards(shapes, axis)
+        self.vocab = config.vocab
+        self._divide(config)
+
+    def nll(self, h: Tensor, targets: Tensor) -> Tensor:
+        """As the whole model's; every process has the logits of its part of the vocabulary."""
+        from megatron.core.tensor_parallel import (
+            copy_to_tensor_model_parallel_region,
+            vocab_parallel_cross_entropy,
+        )
+
+        weight = self.embed.weight if self.head is None else self.head.weight
+        logits = F.linear(copy_to_tensor_model_parallel_region(self.norm(h)), weight)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        real = self.vocab - self.shards.axis.rank * weight.shape[0]
+        if real < weight.shape[0]:
+            padding = torch.arange(weight.shape[0], device=h.device) >= real
+            logits = logits.masked_fill(padding, float("-inf"))
+        scored = targets != IGNORED
+        loss = vocab_parallel_cross_entropy(logits, targets.where(scored, 0).contiguous())
+        return loss.where(scored, 0)
+
+    def initialise(self, seed: int, horizon: int) -> None:
+        """Fill all parameters with this process's part of what the whole model starts from."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                whole = initial(name, self.shards.shapes[name], seed, self.config.init_std, horizon)
+                parameter.copy_(self.shards.cut(name, whole))
+                # DeepSpeed asks for this when it takes the norm of all gradients: others would be counted several times.
+                parameter.tensor_model_parallel = self.shards.dim(name) is not None  # type: ignore[attr-defined]
+
+    def add_up(self, sums: Sums) -> None:
+        """Complete the gradients of parameters that all heads share; a collective over the tensor axis."""
+        partial = [p for name, p in self.named_parameters() if name.endswith(SHARED_BY_HEADS)]
+        found = [sums.of(p) for p in partial if p.requires_grad]
+        if found:
+            flat = torch.cat([total.flatten() for total in found])
+            dist.all_reduce(flat, group=self.shards.axis.group)
+            for total, part in zip(found, flat.split([t.numel() for t in found]), strict=True):
+                total.copy_(part.view_as(total))
+
+    def _divide(self, whole: Model) -> None:
+        from megatron.core import ModelParallelConfig
+        from megatron.core.tensor_parallel import (
+            ColumnParallelLinear,
+            RowParallelLinear,
+            VocabParallelEmbedding,
+            copy_to_tensor_model_parallel_region,
+        )
+
+        size = self.shards.axis.size
+        config = ModelParallelConfig(
+            tensor_model_parallel_size=size, use_cpu_initialization=True, perform_initialization=False
+        )
+        common: dict[str, Any] = {"config": config, "init_method": nn.init.zeros_}
+
+        def column(linear: nn.Linear) -> nn.Module:
+            # What a block reads is copied, and its gradient summed, once for all its projections: below.
+            made = ColumnParallelLinear(
+                linear.in_features, linear.out_features * size, bias=False, disable_grad_reduce=True, **common
+            )
+            made.register_forward_hook(_first)
+            return made
+
+        def row(linear: nn.Linear) -> nn.Module:
+            made = RowParallelLinear(
+                linear.in_features * size, linear.out_features, bias=False, input_is_parallel=True, skip_bias_add=False, **common
+            )  # fmt: skip
+            made.register_forward_hook(_first)
+            return made
+
+        def copied(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return copy_to_tensor_model_parallel_region(args[0]), *args[1:]
+
+        for block in self.layers:
+            for path in (*COLUMNS, *ROWS):
+                owner, name = path.split(".")
+                module = getattr(getattr(block, owner), name, None)
+                if isinstance(module, nn.Linear):
+                    setattr(getattr(block, owner), name, column(module) if path in COLUMNS else row(module))
+            for part in (block.get_submodule("mixer"), block.get_submodule("mlp")):
+                part.register_forward_pre_hook(copied)
+        assert whole.vocab is not None
+        self.embed = VocabParallelEmbedding(padded(whole.vocab, size), whole.width, **common)
+
+
+def _share(model: Model, size: int) -> Model:
+    """The sizes of one process's share."""
+    assert model.vocab is not None
+    a, g = model.attention, model.deltanet
+    return replace(
+        model,
+        attention=replace(a, heads=a.heads // size, kv_heads=a.kv_heads // size),
+        deltanet=replace(g, key_heads=g.key_heads // size, value_heads=g.value_heads // size),
+        mlp=replace(model.mlp, hidden=model.mlp.hidden // size),
+        vocab=padded(model.vocab, size) // size,
+    )
+
+
+def _first(_: nn.Module, args: Any, outputs: tuple[Tensor, Any]) -> Tensor:
+    """megatron-core's layers return a bias apart, even where there is none."""
+    return outputs[0]

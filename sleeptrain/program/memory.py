@@ -1,0 +1,165 @@
+"""Bytes that a stage keeps while it carries out its actions, by component."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sleeptrain.program.program import Pass
+from sleeptrain.program.timeline import Item, Stage, Timeline, Value
+from sleeptrain.program.values import results, touches
+
+Bytes = Mapping[str, float]
+"""Bytes by component: h, received h, S, conv, kv, body, gradients."""
+COMPONENTS = ("h", "received h", "S", "conv", "kv", "body", "gradients")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes per row of a micro-batch."""
+
+    h: float
+    """Features, per token."""
+    fast: tuple[float, ...]
+    """Fast weights, per block."""
+    conv: tuple[float, ...]
+    """Convolution tail, per block."""
+    kv: tuple[float, ...]
+    """Attention cache, per block and token."""
+    graph: tuple[float, ...]
+    """What backward of a block needs, inputs left out, per block and token."""
+    head: float = 0.0
+    """What backward of the head needs, per token."""
+    rows: int = 1
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a stage keeps over one group."""
+
+    kept: Bytes
+    """On the device, at the turn from forward to backward."""
+    peak: Bytes
+    """On the device, when the sum is largest."""
+    host: float
+    """In the host's memory at the turn."""
+    moved: float
+    """Bytes moved to the host's memory and back."""
+
+
+class Life(NamedTuple):
+    """A value from the action that made it to the one that freed it; what the two halves of the step do with it."""
+
+    value: Value
+    made: int
+    freed: int
+    forward: int
+    """Last action of the forward half that touches it, or -1."""
+    backward: int
+    """First action of the backward half that touches it, or -1."""
+
+
+def account(timeline: Timeline, stage: int, sizes: Sizes) -> Memory:
+    """Bytes kept by one stage. What waits for backward is on the host if the policy offloads, else on the device."""
+    at = timeline.stages[stage]
+    turn, length = len(at.forward), len(at.forward) + len(at.backward)
+    table = _Table(timeline, stage, sizes)
+    results_ = results(stage, at, timeline.group) if timeline.retain.offload else set()
+    deltas: list[list[tuple[str, float]]] = [[] for _ in range(length + 1)]
+    kept, host = dict.fromkeys(COMPONENTS, 0.0), 0.0
+    for life in lives(timeline, stage):
+        spans = life.made < turn <= life.freed
+        away = spans and timeline.retain.offload and life.backward >= 0 and life.value not in results_
+        stays = [(life.made, life.forward), (life.backward, life.freed)] if away else [(life.made, life.freed)]
+        for component, size in table.bytes(life.value):
+            host += size if away else 0
+            kept[component] += size if spans and not away else 0
+            for first, last in stays:
+                deltas[max(first, 0)].append((component, size))
+                deltas[min(last, length - 1) + 1].append((component, -size))
+    return Memory(kept, _peak(deltas), host, 2 * host)
+
+
+def _peak(deltas: list[list[tuple[str, float]]]) -> Bytes:
+    now = dict.fromkeys(COMPONENTS, 0.0)
+    best, total, most = dict(now), 0.0, 0.0
+    for step in deltas:
+        for component, size in step:
+            now[component] += size
+            total += size
+        if total > most:
+            best, most = dict(now), total
+    return best
+
+
+def lives(timeline: Timeline, s: int) -> Iterator[Life]:
+    """Every value that a stage holds, with the indices of the actions that make, use and free it."""
+    stage = timeline.stages[s]
+    turn, actions = len(stage.forward), (*stage.forward, *stage.backward)
+    made_at = {Value("S", -1, m, s): -1 for m in range(timeline.group)}
+    forward: dict[Value, int] = {}
+    backward: dict[Value, int] = {}
+    for n, action in enumerate(actions):
+        read, made = touches(s, stage.items.get(action.op), action, n >= turn, timeline.retain)
+        for value in (*read, *made):
+            if n < turn:
+                forward[value] = n
+            else:
+                backward.setdefault(value, n)
+        for value in made:
+            made_at.setdefault(value, n)
+        for value in action.frees:
+            yield Life(value, made_at.pop(value, n), n, forward.pop(value, -1), backward.pop(value, -1))
+    for value, n in made_at.items():
+        yield Life(value, n, len(actions), forward.get(value, -1), backward.get(value, -1))
+
+
+class _Table:
+    """Sizes of a stage's values, worked out once for every op."""
+
+    def __init__(self, timeline: Timeline, stage: int, sizes: Sizes) -> None:
+        self.timeline, self.index, self.sizes = timeline, stage, sizes
+        self.stage: Stage = timeline.stages[stage]
+        self.known: dict[tuple[str, int, int], list[tuple[str, float]]] = {}
+
+    def bytes(self, value: Value) -> list[tuple[str, float]]:
+        """A value's bytes by component."""
+        key = (value.kind, value.op, value.stage)
+        if key not in self.known:
+            found = self._bytes(*key)
+            self.known[key] = [(component, size * self.sizes.rows) for component, size in found if size]
+        return self.known[key]
+
+    def _bytes(self, kind: str, op: int, stage: int) -> list[tuple[str, float]]:
+        sizes, item = self.sizes, self.stage.items.get(op)
+        if kind in ("h", "dh", "rdh"):
+            component = "gradients" if kind != "h" else "h" if stage == self.index else "received h"
+            return [(component, sizes.h * self._tokens(op))]
+        first, stop = item.blocks if item else (self.stage.slice.start, self.stage.slice.stop)
+        blocks = range(first, stop)
+        if kind in ("S", "dS"):
+            fast, conv = (sum(per[b] for b in blocks) for per in (sizes.fast, sizes.conv))
+            return [("S", fast), ("conv", conv)] if kind == "S" else [("gradients", fast + conv)]
+        assert item is not None
+        if kind in ("kv", "dkv"):
+            cache = sum(sizes.kv[b] for b in blocks) * self._cached(item)
+            return [("kv" if kind == "kv" else "gradients", cache)]
+        if kind == "blocks":
+            return [("body", (len(blocks) - 1) * sizes.h * self._tokens(op))]
+        if kind == "head":
+            return [("body", sizes.head * self._tokens(op))]
+        graphs = [sizes.graph[b] for b in blocks]
+        # Where the inputs of blocks were kept, one block at a time is computed again.
+        held = max(graphs) if self.timeline.retain.body == "block" else sum(graphs)
+        return [("body", held * self._tokens(op))]
+
+    def _tokens(self, op: int) -> int:
+        found = self.timeline.program.ops[op]
+        assert isinstance(found, Pass)
+        return found.stop - found.start
+
+    def _cached(self, item: Item) -> int:
+        op = self.timeline.program.ops[item.op]
+        assert isinstance(op, Pass)
+        return min(op.stop, item.boundary.keep_kv if item.boundary else op.stop)

@@ -1,0 +1,94 @@
+"""Tensor parallelism in real processes against one: gradients tensor by tensor, state, and refusals."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sleeptrain.config.errors import UserError
+from sleeptrain.engine.process import init_distributed
+from sleeptrain.model.init import initialise
+from sleeptrain.model.language import LanguageModel
+from sleeptrain.parallel import Mesh
+from sleeptrain.parallel.mesh import Axis, join
+from sleeptrain.parallel.tape import Tape
+from sleeptrain.parallel.tensor import ShardedModel, Shards
+from sleeptrain.parallel.units import Rows
+from sleeptrain.program import compile
+from tests.distributed import run
+from tests.model import toy
+from tests.model.test_sleep import CASES
+
+NAMES = ["every", "normed", "sliding, range, every", "last two passes, range, embeddings"]
+
+
+def taped(model, case, policy, add_up=None):
+    """Loss, state and gradients of one case, with padding in one row."""
+    sleep, layout, passes = CASES[case]
+    tokens, targets = toy.batch(layout, rows=3)
+    valid = torch.ones(tokens.shape, dtype=torch.bool)
+    valid[0, :2] = False
+    targets[~valid] = -100
+    program = compile(sleep, layout, len(model.layers), passes)
+    rows = Rows(tokens, targets, model.zero_state(sleep, 3), valid)
+    (result,) = Tape(model, [rows], program, sleep, policy, add_up=add_up).run()
+    result.nll.square().sum().backward()
+    return result, {name: p.grad for name, p in model.named_parameters()}
+
+
+def compare():
+    """Run by every process: what differs between its share, put together, and the whole model."""
+    place = init_distributed()
+    axis = join(Mesh(tensor=2), place.rank, place.world).tensor
+    found = {}
+    for name in NAMES:
+        config = toy.config(tie=name == "every")
+        whole, mine = LanguageModel(config), ShardedModel(config, axis)
+        initialise(whole, 0, 64)
+        mine.initialise(0, 64)
+        mine, whole = mine.double(), whole.double()  # megatron-core's cross-entropy alone rounds to float32
+        for key, p in mine.named_parameters():
+            assert torch.equal(mine.shards.whole(key, p.detach()), whole.get_parameter(key)), key
+        expected, gradients = taped(whole, name, "none")
+        result, ours = taped(mine, name, "window", mine.add_up)
+        ours = {key: mine.shards.whole(key, g) for key, g in ours.items()}
+        state = {
+            leaf.name: result.state[leaf.name] - expected.state[leaf.name].chunk(2, leaf.tensor_dim)[axis.rank]
+            for leaf in expected.state.spec
+            if leaf.tensor_dim is not None
+        }
+        found[name] = {
+            "nll": (result.nll - expected.nll).abs().max().item() / expected.nll.abs().max().item(),
+            "state": max(d.abs().max().item() for d in state.values() if d.numel()),
+            "gradients": {k: ((ours[k] - g).norm() / g.norm().clamp_min(1e-6)).item() for k, g in gradients.items()},
+        }
+    return found
+
+
+def test_two_processes_compute_the_gradients_of_one():
+    for found in run(compare, 2):
+        for name, case in found.items():
+            assert case["nll"] < 1e-6 and case["state"] < 1e-12, name
+            worst = max(case["gradients"], key=case["gradients"].get)
+            assert case["gradients"][worst] < 1e-6, (name, worst, case["gradients"][worst])
+
+
+def test_parts_are_cut_by_heads_and_the_vocabulary_is_padded():
+    with torch.device("meta"):
+        shapes = {n: p.shape for n, p in LanguageModel(toy.config()).named_parameters()}
+    first, second = (Shards(shapes, Axis(rank, 2, None)) for rank in (0, 1))
+    for name, shape in shapes.items():
+        whole = torch.randn(shape)
+        parts = [first.cut(name, whole), second.cut(name, whole)]
+        dim = first.dim(name)
+        if dim is None:
+            assert "norm" in name and torch.equal(parts[0], whole)
+        else:
+            assert torch.equal(torch.cat(parts, dim).narrow(0, 0, shape[0]), whole)
+    assert first.cut("embed.weight", torch.ones(11, 12)).shape == (64, 12)
+    assert not second.cut("embed.weight", torch.ones(11, 12)).any()
+
+
+def test_a_model_that_cannot_be_shared_is_refused_by_name():
+    with pytest.raises(UserError, match=r"mesh\.tensor = 4: .*kv_heads = 2.* can be 1, 2 "):
+        ShardedModel(replace(toy.config(), layers="A"), Axis(0, 4, None))

@@ -1,0 +1,136 @@
+"""Training on meshes of real processes: the same losses and gradient norms as one process, step by step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sleeptrain.config.errors import UserError
+from sleeptrain.engine.process import init_distributed
+from sleeptrain.recipe import load_recipe
+from sleeptrain.train.setup import open_reader
+from tests.distributed import run
+from tests.train.jobs import SMALL, recipe_file, text_data, trained
+
+STEPS = [
+    "sleep.window=16", "sleep.passes=3", "sleep.loop.trigger=every", "train.batch=8", "train.steps=12", "checkpoint.every=0",
+    "model.attention.kv_heads=2", "model.deltanet.key_heads=2", "optim.clip=0.3", "train.retain=window",
+]  # fmt: skip
+
+
+def on_mesh(folder: str, name: str, *overrides: str):
+    where = Path(folder)
+    return trained(where, name, where / "text", [*STEPS, *overrides])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("meshes")
+    text_data(made)
+    recipe_file(made)
+    return str(made)
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    return run(on_mesh, 1, folder, "alone", timeout=300)[0]
+
+
+def equal(found, expected, weights=2e-5):
+    for key in ("loss", "grad_norm", "state_norm"):
+        assert [row[key] for row in found[0]] == pytest.approx([row[key] for row in expected[0]], rel=1e-5), key
+    assert [row["targets"] for row in found[0]] == [row["targets"] for row in expected[0]]
+    assert found[1].keys() == expected[1].keys()
+    for name, weight in expected[1].items():
+        torch.testing.assert_close(found[1][name], weight, rtol=0, atol=weights, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_two_processes_that_share_every_layer(folder, alone):
+    """Gradients are clipped in every step, so that their norm matters."""
+    equal(run(on_mesh, 2, folder, "tensor", "mesh.tensor=2", timeout=300)[0], alone)
+
+
+def test_two_stages(folder, alone):
+    """The embedding is the head, and lies on both."""
+    equal(run(on_mesh, 2, folder, "pipe", "mesh.pipe=2", timeout=300)[0], alone)
+
+
+FOURS = {
+    "data, tensor": ["mesh.data=2", "mesh.tensor=2"],
+    "data, tensor, zero 2": ["mesh.data=2", "mesh.tensor=2", "mesh.zero=2"],
+    "data, pipe": ["mesh.data=2", "mesh.pipe=2"],
+    "data, pipe, zero 2": ["mesh.data=2", "mesh.pipe=2", "mesh.zero=2", "train.micro=1", "mesh.group=2"],
+    "pipe, tensor": ["mesh.pipe=2", "mesh.tensor=2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", FOURS)
+def test_four_processes(folder, alone, mesh):
+    equal(run(on_mesh, 4, folder, mesh.replace(", ", "-"), *FOURS[mesh], timeout=300)[0], alone)
+
+
+@pytest.mark.slow
+def test_in_bf16_it_stays_near(folder, alone):
+    rows, _ = run(on_mesh, 2, folder, "bf16", "mesh.tensor=2", "train.precision=bf16", timeout=300)[0]
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in alone[0]], rel=0.03)
+
+
+PAIRS = [["mesh.tensor=2"], ["mesh.pipe=2"]]
+
+
+def stopped_and_resumed(folder: str, name: str, overrides: list[str]):
+    """Twelve steps at once, and in two halves."""
+    constant = [*overrides, "optim.schedule.name=constant"]
+    on_mesh(folder, f"{name}-halves", *constant, "train.steps=6")
+    return on_mesh(folder, f"{name}-halves", *constant), on_mesh(folder, f"{name}-whole", *constant)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", PAIRS, ids=str)
+def test_resume_continues_exactly(folder, mesh):
+    halves, whole = run(stopped_and_resumed, 2, folder, f"resumed-{mesh[0][5:9]}", mesh, timeout=300)[0]
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in halves[0]] == [row[key] for row in whole[0]]
+    assert all(torch.equal(weight, whole[1][name]) for name, weight in halves[1].items())
+
+
+def spoil(setup):
+    """On the last rank alone a gradient becomes NaN in the second step; no weight of any rank may change by it."""
+    engine, done = setup.engine, {"steps": 0}
+    weight = next(p for n, p in engine.module.named_parameters() if n.endswith("mlp.up.weight"))
+    last, step = setup.place.rank == setup.place.world - 1, engine.step
+
+    def watched(*args, **kwargs):
+        held = [p.detach().clone() for p in engine.module.parameters()]
+        report = step(*args, **kwargs)
+        done["steps"] += 1
+        unchanged = all(torch.equal(p, q) for p, q in zip(engine.module.parameters(), held, strict=True))
+        assert unchanged is report.skipped is (done["steps"] == 2)
+        return report
+
+    weight.register_hook(lambda g: g * float("nan") if last and done["steps"] == 1 else g)
+    object.__setattr__(engine, "step", watched)
+
+
+def spoiled(folder: str, name: str, overrides: list[str]):
+    where = Path(folder)
+    return trained(where, name, where / "text", [*STEPS, *overrides, "train.steps=4"], spoil=spoil)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", PAIRS, ids=str)
+def test_a_nan_on_one_rank_makes_no_rank_step(folder, mesh):
+    rows, weights = run(spoiled, 2, folder, f"spoiled-{mesh[0][5:9]}", mesh, timeout=300)[0]
+    assert [row["skipped"] for row in rows] == [False, True, False, False]
+    assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_a_world_that_does_not_fit_is_an_error_of_the_user(folder):
+    data = f"data.sources=[{{path: {folder}/text}}]"
+    job = load_recipe(recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", data]).value
+    with pytest.raises(UserError, match="does not fill 1 process: start 2"):
+        open_reader(job, init_distributed())
+    for wrong, message in (("mesh.tensor=4", "kv_heads = 2"), ("optim.name=muon", "use optim.name=adamw")):
+        with pytest.raises(UserError, match=message):
+            load_recipe(recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", "optim.adam_lr=0.1", wrong, data])
