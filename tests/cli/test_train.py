@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,18 @@ def test_all_errors_are_told_at_once(sleeptrain: Any, recipes: Path) -> None:
     assert len(lines) == len(words) and all(line.startswith("error: ") and "(command line)" in line for line in lines)
     for word in words:
         assert sum(f"{word.partition('=')[0]} = " in line for line in lines) == 1, word
+
+
+def test_the_program_itself_ends_with_2_and_no_stack_trace(recipes: Path) -> None:
+    for words in (
+        ["train", "rule110-tiny", "sleep.pases=3"],
+        ["eval", "nowhere"],
+        ["generate", "nowhere", "--prompt", "x"],
+    ):
+        command = [sys.executable, "-m", "sleeptrain", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_explain_prints_every_value_with_its_source(sleeptrain: Any) -> None:

@@ -112,10 +112,13 @@ def records(file: Path) -> Iterator[Any]:
 
 
 def test_offline_goes_on_as_the_same_run_and_asks_nobody(tmp_path: Path, server: list[str]) -> None:
+    import wandb
+
     folder, steps = tmp_path / "run", []
     folder.mkdir()
     for part in (range(1, 5), range(5, 9)):
         log_steps(folder, "offline", part, {"train.batch": 8})
+    wandb.teardown()  # its service writes on after a run has finished; it ends with the process, or here
     known = (folder / "wandb-id").read_text()
     files = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
     assert {file.name for file in files} == {f"run-{known}.wandb"} and len(files) == 2
