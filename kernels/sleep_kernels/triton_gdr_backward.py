@@ -1,6 +1,6 @@
 """The gated delta rule in Triton, backward: replay the states, sweep back their adjoints, then all the rest at once.
 
-Algebra and symbols as in chunked.py. Inputs alone were kept, so `invert` and `sweep` (REPLAY) of the forward run first:
+Algebra and symbols as in chunked.py. Inputs alone were kept, so `invert`, `score` and `sweep` (REPLAY) of the forward run first:
 
     reverse     one program per (sequence, value head, part of d_v) walks back over the chunks with dS in registers and
                 writes dv = dr, dS' after each chunk and dS of the initial state
@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sleep_kernels.triton_common import CHUNK, decay_between, matmul
-from sleep_kernels.triton_gdr_forward import Chunks, invert, replay
+from sleep_kernels.triton_common import CHUNK, decay_between, matmul, narrow
+from sleep_kernels.triton_gdr_forward import Chunks, prepare, replay
 from sleep_kernels.verified import Launch, Plan
 
 C = tl.constexpr(CHUNK)
@@ -30,6 +30,7 @@ def reverse_kernel(
     inverse,
     running,
     strength,
+    scores,
     grad_state,
     dv,
     d_states,
@@ -48,6 +49,7 @@ def reverse_kernel(
 
     Writes dv, d_states [batch, value_heads, n, d_k, d_v] after each chunk in the dtype of k, and d_initial in float32.
     """
+    DTYPE: tl.constexpr = k.dtype.element_ty
     n = tl.cdiv(T, C)
     lane = (tl.program_id(0) // (DV // BV)).to(tl.int64)
     head = lane % HV
@@ -55,13 +57,13 @@ def reverse_kernel(
     at_k = tl.arange(0, DK)
     at_v = tl.program_id(0) % (DV // BV) * BV + tl.arange(0, BV)
     at = tl.arange(0, C)
-    upper = at[:, None] <= at[None, :]
     key = (row * H + head // (HV // H)) * DK
     q += key
     k += key
     grad_o += (row * HV + head) * DV
     dv += (row * HV + head) * DV
     inverse += lane * n * C * C
+    scores += lane * n * C * C
     running += lane * n * C
     strength += lane * n * C
     tile = at_k[:, None] * DV + at_v[None, :]
@@ -76,24 +78,23 @@ def reverse_kernel(
         queries = tl.load(q + t[:, None] * (H * DK) + at_k[None, :], mask=valid, other=0.0)
         keys = tl.load(k + t[:, None] * (H * DK) + at_k[None, :], mask=valid, other=0.0)
         do = tl.load(grad_o + t[:, None] * (HV * DV) + at_v[None, :], mask=valid, other=0.0)
-        a_transposed = tl.load(inverse + i * C * C + at[None, :] * C + at[:, None])
+        square = i * C * C + at[:, None] * C + at[None, :]
+        a = tl.load(inverse + square)
+        p = tl.load(scores + square)
         c = tl.load(running + t)
         last = tl.load(running + i * C + C - 1)
         beta = tl.load(strength + t)
-        narrow = d_state.to(k.dtype.element_ty)
-        tl.store(d_states + (lane * n + i) * DK * DV + tile, narrow)
-        # Rows are the writers here: P^T without beta.
-        scores = matmul(keys, tl.trans(queries), PRECISION) * scale
-        scores *= decay_between(c[None, :], c[:, None], upper)
-        d_written = matmul(keys, narrow, PRECISION) * tl.exp2(last - c)[:, None]
-        d_written += matmul(scores.to(k.dtype.element_ty), do, PRECISION)
-        de = (d_written * beta[:, None]).to(k.dtype.element_ty)
-        dr = matmul(a_transposed, de, PRECISION)
-        tl.store(dv + t[:, None] * (HV * DV) + at_v[None, :], dr.to(dv.dtype.element_ty), mask=valid)
+        held = narrow(d_state, DTYPE)
+        tl.store(d_states + (lane * n + i) * DK * DV + tile, held)
+        d_written = matmul(keys, held, PRECISION) * tl.exp2(last - c)[:, None]
+        d_written += matmul(tl.trans(p), do, PRECISION)
+        de = narrow(d_written * beta[:, None], DTYPE)
+        dr = matmul(tl.trans(a), de, PRECISION)
+        tl.store(dv + t[:, None] * (HV * DV) + at_v[None, :], narrow(dr, DTYPE), mask=valid)
         into = tl.exp2(c)[:, None]
         d_state = d_state * tl.exp2(last)
-        d_state += matmul(tl.trans(queries), (do * (into * scale)).to(k.dtype.element_ty), PRECISION)
-        d_state += matmul(tl.trans(keys), (dr * -into).to(k.dtype.element_ty), PRECISION)
+        d_state += matmul(tl.trans(queries), narrow(do * (into * scale), DTYPE), PRECISION)
+        d_state += matmul(tl.trans(keys), narrow(dr * -into, DTYPE), PRECISION)
     tl.store(d_initial + lane * DK * DV + tile, d_state)
 
 
@@ -127,6 +128,7 @@ def remainder_kernel(
 
     dg and dbeta are [d_k / BK, batch, time, value_heads]: a part of d_k contributes a part of them.
     """
+    DTYPE: tl.constexpr = k.dtype.element_ty
     n = tl.cdiv(T, C)
     pieces: tl.constexpr = DK // BK
     group: tl.constexpr = HV // H
@@ -138,8 +140,6 @@ def remainder_kernel(
     at_k = piece * BK + tl.arange(0, BK)
     t = chunk * C + at
     valid = t < T
-    lower = at[:, None] >= at[None, :]
-    below = at[:, None] > at[None, :]
     # Large offsets are added to the pointers, so that those of a tile's elements fit into 32 bits.
     first_key = (row * H + key_lane % H) * DK
     key = t[:, None] * (H * DK) + at_k[None, :]
@@ -147,7 +147,8 @@ def remainder_kernel(
     keys = tl.load(k + first_key + key, mask=valid[:, None], other=0.0)
     sum_q = tl.zeros((C, BK), tl.float32)
     sum_k = tl.zeros((C, BK), tl.float32)
-    for member in range(group):
+    # What the compiler hoists out of this loop would be spilled in it.
+    for member in tl.range(0, group, disable_licm=True):
         head = (key_lane % H) * group + member
         lane = key_lane // H * HV + head
         c = tl.load(running + lane * n * C + t)
@@ -156,56 +157,65 @@ def remainder_kernel(
         into = tl.exp2(c)[:, None]
         first_value = (row * HV + head) * DV
         first_tile = (lane * n + chunk) * DK * DV
-        d_q = tl.zeros((C, BK), tl.float32)
-        d_x = tl.zeros((C, BK), tl.float32)
-        d_kappa = tl.zeros((C, BK), tl.float32)
+        first_e = (lane * n + chunk) * C * DV
+        # First what every part of d_k needs, D_q and D_k and their transposes; then what the states give. In one loop
+        # the accumulators of both would not fit into the registers.
         read = tl.zeros((C, C), tl.float32)
         read_t = tl.zeros((C, C), tl.float32)
         erase = tl.zeros((C, C), tl.float32)
         erase_t = tl.zeros((C, C), tl.float32)
+        for first in range(0, DV, BV):
+            at_v = first + tl.arange(0, BV)
+            value = t[:, None] * (HV * DV) + at_v[None, :]
+            do = tl.load(grad_o + first_value + value, mask=valid[:, None], other=0.0)
+            dr = tl.load(dv + first_value + value, mask=valid[:, None], other=0.0)
+            e = tl.load(residuals + first_e + at[:, None] * DV + at_v[None, :])
+            read += matmul(do, tl.trans(e), PRECISION)
+            read_t += matmul(e, tl.trans(do), PRECISION)
+            erase += matmul(dr, tl.trans(e), PRECISION)
+            erase_t += matmul(e, tl.trans(dr), PRECISION)
+        gate = decay_between(c[:, None], c[None, :], at[:, None] >= at[None, :])
+        gate_t = decay_between(c[None, :], c[:, None], at[:, None] <= at[None, :])
+        read = narrow(read * (gate * scale) * beta[None, :], DTYPE)
+        read_t = narrow(read_t * (gate_t * scale), DTYPE)
+        erase = narrow(tl.where(at[:, None] > at[None, :], erase * gate * -beta[None, :], 0.0), DTYPE)
+        erase_t = narrow(tl.where(at[:, None] < at[None, :], -erase_t * gate_t, 0.0), DTYPE)
+        d_q = tl.zeros((C, BK), tl.float32)
+        d_x = tl.zeros((C, BK), tl.float32)
+        d_kappa = tl.zeros((C, BK), tl.float32)
         held = 0.0
         for first in range(0, DV, BV):
             at_v = first + tl.arange(0, BV)
             value = t[:, None] * (HV * DV) + at_v[None, :]
             do = tl.load(grad_o + first_value + value, mask=valid[:, None], other=0.0)
             dr = tl.load(dv + first_value + value, mask=valid[:, None], other=0.0)
-            e = tl.load(residuals + (lane * n + chunk) * C * DV + at[:, None] * DV + at_v[None, :])
-            # [BV, BK]: read transposed.
-            tile = at_k[None, :] * DV + at_v[:, None]
+            e = tl.load(residuals + first_e + at[:, None] * DV + at_v[None, :])
+            tile = at_k[:, None] * DV + at_v[None, :]
             state = tl.load(states + first_tile + tile)
             d_state = tl.load(d_states + first_tile + tile)
-            d_q += matmul(do, state, PRECISION)
-            d_x += matmul(dr, state, PRECISION)
-            d_kappa += matmul(e, d_state, PRECISION)
-            read += matmul(do, tl.trans(e), PRECISION)
-            read_t += matmul(e, tl.trans(do), PRECISION)
-            erase += matmul(dr, tl.trans(e), PRECISION)
-            erase_t += matmul(e, tl.trans(dr), PRECISION)
+            d_q += matmul(do, tl.trans(state), PRECISION)
+            d_x += matmul(dr, tl.trans(state), PRECISION)
+            d_kappa += matmul(e, tl.trans(d_state), PRECISION)
             held += tl.sum(state.to(tl.float32) * d_state.to(tl.float32))
-        gate = decay_between(c[:, None], c[None, :], lower)
-        gate_t = decay_between(c[None, :], c[:, None], at[:, None] <= at[None, :])
-        read = (read * (gate * scale) * beta[None, :]).to(k.dtype.element_ty)
-        read_t = (read_t * (gate_t * scale)).to(k.dtype.element_ty)
-        erase = tl.where(below, erase * gate * -beta[None, :], 0.0).to(k.dtype.element_ty)
-        erase_t = tl.where(at[:, None] < at[None, :], -erase_t * gate_t, 0.0).to(k.dtype.element_ty)
         d_q = d_q * (into * scale) + matmul(read, keys, PRECISION)
         d_x = d_x * -into + matmul(erase, keys, PRECISION)
         d_kappa = d_kappa * tl.exp2(last - c)[:, None]
         wide_k = keys.to(tl.float32)
         # <S', dS'> = exp(c_C) <S, dS'> + <exp(c_C - c) kappa, e dS'^T>
         held = held * tl.exp2(last) + tl.sum(tl.sum(d_kappa * wide_k, 1) * beta)
-        d_kappa += matmul(read_t, queries, PRECISION) + matmul(erase_t, keys, PRECISION)
+        d_kappa += matmul(read_t, queries, PRECISION)
+        d_kappa += matmul(erase_t, keys, PRECISION)
         d_beta = tl.sum(d_kappa * wide_k, 1)
         d_c = tl.sum(d_q * queries.to(tl.float32), 1) + tl.sum(d_x * wide_k, 1) - beta * d_beta
         # The adjoint of a running sum is the sum from here to the chunk's end.
         d_g = tl.cumsum(d_c, 0, reverse=True) + held
         gates = (piece * rows + row) * HV + head
-        tl.store(dg + gates + t * HV, d_g.to(dg.dtype.element_ty), mask=valid)
-        tl.store(dbeta + gates + t * HV, d_beta.to(dbeta.dtype.element_ty), mask=valid)
+        tl.store(dg + gates + t * HV, narrow(d_g, dg.dtype.element_ty), mask=valid)
+        tl.store(dbeta + gates + t * HV, narrow(d_beta, dbeta.dtype.element_ty), mask=valid)
         sum_q += d_q
         sum_k += d_x + d_kappa * beta[:, None]
-    tl.store(dq + first_key + key, sum_q.to(dq.dtype.element_ty), mask=valid[:, None])
-    tl.store(dk + first_key + key, sum_k.to(dk.dtype.element_ty), mask=valid[:, None])
+    tl.store(dq + first_key + key, narrow(sum_q, dq.dtype.element_ty), mask=valid[:, None])
+    tl.store(dk + first_key + key, narrow(sum_k, dk.dtype.element_ty), mask=valid[:, None])
 
 
 def backward(
@@ -226,7 +236,7 @@ def backward(
     """
     if grad_o is None:
         grad_o = torch.zeros_like(v)
-    chunks = invert(k, g, beta, plan.invert, plan.precision)
+    chunks = prepare(q, k, g, beta, scale, plan)
     states, residuals = replay(k, v, chunks, initial_state, plan.replay, plan.precision)
     dv, d_states, d_initial = _reverse(grad_o, grad_state, q, k, chunks, scale, plan.reverse, plan.precision)
     dq, dk, dg, dbeta = _remainder(grad_o, dv, q, k, g, beta, chunks, states, residuals, d_states, scale, plan)
@@ -289,7 +299,8 @@ def _remainder(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, g and beta."""
     batch, time, key_heads, d_k = k.shape
-    value_heads, d_v, launch = dv.shape[2], dv.shape[3], plan.remainder
+    value_heads, d_v = dv.shape[2:]
+    launch = plan.remainder if value_heads == key_heads else plan.remainder_grouped
     width = min(launch.width, d_k)
     pieces, n = d_k // width, chunks.inverse.shape[2]
     dq, dk = torch.empty_like(q), torch.empty_like(k)

@@ -1,10 +1,12 @@
-"""The gated delta rule in Triton, forward: triangular inverses of all chunks, then one sweep over the chunks.
+"""The gated delta rule in Triton, forward: what needs no state for all chunks at once, then one sweep over the chunks.
 
 Algebra and symbols as in chunked.py, chunks of 64 tokens, missing tokens at the end read as zeros:
 
     invert   all chunks at once: c, the running sum of g, and A = A0 * G, where A0 = (1 + strict_tril(k kappa^T))^-1 is
              free of gates. A0 comes from substitution inside blocks of 16 and a merge of the blocks, in float32:
              squaring repeatedly, as in (1 - M)(1 + M^2)(1 + M^4)..., loses all digits when keys repeat.
+    score    all chunks at once: P = scale (q k^T) * G, shared by the sweeps of both directions, whose steps follow one
+             another and so should do nothing that could be done before.
     sweep    one program per (sequence, value head, part of d_v) walks over the chunks with S in registers and writes
              outputs and the final state; no state but the last reaches memory. With REPLAY it instead writes what
              backward needs: S before each chunk and the residuals e.
@@ -19,30 +21,40 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sleep_kernels.triton_common import CHUNK, decay_between, log2_decay, matmul
+from sleep_kernels.triton_common import CHUNK, decay_between, log2_decay, matmul, narrow
 from sleep_kernels.verified import Launch, Plan
 
 C = tl.constexpr(CHUNK)
 
 
 class Chunks(NamedTuple):
-    """What `invert` writes; n chunks of 64, so that times past the end are there too."""
+    """What depends neither on the state nor on values; n chunks of 64, so that times past the end are there too."""
 
     inverse: Tensor  # [batch, value_heads, n, 64, 64]  A, in the dtype of k
     running: Tensor  # [batch, value_heads, n * 64]     c as a power of two, float32
     strength: Tensor  # [batch, value_heads, n * 64]     beta, float32
+    scores: Tensor  # [batch, value_heads, n, 64, 64]  P, in the dtype of k
 
 
 @triton.jit
-def _unit_inverse(x):
-    """(1 + x)^-1 for a strictly lower triangular x [16, 16], column by column: each step removes one column of x."""
+def _unit_inverses(x0, x1, x2, x3):
+    """(1 + x)^-1 of strictly lower triangular x [16, 16], four side by side; each step removes one column of each."""
     at = tl.arange(0, 16)
-    inverse = tl.where(at[:, None] == at[None, :], 1.0, 0.0)
+    a0 = tl.where(at[:, None] == at[None, :], 1.0, 0.0)
+    a1, a2, a3 = a0, a0, a0
     for j in range(15):
-        column = tl.sum(tl.where(at[None, :] == j, x, 0.0), 1)
-        row = tl.sum(tl.where(at[:, None] == j, inverse, 0.0), 0)
-        inverse -= column[:, None] * row[None, :]
-    return inverse
+        column = at[None, :] == j
+        row = at[:, None] == j
+        a0 -= _pick(x0, column, 1)[:, None] * _pick(a0, row, 0)[None, :]
+        a1 -= _pick(x1, column, 1)[:, None] * _pick(a1, row, 0)[None, :]
+        a2 -= _pick(x2, column, 1)[:, None] * _pick(a2, row, 0)[None, :]
+        a3 -= _pick(x3, column, 1)[:, None] * _pick(a3, row, 0)[None, :]
+    return a0, a1, a2, a3
+
+
+@triton.jit
+def _pick(x, where, axis: tl.constexpr):
+    return tl.sum(tl.where(where, x, 0.0), axis)
 
 
 @triton.jit
@@ -62,7 +74,7 @@ def _key_rows(k, start, T, H: tl.constexpr, DK: tl.constexpr, at_d):
 def _store_block(pointer, i: tl.constexpr, j: tl.constexpr, value):
     at = tl.arange(0, 16)
     offsets = (i * 16 + at)[:, None] * C + (j * 16 + at)[None, :]
-    tl.store(pointer + offsets, value.to(pointer.dtype.element_ty))
+    tl.store(pointer + offsets, narrow(value, pointer.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -125,10 +137,9 @@ def invert_kernel(
     b0, b1, b2, b3 = _block(b, 0)[None, :], _block(b, 1)[None, :], _block(b, 2)[None, :], _block(b, 3)[None, :]
     at = tl.arange(0, 16)
     below = at[:, None] > at[None, :]
-    a00 = _unit_inverse(tl.where(below, x00 * b0, 0.0))
-    a11 = _unit_inverse(tl.where(below, x11 * b1, 0.0))
-    a22 = _unit_inverse(tl.where(below, x22 * b2, 0.0))
-    a33 = _unit_inverse(tl.where(below, x33 * b3, 0.0))
+    x00, x11 = tl.where(below, x00 * b0, 0.0), tl.where(below, x11 * b1, 0.0)
+    x22, x33 = tl.where(below, x22 * b2, 0.0), tl.where(below, x33 * b3, 0.0)
+    a00, a11, a22, a33 = _unit_inverses(x00, x11, x22, x33)
     x10, x20, x30 = x10 * b0, x20 * b0, x30 * b0
     x21, x31, x32 = x21 * b1, x31 * b1, x32 * b2
     # Always in three tf32 products: the inverse feeds everything else.
@@ -164,6 +175,40 @@ def invert_kernel(
 
 
 @triton.jit(do_not_specialize=["T"])
+def score_kernel(
+    q,
+    k,
+    running,
+    scores,
+    T,
+    scale,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    DK: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program per chunk and value head: rows read, columns were written before."""
+    n = tl.cdiv(T, C)
+    chunk = tl.program_id(0) % n
+    lane = (tl.program_id(0) // n).to(tl.int64)
+    key = (lane // HV * T * H + lane % HV // (HV // H)) * DK
+    at = tl.arange(0, C)
+    t = chunk * C + at
+    valid = (t < T)[:, None]
+    product = tl.zeros((C, C), tl.float32)
+    for first in range(0, DK, BK):
+        offsets = t[:, None] * (H * DK) + first + tl.arange(0, BK)[None, :]
+        queries = tl.load(q + key + offsets, mask=valid, other=0.0)
+        keys = tl.load(k + key + offsets, mask=valid, other=0.0)
+        product += matmul(queries, tl.trans(keys), PRECISION)
+    c = tl.load(running + lane * n * C + t)
+    product *= decay_between(c[:, None], c[None, :], at[:, None] >= at[None, :]) * scale
+    tile = at[:, None] * C + at[None, :]
+    tl.store(scores + (lane * n + chunk) * C * C + tile, narrow(product, scores.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["T"])
 def sweep_kernel(
     q,
     k,
@@ -171,6 +216,7 @@ def sweep_kernel(
     inverse,
     running,
     strength,
+    scores,
     initial,
     o,
     final,
@@ -192,6 +238,7 @@ def sweep_kernel(
     Writes o and final, or with REPLAY states [batch, value_heads, n, d_k, d_v] before each chunk and residuals e
     [batch, value_heads, n * 64, d_v], both in the dtype of k.
     """
+    DTYPE: tl.constexpr = k.dtype.element_ty
     n = tl.cdiv(T, C)
     lane = (tl.program_id(0) // (DV // BV)).to(tl.int64)
     head = lane % HV
@@ -199,13 +246,13 @@ def sweep_kernel(
     at_k = tl.arange(0, DK)
     at_v = tl.program_id(0) % (DV // BV) * BV + tl.arange(0, BV)
     at = tl.arange(0, C)
-    lower = at[:, None] >= at[None, :]
     key = (row * H + head // (HV // H)) * DK
     q += key
     k += key
     v += (row * HV + head) * DV
     o += (row * HV + head) * DV
     inverse += lane * n * C * C
+    scores += lane * n * C * C
     running += lane * n * C
     strength += lane * n * C
     residuals += lane * n * C * DV
@@ -219,55 +266,57 @@ def sweep_kernel(
         valid = (t < T)[:, None]
         keys = tl.load(k + t[:, None] * (H * DK) + at_k[None, :], mask=valid, other=0.0)
         values = tl.load(v + t[:, None] * (HV * DV) + at_v[None, :], mask=valid, other=0.0)
-        a = tl.load(inverse + i * C * C + at[:, None] * C + at[None, :])
+        square = i * C * C + at[:, None] * C + at[None, :]
+        a = tl.load(inverse + square)
         c = tl.load(running + t)
         last = tl.load(running + i * C + C - 1)
         beta = tl.load(strength + t)
-        narrow = state.to(k.dtype.element_ty)
+        held = narrow(state, DTYPE)
         into = tl.exp2(c)[:, None]
-        rest = values - into * matmul(keys, narrow, PRECISION)
-        e = matmul(a, rest.to(k.dtype.element_ty), PRECISION)
+        rest = values - into * matmul(keys, held, PRECISION)
+        e = matmul(a, narrow(rest, DTYPE), PRECISION)
         written = e * beta[:, None]
         if REPLAY:
-            tl.store(states + (lane * n + i) * DK * DV + tile, narrow)
-            tl.store(residuals + t[:, None] * DV + at_v[None, :], e.to(k.dtype.element_ty))
+            tl.store(states + (lane * n + i) * DK * DV + tile, held)
+            tl.store(residuals + t[:, None] * DV + at_v[None, :], narrow(e, DTYPE))
         else:
             queries = tl.load(q + t[:, None] * (H * DK) + at_k[None, :], mask=valid, other=0.0)
-            scores = matmul(queries, tl.trans(keys), PRECISION)
-            scores *= decay_between(c[:, None], c[None, :], lower) * scale
-            out = matmul(queries, narrow, PRECISION) * (into * scale)
-            out += matmul(scores.to(k.dtype.element_ty), written.to(k.dtype.element_ty), PRECISION)
-            tl.store(o + t[:, None] * (HV * DV) + at_v[None, :], out.to(o.dtype.element_ty), mask=valid)
-        kept = (written * tl.exp2(last - c)[:, None]).to(k.dtype.element_ty)
+            p = tl.load(scores + square)
+            out = matmul(queries, held, PRECISION) * (into * scale)
+            out += matmul(p, narrow(written, DTYPE), PRECISION)
+            tl.store(o + t[:, None] * (HV * DV) + at_v[None, :], narrow(out, o.dtype.element_ty), mask=valid)
+        kept = narrow(written * tl.exp2(last - c)[:, None], DTYPE)
         state = state * tl.exp2(last) + matmul(tl.trans(keys), kept, PRECISION)
     if not REPLAY:
         tl.store(final + lane * DK * DV + tile, state)
 
 
-def invert(k: Tensor, g: Tensor, beta: Tensor, launch: Launch, precision: str) -> Chunks:
-    """Everything that depends neither on the state nor on values. Tensors contiguous, as in gated_delta_rule."""
+def prepare(q: Tensor, k: Tensor, g: Tensor, beta: Tensor, scale: float, plan: Plan) -> Chunks:
+    """What depends neither on the state nor on values. Tensors contiguous, as in gated_delta_rule."""
     batch, time, key_heads, d_k = k.shape
     value_heads, n = g.shape[2], triton.cdiv(time, CHUNK)
     inverse = k.new_empty((batch, value_heads, n, CHUNK, CHUNK))
     running = k.new_empty((batch, value_heads, n * CHUNK), dtype=torch.float32)
-    strength = torch.empty_like(running)
-    invert_kernel[(batch * value_heads * n,)](
+    chunks = Chunks(inverse, running, torch.empty_like(running), torch.empty_like(inverse))
+    heads = {"H": key_heads, "HV": value_heads, "DK": d_k, "PRECISION": plan.precision}
+    grid, launch = (batch * value_heads * n,), plan.invert
+    invert_kernel[grid](
+        k, g, beta, *chunks[:3], time, BK=min(launch.block, d_k), **heads, num_warps=launch.warps, num_stages=launch.stages
+    )
+    launch = plan.score
+    score_kernel[grid](
+        q,
         k,
-        g,
-        beta,
-        inverse,
-        running,
-        strength,
+        chunks.running,
+        chunks.scores,
         time,
-        H=key_heads,
-        HV=value_heads,
-        DK=d_k,
+        scale,
         BK=min(launch.block, d_k),
-        PRECISION=precision,
+        **heads,
         num_warps=launch.warps,
         num_stages=launch.stages,
     )
-    return Chunks(inverse, running, strength)
+    return chunks
 
 
 def forward(
@@ -277,7 +326,7 @@ def forward(
     batch, _, value_heads, d_v = v.shape
     o = torch.empty_like(v)
     final = q.new_empty((batch, value_heads, q.shape[3], d_v), dtype=torch.float32)
-    chunks = invert(k, g, beta, plan.invert, plan.precision)
+    chunks = prepare(q, k, g, beta, scale, plan)
     _sweep(q, k, v, chunks, initial_state, o, final, None, None, scale, plan.sweep, plan.precision)
     return o, final
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TABLE = Path(__file__).with_name("verified.json")
-KERNELS = ("invert", "sweep", "replay", "reverse", "remainder")
+KERNELS = ("invert", "score", "sweep", "replay", "reverse", "remainder", "remainder_grouped")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Launch:
 
     warps: int
     stages: int
-    block: int  # columns of d_v a program or a loop takes at once; of d_k for `invert`
+    block: int  # columns of d_v a program or a loop takes at once; of d_k for `invert` and `score`
     width: int = 0  # columns of d_k a program of `remainder` takes
 
 
@@ -30,10 +30,12 @@ class Plan:
     """The launches of a gated delta rule, and the precision of its float32 products ("tf32x3", "ieee")."""
 
     invert: Launch
+    score: Launch
     sweep: Launch
     replay: Launch
     reverse: Launch
     remainder: Launch
+    remainder_grouped: Launch  # with several value heads a key head, whose sums take registers
     precision: str
     verified: bool
 
@@ -62,4 +64,4 @@ def parse(entry: dict[str, Any]) -> Plan:
 def interpreted() -> Plan:
     """The plan for Triton's interpreter, where nothing but correctness matters; loops over blocks run twice for d = 32."""
     one = Launch(warps=1, stages=1, block=16, width=16)
-    return Plan(one, one, one, one, one, precision="ieee", verified=True)
+    return Plan(one, one, one, one, one, one, one, precision="ieee", verified=True)
