@@ -176,9 +176,9 @@ def remainder_kernel(
             erase_t += matmul(e, tl.trans(dr), PRECISION)
         gate = decay_between(c[:, None], c[None, :], at[:, None] >= at[None, :])
         gate_t = decay_between(c[None, :], c[:, None], at[:, None] <= at[None, :])
-        read = narrow(read * (gate * scale) * beta[None, :], DTYPE)
+        read = narrow(read * (gate * scale), DTYPE)
         read_t = narrow(read_t * (gate_t * scale), DTYPE)
-        erase = narrow(tl.where(at[:, None] > at[None, :], erase * gate * -beta[None, :], 0.0), DTYPE)
+        erase = narrow(tl.where(at[:, None] > at[None, :], -erase * gate, 0.0), DTYPE)
         erase_t = narrow(tl.where(at[:, None] < at[None, :], -erase_t * gate_t, 0.0), DTYPE)
         d_q = tl.zeros((C, BK), tl.float32)
         d_x = tl.zeros((C, BK), tl.float32)
@@ -197,23 +197,28 @@ def remainder_kernel(
             d_x += matmul(dr, tl.trans(state), PRECISION)
             d_kappa += matmul(e, tl.trans(d_state), PRECISION)
             held += tl.sum(state.to(tl.float32) * d_state.to(tl.float32))
-        d_q = d_q * (into * scale) + matmul(read, keys, PRECISION)
-        d_x = d_x * -into + matmul(erase, keys, PRECISION)
+        # In dc what one token reads of another is added at the one and taken off at the other. The same rounded kappa,
+        # D_q and D_k stand on both sides, so that what is left in the sum over the chunk is not their rounding.
+        kappa = narrow(keys * beta[:, None], DTYPE)
+        d_q = d_q * (into * scale) + matmul(read, kappa, PRECISION)
+        d_c = tl.sum(d_q * queries.to(tl.float32), 1)
+        sum_q += d_q
+        d_x = d_x * -into + matmul(erase, kappa, PRECISION)
+        d_c += tl.sum(d_x * keys.to(tl.float32), 1)
+        sum_k += d_x
         d_kappa = d_kappa * tl.exp2(last - c)[:, None]
-        wide_k = keys.to(tl.float32)
         # <S', dS'> = exp(c_C) <S, dS'> + <exp(c_C - c) kappa, e dS'^T>
-        held = held * tl.exp2(last) + tl.sum(tl.sum(d_kappa * wide_k, 1) * beta)
+        held = held * tl.exp2(last) + tl.sum(d_kappa * kappa.to(tl.float32))
         d_kappa += matmul(read_t, queries, PRECISION)
         d_kappa += matmul(erase_t, keys, PRECISION)
-        d_beta = tl.sum(d_kappa * wide_k, 1)
-        d_c = tl.sum(d_q * queries.to(tl.float32), 1) + tl.sum(d_x * wide_k, 1) - beta * d_beta
+        d_c -= tl.sum(d_kappa * kappa.to(tl.float32), 1)
+        d_beta = tl.sum(d_kappa * keys.to(tl.float32), 1)
+        sum_k += d_kappa * beta[:, None]
         # The adjoint of a running sum is the sum from here to the chunk's end.
         d_g = tl.cumsum(d_c, 0, reverse=True) + held
         gates = (piece * rows + row) * HV + head
         tl.store(dg + gates + t * HV, narrow(d_g, dg.dtype.element_ty), mask=valid)
         tl.store(dbeta + gates + t * HV, narrow(d_beta, dbeta.dtype.element_ty), mask=valid)
-        sum_q += d_q
-        sum_k += d_x + d_kappa * beta[:, None]
     tl.store(dq + first_key + key, narrow(sum_q, dq.dtype.element_ty), mask=valid[:, None])
     tl.store(dk + first_key + key, narrow(sum_k, dk.dtype.element_ty), mask=valid[:, None])
 

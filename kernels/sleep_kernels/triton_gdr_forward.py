@@ -301,7 +301,15 @@ def prepare(q: Tensor, k: Tensor, g: Tensor, beta: Tensor, scale: float, plan: P
     heads = {"H": key_heads, "HV": value_heads, "DK": d_k, "PRECISION": plan.precision}
     grid, launch = (batch * value_heads * n,), plan.invert
     invert_kernel[grid](
-        k, g, beta, *chunks[:3], time, BK=min(launch.block, d_k), **heads, num_warps=launch.warps, num_stages=launch.stages
+        k,
+        g,
+        beta,
+        *chunks[:3],
+        time,
+        BK=min(launch.block, d_k),
+        **heads,
+        num_warps=launch.warps,
+        num_stages=launch.stages,
     )
     launch = plan.score
     score_kernel[grid](
