@@ -30,11 +30,10 @@ def matmul(a, b, PRECISION: tl.constexpr):
 @triton.jit
 def narrow(x, dtype: tl.constexpr):
     """x in `dtype`, rounded to the nearest; the interpreter by itself cuts digits off."""
-    if INTERPRETED:
-        if dtype == tl.bfloat16:
-            bits = x.to(tl.float32).to(tl.int32, bitcast=True)
-            bits += 0x7FFF + ((bits >> 16) & 1)
-            x = (bits & -65536).to(tl.float32, bitcast=True)
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        x = (bits & -65536).to(tl.float32, bitcast=True)
     return x.to(dtype)
 
 

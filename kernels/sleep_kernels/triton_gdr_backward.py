@@ -67,7 +67,7 @@ def reverse_kernel(
     running += lane * n * C
     strength += lane * n * C
     tile = at_k[:, None] * DV + at_v[None, :]
-    if HAS_GRAD_STATE:
+    if HAS_GRAD_STATE:  # noqa: SIM108
         d_state = tl.load(grad_state + lane * DK * DV + tile)
     else:
         d_state = tl.zeros((DK, BV), tl.float32)

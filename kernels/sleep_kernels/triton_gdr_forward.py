@@ -257,7 +257,7 @@ def sweep_kernel(
     strength += lane * n * C
     residuals += lane * n * C * DV
     tile = at_k[:, None] * DV + at_v[None, :]
-    if HAS_INITIAL:
+    if HAS_INITIAL:  # noqa: SIM108
         state = tl.load(initial + lane * DK * DV + tile)
     else:
         state = tl.zeros((DK, BV), tl.float32)

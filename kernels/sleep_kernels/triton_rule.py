@@ -3,17 +3,14 @@
 The choice is made inside the operator, so that torch.compile sees one node and no question about versions.
 """
 
-import functools
-import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sleep_kernels import chunked, verified
+from sleep_kernels import choice, chunked, verified
 from sleep_kernels.verified import Plan
 
-_LOG = logging.getLogger("sleep_kernels")
 _WIDEST_OFFSET = 1 << 31
 
 
@@ -25,55 +22,21 @@ def choose(q: Tensor, v: Tensor, *, verified_only: bool) -> Plan | None:
     """
     if not q.is_cuda:
         return _choose_on_cpu(q, v)
-    index = torch.cuda.current_device() if q.device.index is None else q.device.index
-    plan = _choose_on_gpu(index, str(q.dtype).removeprefix("torch."), q.shape[3], v.shape[3], verified_only)
-    if q.shape[1] == 1 and verified_only:  # decoding: a chunk of one token is a few small products
-        return None
     if max(q[0].numel(), v[0].numel()) >= _WIDEST_OFFSET:
         return None
-    return plan
+    if q.shape[1] == 1 and verified_only:  # decoding: one token is a few small products
+        return None
+    return choice.for_gpu("gated_delta_rule", q.device, q.dtype, q.shape[3], v.shape[3], verified_only=verified_only)
 
 
 def _choose_on_cpu(q: Tensor, v: Tensor) -> Plan | None:
-    import triton
-
-    if not triton.knobs.runtime.interpret:
+    if not choice.interpreting():
         raise ValueError(
             "backend 'triton' needs tensors on a GPU; on a CPU choose 'chunked' or 'auto', or set TRITON_INTERPRET=1 "
             "before Triton is first imported to run the kernels slowly in its interpreter"
         )
     widths_fit = q.shape[3] in (16, 32, 64) and v.shape[3] in (16, 32, 64)
     return verified.interpreted() if widths_fit and q.dtype in (torch.float32, torch.bfloat16) else None
-
-
-@functools.cache
-def _choose_on_gpu(index: int, dtype: str, d_k: int, d_v: int, verified_only: bool) -> Plan | None:
-    arch = "sm_{}{}".format(*torch.cuda.get_device_capability(index))
-    version = triton_version()
-    configuration = f"Triton {version}, {arch}, {dtype}, d_k={d_k}, d_v={d_v}"
-    plan = verified.find(version, arch, dtype, d_k) if version and d_k == d_v else None
-    if plan is None:
-        _LOG.warning("gated_delta_rule runs 'chunked': %s is not in the table of Triton kernels", configuration)
-        return None
-    if verified_only and not plan.verified:
-        _LOG.warning(
-            "gated_delta_rule runs 'chunked': %s was never compared with the reference on a GPU; "
-            "`python -m sleep_kernels.self_test --write` does that and enters it in the table",
-            configuration,
-        )
-        return None
-    _LOG.info("gated_delta_rule runs 'triton': %s", configuration)
-    return plan
-
-
-def triton_version() -> str | None:
-    """Triton's version without a local suffix, None if it is not installed."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("triton").split("+")[0]
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def forward(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TABLE = Path(__file__).with_name("verified.json")
-KERNELS = ("invert", "score", "sweep", "replay", "reverse", "remainder", "remainder_grouped")
+KERNELS = ("invert", "score", "sweep", "replay", "reverse", "remainder", "remainder_grouped", "norm", "prep")
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Launch:
 
     warps: int
     stages: int
-    block: int  # columns of d_v a program or a loop takes at once; of d_k for `invert` and `score`
+    block: int  # taken at once: columns of d_v; of d_k for `invert` and `score`; rows for `norm`, tokens for `prep`
     width: int = 0  # columns of d_k a program of `remainder` takes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The launches of a gated delta rule, and the precision of its float32 products ("tf32x3", "ieee")."""
+    """The launches of all kernels for one dtype and d, and the precision of its float32 products ("tf32x3", "ieee")."""
 
     invert: Launch
     score: Launch
@@ -36,6 +36,8 @@ class Plan:
     reverse: Launch
     remainder: Launch
     remainder_grouped: Launch  # with several value heads a key head, whose sums take registers
+    norm: Launch  # both directions, as `prep`
+    prep: Launch
     precision: str
     verified: bool
 
@@ -64,4 +66,4 @@ def parse(entry: dict[str, Any]) -> Plan:
 def interpreted() -> Plan:
     """The plan for Triton's interpreter, where nothing but correctness matters; loops over blocks run twice for d = 32."""
     one = Launch(warps=1, stages=1, block=16, width=16)
-    return Plan(one, one, one, one, one, one, one, precision="ieee", verified=True)
+    return Plan(**dict.fromkeys(KERNELS, one), precision="ieee", verified=True)

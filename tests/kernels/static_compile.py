@@ -90,6 +90,28 @@ def rule_kernels(plan: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str
     return result
 
 
+def layer_kernels(plan: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str, str], dict[str, Any], Any]]:
+    """As rule_kernels, for what stands before and after the rule."""
+    from sleep_kernels import triton_norm as norm
+    from sleep_kernels import triton_prep as prep
+
+    x, f = {"bfloat16": "*bf16", "float32": "*fp32"}[dtype], "*fp32"
+    rows = {"D": d, "ROWS": plan.norm.block}
+    norms = {"x": x, "gate": x, "weight": f, "count": "i32", "eps": "fp32"}
+    tokens = {"H": KEY_HEADS, "R": 2, "D": d, "K": 4, "BT": plan.prep.block, "HAS_TAIL": True}
+    inputs = {n: x for n in ("x", "a", "b", "weight", "tail")} | {"a_log": f, "dt_bias": f, "T": "i32"}
+    outputs = {n: x for n in ("q", "k", "v", "new_tail")} | {"g": f, "beta": f}
+    grads = {n: x for n in ("dq", "dk", "dv", "d_new_tail", "dx", "da", "db", "d_tail")}
+    grads |= {n: f for n in ("dg", "dbeta", "d_weight", "d_a_log", "d_dt_bias")}
+    norm_grads = {"grad": x, "dx": x, "d_gate": x, "d_weight": f, "steps": "i32"}
+    return {
+        "norm": (norm.norm_kernel, norms | {"y": x}, rows, plan.norm),
+        "norm_backward": (norm.norm_backward_kernel, norms | norm_grads, rows, plan.norm),
+        "prep": (prep.prep_kernel, inputs | outputs, tokens, plan.prep),
+        "prep_backward": (prep.prep_backward_kernel, inputs | grads, tokens | {"HAS_GRAD_TAIL": True}, plan.prep),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--triton", metavar="FOLDER", help="another Triton to compile with")
@@ -107,7 +129,8 @@ def main() -> None:
         name = f"{entry['dtype']}-{entry['d']}"
         if entry["triton"] != triton.__version__ or arguments.only not in name:
             continue
-        for kernel, call in rule_kernels(verified.parse(entry), entry["dtype"], entry["d"]).items():
+        shape = (verified.parse(entry), entry["dtype"], entry["d"])
+        for kernel, call in (rule_kernels(*shape) | layer_kernels(*shape)).items():
             report["kernels"][f"{name}-{kernel}"] = compile_kernel(*call)
     json.dump(report, sys.stdout, indent=1)
 

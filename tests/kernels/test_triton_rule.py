@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from sleep_kernels import gated_delta_rule, triton_rule, verified
+from sleep_kernels import choice, gated_delta_rule, verified
 from torch import Tensor
 
 Interpreted = Callable[..., Any]
@@ -238,26 +238,26 @@ def test_needs_a_gpu() -> None:
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU of compute capability 9.0 as far as the choice of a backend can see."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    triton_rule._choose_on_gpu.cache_clear()
+    choice._for_gpu.cache_clear()
     yield
-    triton_rule._choose_on_gpu.cache_clear()
+    choice._for_gpu.cache_clear()
 
 
 def choose(d: int = 128, dtype: str = "bfloat16", verified_only: bool = False) -> verified.Plan | None:
-    return triton_rule._choose_on_gpu(0, dtype, d, d, verified_only)
+    return choice._for_gpu("gated_delta_rule", 0, dtype, d, d, verified_only)
 
 
 def test_the_table_decides(hopper: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sleep_kernels")
     assert choose() is not None
-    assert "runs 'triton': Triton 3.7.1, sm_90, bfloat16, d_k=128, d_v=128" in caplog.messages[-1]
+    assert "runs in Triton: Triton 3.7.1, sm_90, bfloat16, d_k=128, d_v=128" in caplog.messages[-1]
     for plan in (choose(d=48), choose(dtype="float16")):
         assert plan is None
-        assert "runs 'chunked'" in caplog.messages[-1] and "not in the table" in caplog.messages[-1]
+        assert "runs in plain torch" in caplog.messages[-1] and "not in the table" in caplog.messages[-1]
     said = len(caplog.messages)
     choose(d=48)
     assert len(caplog.messages) == said  # once
-    monkeypatch.setattr(triton_rule, "triton_version", lambda: "3.9.0")
+    monkeypatch.setattr(choice, "triton_version", lambda: "3.9.0")
     assert choose(d=64) is None
 
 

@@ -21,7 +21,7 @@ OTHER = Path(os.environ.get("SLEEP_KERNELS_TRITON_360", Path(__file__).parents[2
 
 
 def compile_all(*options: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
