@@ -115,8 +115,9 @@ def _forward(
     from sleep_kernels import triton_prep
 
     launch = _launch(x, a, key_heads)
+    x, a, b, weight, a_log, dt_bias, tail = _contiguous(x, a, b, weight, a_log, dt_bias, tail)
     with torch.cuda.device_of(x):
-        return triton_prep.forward(*_contiguous(x, a, b, weight, a_log, dt_bias, tail), key_heads, launch)
+        return triton_prep.forward(x, a, b, weight, a_log, dt_bias, tail, key_heads, launch)
 
 
 def _backward(
@@ -139,9 +140,10 @@ def _backward(
 
     launch = _launch(x, a, key_heads)
     grads = tuple(_contiguous(dq, dk, dv, dg, dbeta))
-    tensors = _contiguous(grad_tail, x, a, b, weight, a_log, dt_bias, tail)
+    x, a, b, weight, a_log, dt_bias, tail = _contiguous(x, a, b, weight, a_log, dt_bias, tail)
+    (grad_tail,) = _contiguous(grad_tail)
     with torch.cuda.device_of(x):
-        return triton_prep.backward(grads, *tensors, key_heads, launch)
+        return triton_prep.backward(grads, grad_tail, x, a, b, weight, a_log, dt_bias, tail, key_heads, launch)
 
 
 def _forward_fake(

@@ -41,7 +41,7 @@ def _launch(x: Tensor, gate: Tensor) -> Launch | None:
     if not gate.is_cuda or x.dtype == torch.float64:
         return None
     plan = choice.for_gpu("gated_rms_norm", gate.device, gate.dtype, x.shape[-1], x.shape[-1], verified_only=True)
-    return plan and plan.norm
+    return None if plan is None else plan.norm
 
 
 def _forward(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -67,9 +67,9 @@ def _backward(grad_y: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: floa
     if launch:
         from sleep_kernels import triton_norm
 
-        tensors = (t.contiguous() for t in (grad_y, x, gate, weight))
+        x, gate, weight = x.contiguous(), gate.contiguous(), weight.contiguous()
         with torch.cuda.device_of(x):
-            return triton_norm.backward(*tensors, eps, launch)  # type: ignore[call-arg,misc]
+            return triton_norm.backward(grad_y.contiguous(), x, gate, weight, eps, launch)
     dtype, width = computing_dtype(x), x.shape[-1]
     dx, d_gate = x.new_empty(x.shape), gate.new_empty(gate.shape)
     rows, gates, grads = x.reshape(-1, width), gate.reshape(-1, width), grad_y.reshape(-1, width)

@@ -121,7 +121,8 @@ def make_inputs(shape: Shape, device: torch.device, seed: int) -> tuple[list[Ten
 def _run(inputs: list[Tensor], weights: list[Tensor], backend: str) -> list[Tensor]:
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
     if backend == "reference":
-        outputs = reference.forward(*leaves, leaves[0].shape[3] ** -0.5)  # type: ignore[call-arg,misc,arg-type]
+        q, k, v, g, beta, state = leaves
+        outputs = reference.forward(q, k, v, g, beta, state, q.shape[3] ** -0.5)
     else:
         outputs = gated_delta_rule(*leaves, backend=backend)
     grads = torch.autograd.grad(outputs, leaves, weights)
@@ -142,7 +143,7 @@ def layer_errors(device: torch.device, dtype: torch.dtype, d: int) -> dict[str, 
 
     def prepared(backend: str, wide: bool) -> list[Tensor]:
         leaves = [(t.double() if wide else t).requires_grad_() for t in (t.detach().clone() for t in tensors)]
-        outputs = delta_inputs(*leaves, key_heads=key_heads, backend=backend)  # type: ignore[misc]
+        outputs = delta_inputs(*leaves, key_heads=key_heads, backend=backend)
         torch.manual_seed(1)
         weights = [torch.randn(t.shape).to(dtype).to(device, t.dtype) for t in outputs]
         return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, leaves, weights)]
@@ -153,7 +154,7 @@ def layer_errors(device: torch.device, dtype: torch.dtype, d: int) -> dict[str, 
     plan = choice.for_gpu("gated_rms_norm", device, dtype, d, d, verified_only=False)
     assert plan is not None
     leaves = [t.double().requires_grad_() for t in (x, gate, scale)]
-    y = gated_rms_norm(*leaves, 1e-6)  # type: ignore[call-arg,misc]
+    y = gated_rms_norm(leaves[0], leaves[1], leaves[2], 1e-6)
     expected = [y.detach(), *torch.autograd.grad(y, leaves, grad.double())]
     actual = [triton_norm.forward(x, gate, scale, 1e-6, plan.norm)]
     actual += triton_norm.backward(grad, x, gate, scale, 1e-6, plan.norm)
@@ -165,7 +166,7 @@ def _errors(name: str, actual: list[Tensor], expected: list[Tensor]) -> dict[str
     return {f"{name}, result {i}": ((a.double() - b).norm() / b.norm()).item() for i, (a, b) in pairs}
 
 
-def verify_table(device: torch.device) -> list[tuple[str, str, bool]]:
+def verify_table(device: torch.device) -> list[tuple[str, int, bool]]:
     """Test every entry of this GPU and Triton; (dtype, d) and whether all passed. Prints a line a test."""
     arch, version = "sm_{}{}".format(*torch.cuda.get_device_capability(device)), choice.triton_version()
     verdicts = []

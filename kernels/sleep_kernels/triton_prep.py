@@ -13,6 +13,8 @@ from sleep_kernels.triton_common import narrow
 from sleep_kernels.verified import Launch
 
 EPS = tl.constexpr(1e-6)
+# Tokens of a program of the backward: the more, the fewer parts of the taps' gradients to add up.
+_TOKENS = 64
 
 
 @triton.jit
@@ -127,24 +129,30 @@ def _d_convolution(x, tail, weight, dy, dy_row, t, T, channels: tl.constexpr, K:
 
 
 @triton.jit
-def _part_backward(x, tail, weight, dy, dy_row, d_new_tail, dx, d_tail, d_weight, s, T, channels: tl.constexpr,
-                   K: tl.constexpr, HAS_TAIL: tl.constexpr, HAS_GRAD_TAIL: tl.constexpr, at, wide,
-                   NORM: tl.constexpr):  # fmt: skip
-    """Gradients of positions s of cat(tail, x), and this program's part of the taps' gradients."""
-    total = tl.zeros((s.shape[0], wide.shape[0]), tl.float32)
-    if HAS_GRAD_TAIL:
-        carried = ((s >= T) & (s < T + K - 1))[:, None]
-        total += tl.load(d_new_tail + (s - T)[:, None] * channels + at[None, :], mask=carried, other=0.0).to(tl.float32)
-    for j in tl.static_range(K):
-        dz = _d_convolution(x, tail, weight, dy, dy_row, s - j, T, channels, K, HAS_TAIL, at, wide, NORM)
-        total += dz * tl.load(weight + at * K + j).to(tl.float32)[None, :]
-        # Output s - j read position s with tap j.
+def _part_backward(x, tail, weight, dy, dy_row, d_new_tail, dx, d_tail, d_weight, first, T, channels: tl.constexpr,
+                   K: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr, STEPS: tl.constexpr, HAS_TAIL: tl.constexpr,
+                   HAS_GRAD_TAIL: tl.constexpr, at, wide, NORM: tl.constexpr):  # fmt: skip
+    """Gradients of BT * STEPS positions of cat(tail, x) from `first` on, and their part of the taps' gradients."""
+    tap = tl.arange(0, TAPS)[:, None]
+    d_taps = tl.zeros((TAPS, wide.shape[0]), tl.float32)
+    for step in range(STEPS):
+        s = first + step * BT + tl.arange(0, BT)
+        total = tl.zeros((BT, wide.shape[0]), tl.float32)
+        if HAS_GRAD_TAIL:
+            carried = ((s >= T) & (s < T + K - 1))[:, None]
+            from_tail = tl.load(d_new_tail + (s - T)[:, None] * channels + at[None, :], mask=carried, other=0.0)
+            total += from_tail.to(tl.float32)
         here = _inputs(x, tail, s, T, channels, K, HAS_TAIL, at)
-        tl.store(d_weight + at * K + j, tl.sum(dz * here, 0))
-    body = ((s >= K - 1) & (s < T + K - 1))[:, None]
-    tl.store(dx + (s - (K - 1))[:, None] * channels + at[None, :], narrow(total, dx.dtype.element_ty), mask=body)
-    head = (s < K - 1)[:, None]
-    tl.store(d_tail + s[:, None] * channels + at[None, :], narrow(total, d_tail.dtype.element_ty), mask=head)
+        for j in tl.static_range(K):
+            # Output s - j read position s with tap j.
+            dz = _d_convolution(x, tail, weight, dy, dy_row, s - j, T, channels, K, HAS_TAIL, at, wide, NORM)
+            total += dz * tl.load(weight + at * K + j).to(tl.float32)[None, :]
+            d_taps += tl.where(tap == j, tl.sum(dz * here, 0)[None, :], 0.0)
+        body = ((s >= K - 1) & (s < T + K - 1))[:, None]
+        tl.store(dx + (s - (K - 1))[:, None] * channels + at[None, :], narrow(total, dx.dtype.element_ty), mask=body)
+        head = (s < K - 1)[:, None]
+        tl.store(d_tail + s[:, None] * channels + at[None, :], narrow(total, d_tail.dtype.element_ty), mask=head)
+    tl.store(d_weight + at[None, :] * K + tap, d_taps, mask=tap < K)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -174,16 +182,18 @@ def prep_backward_kernel(
     R: tl.constexpr,
     D: tl.constexpr,
     K: tl.constexpr,
+    TAPS: tl.constexpr,
     BT: tl.constexpr,
+    STEPS: tl.constexpr,
     HAS_TAIL: tl.constexpr,
     HAS_GRAD_TAIL: tl.constexpr,
 ):
-    """One program per BT positions of cat(tail, x) and key head.
+    """One program per BT * STEPS positions of cat(tail, x) and key head; TAPS is K rounded up to a power of two.
 
     d_weight [batch * blocks, channels, K], d_a_log and d_dt_bias [batch * blocks, H * R] are the programs' parts.
     """
     channels: tl.constexpr = H * (2 + R) * D
-    blocks = tl.cdiv(T + K - 1, BT)
+    blocks = tl.cdiv(T + K - 1, BT * STEPS)
     block = tl.program_id(0) % blocks
     lane = (tl.program_id(0) // blocks).to(tl.int64)
     row, head = lane // H, lane % H
@@ -193,31 +203,37 @@ def prep_backward_kernel(
     d_tail += row * (K - 1) * channels
     d_new_tail += row * (K - 1) * channels
     d_weight += (row * blocks + block) * channels * K
-    s = block * BT + tl.arange(0, BT)
+    first = block * (BT * STEPS)
     wide = tl.arange(0, D)
     at = head * ((2 + R) * D) + wide
     key = (row * T * H + head) * D
-    _part_backward(x, tail, weight, dq + key, H * D, d_new_tail, dx, d_tail, d_weight, s, T, channels, K, HAS_TAIL,
-                   HAS_GRAD_TAIL, at, wide, True)  # fmt: skip
-    _part_backward(x, tail, weight, dk + key, H * D, d_new_tail, dx, d_tail, d_weight, s, T, channels, K, HAS_TAIL,
-                   HAS_GRAD_TAIL, at + D, wide, True)  # fmt: skip
+    _part_backward(x, tail, weight, dq + key, H * D, d_new_tail, dx, d_tail, d_weight, first, T, channels, K,
+                   TAPS, BT, STEPS, HAS_TAIL, HAS_GRAD_TAIL, at, wide, True)  # fmt: skip
+    _part_backward(x, tail, weight, dk + key, H * D, d_new_tail, dx, d_tail, d_weight, first, T, channels, K,
+                   TAPS, BT, STEPS, HAS_TAIL, HAS_GRAD_TAIL, at + D, wide, True)  # fmt: skip
     for r in range(R):
         value_head = head * R + r
         value = (row * T * H * R + value_head) * D
-        _part_backward(x, tail, weight, dv + value, H * R * D, d_new_tail, dx, d_tail, d_weight, s, T, channels, K,
-                       HAS_TAIL, HAS_GRAD_TAIL, at + (2 + r) * D, wide, False)  # fmt: skip
-        gates = row * T * H * R + s * (H * R) + value_head
-        step = tl.load(a + gates, mask=s < T, other=0.0).to(tl.float32) + tl.load(dt_bias + value_head).to(tl.float32)
+        _part_backward(x, tail, weight, dv + value, H * R * D, d_new_tail, dx, d_tail, d_weight, first, T, channels, K,
+                       TAPS, BT, STEPS, HAS_TAIL, HAS_GRAD_TAIL, at + (2 + r) * D, wide, False)  # fmt: skip
         rate = -tl.exp(tl.load(a_log + value_head).to(tl.float32))
-        d_decay = tl.load(dg + gates, mask=s < T, other=0.0).to(tl.float32)
-        d_step = d_decay * rate * tl.sigmoid(step)
-        strength = tl.sigmoid(tl.load(b + gates, mask=s < T, other=0.0).to(tl.float32))
-        d_strength = tl.load(dbeta + gates, mask=s < T, other=0.0).to(tl.float32)
-        tl.store(da + gates, narrow(d_step, da.dtype.element_ty), mask=s < T)
-        tl.store(db + gates, narrow(d_strength * strength * (1 - strength), db.dtype.element_ty), mask=s < T)
+        bias = tl.load(dt_bias + value_head).to(tl.float32)
+        d_rate, d_bias = 0.0, 0.0
+        for step in range(STEPS):
+            t = first + step * BT + tl.arange(0, BT)
+            gates = row * T * H * R + t * (H * R) + value_head
+            speed = tl.load(a + gates, mask=t < T, other=0.0).to(tl.float32) + bias
+            d_decay = tl.load(dg + gates, mask=t < T, other=0.0).to(tl.float32)
+            d_speed = d_decay * rate * tl.sigmoid(speed)
+            strength = tl.sigmoid(tl.load(b + gates, mask=t < T, other=0.0).to(tl.float32))
+            d_strength = tl.load(dbeta + gates, mask=t < T, other=0.0).to(tl.float32)
+            tl.store(da + gates, narrow(d_speed, da.dtype.element_ty), mask=t < T)
+            tl.store(db + gates, narrow(d_strength * strength * (1 - strength), db.dtype.element_ty), mask=t < T)
+            d_rate += tl.sum(d_decay * rate * _softplus(speed))
+            d_bias += tl.sum(d_speed)
         part = (row * blocks + block) * (H * R) + value_head
-        tl.store(d_a_log + part, tl.sum(d_decay * rate * _softplus(step)))
-        tl.store(d_dt_bias + part, tl.sum(d_step))
+        tl.store(d_a_log + part, d_rate)
+        tl.store(d_dt_bias + part, d_bias)
 
 
 def forward(
@@ -282,11 +298,11 @@ def backward(
     batch, time, channels = x.shape
     group, kernel = a.shape[2] // key_heads, weight.shape[1]
     width = channels // (key_heads * (2 + group))
-    blocks = triton.cdiv(time + kernel - 1, launch.block)
-    parts = {"dtype": torch.float32, "device": x.device}
+    steps = triton.cdiv(_TOKENS, launch.block)
+    blocks = triton.cdiv(time + kernel - 1, launch.block * steps)
     dx, da, db = (torch.empty_like(t) for t in (x, a, b))
-    d_weight = torch.empty((batch * blocks, channels, kernel), **parts)
-    d_a_log, d_dt_bias = (torch.empty((batch * blocks, a.shape[2]), **parts) for _ in range(2))
+    d_weight = x.new_empty((batch * blocks, channels, kernel), dtype=torch.float32)
+    d_a_log, d_dt_bias = (x.new_empty((batch * blocks, a.shape[2]), dtype=torch.float32) for _ in range(2))
     d_tail = x.new_empty((batch, kernel - 1, channels))
     prep_backward_kernel[(batch * key_heads * blocks,)](
         x,
@@ -310,7 +326,9 @@ def backward(
         R=group,
         D=width,
         K=kernel,
+        TAPS=triton.next_power_of_2(kernel),
         BT=launch.block,
+        STEPS=steps,
         HAS_TAIL=tail is not None,
         HAS_GRAD_TAIL=grad_tail is not None,
         num_warps=launch.warps,

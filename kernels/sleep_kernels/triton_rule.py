@@ -55,8 +55,9 @@ def forward(
         return chunked.forward(q, k, v, g, beta, initial_state, scale)
     from sleep_kernels import triton_gdr_forward
 
+    q, k, v, g, beta, initial_state = _contiguous(q, k, v, g, beta, initial_state)
     with torch.cuda.device_of(q):
-        return triton_gdr_forward.forward(*_contiguous(q, k, v, g, beta, initial_state), scale, plan)
+        return triton_gdr_forward.forward(q, k, v, g, beta, initial_state, scale, plan)
 
 
 def backward(
@@ -72,14 +73,15 @@ def backward(
     verified_only: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, g, beta and the initial state, from those of the outputs (None means zero)."""
-    tensors = (grad_o, grad_state, q, k, v, g, beta, initial_state)
     plan = choose(q, v, verified_only=verified_only)
     if plan is None:
-        return chunked.backward(*tensors, scale)
+        return chunked.backward(grad_o, grad_state, q, k, v, g, beta, initial_state, scale)
     from sleep_kernels import triton_gdr_backward
 
+    grad_o, grad_state = _contiguous(grad_o, grad_state)
+    q, k, v, g, beta, initial_state = _contiguous(q, k, v, g, beta, initial_state)
     with torch.cuda.device_of(q):
-        return triton_gdr_backward.backward(*_contiguous(*tensors), scale, plan)
+        return triton_gdr_backward.backward(grad_o, grad_state, q, k, v, g, beta, initial_state, scale, plan)
 
 
 def _contiguous(*tensors: Tensor | None) -> Any:

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels of the table for sm_90 without a GPU and prints what ptxas says, as JSON. Run as a script.
 
-    python tests/kernels/static_compile.py [--triton FOLDER] [--only d=128]
+    python tests/kernels/static_compile.py [--triton FOLDER] [--only bfloat16-128]
 
 --triton: a folder with another Triton, from `pip install --target FOLDER --no-deps triton==3.6.0`. A process of its own,
 because Triton must not be told to interpret, nor be imported twice in two versions.
@@ -108,14 +108,19 @@ def layer_kernels(plan: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[st
         "norm": (norm.norm_kernel, norms | {"y": x}, rows, plan.norm),
         "norm_backward": (norm.norm_backward_kernel, norms | norm_grads, rows, plan.norm),
         "prep": (prep.prep_kernel, inputs | outputs, tokens, plan.prep),
-        "prep_backward": (prep.prep_backward_kernel, inputs | grads, tokens | {"HAS_GRAD_TAIL": True}, plan.prep),
+        "prep_backward": (
+            prep.prep_backward_kernel,
+            inputs | grads,
+            tokens | {"TAPS": 4, "STEPS": 64 // plan.prep.block, "HAS_GRAD_TAIL": True},
+            plan.prep,
+        ),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--triton", metavar="FOLDER", help="another Triton to compile with")
-    parser.add_argument("--only", default="", help="compile entries whose name contains this, e.g. bfloat16-128")
+    parser.add_argument("--only", default="", help="compile kernels whose name contains this, e.g. bfloat16-128-sweep")
     arguments = parser.parse_args()
     if arguments.triton:
         sys.path.insert(0, arguments.triton)
@@ -127,11 +132,12 @@ def main() -> None:
     report: dict[str, Any] = {"triton": triton.__version__, "kernels": {}}
     for entry in verified.table():
         name = f"{entry['dtype']}-{entry['d']}"
-        if entry["triton"] != triton.__version__ or arguments.only not in name:
+        if entry["triton"] != triton.__version__:
             continue
         shape = (verified.parse(entry), entry["dtype"], entry["d"])
         for kernel, call in (rule_kernels(*shape) | layer_kernels(*shape)).items():
-            report["kernels"][f"{name}-{kernel}"] = compile_kernel(*call)
+            if arguments.only in f"{name}-{kernel}":
+                report["kernels"][f"{name}-{kernel}"] = compile_kernel(*call)
     json.dump(report, sys.stdout, indent=1)
 
 

@@ -70,7 +70,7 @@ CASES: dict[str, Callable[[], dict[str, Tensor]]] = {
     "one token": lambda: make_inputs(1),
     "63 tokens": lambda: make_inputs(63),
     "65 tokens": lambda: make_inputs(65),
-    "two sequences, two key heads of three": lambda: make_inputs(20, batch=2, key_heads=2, group=3),
+    "two sequences, two key heads of two": lambda: make_inputs(20, batch=2, key_heads=2, group=2),
     "64 identical keys, no decay": identical_keys,
     "cosines of .99": parallel_keys,
     "period of four keys": periodic_keys,
