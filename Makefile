@@ -28,6 +28,13 @@ $(ENGINES): pyproject.toml
 	@.venv-engines/bin/python $(PIP) --no-deps --no-build-isolation --editable . 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
 	@touch $@
 
+# An older Triton that GPU machines may have; the static test of the kernels uses it if it is there.
+.PHONY: triton-360
+triton-360: .venv-triton-360/triton
+.venv-triton-360/triton:
+	@echo "triton-360: Triton 3.6.0 in .venv-triton-360 (188 MB to load, 0.5 GB)"
+	@$(PYTHON) $(PIP) --no-deps --target .venv-triton-360 triton==3.6.0
+
 demo: $(VENV)
 	@docs/demo.sh
 
@@ -52,4 +59,4 @@ bench: $(VENV) $(ENGINES)
 	.venv/bin/python benchmarks/cpu.py
 
 clean:
-	rm -rf .venv .venv-engines .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-engines .venv-triton-360 .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

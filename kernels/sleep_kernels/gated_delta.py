@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sleep_kernels import chunked, reference
+from sleep_kernels import chunked, reference, triton_rule
 from sleep_kernels.common import computing_dtype
 from sleep_kernels.register import differentiable, once_differentiable, operator
 
-BACKENDS = ("auto", "chunked", "reference")
+BACKENDS = ("auto", "chunked", "reference", "triton")
 
 
 def gated_delta_rule(
@@ -31,8 +31,10 @@ def gated_delta_rule(
     g, beta: [batch, time, value_heads], log decay (<= 0) and write strength, in the dtype of q or float32.
     initial_state: [batch, value_heads, d_k, d_v], float32 (float64 for float64 inputs); None means zero.
     scale: of the outputs, d_k ** -0.5 by default.
-    backend: "chunked" (plain torch; its backward keeps only the inputs; no second derivative), "reference" (token by
-        token through autograd: slow, memory grows with time), or "auto", which is "chunked".
+    backend: "chunked" (plain torch; its backward keeps only the inputs; no second derivative), "triton" (the same in
+        fused GPU kernels; `chunked` where the table of verified.py has no launch), "reference" (token by token through
+        autograd: slow, memory grows with time), or "auto": on a GPU "triton" where such a GPU has verified it, else
+        "chunked". The logger "sleep_kernels" says once which and why.
 
     Returns o [batch, time, value_heads, d_v] in the dtype of v and the final state in that of the initial one. Both
     are differentiable in every input, so that a window's gradient reaches the windows before it. bf16 and fp16 are
@@ -43,6 +45,8 @@ def gated_delta_rule(
     _check(q, k, v, g, beta, initial_state)
     if scale is None:
         scale = q.shape[3] ** -0.5
+    if backend == "triton" or (backend == "auto" and q.is_cuda):
+        return _TRITON(q, k, v, g, beta, initial_state, scale, backend == "auto")
     if backend in ("auto", "chunked"):
         return _CHUNKED(q, k, v, g, beta, initial_state, scale)
     if backend == "reference":
@@ -83,38 +87,44 @@ def _refuse(name: str, tensor: Tensor, rule: str) -> None:
     raise ValueError(f"{name} has shape {list(tensor.shape)}; it {rule}")
 
 
-def _forward_fake(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Any, scale: float) -> Any:
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Any, *options: Any) -> Any:
     final = q.new_empty((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), dtype=computing_dtype(q))
     return v.new_empty(v.shape), final
 
 
 def _backward_fake(
-    grad_o: Any, grad_state: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Any, scale: float
+    grad_o: Any, grad_state: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Any, *options: Any
 ) -> Any:
     d_state = q.new_empty((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), dtype=computing_dtype(q))
     return (*(t.new_empty(t.shape) for t in (q, k, v, g, beta)), d_state)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.set_materialize_grads(False)
+def _register(name: str, forward: Any, backward: Any, options: str) -> Any:
+    """Define `name` and its backward, whose arguments after the six tensors are `options`; return the forward."""
+    inputs = f"Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor? initial_state, {options}"
+    run = operator(name, f"({inputs}) -> (Tensor o, Tensor final_state)", forward, _forward_fake)
+    run_backward = operator(
+        f"{name}_backward",
+        f"(Tensor? grad_o, Tensor? grad_state, {inputs}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        backward,
+        _backward_fake,
+    )
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.options = inputs[6:]
+        ctx.save_for_backward(*inputs[:6])
+        ctx.set_materialize_grads(False)
+
+    def derivative(ctx: Any, grad_o: Tensor | None, grad_state: Tensor | None) -> tuple[Tensor | None, ...]:
+        *grads, d_state = run_backward(grad_o, grad_state, *ctx.saved_tensors, *ctx.options)
+        return *grads, d_state if ctx.needs_input_grad[5] else None, *(None for _ in ctx.options)
+
+    differentiable(name, setup, derivative)
+    once_differentiable(f"{name}_backward")
+    return run
 
 
-def _backward(ctx: Any, grad_o: Tensor | None, grad_state: Tensor | None) -> tuple[Tensor | None, ...]:
-    *grads, d_state = _CHUNKED_BACKWARD(grad_o, grad_state, *ctx.saved_tensors, ctx.scale)
-    return *grads, d_state if ctx.needs_input_grad[5] else None, None
-
-
-_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor? initial_state, float scale"
-_CHUNKED = operator(
-    "gated_delta_rule_chunked", f"({_INPUTS}) -> (Tensor o, Tensor final_state)", chunked.forward, _forward_fake
+_CHUNKED = _register("gated_delta_rule_chunked", chunked.forward, chunked.backward, "float scale")
+_TRITON = _register(
+    "gated_delta_rule_triton", triton_rule.forward, triton_rule.backward, "float scale, bool verified_only"
 )
-_CHUNKED_BACKWARD = operator(
-    "gated_delta_rule_chunked_backward",
-    f"(Tensor? grad_o, Tensor? grad_state, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    chunked.backward,
-    _backward_fake,
-)
-differentiable("gated_delta_rule_chunked", _setup, _backward)
-once_differentiable("gated_delta_rule_chunked_backward")

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sleep_kernels import choice
 from sleep_kernels.common import computing_dtype, even_slices
 from sleep_kernels.register import differentiable, once_differentiable, operator
+from sleep_kernels.verified import Launch
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -15,6 +17,7 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tenso
 
     x, gate: [..., d_v], any floating dtypes. weight: [d_v]. Computed in float32 (float64 if x is float64), returned
     in the dtype of gate, as in transformers' Qwen3_5RMSNormGated. Backward keeps only the inputs; no second derivative.
+    One Triton kernel each way on a GPU that has verified it (see verified.py), else plain torch.
     Raises ValueError, naming the tensor, for a wrong shape or dtype.
     Source: the output norm of arXiv 2412.06464; RMSNorm is Zhang & Sennrich, arXiv 1910.07467.
     """
@@ -34,7 +37,20 @@ def _inverse_norm(x: Tensor, eps: float) -> Tensor:
     return torch.rsqrt_((x * x).mean(-1, keepdim=True).add_(eps))
 
 
+def _launch(x: Tensor, gate: Tensor) -> Launch | None:
+    if not gate.is_cuda or x.dtype == torch.float64:
+        return None
+    plan = choice.for_gpu("gated_rms_norm", gate.device, gate.dtype, x.shape[-1], x.shape[-1], verified_only=True)
+    return None if plan is None else plan.norm
+
+
 def _forward(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    launch = _launch(x, gate)
+    if launch:
+        from sleep_kernels import triton_norm
+
+        with torch.cuda.device_of(x):
+            return triton_norm.forward(x.contiguous(), gate.contiguous(), weight.contiguous(), eps, launch)
     dtype, width = computing_dtype(x), x.shape[-1]
     y = gate.new_empty(gate.shape)
     rows, gates, results = x.reshape(-1, width), gate.reshape(-1, width), y.view(-1, width)
@@ -47,6 +63,13 @@ def _forward(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _backward(grad_y: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    launch = _launch(x, gate)
+    if launch:
+        from sleep_kernels import triton_norm
+
+        x, gate, weight = x.contiguous(), gate.contiguous(), weight.contiguous()
+        with torch.cuda.device_of(x):
+            return triton_norm.backward(grad_y.contiguous(), x, gate, weight, eps, launch)
     dtype, width = computing_dtype(x), x.shape[-1]
     dx, d_gate = x.new_empty(x.shape), gate.new_empty(gate.shape)
     rows, gates, grads = x.reshape(-1, width), gate.reshape(-1, width), grad_y.reshape(-1, width)

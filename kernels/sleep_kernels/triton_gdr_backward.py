@@ -1,0 +1,341 @@
+"""The gated delta rule in Triton, backward: replay the states, sweep back their adjoints, then all the rest at once.
+
+Algebra and symbols as in chunked.py. Inputs alone were kept, so `invert`, `score` and `sweep` (REPLAY) of the forward run first:
+
+    reverse     one program per (sequence, value head, part of d_v) walks back over the chunks with dS in registers and
+                writes dv = dr, dS' after each chunk and dS of the initial state
+    remainder   one program per (chunk, key head, part of d_k), all at once: dq, dk, dg, dbeta. It goes over the value
+                heads of its key head one after the other, so their sum needs no atomic addition and has one order.
+                With D_q = (do e^T) * G and D_k = -(dr e^T) * G neither q k^T nor k k^T is needed again; their
+                transposes are products of their own, since no product is transposed here (see triton_common.py).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sleep_kernels.triton_common import CHUNK, decay_between, matmul, narrow
+from sleep_kernels.triton_gdr_forward import Chunks, prepare, replay
+from sleep_kernels.verified import Launch, Plan
+
+C = tl.constexpr(CHUNK)
+
+
+@triton.jit(do_not_specialize=["T"])
+def reverse_kernel(
+    q,
+    k,
+    grad_o,
+    inverse,
+    running,
+    strength,
+    scores,
+    grad_state,
+    dv,
+    d_states,
+    d_initial,
+    T,
+    scale,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BV: tl.constexpr,
+    HAS_GRAD_STATE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program per sequence, value head and BV columns of dS.
+
+    Writes dv, d_states [batch, value_heads, n, d_k, d_v] after each chunk in the dtype of k, and d_initial in float32.
+    """
+    DTYPE: tl.constexpr = k.dtype.element_ty
+    n = tl.cdiv(T, C)
+    lane = (tl.program_id(0) // (DV // BV)).to(tl.int64)
+    head = lane % HV
+    row = lane // HV * T
+    at_k = tl.arange(0, DK)
+    at_v = tl.program_id(0) % (DV // BV) * BV + tl.arange(0, BV)
+    at = tl.arange(0, C)
+    key = (row * H + head // (HV // H)) * DK
+    q += key
+    k += key
+    grad_o += (row * HV + head) * DV
+    dv += (row * HV + head) * DV
+    inverse += lane * n * C * C
+    scores += lane * n * C * C
+    running += lane * n * C
+    strength += lane * n * C
+    tile = at_k[:, None] * DV + at_v[None, :]
+    if HAS_GRAD_STATE:  # noqa: SIM108
+        d_state = tl.load(grad_state + lane * DK * DV + tile)
+    else:
+        d_state = tl.zeros((DK, BV), tl.float32)
+    for step in range(n):
+        i = n - 1 - step
+        t = i * C + at
+        valid = (t < T)[:, None]
+        queries = tl.load(q + t[:, None] * (H * DK) + at_k[None, :], mask=valid, other=0.0)
+        keys = tl.load(k + t[:, None] * (H * DK) + at_k[None, :], mask=valid, other=0.0)
+        do = tl.load(grad_o + t[:, None] * (HV * DV) + at_v[None, :], mask=valid, other=0.0)
+        square = i * C * C + at[:, None] * C + at[None, :]
+        a = tl.load(inverse + square)
+        p = tl.load(scores + square)
+        c = tl.load(running + t)
+        last = tl.load(running + i * C + C - 1)
+        beta = tl.load(strength + t)
+        held = narrow(d_state, DTYPE)
+        tl.store(d_states + (lane * n + i) * DK * DV + tile, held)
+        d_written = matmul(keys, held, PRECISION) * tl.exp2(last - c)[:, None]
+        d_written += matmul(tl.trans(p), do, PRECISION)
+        de = narrow(d_written * beta[:, None], DTYPE)
+        dr = matmul(tl.trans(a), de, PRECISION)
+        tl.store(dv + t[:, None] * (HV * DV) + at_v[None, :], narrow(dr, DTYPE), mask=valid)
+        into = tl.exp2(c)[:, None]
+        d_state = d_state * tl.exp2(last)
+        d_state += matmul(tl.trans(queries), narrow(do * (into * scale), DTYPE), PRECISION)
+        d_state += matmul(tl.trans(keys), narrow(dr * -into, DTYPE), PRECISION)
+    tl.store(d_initial + lane * DK * DV + tile, d_state)
+
+
+@triton.jit(do_not_specialize=["T"])
+def remainder_kernel(
+    q,
+    k,
+    grad_o,
+    dv,
+    running,
+    strength,
+    states,
+    residuals,
+    d_states,
+    dq,
+    dk,
+    dg,
+    dbeta,
+    T,
+    rows,
+    scale,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program per chunk, sequence, key head and BK columns of q and k; rows = batch * time.
+
+    dg and dbeta are [d_k / BK, batch, time, value_heads]: a part of d_k contributes a part of them.
+    """
+    DTYPE: tl.constexpr = k.dtype.element_ty
+    n = tl.cdiv(T, C)
+    pieces: tl.constexpr = DK // BK
+    group: tl.constexpr = HV // H
+    piece = tl.program_id(0) % pieces
+    chunk = tl.program_id(0) // pieces % n
+    key_lane = (tl.program_id(0) // (pieces * n)).to(tl.int64)
+    row = key_lane // H * T
+    at = tl.arange(0, C)
+    at_k = piece * BK + tl.arange(0, BK)
+    t = chunk * C + at
+    valid = t < T
+    # Large offsets are added to the pointers, so that those of a tile's elements fit into 32 bits.
+    first_key = (row * H + key_lane % H) * DK
+    key = t[:, None] * (H * DK) + at_k[None, :]
+    queries = tl.load(q + first_key + key, mask=valid[:, None], other=0.0)
+    keys = tl.load(k + first_key + key, mask=valid[:, None], other=0.0)
+    sum_q = tl.zeros((C, BK), tl.float32)
+    sum_k = tl.zeros((C, BK), tl.float32)
+    # What the compiler hoists out of this loop would be spilled in it.
+    for member in tl.range(0, group, disable_licm=True):
+        head = (key_lane % H) * group + member
+        lane = key_lane // H * HV + head
+        c = tl.load(running + lane * n * C + t)
+        last = tl.load(running + lane * n * C + chunk * C + C - 1)
+        beta = tl.load(strength + lane * n * C + t)
+        into = tl.exp2(c)[:, None]
+        first_value = (row * HV + head) * DV
+        first_tile = (lane * n + chunk) * DK * DV
+        first_e = (lane * n + chunk) * C * DV
+        # First what every part of d_k needs, D_q and D_k and their transposes; then what the states give. In one loop
+        # the accumulators of both would not fit into the registers.
+        read = tl.zeros((C, C), tl.float32)
+        read_t = tl.zeros((C, C), tl.float32)
+        erase = tl.zeros((C, C), tl.float32)
+        erase_t = tl.zeros((C, C), tl.float32)
+        for first in range(0, DV, BV):
+            at_v = first + tl.arange(0, BV)
+            value = t[:, None] * (HV * DV) + at_v[None, :]
+            do = tl.load(grad_o + first_value + value, mask=valid[:, None], other=0.0)
+            dr = tl.load(dv + first_value + value, mask=valid[:, None], other=0.0)
+            e = tl.load(residuals + first_e + at[:, None] * DV + at_v[None, :])
+            read += matmul(do, tl.trans(e), PRECISION)
+            read_t += matmul(e, tl.trans(do), PRECISION)
+            erase += matmul(dr, tl.trans(e), PRECISION)
+            erase_t += matmul(e, tl.trans(dr), PRECISION)
+        gate = decay_between(c[:, None], c[None, :], at[:, None] >= at[None, :])
+        gate_t = decay_between(c[None, :], c[:, None], at[:, None] <= at[None, :])
+        read = narrow(read * (gate * scale), DTYPE)
+        read_t = narrow(read_t * (gate_t * scale), DTYPE)
+        erase = narrow(tl.where(at[:, None] > at[None, :], -erase * gate, 0.0), DTYPE)
+        erase_t = narrow(tl.where(at[:, None] < at[None, :], -erase_t * gate_t, 0.0), DTYPE)
+        d_q = tl.zeros((C, BK), tl.float32)
+        d_x = tl.zeros((C, BK), tl.float32)
+        d_kappa = tl.zeros((C, BK), tl.float32)
+        held = 0.0
+        for first in range(0, DV, BV):
+            at_v = first + tl.arange(0, BV)
+            value = t[:, None] * (HV * DV) + at_v[None, :]
+            do = tl.load(grad_o + first_value + value, mask=valid[:, None], other=0.0)
+            dr = tl.load(dv + first_value + value, mask=valid[:, None], other=0.0)
+            e = tl.load(residuals + first_e + at[:, None] * DV + at_v[None, :])
+            tile = at_k[:, None] * DV + at_v[None, :]
+            state = tl.load(states + first_tile + tile)
+            d_state = tl.load(d_states + first_tile + tile)
+            d_q += matmul(do, tl.trans(state), PRECISION)
+            d_x += matmul(dr, tl.trans(state), PRECISION)
+            d_kappa += matmul(e, tl.trans(d_state), PRECISION)
+            held += tl.sum(state.to(tl.float32) * d_state.to(tl.float32))
+        # In dc what one token reads of another is added at the one and taken off at the other. The same rounded kappa,
+        # D_q and D_k stand on both sides, so that what is left in the sum over the chunk is not their rounding.
+        kappa = narrow(keys * beta[:, None], DTYPE)
+        d_q = d_q * (into * scale) + matmul(read, kappa, PRECISION)
+        d_c = tl.sum(d_q * queries.to(tl.float32), 1)
+        sum_q += d_q
+        d_x = d_x * -into + matmul(erase, kappa, PRECISION)
+        d_c += tl.sum(d_x * keys.to(tl.float32), 1)
+        sum_k += d_x
+        d_kappa = d_kappa * tl.exp2(last - c)[:, None]
+        # <S', dS'> = exp(c_C) <S, dS'> + <exp(c_C - c) kappa, e dS'^T>
+        held = held * tl.exp2(last) + tl.sum(d_kappa * kappa.to(tl.float32))
+        d_kappa += matmul(read_t, queries, PRECISION)
+        d_kappa += matmul(erase_t, keys, PRECISION)
+        d_c -= tl.sum(d_kappa * kappa.to(tl.float32), 1)
+        d_beta = tl.sum(d_kappa * keys.to(tl.float32), 1)
+        sum_k += d_kappa * beta[:, None]
+        # The adjoint of a running sum is the sum from here to the chunk's end.
+        d_g = tl.cumsum(d_c, 0, reverse=True) + held
+        gates = (piece * rows + row) * HV + head
+        tl.store(dg + gates + t * HV, narrow(d_g, dg.dtype.element_ty), mask=valid)
+        tl.store(dbeta + gates + t * HV, narrow(d_beta, dbeta.dtype.element_ty), mask=valid)
+    tl.store(dq + first_key + key, narrow(sum_q, dq.dtype.element_ty), mask=valid[:, None])
+    tl.store(dk + first_key + key, narrow(sum_k, dk.dtype.element_ty), mask=valid[:, None])
+
+
+def backward(
+    grad_o: Tensor | None,
+    grad_state: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    initial_state: Tensor | None,
+    scale: float,
+    plan: Plan,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, g, beta and the initial state, from those of the outputs (None means zero).
+
+    All tensors contiguous; the rest as in `sleep_kernels.gated_delta_rule`, already checked.
+    """
+    if grad_o is None:
+        grad_o = torch.zeros_like(v)
+    chunks = prepare(q, k, g, beta, scale, plan)
+    states, residuals = replay(k, v, chunks, initial_state, plan.replay, plan.precision)
+    dv, d_states, d_initial = _reverse(grad_o, grad_state, q, k, chunks, scale, plan.reverse, plan.precision)
+    dq, dk, dg, dbeta = _remainder(grad_o, dv, q, k, g, beta, chunks, states, residuals, d_states, scale, plan)
+    return dq, dk, dv, dg, dbeta, d_initial
+
+
+def _reverse(
+    grad_o: Tensor,
+    grad_state: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    chunks: Chunks,
+    scale: float,
+    launch: Launch,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dv, the adjoints of the states after each chunk, and that of the initial state."""
+    batch, time, value_heads, d_v = grad_o.shape
+    d_k, n, block = k.shape[3], chunks.inverse.shape[2], min(launch.block, d_v)
+    dv = torch.empty_like(grad_o)
+    d_states = k.new_empty((batch, value_heads, n, d_k, d_v))
+    d_initial = k.new_empty((batch, value_heads, d_k, d_v), dtype=torch.float32)
+    reverse_kernel[(batch * value_heads * (d_v // block),)](
+        q,
+        k,
+        grad_o,
+        *chunks,
+        chunks.running if grad_state is None else grad_state,
+        dv,
+        d_states,
+        d_initial,
+        time,
+        scale,
+        H=k.shape[2],
+        HV=value_heads,
+        DK=d_k,
+        DV=d_v,
+        BV=block,
+        HAS_GRAD_STATE=grad_state is not None,
+        PRECISION=precision,
+        num_warps=launch.warps,
+        num_stages=launch.stages,
+    )
+    return dv, d_states, d_initial
+
+
+def _remainder(
+    grad_o: Tensor,
+    dv: Tensor,
+    q: Tensor,
+    k: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    chunks: Chunks,
+    states: Tensor,
+    residuals: Tensor,
+    d_states: Tensor,
+    scale: float,
+    plan: Plan,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, g and beta."""
+    batch, time, key_heads, d_k = k.shape
+    value_heads, d_v = dv.shape[2:]
+    launch = plan.remainder if value_heads == key_heads else plan.remainder_grouped
+    width = min(launch.width, d_k)
+    pieces, n = d_k // width, chunks.inverse.shape[2]
+    dq, dk = torch.empty_like(q), torch.empty_like(k)
+    gates = [t.new_empty((pieces, *t.shape), dtype=t.dtype if pieces == 1 else torch.float32) for t in (g, beta)]
+    remainder_kernel[(batch * key_heads * n * pieces,)](
+        q,
+        k,
+        grad_o,
+        dv,
+        chunks.running,
+        chunks.strength,
+        states,
+        residuals,
+        d_states,
+        dq,
+        dk,
+        *gates,
+        time,
+        batch * time,
+        scale,
+        H=key_heads,
+        HV=value_heads,
+        DK=d_k,
+        DV=d_v,
+        BK=width,
+        BV=min(launch.block, d_v),
+        PRECISION=plan.precision,
+        num_warps=launch.warps,
+        num_stages=launch.stages,
+    )
+    if pieces == 1:
+        return dq, dk, gates[0][0], gates[1][0]
+    return dq, dk, gates[0].sum(0).to(g.dtype), gates[1].sum(0).to(beta.dtype)

@@ -1,0 +1,26 @@
+"""A process in which Triton interprets its kernels: it must be told so before it is imported, so never in this one."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pytest
+
+
+def _interpret() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    # Every torch.empty is filled with NaN, so that an element that no kernel wrote shows in the results.
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> Iterator[Callable[..., Any]]:
+    """`interpreted(fn, *args)` calls a function of a test file's top level where Triton interprets; returns its result."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_interpret) as pool:
+        yield lambda fn, *args: pool.submit(fn, *args).result()

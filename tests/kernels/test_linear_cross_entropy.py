@@ -1,0 +1,71 @@
+"""The fused last layer and loss against the two in a row."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sleep_kernels import linear_cross_entropy
+from torch import Tensor
+
+
+def make_inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    torch.manual_seed(0)
+    targets = torch.randint(0, 11, (3, 5))
+    targets[0, :2] = -100
+    return [
+        torch.randn(3, 5, 8, dtype=dtype).requires_grad_(),
+        torch.randn(11, 8, dtype=dtype).requires_grad_(),
+        targets,
+    ]
+
+
+def by_formula(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy((x @ weight.t()).flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+
+
+@pytest.mark.parametrize("room", [1 << 20, 200])
+def test_equals_the_two_in_a_row(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sleep_kernels.common._TEMPORARY_BYTES", {"cpu": room})
+    inputs = make_inputs()
+    expected, actual = by_formula(*inputs), linear_cross_entropy(*inputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.rand_like(expected)
+    for wanted, got in zip(*(torch.autograd.grad(y, inputs[:2], weights) for y in (expected, actual)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_bfloat16() -> None:
+    """Bound: 1.5 times the error of the plain way, whose logits are bfloat16 as ours are."""
+    inputs = make_inputs(torch.bfloat16)
+    exact = by_formula(*(t.detach().double() for t in inputs[:2]), inputs[2])
+    loss = linear_cross_entropy(*inputs)
+    plain = F.cross_entropy((inputs[0] @ inputs[1].t()).float().flatten(0, 1), inputs[2].flatten(), reduction="none")
+    assert loss.dtype == torch.float32
+    assert (loss - exact).norm() <= 1.5 * (plain.view(exact.shape) - exact).norm()
+
+
+def test_keeps_no_logits() -> None:
+    kept: list[int] = []
+    inputs = make_inputs()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        linear_cross_entropy(*inputs)
+    assert sum(kept) == sum(t.nbytes for t in inputs) + inputs[2].numel() * 8
+
+
+def test_registration() -> None:
+    torch.library.opcheck(torch.ops.sleep_kernels.linear_cross_entropy.default, (*make_inputs(), -100))
+
+
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (0, lambda t: t.long(), "x is torch.int64"),
+        (1, lambda t: t[:, :3], r"weight is torch.float64 \[11, 3\]"),
+        (1, lambda t: t.float(), "weight is torch.float32"),
+        (2, lambda t: t[:2], r"targets is torch.int64 \[2, 5\]"),
+    ],
+)
+def test_wrong_inputs_are_named(index: int, change: object, message: str) -> None:
+    inputs = make_inputs()
+    inputs[index] = change(inputs[index])  # type: ignore[operator]
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(*inputs)
