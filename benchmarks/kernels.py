@@ -19,9 +19,10 @@ from importlib import metadata
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from sleep_kernels import gated_delta_rule
 from sleep_kernels.self_test import Shape, make_inputs, self_test
-from torch import Tensor
 
 Rule = Callable[..., tuple[Tensor, Tensor]]
 # batch, time, key heads, value heads, d

@@ -125,6 +125,7 @@ def main() -> None:
     if arguments.triton:
         sys.path.insert(0, arguments.triton)
     import triton
+
     from sleep_kernels import verified
 
     triton.knobs.nvidia.dump_ptxas_log = True

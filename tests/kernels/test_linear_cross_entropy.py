@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from sleep_kernels import linear_cross_entropy
 from torch import Tensor
+
+from sleep_kernels import linear_cross_entropy
 
 
 def make_inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from sleep_kernels import choice, self_test, verified
 from sleep_kernels.self_test import Shape
 from sleep_kernels.self_test import self_test as run

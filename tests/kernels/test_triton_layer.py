@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from sleep_kernels import delta_inputs, gated_rms_norm, verified
 from torch import Tensor
+
+from sleep_kernels import delta_inputs, gated_rms_norm, verified
 
 Interpreted = Callable[..., Any]
 NAMES = ("q", "k", "v", "g", "beta", "new_tail", "x", "a", "b", "weight", "a_log", "dt_bias", "tail")

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from sleep_kernels import choice, gated_delta_rule, verified
 from torch import Tensor
+
+from sleep_kernels import choice, gated_delta_rule, verified
 
 Interpreted = Callable[..., Any]
 OPS = torch.ops.sleep_kernels

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sleep_kernels import verified
 
 SCRIPT = Path(__file__).with_name("static_compile.py")
