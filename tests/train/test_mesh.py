@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sleeptrain.config.errors import UserError
-from sleeptrain.engine.process import init_distributed
+from sleeptrain.engine.process import Place
 from sleeptrain.recipe import load_recipe
 from sleeptrain.train.setup import open_reader
 from tests.distributed import run
@@ -130,7 +130,7 @@ def test_a_world_that_does_not_fit_is_an_error_of_the_user(folder):
     data = f"data.sources=[{{path: {folder}/text}}]"
     job = load_recipe(recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", data]).value
     with pytest.raises(UserError, match="does not fill 1 process: start 2"):
-        open_reader(job, init_distributed())
+        open_reader(job, Place(0, 1, 0, torch.device("cpu")))
     for wrong, message in (("mesh.tensor=4", "kv_heads = 2"), ("optim.name=muon", "use optim.name=adamw")):
         with pytest.raises(UserError, match=message):
             load_recipe(recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", "optim.adam_lr=0.1", wrong, data])
