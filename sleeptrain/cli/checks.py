@@ -121,7 +121,8 @@ def check_gloo() -> Iterator[Result]:
     import torch.distributed as dist
 
     if dist.is_initialized():
-        raise RuntimeError("this process is in a process group already")
+        yield Result("gloo", "ok", f"this process is in a group of {dist.get_world_size()} already")
+        return
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=20))
     try:
         value = torch.ones(2)

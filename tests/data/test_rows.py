@@ -100,6 +100,8 @@ def test_in_a_process_group(data, tmp_path, monkeypatch):
     def work(rank):
         environment = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
         os.environ.update(environment)
+        if dist.is_initialized():  # inherited by the fork from tests that ran before
+            dist.destroy_process_group()
         dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=rank, world_size=2)
         alone = read(data) if rank else None
         found = read(data, rank=rank, world=2, steps=10)
