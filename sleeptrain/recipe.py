@@ -20,7 +20,7 @@ from sleeptrain import checkpoint
 from sleeptrain.config import Resolved, Rule, UserError, load
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.parallel.config import data_size, split, undivided, unstaged
+from sleeptrain.parallel.config import data_size, undivided, unstaged
 from sleeptrain.program import loop_range
 from sleeptrain.train.job import Job
 
@@ -110,19 +110,28 @@ def complete(resolved: Resolved[Recipe], manifest: Manifest) -> Resolved[Recipe]
 def check_processes(resolved: Resolved[Recipe], world: int) -> None:
     """Raise UserError where the batch or the mesh does not fit `world` processes."""
     train, mesh = resolved.value.train, resolved.value.mesh
+    errors, model = [], mesh.pipe * mesh.tensor
     try:
         data = data_size(mesh, world)
-    except ValueError as error:
-        wanted = max(1, mesh.data) * mesh.pipe * mesh.tensor
-        raise UserError(
-            f"{resolved.at('mesh.data')}: {world} processes were started; {str(error).rsplit(': ', 1)[1]} (torchrun "
-            f"--nproc_per_node {wanted} -m sleeptrain train ... starts as many; mesh.data=0 takes all there are)"
-        ) from None
-    try:
-        split(train.batch, train.micro, mesh, data)
-    except ValueError as error:
-        field = "train.micro" if train.batch % data == 0 and train.micro else "train.batch"
-        raise UserError(f"{resolved.at(field)}: {str(error).split(': ', 1)[1]}") from None
+    except ValueError:
+        data, wanted = max(1, world // model), max(1, mesh.data) * model
+        errors.append(
+            f"{resolved.at('mesh.data')}: {world} processes were started; start {wanted}, for instance with "
+            f"torchrun --nproc_per_node {wanted} -m sleeptrain train ..., or set mesh.data=0 to take all there are"
+        )
+    share = train.batch // data
+    if train.batch % data:
+        fitting = max(1, round(train.batch / data)) * data
+        errors.append(
+            f"{resolved.at('train.batch')}: does not divide over {data} processes; the nearest that does is {fitting}"
+        )
+    elif share % (train.micro or share):
+        errors.append(
+            f"{resolved.at('train.micro')}: does not divide the {share} rows of each of {data} processes "
+            f"({resolved.at('train.batch')}); choose a divisor of {share}"
+        )
+    if errors:
+        raise UserError(errors)
 
 
 def _misfits(resolved: Resolved[Recipe], manifest: Manifest) -> Iterator[str]:

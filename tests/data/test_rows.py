@@ -167,7 +167,7 @@ def test_programs_that_end_leave_nothing(folder, tmp_path):
         mine, other = ({(name, int(inode)) for name, inode in (word.split("=") for word in line)} for line in lines)
         assert min(len(mine), len(other & names())) >= 6 and not mine & other
         os.killpg(forever.pid, signal.SIGINT)
-        said = [process.communicate(timeout=60)[1] for process in processes]
+        said = [process.communicate(timeout=240)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
