@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make demo`: from nothing to two trained models, a report and some generated text, on two CPU cores in under ten minutes.
+# `make demo`: from nothing to two trained models, a report and some generated text, on two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
