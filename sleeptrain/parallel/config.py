@@ -22,10 +22,12 @@ class Mesh:
     """Stages that share the layers."""
     tensor: int = 1
     """Processes that share every layer."""
+    sequence: bool = False
+    """The tensor processes share the tokens between the layers too: less memory, the same traffic."""
     group: int = 0
     """Micro-batches that the stages pass around together, whose passes fill each other's waiting times; 0 chooses."""
     zero: int = 1
-    """ZeRO stage over the data axis: 1 divides the optimizer's state, 2 the gradients too."""
+    """ZeRO stage over the data axis: 1 divides the optimizer's state, 2 the gradients too, 3 the parameters as well."""
 
     def problems(self) -> list[Problem]:
         """What is wrong with the values, one by one."""
@@ -37,8 +39,12 @@ class Mesh:
                 found.append(Problem(name, "must be at least 1 process"))
         if self.group < 0 or 0 < self.group < self.pipe:
             found.append(Problem("group", f"must be 0, or at least as many micro-batches as stages: {self.pipe}"))
-        if self.zero not in (1, 2):
-            found.append(Problem("zero", "must be 1 or 2; 3 is not available in this version, and 0 is not offered"))
+        if self.zero not in (1, 2, 3):
+            found.append(
+                Problem(
+                    "zero", "must be 1, 2 or 3; 0 is not offered: it drifts in bf16 and lets a NaN into the weights"
+                )
+            )
         return found
 
 
