@@ -7,8 +7,11 @@ import pytest
 from tests.distributed import run
 from tests.train.jobs import recipe_file, rule110_data, text_data, trained
 
+# AdamW divides a gradient by its own size plus `eps`: with 1e-8, entries that are nothing but rounding (here those of keys
+# that sliding eviction has hardly used) move a full step either way. One process that only cuts its rows into other
+# micro-batches then differs from itself by 2e-5 in the state's norm after 12 steps; with 1e-6 by 1e-6.
 STEPS = [
-    "train.steps=12", "train.batch=12", "checkpoint.every=0", "model.layers=AGGGGAGG", "optim.clip=0.3", "optim.lr=0.003",
+    "optim.eps=1e-6", "train.steps=12", "train.batch=12", "checkpoint.every=0", "model.layers=AGGGGAGG", "optim.clip=0.3", "optim.lr=0.003",
     "sleep.passes=3", "sleep.window=16", "sleep.loop.trigger=every",
 ]  # fmt: skip
 RUNS = {
@@ -57,10 +60,6 @@ def alone(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="sliding with a looped range drifts to 1.2e-5 in gradient and 1.6e-5 in state norm by step 7; 1e-5 is wanted",
-    strict=False,
-)
 @pytest.mark.parametrize("world", MESHES)
 def test_stages_follow_one_process(folder, alone, world):
     ranks = run(all_of_them, world, folder, MESHES[world], timeout=900)
