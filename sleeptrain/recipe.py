@@ -72,8 +72,8 @@ RULES: tuple[Rule[Recipe], ...] = (
     ),
     Rule(
         "pipe-layers", ("mesh.pipe", "model.layers"),
-        lambda r: unstaged(r.model, r.sleep, r.mesh) is not None,
-        lambda r: str(unstaged(r.model, r.sleep, r.mesh)),
+        lambda r: unstaged(r.model, r.mesh) is not None,
+        lambda r: str(unstaged(r.model, r.mesh)),
         "choose another number of stages",
     ),
     Rule(

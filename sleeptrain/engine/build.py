@@ -135,6 +135,8 @@ class Engine:
         keeps = self.place.rank == 0 if self._parts is None else self._parts.collects
         found = {}
         for name, parameter in self.module.named_parameters():
+            if name == optimizers.STAND_IN:
+                continue
             whole = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter.detach().float()
             whole = whole if self._parts is None else self._parts.whole(name, whole)
             if keeps:
@@ -169,6 +171,8 @@ def build(
             "optim.name muon needs mesh.tensor 1: tensor parallelism cuts matrices, and Muon needs whole ones"
         )
     place = init_distributed()
+    if mpu is not None:
+        optimizers.fill_groups(model, place.device)
     configuration = merged(
         settings(model, clip=optim.clip, precision=precision, zero=zero, micro=micro_rows, accumulation=accumulation),
         overrides or {},

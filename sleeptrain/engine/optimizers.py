@@ -27,6 +27,20 @@ def kind(name: str, parameter: torch.Tensor) -> Kind:
     return "other"
 
 
+STAND_IN = "stand_in"
+"""The name of a parameter that means nothing."""
+
+
+def fill_groups(model: nn.Module, device: torch.device) -> None:
+    """Give a stage of a pipeline that has no parameter of the kind `other` one that means nothing.
+
+    DeepSpeed (0.19.8) sums the norm of the gradients over stages group by group: a stage that has fewer groups than the
+    others (attention alone, between the first and the last) would leave them waiting for ever.
+    """
+    if not any(kind(name, parameter) == "other" for name, parameter in model.named_parameters()):
+        model.register_parameter(STAND_IN, nn.Parameter(torch.zeros(1, 1, device=device)))
+
+
 def groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     """Parameter groups of what is trainable, in the model's order; each holds its full rate as `peak`, and its `names`."""
     found: dict[Kind, list[tuple[str, nn.Parameter]]] = {"matrix": [], "other": [], "plain": []}

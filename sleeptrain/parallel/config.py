@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from math import gcd
 
 from sleeptrain.config.errors import Problem
@@ -125,15 +124,11 @@ def _either(sizes: list[int]) -> str:
     return " or ".join(map(str, sorted(sizes)))
 
 
-def unstaged(model: Model, sleep: Sleep, mesh: Mesh) -> str | None:
+def unstaged(model: Model, mesh: Mesh) -> str | None:
     """Why a model cannot be cut into `mesh.pipe` stages; None if it can."""
     depth = len(model.pattern)
     if mesh.pipe > depth:
         return f"the stack has {depth} blocks; mesh.pipe can be 1 to {depth} for this model"
-    bounds = [0, *cuts(model, sleep, mesh.pipe), depth]
-    inner = [model.pattern[a:b] for a, b in pairwise(bounds)][1:-1]
-    if any("G" not in part for part in inner):
-        return "a stage between the first and the last would hold attention alone; mesh.pipe = 2 works for this model"
     return None
 
 

@@ -35,7 +35,7 @@ POLICIES = {
 def new_model(job: Job, axes: Axes, horizon: int, device: torch.device) -> tuple[LanguageModel, AddUp | None]:
     """This process's share of the model with its initial values, what completes the gradients of what several processes
     share. No process ever holds more than its share. UserError where the model cannot be shared."""
-    if reason := unstaged(job.model, job.sleep, job.mesh):
+    if reason := unstaged(job.model, job.mesh):
         raise UserError(f"mesh.pipe = {job.mesh.pipe}: {reason}")
     add_up: AddUp | None = None
     with torch.device("meta"):

@@ -1,0 +1,265 @@
+"""The parity grid: every layout, recompute policy and optimizer against one process on plain autograd, step by step.
+
+`python -m tests.train.parity FILE` runs it and writes the table.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from sleep_data import shards
+from sleep_data.task import IGNORED, NO_GROUP, Arrays, Vocabulary, Window, generator, in_blocks
+from sleeptrain.engine.optimizers import STAND_IN
+from sleeptrain.train.share import by_autograd
+from tests.distributed import run
+from tests.train.jobs import recipe_file, trained
+
+BOUND = 1e-5
+"""Largest relative difference of a loss, a gradient norm, or a tensor of step one's gradients."""
+LENGTH = 16
+
+# AdamW divides a gradient by its own size plus `eps`. With 1e-8, entries that are nothing but rounding move a full step
+# either way, and one process that cuts its rows into other micro-batches differs from itself by 1e-5.
+COMMON = [
+    "train.steps=12", "train.batch=8", "checkpoint.every=0", "optim.clip=0.3", "optim.lr=0.001", "optim.eps=1e-6",
+    "sleep.window=16", "sleep.passes=3", "model.layers=GAGA", "model.width=32", "model.mlp.hidden=48",
+    "model.attention.heads=8", "model.attention.kv_heads=4", "model.attention.head_dim=8",
+    "model.deltanet.key_heads=4", "model.deltanet.value_heads=8", "model.deltanet.head_dim=8",
+]  # fmt: skip
+HARD, SLIDING = "sleep.evict.mode=hard", "sleep.evict.mode=sliding"
+CONTEXT, EVERY = "sleep.loop.trigger=context", "sleep.loop.trigger=every"
+RANGE, TIED, UNTIED = "sleep.loop.layers=[1, 3]", "model.tie=true", "model.tie=false"
+MUON = ["optim.name=muon", "optim.lr=0.0005", "optim.adam_lr=0.001", "optim.ns_dtype=float32"]
+PROGRAMS = {
+    "context, hard, tied": [CONTEXT, HARD, TIED],
+    "context, sliding, range, untied": [CONTEXT, SLIDING, RANGE, UNTIED],
+    "every, hard, range, tied": [EVERY, HARD, RANGE, TIED],
+    "every, sliding, untied": [EVERY, SLIDING, UNTIED],
+    "every, hard, tied, Muon": [EVERY, HARD, TIED, *MUON],
+}
+AUTOGRAD = "plain autograd"
+POLICIES = {f"tape, retain {policy}": [f"train.retain={policy}"] for policy in ("none", "block", "pass", "window")}
+LAYOUTS: dict[int, dict[str, list[str]]] = {
+    1: {
+        AUTOGRAD: [],
+        **POLICIES,
+        "tape, retain window, offload": ["train.retain=window", "train.offload=true"],
+        "tape, micro-batches of 2": ["train.micro=2", "train.retain=pass"],
+    },
+    2: {
+        "data=2, ZeRO 1": ["mesh.data=2", "mesh.zero=1", "train.retain=pass"],
+        "data=2, ZeRO 2": ["mesh.data=2", "mesh.zero=2", "train.retain=window", "train.micro=2"],
+        "tensor=2": ["mesh.tensor=2", "train.retain=pass"],
+        "pipe=2": ["mesh.pipe=2", "train.retain=window"],
+    },
+    4: {
+        "tensor=4": ["mesh.tensor=4", "train.retain=window"],
+        "pipe=4": ["mesh.pipe=4", "train.retain=pass"],
+        "pipe=2, tensor=2": ["mesh.pipe=2", "mesh.tensor=2", "train.retain=window"],
+        "data=2, pipe=2": ["mesh.data=2", "mesh.pipe=2", "train.retain=block"],
+        "data=2, tensor=2, ZeRO 2": ["mesh.data=2", "mesh.tensor=2", "mesh.zero=2"],
+    },
+}
+"""By number of processes."""
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Random tokens, low ones more often, in three windows. `asked`: the last window alone is scored, else all are; in any case in as many
+    places as the draw says, another number in every row."""
+
+    asked: bool
+
+    name = "recall"
+    version = 1
+    label = None
+
+    def labels(self) -> dict[str, str]:
+        return {}
+
+    def parameters(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def inputs(self) -> None:
+        return None
+
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary("symbols", tuple(map(str, range(41))), 41, pad=40)
+
+    def windows(self) -> tuple[Window, ...]:
+        return tuple(Window(w * LENGTH, (w + 1) * LENGTH, w == 2 or not self.asked) for w in range(3))
+
+    def blocks(self, split: str, samples: int | None, seed: int) -> Iterator[Arrays]:
+        return in_blocks(self.generate, split, samples, seed)
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        return {}
+
+    def generate(self, split: str, start: int, stop: int, seed: int) -> Arrays:
+        """Samples [start, stop) of a split."""
+        random, rows = generator(self.name, seed, split, start), stop - start
+        tokens = (40 * random.random((rows, 3 * LENGTH)) ** 3).astype(np.int32)
+        scored = random.random(tokens.shape) < random.random((rows, 1))
+        if self.asked:
+            scored[:, : 2 * LENGTH] = False
+        nothing = np.full_like(tokens, NO_GROUP)
+        targets = np.where(scored, np.roll(tokens, LENGTH + 1, 1), IGNORED).astype(np.int32)
+        return {"tokens": tokens, "targets": targets, "groups": nothing, "id": np.arange(start, stop, dtype=np.int64)}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a training of twelve steps showed."""
+
+    losses: list[float]
+    norms: list[float]
+    targets: list[int]
+    gradients: Mapping[str, torch.Tensor]
+    """Of the first step, whole, before they were clipped."""
+    weights: Mapping[str, torch.Tensor]
+    """After the last step."""
+
+
+Grid = dict[tuple[str, str], Ran]
+"""By program and layout."""
+
+
+def runs(layout: str, program: str) -> bool:
+    """Muon needs whole matrices."""
+    return "Muon" not in program or not ("tensor" in layout or "ZeRO 3" in layout)
+
+
+def grid(folder: Path) -> Grid:
+    """All of it: one launch for every number of processes."""
+    for asked in (True, False):
+        shards.build(Recall(asked), folder / f"asked-{asked}", {"train": 256}, 0)
+    recipe_file(folder)
+    found: Grid = {}
+    for world, layouts in LAYOUTS.items():
+        found |= run(_trainings, world, str(folder), layouts, timeout=1800)[0]
+    return found
+
+
+def _trainings(folder: str, layouts: Mapping[str, list[str]]) -> Grid:
+    """Every program on every layout of these processes; what is found is returned by rank 0."""
+    where, found = Path(folder), Grid()
+    # Layouts outside: DeepSpeed keeps the groups of the first engine that had any, and then wants them of every engine.
+    for layout, spread in layouts.items():
+        for program, options in PROGRAMS.items():
+            if not runs(layout, program):
+                continue
+            first: dict[str, torch.Tensor] = {}
+
+            def prepare(setup: Any, first: dict[str, torch.Tensor] = first, layout: str = layout) -> None:
+                _watch(setup, first)
+                if layout == AUTOGRAD:
+                    object.__setattr__(setup, "forward", by_autograd(setup.job))
+
+            name, data = f"{program} {layout}".replace(", ", "-"), where / f"asked-{CONTEXT in options}"
+            rows, weights = trained(where, name, data, [*COMMON, *options, *spread], prepare)
+            if dist.get_rank() == 0:
+                losses, norms, targets = ([row[key] for row in rows] for key in ("loss", "grad_norm", "targets"))
+                found[program, layout] = Ran(losses, norms, targets, first, weights)
+    return found
+
+
+def _watch(setup: Any, found: dict[str, torch.Tensor]) -> None:
+    """Take the whole gradients before the first step, whatever they are divided into."""
+    engine, step, seen = setup.engine, setup.engine.step, list[int]()
+
+    def watched(*args: Any) -> Any:
+        if not seen:
+            found.update(_gradients(engine) or {})
+            seen.append(1)
+        return step(*args)
+
+    object.__setattr__(engine, "step", watched)
+
+
+def _gradients(engine: Any) -> dict[str, torch.Tensor] | None:
+    from deepspeed.utils import safe_get_full_grad
+
+    parts, found = engine._parts, {}
+    for name, parameter in engine.module.named_parameters():
+        if name != STAND_IN:
+            whole = safe_get_full_grad(parameter).float()
+            found[name] = (whole if parts is None else parts.whole(name, whole)).clone()
+    return found if parts is None else parts.gather(found)
+
+
+def difference(one: list[float], other: list[float]) -> float:
+    """The largest relative difference, step by step."""
+    assert len(one) == len(other) == 12
+    return max(abs(a - b) / abs(b) for a, b in zip(one, other, strict=True))
+
+
+def furthest(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> tuple[float, str]:
+    """The tensor that is farthest from its likeness, by the norm of the difference over the norm, and its name."""
+    assert one.keys() == other.keys()
+    return max((((one[n] - g).norm() / g.norm()).item(), n) for n, g in other.items())
+
+
+def same_bits(one: Ran, other: Ran) -> bool:
+    """Whether two trainings agree in every bit of losses, norms, gradients and final weights."""
+    numbers = one.losses == other.losses and one.norms == other.norms
+    pairs = [(one.gradients, other.gradients), (one.weights, other.weights)]
+    return numbers and all(torch.equal(a[n], b[n]) for a, b in pairs for n in b)
+
+
+def table(found: Grid) -> str:
+    """The page."""
+    versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "deepspeed", "megatron-core"))
+    lines = [
+        "# Parity",
+        "",
+        "What is learned does not depend on how the work is spread. Twelve steps of a stack `GAGA` (width 32, 4 key heads with 8",
+        "value heads, N = 3, three windows of 16 tokens, gradients clipped in every step, another number of targets in every row) in",
+        "fp32 on one process through plain autograd, against the tape and every layout. Each cell: the largest relative difference of",
+        "a step's loss / of a step's gradient norm / of a tensor of step one's gradients, un-sharded (norm of the difference over the",
+        f"norm). The bound is {BOUND:.0e}, held by a test. *Same bits*: losses, norms, gradients and final weights equal those of the row",
+        "`tape, retain none` in every bit. A range: blocks 1 and 2 are looped, block 0 is prelude and block 3 coda.",
+        "",
+        f"Made by `python -m tests.train.parity docs/parity.md` on {platform.system()} {platform.machine()} CPUs with gloo; {versions}.",
+        "No GPU run.",
+        "",
+        "| layout | " + " | ".join(PROGRAMS) + " |",
+        "|---" * (len(PROGRAMS) + 1) + "|",
+    ]
+    for layouts in LAYOUTS.values():
+        for layout in layouts:
+            if layout != AUTOGRAD:
+                lines.append(
+                    f"| {layout} | " + " | ".join(_cell(found, program, layout) for program in PROGRAMS) + " |"
+                )
+    lines += [
+        "",
+        "Muon needs whole matrices and is refused where they are cut: with tensor parallelism, and with ZeRO 3.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: Grid, program: str, layout: str) -> str:
+    if not runs(layout, program):
+        return "refused"
+    ran, reference = found[program, layout], found[program, AUTOGRAD]
+    loss, norm = difference(ran.losses, reference.losses), difference(ran.norms, reference.norms)
+    gradients, _ = furthest(ran.gradients, reference.gradients)
+    bits = layout in POLICIES and same_bits(ran, found[program, "tape, retain none"])
+    return f"{loss:.0e} / {norm:.0e} / {gradients:.0e}" + (", same bits" if bits else "")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as made:
+        page = table(grid(Path(made)))
+    Path(sys.argv[1]).write_text(page)

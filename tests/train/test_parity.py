@@ -1,0 +1,43 @@
+"""The parity grid holds its bound, and the committed table has its rows and columns."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.train import parity
+
+PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
+CELLS = [
+    (program, layout)
+    for layouts in parity.LAYOUTS.values()
+    for layout in layouts
+    for program in parity.PROGRAMS
+    if layout != parity.AUTOGRAD and parity.runs(layout, program)
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return parity.grid(tmp_path_factory.mktemp("parity"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program, layout", CELLS)
+def test_a_layout_follows_plain_autograd(found, program, layout):
+    ran, reference = found[program, layout], found[program, parity.AUTOGRAD]
+    assert ran.targets == reference.targets
+    assert parity.difference(ran.losses, reference.losses) < parity.BOUND
+    assert parity.difference(ran.norms, reference.norms) < parity.BOUND
+    apart, name = parity.furthest(ran.gradients, reference.gradients)
+    assert apart < parity.BOUND, name
+    assert min(reference.norms) > 0.3, "nothing was clipped"
+    assert len(set(reference.losses)) == 12, "nothing was learned"
+    if layout.startswith("tape, retain"):
+        assert parity.same_bits(ran, found[program, "tape, retain none"])
+
+
+def test_the_page_has_these_rows_and_columns():
+    rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    assert [cell.strip("| ") for cell in rows[0][1:]] == list(parity.PROGRAMS)
+    layouts = [layout for spread in parity.LAYOUTS.values() for layout in spread if layout != parity.AUTOGRAD]
+    assert [row[0].strip("| ") for row in rows[1:]] == layouts
