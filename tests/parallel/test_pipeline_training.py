@@ -15,7 +15,6 @@ STEPS = [
     "sleep.passes=3", "sleep.window=16", "sleep.loop.trigger=every",
 ]  # fmt: skip
 RUNS = {
-    "every": ["train.retain=pass"],
     "sliding, range": ["sleep.evict.mode=sliding", "sleep.loop.layers=[2, 6]", "model.tie=false", "train.retain=window"],
     "context": ["sleep.loop.trigger=context", "train.retain=block", "data=rule110"],
     "context, range, untied": [
@@ -29,7 +28,6 @@ MESHES = {
     4: {
         "4": (["mesh.pipe=4", "mesh.group=4"], RUNS),
         "4 in sixes": (["mesh.pipe=4", "mesh.group=6"], SOME),
-        "2 x 2": (["mesh.pipe=2", "mesh.data=2", "mesh.zero=2"], ("every", "context, range, untied")),
     },
 }
 

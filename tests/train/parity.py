@@ -32,7 +32,7 @@ LENGTH = 16
 # AdamW divides a gradient by its own size plus `eps`. With 1e-8, entries that are nothing but rounding move a full step
 # either way, and one process that cuts its rows into other micro-batches differs from itself by 1e-5.
 COMMON = [
-    "train.steps=12", "train.batch=8", "checkpoint.every=0", "optim.clip=0.3", "optim.lr=0.001", "optim.eps=1e-6",
+    "train.steps=12", "train.batch=8", "checkpoint.every=0", "optim.clip=0.3", "optim.lr=0.0005", "optim.eps=1e-6", "model.init_std=0.01",
     "sleep.window=16", "sleep.passes=3", "model.layers=GAGA", "model.width=32", "model.mlp.hidden=48",
     "model.attention.heads=8", "model.attention.kv_heads=4", "model.attention.head_dim=8",
     "model.deltanet.key_heads=4", "model.deltanet.value_heads=8", "model.deltanet.head_dim=8",
@@ -40,7 +40,7 @@ COMMON = [
 HARD, SLIDING = "sleep.evict.mode=hard", "sleep.evict.mode=sliding"
 CONTEXT, EVERY = "sleep.loop.trigger=context", "sleep.loop.trigger=every"
 RANGE, TIED, UNTIED = "sleep.loop.layers=[1, 3]", "model.tie=true", "model.tie=false"
-MUON = ["optim.name=muon", "optim.lr=0.0005", "optim.adam_lr=0.001", "optim.ns_dtype=float32"]
+MUON = ["optim.name=muon", "optim.lr=0.00025", "optim.adam_lr=0.0005", "optim.ns_dtype=float32"]
 PROGRAMS = {
     "context, hard, tied": [CONTEXT, HARD, TIED],
     "context, sliding, range, untied": [CONTEXT, SLIDING, RANGE, UNTIED],
@@ -68,6 +68,13 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "pipe=4": ["mesh.pipe=4", "train.retain=pass"],
         "pipe=2, tensor=2": ["mesh.pipe=2", "mesh.tensor=2", "train.retain=window"],
         "data=2, pipe=2": ["mesh.data=2", "mesh.pipe=2", "train.retain=block"],
+        "data=2, pipe=2, ZeRO 2, groups of 2": [
+            "mesh.data=2",
+            "mesh.pipe=2",
+            "mesh.zero=2",
+            "train.micro=1",
+            "mesh.group=2",
+        ],
         "data=2, tensor=2, ZeRO 2": ["mesh.data=2", "mesh.tensor=2", "mesh.zero=2"],
     },
 }
