@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from sleeptrain.model.config import DeltaNet
 from sleeptrain.parallel.tape import Tape
 from sleeptrain.parallel.units import Rows
 from sleeptrain.program import Evict, Loop, Sleep, compile
 from tests.model import toy
 from tests.model.test_sleep import CASES
+from tests.parallel import bf16
 
 POLICIES = ["none", "block", "pass", "window"]
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -117,21 +117,12 @@ def test_what_is_kept_is_what_the_policy_says():
     assert kept["none"]["body"] > 10 * kept["block"]["h"]
 
 
-def bf16_error(windows, policy):
-    """Relative error, against float64, of gradients in bf16 of matrices that are used once a window; their mean."""
-    sleep, layout = Sleep(window=16), toy.windows(16, windows)
-    sizes = {"width": 64, "deltanet": DeltaNet(key_heads=2, value_heads=2, head_dim=16), "init_std": 0.02}
-    model, (tokens, targets) = toy.model("G", dtype=torch.bfloat16, **sizes), toy.batch(layout, rows=8)
-    _, exact = plain(copy.deepcopy(model).double(), sleep, layout, 1, tokens, targets)
-    if policy is None:
-        ours = plain(model, sleep, layout, 1, tokens, targets)[1]
-    else:
-        ours = taped(model, sleep, layout, 1, tokens, targets, policy)[1]
-    names = [f"layers.0.{n}.weight" for n in ("mixer.v", "mixer.o", "mlp.gate", "mlp.up", "mlp.down")]
-    return sum(((ours[n].double() - exact[n]).norm() / exact[n].norm()).item() for n in names) / len(names)
-
-
 def test_sixty_four_uses_of_a_bf16_weight_are_summed_as_well_as_one():
-    once, tape, autograd = bf16_error(1, "pass"), bf16_error(64, "pass"), bf16_error(64, None)
-    print(f"error of dW in bf16: one use {once:.2%}, 64 uses on the tape {tape:.2%}, by autograd {autograd:.2%}")
-    assert tape <= once < autograd
+    once, tape, autograd = bf16.compared(1, 1, "pass"), bf16.compared(64, 1, "pass"), bf16.compared(64, 1, None)
+    assert tape.error <= once.error < autograd.error
+    assert tape.cosine >= once.cosine > autograd.cosine
+
+
+def test_with_four_passes_over_each_of_sixteen_windows_the_tape_is_nearer_than_autograd():
+    tape, autograd = bf16.compared(16, 4, "window"), bf16.compared(16, 4, None)
+    assert tape.error < autograd.error and tape.cosine > autograd.cosine

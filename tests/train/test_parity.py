@@ -37,7 +37,8 @@ def test_a_layout_follows_plain_autograd(found, program, layout):
 
 
 def test_the_page_has_these_rows_and_columns():
-    rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    grid, _ = PAGE.read_text().split("## Short types")
+    rows = [line.split(" | ") for line in grid.splitlines() if line.startswith("| ")]
     assert [cell.strip("| ") for cell in rows[0][1:]] == list(parity.PROGRAMS)
     layouts = [layout for spread in parity.LAYOUTS.values() for layout in spread if layout != parity.AUTOGRAD]
     assert [row[0].strip("| ") for row in rows[1:]] == layouts
