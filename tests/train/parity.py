@@ -23,6 +23,7 @@ from sleep_data.task import IGNORED, NO_GROUP, Arrays, Vocabulary, Window, gener
 from sleeptrain.engine.optimizers import STAND_IN
 from sleeptrain.train.share import by_autograd
 from tests.distributed import run
+from tests.parallel import bf16
 from tests.train.jobs import recipe_file, trained
 
 BOUND = 1e-5
@@ -255,6 +256,12 @@ def table(found: Grid) -> str:
     lines += [
         "",
         "Muon needs whole matrices and is refused where they are cut: with tensor parallelism, and with ZeRO 3.",
+        "",
+        "## Short types",
+        "",
+        SHORT,
+        "",
+        bf16.table(),
     ]
     return "\n".join(lines) + "\n"
 
