@@ -42,7 +42,7 @@ test: $(VENV) $(ENGINES)
 	.venv/bin/python -m pytest
 	.venv-engines/bin/python -m pytest -m 'engines and not slow'
 
-test-slow: $(VENV)
+test-slow: $(VENV) .venv-triton-360/triton
 	.venv/bin/python -m pytest -m 'slow and not engines'
 
 lint: $(VENV)
