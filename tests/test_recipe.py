@@ -31,10 +31,16 @@ def test_a_batch_that_divides_is_fine(world: int) -> None:
         (
             ["mesh.data=2", "train.batch=8"],
             3,
-            [
-                "mesh.data = 2 (command line): 3 processes were started; start 2, for instance with torchrun --nproc_per_node 2 -m sleeptrain train ..., or set mesh.data=0 to take all there are",
-                "train.batch = 8 (command line): does not divide over 3 processes; the nearest that does is 9",
-            ],
+            ["mesh.data = 2 (command line): 3 processes were started; start 2, for instance with torchrun --nproc_per_node 2 -m sleeptrain train ..., or set mesh.data=0 to take all there are"],
+        ),
+        (["mesh.tensor=2"], 3, ["mesh.data = 0 (default) with mesh.tensor = 2 (command line): 3 processes were started; start 2 or 4, for instance with torchrun --nproc_per_node 2 -m sleeptrain train ..."]),
+        (["mesh.tensor=2", "mesh.pipe=2"], 1, ["mesh.data = 0 (default) with mesh.pipe = 2 (command line) with mesh.tensor = 2 (command line): 1 processes were started; start 4, for instance with torchrun --nproc_per_node 4 -m sleeptrain train ..."]),
+        (["mesh.data=2", "mesh.pipe=2"], 3, ["mesh.data = 2 (command line) with mesh.pipe = 2 (command line): 3 processes were started; start 4, for instance with torchrun --nproc_per_node 4 -m sleeptrain train ..."]),
+        (
+            ["mesh.pipe=2", "train.batch=20", "train.micro=2"],
+            4,
+            ["train.batch = 20 (command line) with train.micro = 2 (command line) with mesh.group = 0 (default) with mesh.pipe = 2 (command line): "
+             "the 5 micro-batches of each of 2 processes (train.batch = 20) do not make groups of 2 or 3 or 4 (mesh.group, mesh.pipe = 2); the nearest batch that does is 24"],
         ),
     ],
 )  # fmt: skip
