@@ -42,7 +42,7 @@ def _ungrouped(job: Job) -> str | None:
 RULES: tuple[Rule[Job], ...] = (
     Rule(
         "loop-range", ("sleep.loop.layers", "model.layers"), _looped_beyond_the_stack,
-        lambda job: f"the stack has {len(job.model.pattern)} blocks",
+        lambda job: f"the range ends above the stack; the stack has {len(job.model.pattern)} blocks",
         "let the range end at or below the number of blocks in model.layers",
         ("sleep.loop.layers=[0, 9]",),
     ),
@@ -85,7 +85,7 @@ RULES: tuple[Rule[Job], ...] = (
         "groups", ("train.batch", "train.micro", "mesh.group", "mesh.pipe", "mesh.data"),
         lambda job: _ungrouped(job) is not None,
         lambda job: str(_ungrouped(job)),
-        "or change train.micro or mesh.group",
+        "change train.batch, train.micro or mesh.group",
         ("mesh.data=1", "mesh.pipe=2", "train.batch=5", "train.micro=1", "mesh.group=2"),
     ),
     Rule(
@@ -133,7 +133,7 @@ RULES: tuple[Rule[Job], ...] = (
     Rule(
         "zero3-tensor", ("mesh.zero", "mesh.tensor"),
         lambda job: job.mesh.zero == 3 and job.mesh.tensor > 1,
-        "ZeRO 3 is for the data axis alone: parameters would be cut along two axes",
+        "what tensor processes share of a gradient is completed on the tape, which needs whole parameters, and ZeRO 3 leaves none",
         "use mesh.zero=1, which is what we recommend with tensor parallelism, or mesh.tensor=1",
         ("mesh.zero=3", "mesh.tensor=2"),
     ),

@@ -59,3 +59,22 @@ def test_a_run_is_called_like_its_recipe() -> None:
         == Path("runs/rule110-tiny")
     )
     assert run_folder(load_recipe("rule110-tiny", ["run_dir=there"]).value, "rule110-tiny") == Path("there")
+
+
+@pytest.mark.parametrize(
+    "gradient", ["{passes: 2}", "{passes: 2, windows: 1}", "{passes: 4, windows: 3}", "{windows: 3}"]
+)
+def test_a_horizon_is_fine_where_gradient_crosses_windows(gradient: str) -> None:
+    load_recipe("rule110-tiny", ["sleep.passes=4", f"sleep.gradient={gradient}"])
+    with pytest.raises(UserError, match="no gradient crosses a sleeping window"):
+        load_recipe("rule110-tiny", ["sleep.passes=4", "sleep.gradient={passes: 3, windows: 2}"])
+
+
+def test_keys_of_deepspeed_are_told_with_what_else_is_wrong() -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("rule110-tiny", ["mesh.sequence=true", "deepspeed.optimizer.type=Adam", "deepspeed.dump_stat=true"])
+    assert [error.partition(" = ")[0] for error in caught.value.errors] == [
+        "deepspeed.optimizer",
+        "deepspeed.dump_stat",
+        "mesh.sequence",
+    ]

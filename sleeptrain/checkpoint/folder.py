@@ -124,11 +124,12 @@ def _other_layout(path: Path, now: dict[str, Any]) -> str | None:
     changed = [name for name in now if saved[name] != now[name]]
     if not changed:
         return None
-    values = [(FIELDS.get(name, f"mesh.{name}"), saved[name]) for name in changed if name != "processes"]
+    # The data axis is what the number of processes leaves.
+    values = [(FIELDS.get(name, f"mesh.{name}"), saved[name]) for name in changed if name not in ("processes", "data")]
     back = " ".join(f"{field}={str(value).lower()}" for field, value in values)
     return (
         f"{path} was written by {_said(saved)}, and this run has {_said(now)}; a run continues at the sizes it was saved at: start "
-        f"{saved['processes']}{f' with {back}' if back else ''}, or begin another run with run_dir=..."
+        f"{_count(saved['processes'])}{f' with {back}' if back else ''}, or begin another run with run_dir=..."
     )
 
 
@@ -136,8 +137,11 @@ def _said(layout: dict[str, Any]) -> str:
     """A layout in words."""
     axes = " x ".join(f"{axis} {layout[axis]}" for axis in ("data", "pipe", "tensor"))
     sequence = " with sequence" if layout["sequence"] else ""
-    count = f"{layout['processes']} process{'' if layout['processes'] == 1 else 'es'}"
-    return f"{count} ({axes}{sequence}, ZeRO {layout['zero']}, {layout['precision']}, {layout['optimizer']})"
+    return f"{_count(layout['processes'])} ({axes}{sequence}, ZeRO {layout['zero']}, {layout['precision']}, {layout['optimizer']})"
+
+
+def _count(processes: int) -> str:
+    return f"{processes} process{'' if processes == 1 else 'es'}"
 
 
 def _found(folder: Path) -> list[Path]:

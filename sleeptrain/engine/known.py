@@ -23,8 +23,7 @@ def refused(overrides: Mapping[str, Any], ours: Mapping[str, str]) -> list[tuple
         inner = value if isinstance(value, Mapping) else {}
         mine = {path: field for path, field in ours.items() if path == key or path.removeprefix(f"{key}.") in inner}
         found += [(path, f"is decided by {field}; set {field} instead") for path, field in mine.items()]
-        if not mine:
-            found += _complaints(key, value)
+        found += [(path, why) for path, why in _complaints(key, value) if path not in mine]
     return found
 
 

@@ -146,7 +146,7 @@ def test_another_layout_is_refused_by_name(tmp_path: Path) -> None:
         checkpoint.load(fresh("muon", "bf16", 2), path)
     assert caught.value.errors == [
         f"{path} was written by 1 process (data 1 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw), and this run has 1 process (data 1 x pipe 1 x "
-        "tensor 1, ZeRO 2, bf16, muon); a run continues at the sizes it was saved at: start 1 with mesh.zero=1 train.precision=fp32 "
+        "tensor 1, ZeRO 2, bf16, muon); a run continues at the sizes it was saved at: start 1 process with mesh.zero=1 train.precision=fp32 "
         "optim.name=adamw, or begin another run with run_dir=..."
     ]
     with pytest.raises(UserError, match="not a checkpoint"):
@@ -156,14 +156,14 @@ def test_another_layout_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("saved", "was", "back"),
     [
-        ({"processes": 4, "data": 4}, "4 processes (data 4 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw)", "start 4 with mesh.data=4"),
-        ({"processes": 2, "pipe": 2}, "2 processes (data 1 x pipe 2 x tensor 1, ", "start 2 with mesh.pipe=2"),
+        ({"processes": 4, "data": 4}, "4 processes (data 4 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw)", "start 4 processes"),
+        ({"processes": 2, "pipe": 2}, "2 processes (data 1 x pipe 2 x tensor 1, ", "start 2 processes with mesh.pipe=2"),
         (
             {"processes": 4, "data": 2, "tensor": 2, "sequence": True},
             "4 processes (data 2 x pipe 1 x tensor 2 with sequence, ",
-            "start 4 with mesh.data=2 mesh.tensor=2 mesh.sequence=true",
+            "start 4 processes with mesh.tensor=2 mesh.sequence=true",
         ),
-        ({"zero": 3}, "1 process (data 1 x pipe 1 x tensor 1, ZeRO 3, ", "start 1 with mesh.zero=3"),
+        ({"zero": 3}, "1 process (data 1 x pipe 1 x tensor 1, ZeRO 3, ", "start 1 process with mesh.zero=3"),
     ],
 )  # fmt: skip
 def test_both_layouts_and_the_way_back_are_named(tmp_path: Path, saved: dict[str, Any], was: str, back: str) -> None:
