@@ -138,13 +138,6 @@ RULES: tuple[Rule[Job], ...] = (
         ("mesh.zero=3", "mesh.tensor=2"),
     ),
     Rule(
-        "zero3-retain", ("mesh.zero", "train.retain"),
-        lambda job: job.mesh.zero == 3 and job.train.retain == "block",
-        "plain autograd runs under ZeRO 3, which recomputes whole passes or windows",
-        "use train.retain=pass, window or none, or mesh.zero=2",
-        ("mesh.zero=3", "train.retain=block"),
-    ),
-    Rule(
         "zero3-offload", ("mesh.zero", "train.offload"),
         lambda job: job.mesh.zero == 3 and job.train.offload,
         "plain autograd runs under ZeRO 3, and what it keeps stays on the device",
@@ -154,7 +147,7 @@ RULES: tuple[Rule[Job], ...] = (
     Rule(
         "zero3-sum", ("mesh.zero", "optim.sum_dtype"),
         lambda job: job.mesh.zero == 3 and job.optim.sum_dtype != "float32",
-        "plain autograd runs under ZeRO 3, where the type of the sums is not chosen",
+        "plain autograd runs under ZeRO 3, which sums the gradients of a weight's many uses in the weight's own type",
         "leave optim.sum_dtype=float32, or use mesh.zero=2",
         ("mesh.zero=3", "optim.sum_dtype=bfloat16"),
     ),

@@ -26,7 +26,6 @@ REFUSED = {
     (("mesh.pipe", 2), ("mesh.zero", 3)): ["zero3-pipe"],
     (("mesh.tensor", 2), ("mesh.zero", 3)): ["zero3-tensor"],
     (("mesh.sequence", True), ("mesh.zero", 3)): ["sequence-tensor", "zero3-tensor"],
-    (("mesh.zero", 3), ("train.retain", "block")): ["zero3-retain"],
     (("mesh.zero", 3), ("train.offload", True)): ["zero3-offload"],
     (("mesh.zero", 3), ("optim.name", "muon")): ["zero3-muon"],
     (("mesh.zero", 3), ("optim.sum_dtype", "bfloat16")): ["zero3-sum"],

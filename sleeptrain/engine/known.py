@@ -112,7 +112,7 @@ def _fields(title: str, path: tuple[Any, ...]) -> set[str]:
         field = model.model_fields.get(str(name)) if model is not None else None
         words = str(field.annotation) if field is not None else ""
         model = next((inner for inner in models.values() if f".{inner.__name__}" in words), None)
-    return set(model.model_fields) if model is not None else set()
+    return {field.alias or name for name, field in model.model_fields.items()} if model is not None else set()
 
 
 def _below(kind: type) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from sleeptrain.engine.known import refused
 from sleeptrain.engine.settings import OURS, settings
 
 KNOWN: dict[str, Any] = {
-    "zero_optimization": {"overlap_comm": True, "offload_optimizer": {"device": "cpu"}, "contiguous_gradients": True},
+    "zero_optimization": {"overlap_comm": True, "offload_optimizer": {"device": "cpu"}, "stage3_max_reuse_distance": 0},
     "bf16": {"check_grad_overflow": False},
     "fp16": {"loss_scale": 0},
     "comms_logger": {"enabled": True, "verbose": False},
@@ -47,6 +47,7 @@ def test_what_we_give_it_ourselves_is_known() -> None:
         ({"wall_clock_breakdwn": True}, "wall_clock_breakdwn", "unknown key; did you mean wall_clock_breakdown?"),
         ({"nonsense": {}}, "nonsense", "unknown key"),
         ({"zero_optimization": {"overlap_com": True}}, "zero_optimization.overlap_com", "unknown key; did you mean overlap_comm?"),
+        ({"zero_optimization": {"stage3_max_reuse_distanse": 0}}, "zero_optimization.stage3_max_reuse_distanse", "unknown key; did you mean stage3_max_reuse_distance?"),
         ({"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}}, "zero_optimization.offload_optimizer.devise", "unknown key; did you mean device?"),
         ({"flops_profiler": {"enabld": True}}, "flops_profiler.enabld", "unknown key; did you mean enabled?"),
         ({"data_types": {"grad_accum_type": "fp32"}}, "data_types.grad_accum_type", "unknown key; did you mean grad_accum_dtype?"),
