@@ -98,7 +98,7 @@ def _other_world(resolved: Resolved[Recipe], world: int) -> str | None:
 
 
 def _misfits(resolved: Resolved[Recipe], manifest: Manifest) -> Iterator[str]:
-    model, sleep = resolved.value.model, resolved.value.sleep
+    model, sleep, mesh = resolved.value.model, resolved.value.sleep, resolved.value.mesh
     data = ", ".join(source.path for source in resolved.value.data.sources)
     if model.vocab is not None and model.vocab < manifest.vocab:
         yield f"{resolved.at('model.vocab')}: the data in {data} has {manifest.vocab} tokens; raise it, or set null to take theirs"
@@ -116,6 +116,11 @@ def _misfits(resolved: Resolved[Recipe], manifest: Manifest) -> Iterator[str]:
             f"{resolved.at('sleep.window')} with {resolved.at('sleep.evict.mode')}: sliding eviction needs windows of exactly that "
             f"many tokens, and those in {data} have {sizes}; set sleep.evict.mode=hard"
             + ("" if lengths[:-1] != [longest] * (len(lengths) - 1) else f", or sleep.window={longest}")
+        )
+    if mesh.sequence and (odd := sorted({length for length in lengths if length % mesh.tensor})):
+        yield (
+            f"{resolved.at('mesh.sequence')} with {resolved.at('mesh.tensor')}: {mesh.tensor} processes cannot share windows of "
+            f"{' and '.join(map(str, odd))} tokens, as in {data}; build windows of a multiple, or set mesh.sequence=false"
         )
     if sleep.loop.trigger == "context" and sleep.max_passes > 1 and all(w.targets for w in manifest.windows):
         yield (

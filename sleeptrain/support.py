@@ -223,6 +223,7 @@ def _later() -> list[str]:
         "- `train.batch` divides over the data axis, into micro-batches, into groups.",
         "- `sleep.window` is at least the longest window of the data, and no longer than its samples; with `sleep.evict.mode: sliding`",
         "  every window but the last has exactly so many tokens.",
+        "- With `mesh.sequence` every window has a multiple of `mesh.tensor` tokens.",
         "- With more than one pass some window must sleep: one without targets (`sleep.loop.trigger: context`), or one that is not",
         "  the last (`every`).",
         "- A checkpoint is continued at the sizes it was saved at; its `layout.json` names them.",

@@ -134,11 +134,13 @@ def ours(line: Line) -> list[str]:
     return [text for text in line.err.splitlines() if text.startswith("error: ")]
 
 
+HALVES = recipe("mesh.tensor=2", "mesh.sequence=true", "model.attention.kv_heads=2", "model.deltanet.key_heads=2")
 HERE_AND_THERE: dict[str, tuple[list[str], list[str], str]] = {
     "stages": (recipe("mesh.pipe=2"), recipe(), "ranks were started differently: mesh.pipe is 2 on rank 0 and 1 on rank 1; start all with the same recipe, overrides and data"),
     "passes and seed": (recipe("sleep.passes=2", "train.seed=1"), recipe("sleep.passes=3"), "sleep.passes is 2 on rank 0 and 3 on rank 1; train.seed is 1 on rank 0 and 0 on rank 1; start all"),
     "not given": (recipe("deepspeed.dump_state=false"), recipe(), "deepspeed.dump_state is False on rank 0 and not given on rank 1"),
     "too few": (recipe("mesh.data=2", "mesh.pipe=2"), recipe("mesh.data=2", "mesh.pipe=2"), "mesh.data = 2 (command line) with mesh.pipe = 2 (command line): 2 processes were started; start 4, for instance with torchrun --nproc_per_node 4"),
+    "windows that cannot be shared": (HALVES, HALVES, "mesh.sequence = true (command line) with mesh.tensor = 2 (command line): 2 processes cannot share windows of 9 tokens, as in data; build windows of a multiple, or set mesh.sequence=false"),
     "no groups": (recipe("mesh.pipe=2", "train.micro=8"), recipe("mesh.pipe=2", "train.micro=8"), "the 1 micro-batches of each of 1 processes (train.batch = 8) do not make groups of 2 or 3 or 4"),
 }  # fmt: skip
 
