@@ -31,10 +31,16 @@ def test_a_batch_that_divides_is_fine(world: int) -> None:
         (
             ["mesh.data=2", "train.batch=8"],
             3,
-            [
-                "mesh.data = 2 (command line): 3 processes were started; start 2, for instance with torchrun --nproc_per_node 2 -m sleeptrain train ..., or set mesh.data=0 to take all there are",
-                "train.batch = 8 (command line): does not divide over 3 processes; the nearest that does is 9",
-            ],
+            ["mesh.data = 2 (command line): 3 processes were started; start 2, for instance with torchrun --nproc_per_node 2 -m sleeptrain train ..., or set mesh.data=0 to take all there are"],
+        ),
+        (["mesh.tensor=2"], 3, ["mesh.data = 0 (default) with mesh.tensor = 2 (command line): 3 processes were started; start 2 or 4, for instance with torchrun --nproc_per_node 2 -m sleeptrain train ..."]),
+        (["mesh.tensor=2", "mesh.pipe=2"], 1, ["mesh.data = 0 (default) with mesh.pipe = 2 (command line) with mesh.tensor = 2 (command line): 1 processes were started; start 4, for instance with torchrun --nproc_per_node 4 -m sleeptrain train ..."]),
+        (["mesh.data=2", "mesh.pipe=2"], 3, ["mesh.data = 2 (command line) with mesh.pipe = 2 (command line): 3 processes were started; start 4, for instance with torchrun --nproc_per_node 4 -m sleeptrain train ..."]),
+        (
+            ["mesh.pipe=2", "train.batch=20", "train.micro=2"],
+            4,
+            ["train.batch = 20 (command line) with train.micro = 2 (command line) with mesh.group = 0 (default) with mesh.pipe = 2 (command line): "
+             "the 5 micro-batches of each of 2 processes (train.batch = 20) do not make groups of 2 or 3 or 4 (mesh.group, mesh.pipe = 2); the nearest batch that does is 24"],
         ),
     ],
 )  # fmt: skip
@@ -53,3 +59,22 @@ def test_a_run_is_called_like_its_recipe() -> None:
         == Path("runs/rule110-tiny")
     )
     assert run_folder(load_recipe("rule110-tiny", ["run_dir=there"]).value, "rule110-tiny") == Path("there")
+
+
+@pytest.mark.parametrize(
+    "gradient", ["{passes: 2}", "{passes: 2, windows: 1}", "{passes: 4, windows: 3}", "{windows: 3}"]
+)
+def test_a_horizon_is_fine_where_gradient_crosses_windows(gradient: str) -> None:
+    load_recipe("rule110-tiny", ["sleep.passes=4", f"sleep.gradient={gradient}"])
+    with pytest.raises(UserError, match="no gradient crosses a sleeping window"):
+        load_recipe("rule110-tiny", ["sleep.passes=4", "sleep.gradient={passes: 3, windows: 2}"])
+
+
+def test_keys_of_deepspeed_are_told_with_what_else_is_wrong() -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("rule110-tiny", ["mesh.sequence=true", "deepspeed.optimizer.type=Adam", "deepspeed.dump_stat=true"])
+    assert [error.partition(" = ")[0] for error in caught.value.errors] == [
+        "deepspeed.optimizer",
+        "deepspeed.dump_stat",
+        "mesh.sequence",
+    ]

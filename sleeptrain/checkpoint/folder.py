@@ -4,7 +4,7 @@ step-00000100/
     deepspeed/            parameters and optimizer as DeepSpeed writes them, a file a process
     model.safetensors     every parameter by name, whole, in fp32: for evaluation and export
     state/00000.json      what the caller gave on each rank: step, data position, random states
-    layout.json           how many processes, which ZeRO stage, precision and optimizer wrote it
+    layout.json           which processes wrote it: their number, the sizes of the mesh, ZeRO stage, precision and optimizer
     config.yaml           the resolved configuration, if given
 latest                    the name of the newest one
 """
@@ -22,12 +22,19 @@ from torch import Tensor
 
 from sleeptrain.config.errors import UserError
 from sleeptrain.engine.build import Engine
+from sleeptrain.parallel.config import Mesh
+
+DATA_ONLY = Mesh()
+"""All processes share the rows."""
 
 
-def save(engine: Engine, folder: Path, step: int, state: dict[str, Any], *, keep: int = 0, config: str = "") -> Path:
+def save(
+    engine: Engine, folder: Path, step: int, state: dict[str, Any],
+    *, mesh: Mesh = DATA_ONLY, keep: int = 0, config: str = "",
+) -> Path:  # fmt: skip
     """Writes `folder/step-<step>` and moves `latest` to it; a collective, between steps. Returns its path.
 
-    `state` is this rank's own and must be JSON-able. `keep` > 0 then removes all but the newest that many. It is written
+    `state` is this rank's own and must be JSON-able; `mesh` is how the processes of `engine` stand. `keep` > 0 then removes all but the newest that many. It is written
     beside its place and renamed when complete, so that a process that dies leaves no half checkpoint that looks whole.
     """
     first = engine.place.rank == 0
@@ -44,7 +51,7 @@ def save(engine: Engine, folder: Path, step: int, state: dict[str, Any], *, keep
         from safetensors.torch import save_file
 
         save_file(weights, staging / "model.safetensors")
-        _write_json(staging / "layout.json", _layout(engine))
+        _write_json(staging / "layout.json", _layout(engine, mesh))
         if config:
             (staging / "config.yaml").write_text(config)
     dist.barrier()
@@ -71,17 +78,13 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(engine: Engine, path: Path) -> dict[str, Any]:
+def load(engine: Engine, path: Path, *, mesh: Mesh = DATA_ONLY) -> dict[str, Any]:
     """Restores parameters and optimizer bit for bit; a collective. Returns the state this rank gave to `save`.
 
-    UserError where `path` is no checkpoint, or was written at another number of processes, stage, precision or optimizer.
+    UserError, of which rank 0 has the words, where `path` is no checkpoint, or was written by processes that stood otherwise.
     """
-    if not (path / "layout.json").is_file():
-        raise UserError(f"{path} is not a checkpoint: it has no layout.json")
-    saved, now = json.loads((path / "layout.json").read_text()), _layout(engine)
-    changed = [f"{name} {saved.get(name)}, here {now[name]}" for name in now if saved.get(name) != now[name]]
-    if changed:
-        raise UserError(f"{path} was written with {'; '.join(changed)}: this version resumes at the same layout only")
+    if wrong := _other_layout(path, _layout(engine, mesh)):
+        raise UserError([wrong] if engine.place.rank == 0 else [])
     engine.load(path)
     return json.loads((path / "state" / f"{engine.place.rank:05d}.json").read_text())
 
@@ -96,13 +99,49 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
-def _layout(engine: Engine) -> dict[str, Any]:
+def _layout(engine: Engine, mesh: Mesh) -> dict[str, Any]:
     return {
         "processes": engine.place.world,
+        "data": engine.data,
+        "pipe": mesh.pipe,
+        "tensor": mesh.tensor,
+        "sequence": mesh.sequence,
         "zero": engine.zero,
         "precision": engine.precision,
         "optimizer": type(engine.optimizer).__name__.lower(),
     }
+
+
+FIELDS = {"precision": "train.precision", "optimizer": "optim.name"}
+"""Where a recipe says what a layout calls so; the rest is in its section `mesh:`."""
+
+
+def _other_layout(path: Path, now: dict[str, Any]) -> str | None:
+    """Why the checkpoint at `path` cannot be loaded at the layout `now`, and what to do; None if it can."""
+    if not (path / "layout.json").is_file():
+        return f"{path} is not a checkpoint: it has no layout.json"
+    saved = now | json.loads((path / "layout.json").read_text())
+    changed = [name for name in now if saved[name] != now[name]]
+    if not changed:
+        return None
+    # The data axis is what the number of processes leaves.
+    values = [(FIELDS.get(name, f"mesh.{name}"), saved[name]) for name in changed if name not in ("processes", "data")]
+    back = " ".join(f"{field}={str(value).lower()}" for field, value in values)
+    return (
+        f"{path} was written by {_said(saved)}, and this run has {_said(now)}; a run continues at the sizes it was saved at: start "
+        f"{_count(saved['processes'])}{f' with {back}' if back else ''}, or begin another run with run_dir=..."
+    )
+
+
+def _said(layout: dict[str, Any]) -> str:
+    """A layout in words."""
+    axes = " x ".join(f"{axis} {layout[axis]}" for axis in ("data", "pipe", "tensor"))
+    sequence = " with sequence" if layout["sequence"] else ""
+    return f"{_count(layout['processes'])} ({axes}{sequence}, ZeRO {layout['zero']}, {layout['precision']}, {layout['optimizer']})"
+
+
+def _count(processes: int) -> str:
+    return f"{processes} process{'' if processes == 1 else 'es'}"
 
 
 def _found(folder: Path) -> list[Path]:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from sleeptrain.inference import SleepSession
     from sleeptrain.inference.sampling import Sampling
     from sleeptrain.inference.text import Codec
-    from sleeptrain.recipe import open_trained
+    from sleeptrain.trained import open_trained
 
     _check(args)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)

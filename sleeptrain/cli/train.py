@@ -64,10 +64,11 @@ def train(resolved: Any, args: argparse.Namespace) -> int:
     from sleeptrain.engine.process import init_distributed, leave
     from sleeptrain.recipe import check_processes, open_run
     from sleeptrain.train.loop import train as loop
-    from sleeptrain.train.setup import on_every_rank, on_first_rank, set_up
+    from sleeptrain.train.setup import agree, on_every_rank, on_first_rank, set_up
 
     place = init_distributed()
     try:
+        agree(place, {path: value for path, value, _ in resolved.rows()})
         on_first_rank(place, lambda: check_processes(resolved, place.world))
         resolved, reader = on_every_rank(place, lambda: open_data(resolved, place))
         folder = on_first_rank(place, lambda: open_run(resolved, args.recipe, reader.manifest))

@@ -25,6 +25,8 @@ class Rule(Generic[T]):
     """What is wrong, without the values."""
     fix: str
     """What to do about it."""
+    example: tuple[str, ...] = ()
+    """Changes on the command line that break it in a small recipe, for documents and tests."""
 
 
 def check(rules: Sequence[Rule[T]], resolved: Resolved[T], failed: Collection[str] = ()) -> list[str]:
@@ -35,9 +37,14 @@ def check(rules: Sequence[Rule[T]], resolved: Resolved[T], failed: Collection[st
             rule, resolved.value, failed
         ):
             continue
-        message = rule.message if isinstance(rule.message, str) else rule.message(resolved.value)
-        errors.append(f"{' with '.join(resolved.at(name) for name in rule.fields)}: {message}; {rule.fix}")
+        values = " with ".join(resolved.at(name) for name in rule.fields)
+        errors.append(f"{values}: {reason(rule, resolved.value)}; {rule.fix}")
     return errors
+
+
+def reason(rule: Rule[T], value: T) -> str:
+    """What is wrong with a value that breaks the rule, in words."""
+    return rule.message if isinstance(rule.message, str) else rule.message(value)
 
 
 def _breaks(rule: Rule[T], value: T, failed: Collection[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -87,34 +87,31 @@ def collate(columns: dict[str, Any]) -> Batch:
     return Batch(**fixed, ids=tensor(columns["row"]), labels=labels)
 
 
-def check(batch: Batch, manifest: Manifest) -> None:
+def check(batch: Batch, manifest: Manifest, where: Callable[[int], str] | None = None) -> None:
     """UserError if a row contradicts the manifest: its length, its ids, or a target where no window has targets.
 
     All ranks run the program that the manifest's windows give; a target in a window without targets would be slept over
-    instead of scored.
+    instead of scored. `where` names the file and the sample of a row, given its id.
     """
     if batch.tokens.shape[1] != manifest.length:
         raise UserError(f"samples have {batch.tokens.shape[1]} tokens; the manifest says {manifest.length}")
     scored = batch.targets != IGNORED
-    for number, window in enumerate(manifest.windows):
-        if not window.targets:
-            _refuse(
-                batch,
-                scored[:, window.start : window.stop],
-                window.start,
-                f"there is a target in window {number}, tokens {window.start} to {window.stop - 1}, which the manifest "
-                "declares to have none",
-            )
-    _refuse(
-        batch, (batch.tokens < 0) | (batch.tokens >= manifest.vocab), 0, f"a token is not among {manifest.vocab} ids"
-    )
+    asleep = torch.zeros(manifest.length, dtype=torch.bool)
+    for window in manifest.windows:
+        asleep[window.start : window.stop] = not window.targets
+    outside = (batch.tokens < 0) | (batch.tokens >= manifest.vocab)
     strange = scored & ((batch.targets < 0) | (batch.targets >= manifest.vocab))
-    _refuse(batch, strange, 0, f"a target is not among {manifest.vocab} ids")
-    _refuse(batch, scored & (batch.tokens == manifest.pad), 0, "there is a target at padding")
-
-
-def _refuse(batch: Batch, wrong: Tensor, offset: int, what: str) -> None:
-    if wrong.any():
-        row, column = (int(value) for value in wrong.nonzero()[0])
-        where = f"row {row} of the batch (id {int(batch.ids[row])}), position {offset + column}"
-        raise UserError(f"the data contradicts its manifest: {what} ({where}); build the data again")
+    for wrong, what in (
+        (scored & asleep, "there is a target in a window that the manifest declares to have none"),
+        (outside, f"a token is not among {manifest.vocab} ids"),
+        (strange, f"a target is not among {manifest.vocab} ids"),
+        (scored & (batch.tokens == manifest.pad), "there is a target at padding"),
+    ):
+        if wrong.any():
+            row, position = (int(value) for value in wrong.nonzero()[0])
+            number, window = next((n, w) for n, w in enumerate(manifest.windows) if position < w.stop)
+            sample = int(batch.ids[row])
+            raise UserError(
+                f"the data contradicts its manifest: {what} ({where(sample) if where else f'sample {sample}'}, position {position}, "
+                f"in window {number} of tokens {window.start} to {window.stop - 1}); build the data again"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -57,11 +57,11 @@ class Evaluation:
                 columns = stack([rows[min(row, self.samples - 1)] for row in range(first, first + self._micro)])
                 if "error" in columns:
                     raise UserError(columns["error"][0])
-                yield self._batch(collate(columns), first)
+                yield self._batch(collate(columns), first, rows.where)
         finally:
             rows.release()
 
-    def _batch(self, batch: Batch, first: int) -> Batch:
+    def _batch(self, batch: Batch, first: int, where: Callable[[int], str]) -> Batch:
         """The batch that begins at row `first`, checked, with fillers where there is no such row."""
         filler = first + torch.arange(batch.rows) >= self.samples
         if filler.any():
@@ -72,5 +72,5 @@ class Evaluation:
                 groups=batch.groups.masked_fill(missing, NO_GROUP),
                 ids=batch.ids.masked_fill(filler, FILLER),
             )
-        check(batch, self.manifest)
+        check(batch, self.manifest, where)
         return batch

@@ -150,7 +150,7 @@ class Reader:
             if "error" in columns:
                 raise UserError(columns["error"][0])
             batch = collate(columns)
-            check(batch, self.manifest)
+            check(batch, self.manifest, self._rows.where)
             batches.append(batch)
         return batches
 

@@ -133,6 +133,11 @@ class Rows(StreamingDataset):
             super().prepare_shard(shard_id, blocking)
             self._ready.add(shard_id)
 
+    def where(self, row: int) -> str:
+        """The shard that a row is in, and its place there."""
+        shard, place = self.spanner[row]
+        return f"{unpacked(self.shards[shard])}, sample {place} in it"
+
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """One row. Errors are values: an exception would bring the stack trace of a worker, or only end the epoch."""
         try:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from sleeptrain.config.errors import UserError
+from sleeptrain.engine.known import refused
 
 Precision = Literal["fp32", "bf16"]
 
@@ -18,6 +19,9 @@ OURS = {
     "train_batch_size": "train.batch",
     "train_micro_batch_size_per_gpu": "train.micro",
     "gradient_accumulation_steps": "train.batch and train.micro",
+    "zero_optimization.stage": "mesh.zero",
+    "bf16.enabled": "train.precision",
+    "fp16.enabled": "train.precision",
 }
 """Keys that cannot be overridden, since other parts of a run are computed from the field named here."""
 
@@ -52,11 +56,9 @@ def settings(
 
 
 def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the user's `deepspeed:` section over it, key by key at every depth. UserError for keys in OURS."""
-    wrong = [f"deepspeed.{key}: set {OURS[key]} instead" for key in overrides if key in OURS]
-    if "stage" in overrides.get("zero_optimization", {}):
-        wrong.append("deepspeed.zero_optimization.stage: set mesh.zero instead")
-    if wrong:
+    """`base` with the user's `deepspeed:` section over it, key by key at every depth. UserError for keys in
+    OURS, and for what DeepSpeed does not know or take."""
+    if wrong := [f"deepspeed.{path}: {why}" for path, why in refused(overrides, OURS)]:
         raise UserError(wrong)
     return _merge(base, overrides)
 

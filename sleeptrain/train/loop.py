@@ -14,7 +14,7 @@ from sleeptrain.engine.schedule import multiplier
 from sleeptrain.program import Program, compile
 from sleeptrain.train.log import Logs
 from sleeptrain.train.setup import Setup
-from sleeptrain.train.step import StepReport, train_step
+from sleeptrain.train.step import StepReport, read, train_step
 from sleeptrain.train.stop import StopRequest
 
 SKIPS_IN_A_ROW = 3
@@ -41,7 +41,7 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
         while step < steps and not stop.agreed(setup.place.device):
             began = perf_counter()
             program = programs(step)
-            batches, rate = setup.reader.next_step(), multiplier(setup.job.optim.schedule, step, steps)
+            batches, rate = read(setup.reader), multiplier(setup.job.optim.schedule, step, steps)
             report = train_step(
                 setup.engine, batches, program, setup.job.sleep, setup.manifest.windows, setup.manifest.pad,
                 setup.forward, setup.split.group, setup.axes, rate,
@@ -82,7 +82,8 @@ def programs_by_step(setup: Setup) -> Callable[[int], Program]:
 def save(setup: Setup, step: int) -> None:
     """A checkpoint of this step; older ones beyond `checkpoint.keep` go."""
     state = {"step": step, "data": setup.reader.state_dict(), "random": checkpoint.random_state()}
-    checkpoint.save(setup.engine, setup.folder / "checkpoints", step, state, keep=setup.job.checkpoint.keep)
+    job = setup.job
+    checkpoint.save(setup.engine, setup.folder / "checkpoints", step, state, mesh=job.mesh, keep=job.checkpoint.keep)
 
 
 def row(setup: Setup, step: int, program: Program, report: StepReport, rate: float, seconds: float) -> dict[str, Any]:

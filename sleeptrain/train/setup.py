@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -32,6 +33,12 @@ T = TypeVar("T")
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16 FLOPs a second from the vendor's data sheets, by a word of the device's name. Unknown devices have no MFU."""
+
+
+ITS_OWN = ("data.cache", "data.workers")
+"""What may differ from machine to machine."""
+DIFFERENCES = 5
+"""So many of them are named."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +94,11 @@ def open_reader(job: Job, place: Place) -> Reader:
 def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, place: Place) -> Setup:
     """Build everything for a complete job and load the newest checkpoint of the run folder, if there is one.
 
-    Raises UserError where ranks hold different programs, and where a checkpoint does not fit.
+    Raises UserError where ranks hold different data or programs, and where a checkpoint does not fit.
     """
     manifest, train = reader.manifest, job.train
-    agree(compile(job.sleep, manifest.windows, len(job.model.pattern)), place.world)
+    program = compile(job.sleep, manifest.windows, len(job.model.pattern))
+    agree(place, {"the data's hash": manifest.hash[:12], "its length": manifest.length, "the program": program.key})
     axes = join(job.mesh, place.rank, place.world)
     split = split_batch(job, axes.data.size)
     model, add_up = new_model(job, axes, job.model.deltanet.horizon or manifest.length, place.device)
@@ -102,7 +110,7 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
     steps = train.steps or -(-(train.tokens or 0) // (train.batch * manifest.length))
     step, newest = 0, checkpoint.latest(folder / "checkpoints")
     if newest is not None:
-        state = checkpoint.load(engine, newest)
+        state = checkpoint.load(engine, newest, mesh=job.mesh)
         step = state["step"]
         reader.load_state_dict(state["data"])
         checkpoint.set_random_state(state["random"])
@@ -118,16 +126,26 @@ def split_batch(job: Job, data: int) -> Split:
         raise UserError(str(error)) from None
 
 
-def agree(program: Program, world: int) -> None:
-    """Raise UserError if ranks are about to run different programs: they would deadlock, or learn different things."""
-    keys: list[str | None] = [None] * world
-    dist.all_gather_object(keys, program.key)
-    if len(set(keys)) > 1:
-        raise UserError(
-            [
-                f"ranks hold different programs ({', '.join(map(str, keys))}): start all of them with the same recipe, overrides and data"
-            ]
-        )
+def agree(place: Place, mine: Mapping[str, Any]) -> None:
+    """Raise UserError, of which rank 0 has the words, if ranks hold different values: they would deadlock, or learn different
+    things. A collective; `mine` are values by dotted path, such as a recipe's, of which those in ITS_OWN may differ."""
+    shared = {path: str(value) for path, value in mine.items() if path not in ITS_OWN}
+    every: list[Any] = [None] * place.world
+    dist.all_gather_object(every, sha256(repr(sorted(shared.items())).encode()).hexdigest())
+    if len(set(every)) == 1:
+        return
+    dist.all_gather_object(every, shared)
+    found = []
+    for path in dict.fromkeys(path for values in every for path in values):
+        ranks: dict[str, list[int]] = {}
+        for rank, values in enumerate(every):
+            ranks.setdefault(values.get(path, "not given"), []).append(rank)
+        if len(ranks) > 1:
+            said = (f"{value} on rank{'s' * (len(who) > 1)} {', '.join(map(str, who))}" for value, who in ranks.items())
+            found.append(f"{path} is {' and '.join(said)}")
+    more = f"; and {len(found) - DIFFERENCES} more" if len(found) > DIFFERENCES else ""
+    message = f"ranks were started differently: {'; '.join(found[:DIFFERENCES])}{more}; start all with the same recipe, overrides and data"
+    raise UserError([message] if place.rank == 0 else [])
 
 
 def on_first_rank(place: Place, do: Callable[[], T]) -> T:

@@ -11,8 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sleeptrain.config.errors import UserError
 from sleeptrain.data.batch import IGNORED, Batch
+from sleeptrain.data.reader import Reader
 from sleeptrain.engine.build import Engine
+from sleeptrain.engine.process import Place
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import Result
 from sleeptrain.parallel.mesh import Axes
@@ -39,20 +42,29 @@ class StepReport:
     """A loss or gradient was not finite on some rank, so no rank stepped."""
 
 
+def read(reader: Reader) -> list[Batch] | UserError:
+    """This rank's part of the next step; or why it cannot be read, of which `train_step` tells all ranks."""
+    try:
+        return reader.next_step()
+    except UserError as error:
+        return error
+
+
 def train_step(
-    engine: Engine, batches: Sequence[Batch], program: Program, sleep: Sleep, windows: Sequence[Window], pad: int,
+    engine: Engine, batches: Sequence[Batch] | UserError, program: Program, sleep: Sleep, windows: Sequence[Window], pad: int,
     forward: Forward, group: int, axes: Axes, lr_multiplier: float,
 ) -> StepReport:  # fmt: skip
     """Forward and backward of all micro-batches of this rank, `group` of them at a time, then one optimizer step at
     `lr_multiplier` times the full rate.
 
     The loss is the sum over targets divided by their number in the global batch, whatever the split over ranks and
-    micro-batches: targets are counted first.
+    micro-batches: targets are counted first. Raises UserError on all ranks where one could not read its part.
     """
-    device, pieces, model = engine.place.device, len(batches), cast(LanguageModel, engine.module)
-    scored = torch.stack([_by_window((b.targets != IGNORED).float(), windows) for b in batches]).sum(0)
-    counts = _sum_over_ranks(scored.to(device) / axes.copies)
-    total = max(1, round(float(counts.sum())))
+    device, model = engine.place.device, cast(LanguageModel, engine.module)
+    counts = _sum_over_ranks(_scored(batches, windows).to(device) / axes.copies)
+    if isinstance(batches, UserError) or counts.isnan().any():
+        raise _of_all(engine.place, batches)
+    total, pieces = max(1, round(float(counts.sum()))), len(batches)
     sums = torch.zeros(len(windows) + 3, dtype=torch.float64, device=device)
     for first in range(0, pieces, group):
         results = forward(model, [_rows(b, model, sleep, pad, device) for b in batches[first : first + group]], program)
@@ -71,6 +83,21 @@ def train_step(
         state_norm=(squares / count) ** 0.5,
         skipped=taken.skipped,
     )
+
+
+def _scored(batches: Sequence[Batch] | UserError, windows: Sequence[Window]) -> Tensor:
+    """Targets of each window; not numbers where there is no batch, so that the sum over ranks tells it to all."""
+    if isinstance(batches, UserError):
+        return torch.full((len(windows),), math.nan, dtype=torch.float64)
+    return torch.stack([_by_window((b.targets != IGNORED).float(), windows) for b in batches]).sum(0)
+
+
+def _of_all(place: Place, mine: Sequence[Batch] | UserError) -> UserError:
+    """What any rank has to say, once; rank 0 says it. A collective."""
+    said: list[list[str]] = [mine.errors if isinstance(mine, UserError) else []] * place.world
+    if place.world > 1:
+        dist.all_gather_object(said, said[0])
+    return UserError(list(dict.fromkeys(line for lines in said for line in lines)) if place.rank == 0 else [])
 
 
 def _rows(batch: Batch, model: LanguageModel, sleep: Sleep, pad: int, device: torch.device) -> Rows:

@@ -14,6 +14,7 @@ import torch
 from sleeptrain import checkpoint
 from sleeptrain.config.errors import UserError
 from sleeptrain.engine import Engine, Optim
+from sleeptrain.parallel import Mesh
 from tests.distributed import run
 from tests.engine.tiny import Tiny, batch, made, same, snapshot, train
 
@@ -136,16 +137,62 @@ def test_a_save_that_dies_leaves_the_last_good_one(tmp_path: Path, monkeypatch: 
     assert checkpoint.latest(tmp_path) != checkpoint.save(engine, tmp_path, 2, {}) == checkpoint.latest(tmp_path)
 
 
+HERE = "this run has 1 process (data 1 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw); a run continues at the sizes it was saved at: "
+
+
 def test_another_layout_is_refused_by_name(tmp_path: Path) -> None:
     path = checkpoint.save(fresh("adamw", "fp32", 1), tmp_path, 1, {})
-    with pytest.raises(UserError, match="zero 1, here 2; precision fp32, here bf16; optimizer adamw, here muon"):
+    with pytest.raises(UserError) as caught:
         checkpoint.load(fresh("muon", "bf16", 2), path)
-    layout = json.loads((path / "layout.json").read_text())
-    (path / "layout.json").write_text(json.dumps({**layout, "processes": 4}))
-    with pytest.raises(UserError, match="processes 4, here 1"):
-        checkpoint.load(fresh("adamw", "fp32", 1), path)
+    assert caught.value.errors == [
+        f"{path} was written by 1 process (data 1 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw), and this run has 1 process (data 1 x pipe 1 x "
+        "tensor 1, ZeRO 2, bf16, muon); a run continues at the sizes it was saved at: start 1 process with mesh.zero=1 train.precision=fp32 "
+        "optim.name=adamw, or begin another run with run_dir=..."
+    ]
     with pytest.raises(UserError, match="not a checkpoint"):
         checkpoint.load_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("saved", "was", "back"),
+    [
+        ({"processes": 4, "data": 4}, "4 processes (data 4 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw)", "start 4 processes"),
+        ({"processes": 2, "pipe": 2}, "2 processes (data 1 x pipe 2 x tensor 1, ", "start 2 processes with mesh.pipe=2"),
+        (
+            {"processes": 4, "data": 2, "tensor": 2, "sequence": True},
+            "4 processes (data 2 x pipe 1 x tensor 2 with sequence, ",
+            "start 4 processes with mesh.tensor=2 mesh.sequence=true",
+        ),
+        ({"zero": 3}, "1 process (data 1 x pipe 1 x tensor 1, ZeRO 3, ", "start 1 process with mesh.zero=3"),
+    ],
+)  # fmt: skip
+def test_both_layouts_and_the_way_back_are_named(tmp_path: Path, saved: dict[str, Any], was: str, back: str) -> None:
+    path = checkpoint.save(fresh("adamw", "fp32", 1), tmp_path, 1, {})
+    layout = json.loads((path / "layout.json").read_text())
+    assert layout == {
+        "processes": 1, "data": 1, "pipe": 1, "tensor": 1, "sequence": False, "zero": 1, "precision": "fp32", "optimizer": "adamw",
+    }  # fmt: skip
+    (path / "layout.json").write_text(json.dumps(layout | saved))
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(fresh("adamw", "fp32", 1), path)
+    (said,) = caught.value.errors
+    assert said.startswith(f"{path} was written by {was}") and f"{HERE}{back}, or begin another run" in said
+
+
+def other_mesh(folder: str) -> list[str] | None:
+    """What each of two ranks has to say about a checkpoint of two stages, when it is loaded as data axis alone."""
+    engine = fresh("adamw", "fp32", 1)
+    path = checkpoint.save(engine, Path(folder), 1, {}, mesh=Mesh(pipe=2))
+    try:
+        checkpoint.load(engine, path)
+    except UserError as error:
+        return error.errors
+    return None
+
+
+def test_all_ranks_refuse_and_one_says_why(tmp_path: Path) -> None:
+    first, second = run(other_mesh, 2, str(tmp_path))
+    assert len(first) == 1 and "pipe 2" in first[0] and second == []
 
 
 def test_random_states_survive_json() -> None:

@@ -1,12 +1,16 @@
 """Batches: what they hold, and what happens when they contradict the manifest."""
 
+import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from sleep_data import shards
+from sleep_data.rule110 import Rule110
 from sleeptrain.config import UserError
-from sleeptrain.data import Evaluation, Reader, check
+from sleeptrain.data import Data, Evaluation, Reader, Source, check
 
 
 @pytest.fixture
@@ -39,9 +43,12 @@ def test_shapes_and_moves(batch, manifest):
 
 def test_a_target_where_there_should_be_none(batch, manifest):
     wrong = replace(batch, targets=put(batch.targets, 2, 11, 1))
-    said = rf"window 1, tokens 9 to 17.*row 2 of the batch \(id {int(batch.ids[2])}\), position 11"
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError) as caught:
         check(wrong, manifest)
+    assert caught.value.errors == [
+        f"the data contradicts its manifest: there is a target in a window that the manifest declares to have none (sample "
+        f"{int(batch.ids[2])}, position 11, in window 1 of tokens 9 to 17); build the data again"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -55,13 +62,43 @@ def test_a_target_where_there_should_be_none(batch, manifest):
     ],
 )
 def test_strange_ids(batch, manifest, field, column, value, said):
-    with pytest.raises(UserError, match=f"{said}.*row 1 .*position {column}"):
+    sample = int(batch.ids[1])
+    with pytest.raises(UserError, match=rf"{said}.*\(sample {sample}, position {column}, in window \d of tokens"):
         check(replace(batch, **{field: put(getattr(batch, field), 1, column, value)}), manifest)
 
 
 def test_another_length(batch, manifest):
     with pytest.raises(UserError, match="have 19 tokens; the manifest says 20"):
         check(replace(batch, tokens=batch.tokens[:, 1:]), manifest)
+
+
+class Spoiled(Rule110):
+    """A task whose training sample 70 has a target where its windows say there is none."""
+
+    def generate(self, split, start, stop, seed=0):
+        columns = super().generate(split, start, stop, seed)
+        if split == "train" and start <= 70 < stop:
+            columns["targets"][70 - start, 4] = 1
+        return columns
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_names_the_shard_and_the_sample_in_it(tmp_path, workers):
+    out = tmp_path / "spoiled"
+    shards.build(Spoiled(strings=2, width=8, transitions=(1, 2)), out, {"train": 100, "test": 21}, 0, shard_bytes=5000)
+    sizes = [shard["samples"] for shard in json.loads((out / "train" / "index.json").read_text())["shards"]]
+    number = next(i for i in range(len(sizes)) if sum(sizes[: i + 1]) > 70)
+    assert number > 0
+    shard, place = out / "train" / f"shard.{number:05}.mds", 70 - sum(sizes[:number])
+    said = rf"\({re.escape(str(shard))}, sample {place} in it, position 4, in window 0 of tokens 0 to 8\)"
+    data = Data([Source(str(out))], shuffle=False, workers=workers)
+    reader = Reader(data, micro=10)
+    for _ in range(7):
+        reader.next_step()
+    with pytest.raises(UserError, match=said):
+        reader.next_step()
+    with pytest.raises(UserError, match=said):
+        list(Evaluation(data, micro=7, split="train"))
 
 
 @pytest.mark.parametrize(("micro", "world"), [(4, 1), (4, 2), (7, 3), (21, 1)])

@@ -1,0 +1,190 @@
+"""Mistakes that a run of several processes can meet: each ends all of them with 2 and one message, and leaves no stack trace."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sleep_data import shards
+from sleep_data.rule110 import Rule110
+from tests.cli.lines import TINY, Line, run_named
+from tests.distributed import run
+
+STATIC: dict[str, tuple[Sequence[str], str]] = {
+    "more stages than blocks": (["mesh.pipe=3"], 'mesh.pipe = 3 (command line) with model.layers = "AG" (model/ag-tiny.yaml:4): the stack has 2 blocks; mesh.pipe can be 1 to 2'),
+    "more processes than key heads": (["mesh.tensor=4"], "model.deltanet.key_heads = 2 cannot be shared by 4 processes; mesh.tensor can be 1, 2 for this model; choose one of these"),
+    "a width of the MLP that is odd": (["mesh.tensor=2", "model.mlp.hidden=127"], "mesh.tensor = 2 (command line): model.mlp.hidden = 127 cannot be shared by 2 processes; mesh.tensor can be 1 for"),
+    "ZeRO 3 with stages": (["mesh.zero=3", "mesh.pipe=2"], "mesh.zero = 3 (command line) with mesh.pipe = 2 (command line): stages run on the tape, which needs whole parameters"),
+    "ZeRO 3 with Muon": (["mesh.zero=3", "optim.name=muon", "optim.adam_lr=0.1"], 'with optim.name = "muon" (command line): ZeRO 3 cuts matrices'),
+    "sequence alone": (["mesh.sequence=true"], "mesh.sequence = true (command line) with mesh.tensor = 1 (default): the processes that share the tokens"),
+    "a group that is too small": (["mesh.pipe=2", "mesh.group=1"], "mesh.group = 1 (command line) with mesh.pipe = 2 (command line): stages would wait for one another"),
+    "rows that make no groups": (["mesh.pipe=2", "mesh.data=2", "train.batch=10"], "the 5 rows of each of 2 processes do not make groups of 2 or 3 or 4 micro-batches (mesh.group, mesh.pipe = 2); the nearest batch that does is 12"),
+    "no pass": (["sleep.passes=0", "mesh.pipe=2"], "sleep.passes = 0 (command line): must be at least 1: the first pass, which predicts, is counted"),
+    "a draw of no pass": (["sleep.passes={low: 0, high: 2}"], "sleep.passes = {low: 0, high: 2} (command line): a draw needs 1 <= low <= high"),
+    "a slip below deepspeed": (["deepspeed.wall_clock_breakdwn=true"], "deepspeed.wall_clock_breakdwn = true (command line): unknown key; did you mean wall_clock_breakdown?"),
+    "a slip deeper down": (["deepspeed.zero_optimization.overlap_com=true"], "deepspeed.zero_optimization.overlap_com = true (command line): unknown key; did you mean overlap_comm?"),
+    "a section of no model": (["deepspeed.activation_checkpointing.profil=true"], "deepspeed.activation_checkpointing.profil = true (command line): unknown key; did you mean profile?"),
+    "a value DeepSpeed does not take": (["deepspeed.zero_optimization.reduce_bucket_size=many"], 'deepspeed.zero_optimization.reduce_bucket_size = "many" (command line): DeepSpeed does not take this: Input should be a valid integer'),
+    "a key that DeepSpeed gave up": (["deepspeed.amp.enabled=true"], "deepspeed.amp = {enabled: true} (command line): DeepSpeed does not take this: NVIDIA Apex AMP integration has been removed"),
+    "a key of ours": (["deepspeed.zero_optimization.stage=3"], "deepspeed.zero_optimization.stage = 3 (command line): is decided by mesh.zero; set mesh.zero instead"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_it_is_told_before_any_process_is_joined(
+    sleeptrain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    changes, message = STATIC[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sleeptrain.engine.process.init_distributed", lambda: pytest.fail("joined"))
+    ran = sleeptrain("train", "rule110-tiny", *changes)
+    assert (ran.status, ran.out) == (2, ""), ran.err
+    assert ran.err.startswith("error: ") and ran.err.count("\n") == 1 and message in ran.err, ran.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_keys_that_deepspeed_knows_are_taken(sleeptrain: Any) -> None:
+    keys = [
+        "zero_optimization.overlap_comm=true",
+        "flops_profiler={enabled: true}",
+        "comms_logger.enabled=true",
+        "dump_state=true",
+    ]
+    ran = sleeptrain("train", "rule110-tiny", "--explain", *(f"deepspeed.{key}" for key in keys))
+    assert (ran.status, ran.err) == (0, "") and "deepspeed.zero_optimization.overlap_comm" in ran.out
+
+
+class OneWindow(Rule110):
+    """All of a sample in one window."""
+
+    def windows(self) -> Any:
+        first, *_, last = super().windows()
+        return [type(first)(0, last.stop, True)]
+
+
+class Spoiled(Rule110):
+    """Its second training sample has a target where its windows declare none."""
+
+    def generate(self, split: str, start: int, stop: int, seed: int = 0) -> Any:
+        columns = super().generate(split, start, stop, seed)
+        if split == "train" and start <= 1 < stop:
+            columns["targets"][1 - start, 12] = 1
+        return columns
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of several kinds, and `elsewhere`, where another machine has other data by the same name."""
+    made = tmp_path_factory.mktemp("bad")
+    sizes: dict[str, Any] = {"strings": 2, "width": 8, "transitions": (1, 2), "holdout": 8}
+    for name, kind, seed in (
+        ("data", Rule110, 0), ("one", OneWindow, 0), ("spoiled", Spoiled, 0), ("elsewhere/data", Rule110, 1)
+    ):  # fmt: skip
+        shards.build(kind(**sizes), made / name, {"train": 64, "test": 8}, seed)
+    for place in (made, made / "elsewhere"):
+        (place / "small.yaml").write_text("sleep: {window: 9}\ntrain: {steps: 2, batch: 8}\n")
+    return made
+
+
+def recipe(*changes: str, data: str = "data") -> list[str]:
+    return ["train", "small.yaml", f"data.sources=[{{path: {data}}}]", *TINY, "run_dir=none", *changes]
+
+
+WRONG = {
+    "longer than a sample": (recipe("sleep.window=512"), "sleep.window = 512 (command line): whole samples of data have 20 tokens, in windows of up to 9; set sleep.window=9"),
+    "one window, every": (recipe("sleep.loop.trigger=every", "sleep.passes=2", "sleep.window=20", data="one"), 'sleep.loop.trigger = "every" (command line): samples of one are one window, and the last window of a sample never sleeps, so that passes = 2 would change nothing'),
+    "one window, context": (recipe("sleep.passes=2", "sleep.window=20", data="one"), "every window of one has targets, so none would sleep and passes = 2 would change nothing"),
+}  # fmt: skip
+
+
+def test_windows_that_would_never_sleep(folder: Path) -> None:
+    ran = run_named({name: words for name, (words, _) in WRONG.items()}, folder)
+    for name, line in ran.items():
+        assert (line.status, line.out) == (2, ""), line.err
+        assert line.err.startswith("error: ") and line.err.count("\n") == 1 and WRONG[name][1] in line.err, line.err
+    assert not (folder / "none").exists()
+
+
+def told(folders: list[str], lines: list[list[list[str]]]) -> list[Line]:
+    """What this rank says to the command lines that are its own: a folder for each rank, and for each line words for each rank."""
+    from sleeptrain.cli.main import main
+    from sleeptrain.engine import process
+
+    # DeepSpeed keeps the group it joined first for as long as the process lives.
+    process.leave = lambda: None
+    rank = int(os.environ["RANK"])
+    os.chdir(folders[rank])
+    found = []
+    for words in lines:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main(words[rank])
+        found.append(Line(status, out.getvalue(), err.getvalue()))
+    return found
+
+
+def ours(line: Line) -> list[str]:
+    return [text for text in line.err.splitlines() if text.startswith("error: ")]
+
+
+HALVES = recipe("mesh.tensor=2", "mesh.sequence=true", "model.attention.kv_heads=2", "model.deltanet.key_heads=2")
+HERE_AND_THERE: dict[str, tuple[list[str], list[str], str]] = {
+    "stages": (recipe("mesh.pipe=2"), recipe(), "ranks were started differently: mesh.pipe is 2 on rank 0 and 1 on rank 1; start all with the same recipe, overrides and data"),
+    "passes and seed": (recipe("sleep.passes=2", "train.seed=1"), recipe("sleep.passes=3"), "sleep.passes is 2 on rank 0 and 3 on rank 1; train.seed is 1 on rank 0 and 0 on rank 1; start all"),
+    "not given": (recipe("deepspeed.dump_state=false"), recipe(), "deepspeed.dump_state is False on rank 0 and not given on rank 1"),
+    "too few": (recipe("mesh.data=2", "mesh.pipe=2"), recipe("mesh.data=2", "mesh.pipe=2"), "mesh.data = 2 (command line) with mesh.pipe = 2 (command line): 2 processes were started; start 4, for instance with torchrun --nproc_per_node 4"),
+    "windows that cannot be shared": (HALVES, HALVES, "mesh.sequence = true (command line) with mesh.tensor = 2 (command line): 2 processes cannot share windows of 9 tokens, as in data; build windows of a multiple, or set mesh.sequence=false"),
+    "no groups": (recipe("mesh.pipe=2", "train.micro=8"), recipe("mesh.pipe=2", "train.micro=8"), "the 1 micro-batches of each of 1 processes (train.batch = 8) do not make groups of 2 or 3 or 4"),
+}  # fmt: skip
+
+
+def test_two_processes_hear_of_it_once(folder: Path) -> None:
+    """The last line meets a damaged sample, which only the second process reads, in its first step."""
+    same = recipe("data.shuffle=false", "train.batch=2", "run_dir=spoiled-run", data="spoiled")
+    lines = [*([first, second] for first, second, _ in HERE_AND_THERE.values()), [same, same]]
+    shard = "spoiled/train/shard.00000.mds, sample 1 in it, position 12, in window 1 of tokens 9 to 17"
+    messages = [*(message for _, _, message in HERE_AND_THERE.values()), f"there is a target in a window that the manifest declares to have none ({shard})"]  # fmt: skip
+    first, second = run(told, 2, [str(folder)] * 2, lines, timeout=300)
+    for message, one, other in zip(messages, first, second, strict=True):
+        assert (one.status, other.status) == (2, 2), one.err + other.err
+        assert len(ours(one)) == 1 and message in ours(one)[0], one.err
+        assert not ours(other) and "traceback" not in (one.err + other.err).lower(), other.err
+    assert not (folder / "none").exists()
+
+
+def test_machines_with_other_data_by_the_same_name(folder: Path) -> None:
+    words = recipe("run_dir=torn")
+    ((one,), (other,)) = run(told, 2, [str(folder), str(folder / "elsewhere")], [[words, words]], timeout=300)
+    assert (one.status, other.status) == (2, 2) and not ours(other)
+    assert "ranks were started differently: the data's hash is " in ours(one)[0] and len(ours(one)) == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_continued_in_other_processes_or_on_other_data(folder: Path, tmp_path: Path) -> None:
+    for name in ("data", "elsewhere/data"):
+        shutil.copytree(folder / name, tmp_path / name)
+    shutil.copy(folder / "small.yaml", tmp_path)
+    words = recipe("run_dir=alone", "train.steps=1", "checkpoint.every=0")
+    ((done,),) = run(told, 1, [str(tmp_path)], [[words]], timeout=300)
+    assert done.status == 0, done.err
+    ((one,), (other,)) = run(told, 2, [str(tmp_path)] * 2, [[words, words]], timeout=300)
+    assert (one.status, other.status) == (2, 2) and not ours(other)
+    assert ours(one) == [
+        "error: alone/checkpoints/step-00000001 was written by 1 process (data 1 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw), and this run "
+        "has 2 processes (data 2 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw); a run continues at the sizes it was saved at: start 1 process, "
+        "or begin another run with run_dir=..."
+    ]
+    shutil.rmtree(tmp_path / "data")
+    shutil.copytree(tmp_path / "elsewhere" / "data", tmp_path / "data")
+    ((again,),) = run(told, 1, [str(tmp_path)], [[words]], timeout=300)
+    assert again.status == 2
+    assert ours(again) == [
+        "error: alone was trained on other data than data holds now; bring the old data back to continue it, or start another run with run_dir=..."
+    ]
