@@ -74,3 +74,60 @@ def test_deepspeeds_muon_still_takes_the_norm_of_updates() -> None:
     engine.backward(engine(tokens, targets) / 10)
     engine.step()
     assert float(engine.get_global_grad_norm()) > 2 * true
+
+
+class Fast(nn.Module):
+    """A parameter of its own, and two results of which one leads on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4).T.contiguous().T)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return x @ self.weight, state + torch.tanh(x).sum(0) @ self.weight.T.unflatten(1, (2, 2)).flatten(1)
+
+
+class Passes(nn.Module):
+    """Two passes; each reads the input again, so that nobody reads the features of the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fast, self.last = Fast(), nn.Linear(4, 4, bias=False)
+
+    def once(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        x, state = self.fast(x, state)
+        return self.last(x), state
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(4)
+        for _ in range(2):
+            h, state = recompute(self.once, x, state)
+        return h.square().sum() + state.square().sum()
+
+
+def losses_of_passes() -> list[float]:
+    init_distributed()
+    model = Passes()
+    with torch.no_grad():
+        model.last.weight.copy_(torch.eye(4) / 2)
+    engine = build(model, Optim(), precision="fp32", zero=3, micro_rows=4, accumulation=1)
+    found = []
+    for _ in range(2):
+        loss = engine.module.once and engine.module(torch.arange(8.0).view(2, 4) / 8)
+        engine.backward(loss)
+        engine.step()
+        found.append(float(loss))
+    return found
+
+
+def losses_without(patch: str) -> list[float]:
+    builder = importlib.import_module("sleeptrain.engine.build")
+    setattr(builder, patch, lambda engine: None)
+    return losses_of_passes()
+
+
+def test_zero_3_still_takes_parameters_away_from_a_module_in_backward() -> None:
+    first, second = run(losses_of_passes, 2)
+    assert first == second and first[1] < first[0]
+    with pytest.raises(AssertionError, match="must match the size of tensor b"):
+        run(losses_without, 2, "keep_in_backward")
