@@ -183,7 +183,9 @@ def build(
             "optim.name muon needs mesh.tensor 1: tensor parallelism cuts matrices, and Muon needs whole ones"
         )
     place = init_distributed()
-    derived = settings(model, clip=optim.clip, precision=precision, zero=zero, micro=micro_rows, accumulation=accumulation)
+    derived = settings(
+        model, clip=optim.clip, precision=precision, zero=zero, micro=micro_rows, accumulation=accumulation
+    )
     if zero == 3:
         derived["zero_optimization"] |= gathering(model, looped, precision, memory(place.device))
     configuration = merged(derived, overrides or {})

@@ -40,6 +40,8 @@ class LanguageModel(nn.Module):
         self.head = None if config.tie else nn.Linear(config.width, config.vocab, bias=False)
         self.here = (0, len(self.layers))
         """First and one-past-last of the blocks that are here."""
+        self.slices = 1
+        """Into how many slices of tokens the features of a window are cut between blocks, of which one is here."""
 
     def zero_state(self, sleep: Sleep, batch: int) -> State:
         """The state before the first token of the blocks that are here, on the model's device and in its dtype."""
@@ -68,6 +70,10 @@ class LanguageModel(nn.Module):
     def nll(self, h: Tensor, targets: Tensor) -> Tensor:
         """Features at the exit of the stack -> negative log likelihood in nats of each target, 0 where it is -100."""
         return cross_entropy(self.logits(h), targets)
+
+    def moved(self, h: Tensor, before: Tensor) -> Tensor:
+        """How far a pass moved the features of a window, relative to where they were: ||h - before|| / ||before||."""
+        return (h - before).float().norm() / before.float().norm().clamp_min(1e-12)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from sleeptrain.model.stack import Around, plainly
 from sleeptrain.model.state import State
 from sleeptrain.program import Boundary, Pass, Program, Sleep, blocks_of
 
+
 @dataclass(frozen=True)
 class Retain:
     """What is kept for backward: how the work of a window, of a pass, of a block and of the head are called."""
@@ -98,7 +99,7 @@ def run_window(
             above = h
         elif op.layers == "loop":
             if exit_ is not None:
-                residuals.append(moved(h.detach(), exit_.detach()))
+                residuals.append(model.moved(h.detach(), exit_.detach()))
             exit_ = h
     if boundary is not None:
         state = state.evict(boundary)
@@ -123,8 +124,3 @@ def score(model: LanguageModel, predict: bool, h: Tensor, targets: Tensor) -> tu
     """Losses of the targets from the features of a pass, and the likeliest token at every position if asked for."""
     logits = model.logits(h)
     return cross_entropy(logits, targets), logits.detach().argmax(-1) if predict else None
-
-
-def moved(h: Tensor, before: Tensor) -> Tensor:
-    """How far a pass moved the features, relative to where they were."""
-    return (h - before).float().norm() / before.float().norm().clamp_min(1e-12)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import gcd
 
 from sleeptrain.config.errors import Problem
 from sleeptrain.model.config import Model
-from sleeptrain.program import Sleep, balance, loop_range
+from sleeptrain.program import Sleep, Window, balance, loop_range
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,17 @@ def undivided(model: Model, tensor: int) -> str | None:
     common = gcd(*shared(model).values())
     sizes = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
     return f"{' and '.join(wrong)} cannot be shared by {tensor} processes; mesh.tensor can be {sizes} for this model"
+
+
+def unsliced(windows: Sequence[Window], mesh: Mesh) -> str | None:
+    """Why the tokens of these windows cannot be shared by the processes of the tensor axis; None if they can, or need not."""
+    odd = sorted({length for w in windows if (length := w.stop - w.start) % mesh.tensor})
+    if not mesh.sequence or not odd:
+        return None
+    return (
+        f"windows of {' and '.join(map(str, odd))} tokens do not divide into slices for mesh.tensor = {mesh.tensor} processes; "
+        f"take data whose windows, and sleep.window, are multiples of {mesh.tensor} tokens, or set mesh.sequence=false"
+    )
 
 
 def padded(vocab: int, tensor: int) -> int:

@@ -20,7 +20,7 @@ from sleeptrain.engine.build import Engine, build
 from sleeptrain.engine.process import Place
 from sleeptrain.model.config import Model
 from sleeptrain.model.counts import step_flops
-from sleeptrain.parallel.config import Split, split
+from sleeptrain.parallel.config import Split, split, unsliced
 from sleeptrain.parallel.mesh import Axes, join
 from sleeptrain.parallel.parts import Parts
 from sleeptrain.program import Program, Sleep, compile
@@ -92,6 +92,8 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
     manifest, train = reader.manifest, job.train
     program = compile(job.sleep, manifest.windows, len(job.model.pattern))
     agree(program, place.world)
+    if reason := unsliced(manifest.windows, job.mesh):
+        raise UserError(f"mesh.sequence: {reason}")
     axes = join(job.mesh, place.rank, place.world)
     split = split_batch(job, axes.data.size)
     model, add_up = new_model(job, axes, job.model.deltanet.horizon or manifest.length, place.device)

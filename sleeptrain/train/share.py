@@ -47,7 +47,7 @@ def new_model(job: Job, axes: Axes, horizon: int, device: torch.device) -> tuple
         else:
             from sleeptrain.parallel.tensor import ShardedModel
 
-            model = sharded = ShardedModel(job.model, axes.tensor)
+            model = sharded = ShardedModel(job.model, axes.tensor, job.mesh.sequence)
             fill, add_up = sharded.initialise, sharded.add_up
     part = stages_of(job)[axes.pipe.rank]
     model.keep(part.start, part.stop)
@@ -70,7 +70,9 @@ def looped(model: LanguageModel, program: Program, sleep: Sleep) -> int:
     if sum(isinstance(op, Pass) and op.layers == "loop" for op in program.ops) == 1:
         return 0
     first, stop = loop_range(sleep, len(model.layers))
-    modules = nn.ModuleList([*list(model.layers)[first:stop], model.embed] + ([] if model.head is None else [model.head]))
+    modules = nn.ModuleList(
+        [*list(model.layers)[first:stop], model.embed] + ([] if model.head is None else [model.head])
+    )
     return sum(parameter.numel() for parameter in modules.parameters())
 
 

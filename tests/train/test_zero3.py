@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from tests.distributed import run
 from tests.engine.tiny import same, snapshot
@@ -112,7 +111,7 @@ def test_resume_continues_exactly(folder, retain, precision):
         assert [row[key] for row in halves[0]] == [row[key] for row in whole[0]]
     assert len(whole[1]) > 20 and all(torch.equal(weight, whole[1][name]) for name, weight in halves[1].items())
     if precision == "bf16":
-        alone = run(training, 1, folder, "tied", "alone", ["optim.schedule.name=constant"])[0]
+        alone = run(training, 1, folder, "tied", "constant", ["optim.schedule.name=constant"])[0]
         assert [row["loss"] for row in whole[0]] == pytest.approx([row["loss"] for row in alone[0]], rel=0.03)
 
 
@@ -148,27 +147,30 @@ def test_a_nan_on_one_rank_makes_no_rank_step(folder):
 
 def gathers(folder: str, overrides: list[str]):
     """How often a step asks other processes for parameters, step by step, without those that the optimizer's step does."""
-    counts: list[int] = []
+    counts, asked = [], [0]
 
     def count(setup):
-        backward = setup.engine.backward
-        watching = [profile(activities=[ProfilerActivity.CPU])]
-        watching[0].start()
+        import deepspeed.comm.comm
 
-        def counted(loss):
-            backward(loss)
-            watching[0].stop()
-            counts.append(sum("allgather" in event.name for event in watching[0].events()))
+        backend, step = deepspeed.comm.comm.cdb, setup.engine.step
 
-        step = setup.engine.step
+        def counted(gather):
+            def asking(*args, **options):
+                asked[0] += 1
+                return gather(*args, **options)
+
+            return asking
+
+        for name in ("all_gather", "all_gather_into_tensor", "all_gather_coalesced"):
+            setattr(backend, name, counted(getattr(backend, name)))
 
         def stepped(*args):
+            counts.append(asked[0])
             report = step(*args)
-            watching[0] = profile(activities=[ProfilerActivity.CPU])
-            watching[0].start()
+            asked[0] = 0
             return report
 
-        setup.engine.backward, setup.engine.step = counted, stepped
+        setup.engine.step = stepped
 
     name = "-".join(o.split("=")[-1] for o in overrides)
     training(folder, "tied", name, [*ZERO, *overrides], count)
@@ -176,7 +178,7 @@ def gathers(folder: str, overrides: list[str]):
 
 
 def gathered(folder: str):
-    more = ["train.steps=5", "train.retain=pass"]
+    more = ["train.steps=5", "train.batch=2", "train.retain=pass"]
     return {
         "two": gathers(folder, ["sleep.passes=2", *more]),
         "five": gathers(folder, ["sleep.passes=5", *more]),
@@ -190,5 +192,5 @@ def test_what_passes_use_again_stays(folder):
     for found in run(gathered, 2, folder, timeout=300):
         assert found["five"][0] > found["two"][0] > 100
         assert found["five"][2:] == found["two"][2:]
-        assert max(found["two"][2:]) < 5
+        assert 0 < max(found["two"][2:]) < 5
         assert min(found["nothing kept"]) > 100
