@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from sleeptrain.config.errors import UserError
 from sleeptrain.engine import optimizers
 from sleeptrain.engine.config import Optim
 from sleeptrain.engine.muon import Muon, layout_of
+from sleeptrain.engine.patches.again import keep_in_backward
 from sleeptrain.engine.patches.quiet import quiet
+from sleeptrain.engine.patches.uses import uses_counted_by_backward
 from sleeptrain.engine.process import Place, init_distributed
-from sleeptrain.engine.settings import Precision, merged, settings
+from sleeptrain.engine.settings import Precision, gathering, merged, settings
 from sleeptrain.parallel.parts import Parts
 
 TAG = "deepspeed"
@@ -49,6 +51,10 @@ class Engine:
         self.settings = settings
         self.precision: Precision = precision
         self._ready = False
+        self._over: Callable[[], None] = lambda: None
+        if self.zero == 3:
+            keep_in_backward(deepspeed_engine)
+            self._over = uses_counted_by_backward(deepspeed_engine)
         self._rules = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
 
     @property
@@ -97,6 +103,7 @@ class Engine:
         engine._backward_prologue()
         self._ready = engine.is_gradient_accumulation_boundary()
         engine.backward(loss)
+        self._over()
         if not self._ready:
             engine.step()
 
@@ -146,6 +153,11 @@ class Engine:
         return found if keeps else None
 
 
+def memory(device: torch.device) -> int | None:
+    """Bytes of a GPU's memory; None for the host's."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 def build(
     model: nn.Module,
     optim: Optim,
@@ -157,11 +169,13 @@ def build(
     overrides: Mapping[str, Any] | None = None,
     mpu: Any = None,
     parts: Parts | None = None,
+    looped: int = 0,
 ) -> Engine:
     """Spreads `model` (fp32; it is changed in place) over the processes, joining them first if that has not been done.
 
     `micro_rows` are the rows of one `backward` on one process. `mpu` tells DeepSpeed the process groups where the data axis
-    is not the only one; `parts` then puts the model together from all its parts. UserError
+    is not the only one; `parts` then puts the model together from all its parts. `looped` elements of the parameters are used
+    again and again within a backward: ZeRO 3 keeps them in between if a quarter of the device holds them. UserError
     for overrides of what other sections decide, for Muon above ZeRO 2, and for Muon on parts of matrices.
     """
     if optim.name == "muon" and zero > 2:
@@ -173,10 +187,12 @@ def build(
     place = init_distributed()
     if mpu is not None:
         optimizers.fill_groups(model, place.device)
-    configuration = merged(
-        settings(model, clip=optim.clip, precision=precision, zero=zero, micro=micro_rows, accumulation=accumulation),
-        overrides or {},
+    derived = settings(
+        model, clip=optim.clip, precision=precision, zero=zero, micro=micro_rows, accumulation=accumulation
     )
+    if zero == 3:
+        derived["zero_optimization"] |= gathering(model, looped, precision, memory(place.device))
+    configuration = merged(derived, overrides or {})
     made = optimizers.optimizer(model, optim)
     matrices = [p for group in made.param_groups if group["muon"] for p in group["params"]]
     with quiet():

@@ -55,6 +55,24 @@ def settings(
     }
 
 
+def gathering(model: nn.Module, looped: int, precision: Precision, memory: int | None) -> dict[str, int]:
+    """Which parameters ZeRO 3 keeps whole: keys of DeepSpeed's `zero_optimization`.
+
+    The smallest ones for good, up to a hundredth of the model: a message each costs more than they do. And from one use to
+    the next the `looped` elements that every pass uses, if they take at most a quarter of a device of `memory` bytes (None:
+    of any size); otherwise they travel as often as they are used. DeepSpeed looks ahead a number of elements, in the order of
+    their use, for another use: a pass that is recomputed before its backward puts twice the looped range between two.
+    """
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    total, width = sum(sizes), 2 if precision == "bf16" else 4
+    small = max((size for size in sizes if 100 * sum(s for s in sizes if s <= size) <= total), default=0)
+    keys = {"stage3_param_persistence_threshold": small}
+    if looped and (memory is None or looped * width <= memory // 4):
+        # The second one bounds how much is fetched ahead, with all that is there counted in.
+        keys |= {"stage3_max_reuse_distance": 2 * looped, "stage3_max_live_parameters": 2 * looped + total}
+    return keys
+
+
 def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the user's `deepspeed:` section over it, key by key at every depth. UserError for keys in
     OURS, and for what DeepSpeed does not know or take."""

@@ -15,6 +15,17 @@ from sleeptrain.program import Sleep
 IGNORED = -100
 
 
+class Embedding(nn.Embedding):
+    """A vector for each token, and back: the same matrix is the head of a tied model.
+
+    Both go through `forward`, so that whoever brings the matrix here when it is used, as ZeRO 3 does, sees both.
+    """
+
+    def forward(self, x: Tensor, *, back: bool = False) -> Tensor:
+        """Tokens [...] -> features [..., width]; with `back`, features -> the logit of every token [..., vocab]."""
+        return F.linear(x, self.weight) if back else super().forward(x)
+
+
 class LanguageModel(nn.Module):
     """Embedding, blocks, final norm and head; `config.vocab` must be set. Parameters are empty until `initialise`."""
 
@@ -23,12 +34,14 @@ class LanguageModel(nn.Module):
         if config.vocab is None:
             raise ValueError("model.vocab is null; take it from the data's manifest before building the model")
         self.config = config
-        self.embed = nn.Embedding(config.vocab, config.width)
+        self.embed = Embedding(config.vocab, config.width)
         self.layers = Stack(config)
         self.norm = RMSNorm(config.width, config.eps)
         self.head = None if config.tie else nn.Linear(config.width, config.vocab, bias=False)
         self.here = (0, len(self.layers))
         """First and one-past-last of the blocks that are here."""
+        self.slices = 1
+        """Into how many slices of tokens the features of a window are cut between blocks, of which one is here."""
 
     def zero_state(self, sleep: Sleep, batch: int) -> State:
         """The state before the first token of the blocks that are here, on the model's device and in its dtype."""
@@ -50,13 +63,17 @@ class LanguageModel(nn.Module):
 
     def logits(self, h: Tensor) -> Tensor:
         """Features at the exit of the stack [batch, time, width] -> logits [batch, time, vocab] in float32 (or 64)."""
-        weight = self.embed.weight if self.head is None else self.head.weight
-        x = F.linear(self.norm(h), weight)
+        x = self.norm(h)
+        x = self.embed(x, back=True) if self.head is None else self.head(x)
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def nll(self, h: Tensor, targets: Tensor) -> Tensor:
         """Features at the exit of the stack -> negative log likelihood in nats of each target, 0 where it is -100."""
         return cross_entropy(self.logits(h), targets)
+
+    def moved(self, h: Tensor, before: Tensor) -> Tensor:
+        """How far a pass moved the features of a window, relative to where they were: ||h - before|| / ||before||."""
+        return (h - before).float().norm() / before.float().norm().clamp_min(1e-12)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

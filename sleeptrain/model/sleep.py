@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sleeptrain.model.language import LanguageModel, cross_entropy
+from sleeptrain.model.stack import Around, plainly
 from sleeptrain.model.state import State
 from sleeptrain.program import Boundary, Pass, Program, Sleep, blocks_of
-
-Around = Callable[..., Any]
-"""Calls `fn(*tensors)`; a recompute policy keeps the inputs only and calls it again in backward."""
-
-
-def plainly(fn: Callable[..., Any], *tensors: Tensor) -> Any:
-    """Call it, keep its graph."""
-    return fn(*tensors)
 
 
 @dataclass(frozen=True)
 class Retain:
-    """What is kept for backward: how the work of a window, of a pass and of the head are called."""
+    """What is kept for backward: how the work of a window, of a pass, of a block and of the head are called."""
 
     window: Around = plainly
     passes: Around = plainly
+    block: Around = plainly
     head: Around = plainly
 
 
@@ -94,7 +87,8 @@ def run_window(
             state = state.detach()
             above, exit_ = (h if h is None else h.detach() for h in (above, exit_))
         h = {"tokens": None, "above": above}.get(op.reads, exit_)
-        work = partial(run_pass, model, op, blocks_of(op.layers, sleep, depth), span, state.hollow(), tokens, valid)
+        blocks, form = blocks_of(op.layers, sleep, depth), state.hollow()
+        work = partial(run_pass, model, op, blocks, span, form, retain.block, tokens, valid)
         with nullcontext() if op.grad else torch.no_grad():
             h, *left = retain.passes(work, h, *state.flat())
             if op.loss:
@@ -105,7 +99,7 @@ def run_window(
             above = h
         elif op.layers == "loop":
             if exit_ is not None:
-                residuals.append(moved(h.detach(), exit_.detach()))
+                residuals.append(model.moved(h.detach(), exit_.detach()))
             exit_ = h
     if boundary is not None:
         state = state.evict(boundary)
@@ -114,15 +108,15 @@ def run_window(
 
 
 def run_pass(
-    model: LanguageModel, op: Pass, blocks: tuple[int, int], span: int, spec: State, tokens: Tensor,
-    valid: Tensor | None, h: Tensor | None, *flat: Tensor,
+    model: LanguageModel, op: Pass, blocks: tuple[int, int], span: int, spec: State, around: Around,
+    tokens: Tensor, valid: Tensor | None, h: Tensor | None, *flat: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """One pass over one window, from its inputs to its outputs, as a function of tensors alone."""
     if h is None:
         h = model.embed(tokens)
     elif op.reads == "normed":
         h = model.norm(h)
-    h, state = model.layers(h, spec.unflat(flat).cross("pass"), op, blocks, span, valid)
+    h, state = model.layers(h, spec.unflat(flat).cross("pass"), op, blocks, span, valid, around)
     return h, *state.flat()
 
 
@@ -130,8 +124,3 @@ def score(model: LanguageModel, predict: bool, h: Tensor, targets: Tensor) -> tu
     """Losses of the targets from the features of a pass, and the likeliest token at every position if asked for."""
     logits = model.logits(h)
     return cross_entropy(logits, targets), logits.detach().argmax(-1) if predict else None
-
-
-def moved(h: Tensor, before: Tensor) -> Tensor:
-    """How far a pass moved the features, relative to where they were."""
-    return (h - before).float().norm() / before.float().norm().clamp_min(1e-12)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,6 +14,14 @@ from sleeptrain.model.deltanet import DeltaNet
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.state import State
 from sleeptrain.program import Pass
+
+Around = Callable[..., Any]
+"""Calls `fn(*tensors)`; a recompute policy keeps the inputs only and calls it again in backward."""
+
+
+def plainly(fn: Callable[..., Any], *tensors: Any) -> Any:
+    """Call it, keep its graph."""
+    return fn(*tensors)
 
 
 class Mlp(nn.Module):
@@ -68,15 +79,17 @@ class Stack(nn.ModuleList):
         super().__init__(Block(model, i) for i in range(len(model.pattern)))
 
     def forward(
-        self, h: Tensor, state: State, op: Pass, blocks: tuple[int, int], span: int, valid: Tensor | None
-    ) -> tuple[Tensor, State]:
+        self, h: Tensor, state: State, op: Pass, blocks: tuple[int, int], span: int, valid: Tensor | None,
+        around: Around = plainly,
+    ) -> tuple[Tensor, State]:  # fmt: skip
         """One pass of blocks[0]..blocks[1]-1 over one window.
 
         `h` [batch, time, width]; `op` says which positions they have and whether caches are read and written; `span` is
-        how many keys a query sees at most; `valid` [batch, time] marks real tokens (None: all are).
+        how many keys a query sees at most; `valid` [batch, time] marks real tokens (None: all are); `around` calls the
+        blocks.
         """
         changed: dict[str, Tensor] = {}
         for block in list(self)[blocks[0] : blocks[1]]:
-            h, new = block(h, state, op, span, valid)
+            h, new = around(block, h, state, op, span, valid)
             changed |= new
         return h, state.replace(changed)

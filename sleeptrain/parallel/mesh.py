@@ -54,10 +54,13 @@ def join(mesh: Mesh, rank: int, world: int) -> Axes:
         raise UserError(str(error)) from None
     if mesh.pipe == mesh.tensor == 1:
         return Axes(Axis(rank, world, None), Axis(0, 1, None), Axis(0, 1, None), None)
+    from sleeptrain.parallel.patches.device import allow_sequences_on_cpu
     from sleeptrain.parallel.patches.mpu import Mpu
     from sleeptrain.parallel.patches.silence import import_megatron
 
     import_megatron()
+    if mesh.sequence:
+        allow_sequences_on_cpu()
     from megatron.core import parallel_state as state
 
     now = (data, mesh.pipe, mesh.tensor)

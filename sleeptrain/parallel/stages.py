@@ -104,7 +104,11 @@ class StageRun:
             return
         op, weight = self.program.ops[action.op], next(self.model.parameters())
         assert isinstance(op, Pass)
-        shape = (len(self.group[action.micro].tokens), op.stop - op.start, self.model.config.width)
+        shape = (
+            len(self.group[action.micro].tokens),
+            (op.stop - op.start) // self.model.slices,
+            self.model.config.width,
+        )
         if action.kind == "RECV":
             value = Value("rdh" if backward else "h", action.op, action.micro, edge.src)
             self.store.put(value, self.edges.receive(edge, weight.new_empty(shape), say))

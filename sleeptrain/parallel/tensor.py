@@ -20,6 +20,7 @@ from sleeptrain.config.errors import UserError
 from sleeptrain.model.config import Model
 from sleeptrain.model.init import initial
 from sleeptrain.model.language import IGNORED, LanguageModel
+from sleeptrain.parallel import sequence
 from sleeptrain.parallel.config import padded, undivided
 from sleeptrain.parallel.mesh import Axis
 from sleeptrain.parallel.sums import Sums
@@ -32,6 +33,8 @@ BY_HEAD = ("mixer.conv_q", "mixer.conv_k", "mixer.conv_v", "mixer.A_log", "mixer
 """Other parameters with an entry for each head or channel."""
 SHARED_BY_HEADS = ("mixer.q_norm.weight", "mixer.k_norm.weight", "mixer.norm")
 """Parameters that all heads use: every process has them whole, and sees the gradient of its own heads only."""
+BY_TOKEN = ("norm1.weight", "norm2.weight", "out1.weight", "out2.weight")
+"""Parameters that see, where processes share the tokens, the gradient of their own tokens only; and the final norm's."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,12 @@ class Shards:
 
 
 class ShardedModel(LanguageModel):
-    """One process's share of a language model. Parameter names are those of the whole model."""
+    """One process's share of a language model. Parameter names are those of the whole model.
 
-    def __init__(self, config: Model, axis: Axis) -> None:
+    With `share_tokens` the features between blocks are this process's slice of a window's tokens; windows must divide.
+    """
+
+    def __init__(self, config: Model, axis: Axis, share_tokens: bool = False) -> None:
         assert config.vocab is not None
         if reason := undivided(config, axis.size):
             raise UserError(f"mesh.tensor = {axis.size}: {reason}")
@@ -81,17 +87,15 @@ class ShardedModel(LanguageModel):
         super().__init__(_share(config, axis.size))
         self.shards = Shards(shapes, axis)
         self.vocab = config.vocab
+        self.slices = axis.size if share_tokens else 1
         self._divide(config)
 
     def nll(self, h: Tensor, targets: Tensor) -> Tensor:
         """As the whole model's; every process has the logits of its part of the vocabulary."""
-        from megatron.core.tensor_parallel import (
-            copy_to_tensor_model_parallel_region,
-            vocab_parallel_cross_entropy,
-        )
+        from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
         weight = self.embed.weight if self.head is None else self.head.weight
-        logits = F.linear(copy_to_tensor_model_parallel_region(self.norm(h)), weight)
+        logits = F.linear(self._for_all(self.norm(h)), weight)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         real = self.vocab - self.shards.axis.rank * weight.shape[0]
         if real < weight.shape[0]:
@@ -100,6 +104,13 @@ class ShardedModel(LanguageModel):
         scored = targets != IGNORED
         loss = vocab_parallel_cross_entropy(logits, targets.where(scored, 0).contiguous())
         return loss.where(scored, 0)
+
+    def moved(self, h: Tensor, before: Tensor) -> Tensor:
+        """As the whole model's, of the whole window; a collective over the tensor axis where tokens are shared."""
+        if self.slices == 1:
+            return super().moved(h, before)
+        change, size = sequence.norms(self.shards.axis, h - before, before)
+        return (change / size.clamp_min(1e-12)).float()
 
     def initialise(self, seed: int, horizon: int) -> None:
         """Fill all parameters with this process's part of what the whole model starts from."""
@@ -111,14 +122,27 @@ class ShardedModel(LanguageModel):
                 parameter.tensor_model_parallel = self.shards.dim(name) is not None  # type: ignore[attr-defined]
 
     def add_up(self, sums: Sums) -> None:
-        """Complete the gradients of parameters that all heads share; a collective over the tensor axis."""
-        partial = [p for name, p in self.named_parameters() if name.endswith(SHARED_BY_HEADS)]
-        found = [sums.of(p) for p in partial if p.requires_grad]
+        """Complete the gradients of parameters of which every process saw a part only: its heads, or its tokens. A
+        collective over the tensor axis."""
+        found = [sums.of(p) for name, p in self.named_parameters() if p.requires_grad and self._saw_a_part(name)]
         if found:
             flat = torch.cat([total.flatten() for total in found])
             dist.all_reduce(flat, group=self.shards.axis.group)
             for total, part in zip(found, flat.split([t.numel() for t in found]), strict=True):
                 total.copy_(part.view_as(total))
+
+    def _saw_a_part(self, name: str) -> bool:
+        return name.endswith(SHARED_BY_HEADS) or (
+            self.slices > 1 and (name.endswith(BY_TOKEN) or name == "norm.weight")
+        )
+
+    def _for_all(self, x: Tensor) -> Tensor:
+        """What a layer that is divided over processes reads, the same on all of them; in backward, a sum over them."""
+        from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
+
+        if self.slices > 1:
+            return sequence.gathered(x, self.shards.axis)
+        return copy_to_tensor_model_parallel_region(x)
 
     def _divide(self, whole: Model) -> None:
         from megatron.core import ModelParallelConfig
@@ -126,17 +150,17 @@ class ShardedModel(LanguageModel):
             ColumnParallelLinear,
             RowParallelLinear,
             VocabParallelEmbedding,
-            copy_to_tensor_model_parallel_region,
         )
 
-        size = self.shards.axis.size
+        size, sliced = self.shards.axis.size, self.slices > 1
         config = ModelParallelConfig(
             tensor_model_parallel_size=size, use_cpu_initialization=True, perform_initialization=False
         )
         common: dict[str, Any] = {"config": config, "init_method": nn.init.zeros_}
+        scattered = common | {"config": replace(config, sequence_parallel=sliced)}
 
         def column(linear: nn.Linear) -> nn.Module:
-            # What a block reads is copied, and its gradient summed, once for all its projections: below.
+            # What a block reads is brought to all, and its gradient summed, once for all its projections: below.
             made = ColumnParallelLinear(
                 linear.in_features, linear.out_features * size, bias=False, disable_grad_reduce=True, **common
             )
@@ -145,13 +169,15 @@ class ShardedModel(LanguageModel):
 
         def row(linear: nn.Linear) -> nn.Module:
             made = RowParallelLinear(
-                linear.in_features * size, linear.out_features, bias=False, input_is_parallel=True, skip_bias_add=False, **common
+                linear.in_features * size, linear.out_features, bias=False, input_is_parallel=True, skip_bias_add=False, **scattered
             )  # fmt: skip
+            if sliced:
+                made.register_forward_pre_hook(lambda _, args: sequence.cut(args[0], size))
             made.register_forward_hook(_first)
             return made
 
-        def copied(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return copy_to_tensor_model_parallel_region(args[0]), *args[1:]
+        def for_all(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return self._for_all(args[0]), *args[1:]
 
         for block in self.layers:
             for path in (*COLUMNS, *ROWS):
@@ -160,9 +186,14 @@ class ShardedModel(LanguageModel):
                 if isinstance(module, nn.Linear):
                     setattr(getattr(block, owner), name, column(module) if path in COLUMNS else row(module))
             for part in (block.get_submodule("mixer"), block.get_submodule("mlp")):
-                part.register_forward_pre_hook(copied)
+                part.register_forward_pre_hook(for_all)
         assert whole.vocab is not None
-        self.embed = VocabParallelEmbedding(padded(whole.vocab, size), whole.width, **common)
+        self.embed = VocabParallelEmbedding(
+            padded(whole.vocab, size), whole.width, reduce_scatter_embeddings=sliced, **common
+        )
+        if sliced:
+            # It exchanges the first two dimensions before it scatters the first one.
+            self.embed.register_forward_pre_hook(lambda _, args: sequence.cut(args[0], size).t())
 
 
 def _share(model: Model, size: int) -> Model:

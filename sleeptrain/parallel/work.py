@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.sleep import moved
 from sleeptrain.model.state import Leaf, State
 from sleeptrain.parallel import chain
 from sleeptrain.parallel.plan import Plan
@@ -177,7 +176,7 @@ class Worker:
 
     def _note_exit(self, work: Work, out: Tensor) -> None:
         if work.op.index > 1:
-            self.residuals[work.micro].append(moved(out, self.exits[work.micro]))
+            self.residuals[work.micro].append(self.model.moved(out, self.exits[work.micro]))
         if work.op.index < work.op.of:
             self.exits[work.micro] = out
         else:

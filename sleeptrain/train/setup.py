@@ -26,7 +26,7 @@ from sleeptrain.parallel.mesh import Axes, join
 from sleeptrain.parallel.parts import Parts
 from sleeptrain.program import Program, Sleep, compile
 from sleeptrain.train.job import Job
-from sleeptrain.train.share import in_stages, new_model, on_tape
+from sleeptrain.train.share import forward_of, looped, new_model
 from sleeptrain.train.step import Forward
 
 T = TypeVar("T")
@@ -106,6 +106,7 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
         model, job.optim, precision=train.precision, zero=job.mesh.zero,
         micro_rows=split.micro * split.group, accumulation=split.accumulation, overrides=job.deepspeed, mpu=axes.mpu,
         parts=None if axes.mpu is None else Parts(axes, getattr(model, "shards", None), place.device),
+        looped=looped(model, program, job.sleep) if job.mesh.zero == 3 else 0,
     )  # fmt: skip
     steps = train.steps or -(-(train.tokens or 0) // (train.batch * manifest.length))
     step, newest = 0, checkpoint.latest(folder / "checkpoints")
@@ -114,7 +115,7 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
         step = state["step"]
         reader.load_state_dict(state["data"])
         checkpoint.set_random_state(state["random"])
-    forward = on_tape(job, add_up) if axes.pipe.size == 1 else in_stages(job, axes, add_up)
+    forward = forward_of(job, axes, add_up)
     return Setup(job, flat_config, folder, manifest, reader, engine, forward, split, place, axes, step, steps)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import nn
 
 from sleeptrain.config import UserError
 from sleeptrain.engine.recompute import recompute
@@ -20,12 +21,13 @@ from sleeptrain.parallel.pipeline import Pipeline, placing
 from sleeptrain.parallel.tape import AddUp, Tape
 from sleeptrain.parallel.units import Rows
 from sleeptrain.program import POLICIES as RETAIN
-from sleeptrain.program import Program, Slice, slices
+from sleeptrain.program import Pass, Program, Sleep, Slice, loop_range, slices
 from sleeptrain.train.job import Job
 from sleeptrain.train.step import Forward
 
 POLICIES = {
     "none": Retain(),
+    "block": Retain(block=recompute, head=recompute),
     "pass": Retain(passes=recompute, head=recompute),
     "window": Retain(window=recompute, passes=recompute),
 }
@@ -45,7 +47,7 @@ def new_model(job: Job, axes: Axes, horizon: int, device: torch.device) -> tuple
         else:
             from sleeptrain.parallel.tensor import ShardedModel
 
-            model = sharded = ShardedModel(job.model, axes.tensor)
+            model = sharded = ShardedModel(job.model, axes.tensor, job.mesh.sequence)
             fill, add_up = sharded.initialise, sharded.add_up
     part = stages_of(job)[axes.pipe.rank]
     model.keep(part.start, part.stop)
@@ -60,6 +62,25 @@ def new_model(job: Job, axes: Axes, horizon: int, device: torch.device) -> tuple
 def stages_of(job: Job) -> tuple[Slice, ...]:
     """The blocks of every stage."""
     return slices(job.sleep, len(job.model.pattern), cuts(job.model, job.sleep, job.mesh.pipe))
+
+
+def looped(model: LanguageModel, program: Program, sleep: Sleep) -> int:
+    """Elements of the parameters that passes use again and again: those of the looped range, and of embedding and head,
+    which are used in between. 0 where there is one pass in all."""
+    if sum(isinstance(op, Pass) and op.layers == "loop" for op in program.ops) == 1:
+        return 0
+    first, stop = loop_range(sleep, len(model.layers))
+    modules = nn.ModuleList(
+        [*list(model.layers)[first:stop], model.embed] + ([] if model.head is None else [model.head])
+    )
+    return sum(parameter.numel() for parameter in modules.parameters())
+
+
+def forward_of(job: Job, axes: Axes, add_up: AddUp | None) -> Forward:
+    """How a program is run over a group of micro-batches, so that gradients flow back from the losses."""
+    if job.mesh.zero == 3:
+        return by_autograd(job)
+    return on_tape(job, add_up) if axes.pipe.size == 1 else in_stages(job, axes, add_up)
 
 
 def on_tape(job: Job, add_up: AddUp | None) -> Forward:
@@ -82,7 +103,8 @@ def in_stages(job: Job, axes: Axes, add_up: AddUp | None) -> Forward:
 
 
 def by_autograd(job: Job) -> Forward:
-    """Plain autograd with torch's checkpointing: what the tape is held against, and what could run under ZeRO 3."""
+    """Plain autograd with torch's checkpointing: what the tape is held against, and what trains under ZeRO 3, where a
+    parameter is whole while its module runs and no longer. A weight's uses are summed in its own type."""
 
     def forward(model: LanguageModel, group: Sequence[Rows], program: Program) -> list[Result]:
         retain = POLICIES[job.train.retain]

@@ -10,8 +10,9 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
-from sleeptrain.engine import Optim, build, init_distributed
+from sleeptrain.engine import Optim, build, init_distributed, recompute
 from sleeptrain.engine.optimizers import kind
 from tests.distributed import run
 from tests.engine.tiny import Tiny, batch, train
@@ -74,3 +75,66 @@ def test_deepspeeds_muon_still_takes_the_norm_of_updates() -> None:
     engine.backward(engine(tokens, targets) / 10)
     engine.step()
     assert float(engine.get_global_grad_norm()) > 2 * true
+
+
+class Memory(nn.Module):
+    """Reads x and writes a state, with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.1, 0.8, 8).view(2, 4))
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        spread = torch.cat([self.weight.unflatten(1, (2, 2)), self.weight.unflatten(1, (2, 2))], 1).flatten(1)
+        return x @ spread, state + torch.tanh(x @ spread).sum(0)
+
+
+class Passes(nn.Module):
+    """Two recomputed passes. Both read the input, so that backward enters the first one in its middle, by the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.last = Memory(), nn.Linear(8, 8, bias=False)
+        nn.init.eye_(self.last.weight)
+
+    def once(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        h, state = self.memory(x, state)
+        return self.last(h), state
+
+    def loss(self) -> Tensor:
+        x, state = torch.linspace(0, 1, 6).view(3, 2), torch.zeros(8)
+        for _ in range(2):
+            h, state = recompute(self.once, x, state)
+        return h.square().sum() + state.square().sum()
+
+
+def trained_in_parts(without: str | None) -> tuple[list[float], bool, int]:
+    """Losses, whether ZeRO 3 knows in which order parameters are used, and how many modules it takes to be in forward; of a
+    model whose own forward is never called."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+    init_distributed()
+    if without is not None:
+        # By name: the package's `build` is the function.
+        setattr(importlib.import_module("sleeptrain.engine.build"), without, lambda _: lambda: None)
+    engine = build(Passes(), Optim(lr=0.01), precision="fp32", zero=3, micro_rows=1, accumulation=1)
+    losses = []
+    for _ in range(3):
+        loss = engine.module.loss()  # type: ignore[operator]
+        engine.backward(loss)
+        engine.step()
+        losses.append(float(loss.detach()))
+    coordinator = engine._deepspeed.optimizer.parameter_offload.get_param_coordinator()
+    return losses, coordinator.is_complete_trace(), len(FWD_MODULE_STACK)
+
+
+def test_zero_3_still_counts_uses_by_a_forward_that_is_not_called() -> None:
+    losses, known, inside = run(trained_in_parts, 2, None)[0]
+    assert losses[2] < losses[1] < losses[0] and known and inside == 1
+    again, known, inside = run(trained_in_parts, 2, "uses_counted_by_backward")[0]
+    assert losses == again and not known and inside > 3
+
+
+def test_zero_3_still_takes_parameters_from_a_module_in_backward() -> None:
+    with pytest.raises(AssertionError, match="must match the size of tensor b"):
+        run(trained_in_parts, 2, "keep_in_backward")

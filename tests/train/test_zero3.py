@@ -1,0 +1,196 @@
+"""Training with parameters divided over processes follows one process on the tape, step by step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed import run
+from tests.engine.tiny import same, snapshot
+from tests.train.jobs import recipe_file, rule110_data, text_data, trained
+
+STEPS = [
+    "train.steps=12", "train.batch=8", "checkpoint.every=0", "optim.clip=0.3", "sleep.passes=3", "sleep.window=16",
+    "sleep.loop.trigger=every",
+]  # fmt: skip
+ALL, RANGE = ["model.layers=AG"], ["model.layers=AGGA", "sleep.loop.layers=[1, 3]"]
+PROGRAMS = {
+    "tied": [*ALL, "model.tie=true"],
+    "untied": [*ALL, "model.tie=false"],
+    "tied, range": [*RANGE, "model.tie=true"],
+    "untied, range": [*RANGE, "model.tie=false"],
+    "sliding": [*ALL, "sleep.evict.mode=sliding"],
+    "normed, last two passes": [*ALL, "sleep.loop.feedback=normed", "sleep.gradient.passes=2"],
+    "ramp": [*ALL, "sleep.passes={start: 1, stop: 3, steps: 6}"],
+    "context": [*RANGE, "sleep.loop.trigger=context", "sleep.loop.feedback=embeddings", "data=rule110"],
+}
+ZERO = ["mesh.zero=3"]
+NOTHING_KEPT = [
+    "deepspeed.zero_optimization.stage3_max_reuse_distance=0",
+    "deepspeed.zero_optimization.stage3_max_live_parameters=1",
+    "deepspeed.zero_optimization.stage3_param_persistence_threshold=0",
+]
+GRID = {
+    (program, retain): [*ZERO, f"train.retain={retain}"]
+    for program in ("tied", "untied", "tied, range", "untied, range")
+    for retain in ("none", "pass", "window")
+} | {
+    ("untied, range", "block"): [*ZERO, "train.retain=block"],
+    ("sliding", "pass"): [*ZERO, "train.retain=pass"],
+    ("normed, last two passes", "window"): [*ZERO, "train.retain=window"],
+    ("ramp", "pass"): [*ZERO, "train.retain=pass"],
+    ("context", "block"): [*ZERO, "train.retain=block"],
+    ("tied", "micro-batches"): [*ZERO, "train.retain=pass", "train.micro=1", "mesh.group=2"],
+    ("tied, range", "nothing kept"): [*ZERO, "train.retain=window", *NOTHING_KEPT],
+}  # fmt: skip
+
+
+def training(folder: str, program: str, name: str, overrides: list[str], spoil=None):
+    where, chosen = Path(folder), PROGRAMS[program]
+    data = where / ("rule110" if "data=rule110" in chosen else "text")
+    run_name = f"{program} {name}".replace(", ", "-").replace(" ", "-")
+    return trained(
+        where, run_name, data, [*STEPS, *(o for o in chosen if not o.startswith("data=")), *overrides], spoil=spoil
+    )
+
+
+def trainings(folder: str, wanted: dict[tuple[str, str], list[str]]):
+    """One after the other in the processes that are there."""
+    return {(program, name): training(folder, program, name, more) for (program, name), more in wanted.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("zero3")
+    text_data(made)
+    rule110_data(made)
+    recipe_file(made)
+    return str(made)
+
+
+def equal(found, expected):
+    """Rows of ranks hold very different numbers of targets, and every step is clipped."""
+    for key in ("loss", "grad_norm", "state_norm"):
+        assert [row[key] for row in found[0]] == pytest.approx([row[key] for row in expected[0]], rel=1e-5), key
+    assert [row["targets"] for row in found[0]] == [row["targets"] for row in expected[0]]
+    assert all(row["grad_norm"] > 0.3 for row in found[0]), "nothing was clipped"
+    assert found[1].keys() == expected[1].keys()
+    for name, weight in expected[1].items():
+        torch.testing.assert_close(found[1][name], weight, rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_two_processes_follow_one(folder):
+    """The embedding is the head, and a window's passes are run again in backward."""
+    few = ["train.steps=4"]
+    expected = run(training, 1, folder, "tied", "alone, few", few)[0]
+    equal(run(training, 2, folder, "tied", "few", [*ZERO, *few, "train.retain=window"], timeout=300)[0], expected)
+
+
+@pytest.mark.slow
+def test_whatever_the_program_and_the_policy(folder):
+    alone = run(trainings, 1, folder, {(name, "alone"): [] for name in PROGRAMS}, timeout=600)[0]
+    for (program, name), found in run(trainings, 2, folder, GRID, timeout=1200)[0].items():
+        try:
+            equal(found, alone[program, "alone"])
+        except AssertionError as error:
+            raise AssertionError(f"{program}, {name}") from error
+
+
+def stopped_and_resumed(folder: str, retain: str, precision: str):
+    """Twelve steps at once, and in two halves."""
+    more = [*ZERO, f"train.retain={retain}", f"train.precision={precision}", "optim.schedule.name=constant"]
+    training(folder, "tied", f"{precision} halves", [*more, "train.steps=6"])
+    return training(folder, "tied", f"{precision} halves", more), training(folder, "tied", f"{precision} whole", more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("retain", "precision"), [("window", "fp32"), ("none", "bf16")])
+def test_resume_continues_exactly(folder, retain, precision):
+    halves, whole = run(stopped_and_resumed, 2, folder, retain, precision, timeout=300)[0]
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in halves[0]] == [row[key] for row in whole[0]]
+    assert len(whole[1]) > 20 and all(torch.equal(weight, whole[1][name]) for name, weight in halves[1].items())
+    if precision == "bf16":
+        alone = run(training, 1, folder, "tied", "constant", ["optim.schedule.name=constant"])[0]
+        assert [row["loss"] for row in whole[0]] == pytest.approx([row["loss"] for row in alone[0]], rel=0.03)
+
+
+def spoil(setup):
+    """On the last rank alone a gradient becomes NaN in the second step; nothing of any rank may change by it."""
+    engine, done = setup.engine, {"steps": 0}
+    weight = next(p for n, p in engine.module.named_parameters() if n.endswith("mlp.up.weight"))
+    last, step = setup.place.rank == setup.place.world - 1, engine.step
+
+    def watched(*args, **kwargs):
+        held = snapshot(engine)
+        report = step(*args, **kwargs)
+        done["steps"] += 1
+        # The optimizer's moments come with its first step.
+        unchanged = same(snapshot(engine), held)
+        assert unchanged is report.skipped is (done["steps"] == 2)
+        return report
+
+    weight.register_hook(lambda g: g * float("nan") if last and done["steps"] == 1 else g)
+    engine.step = watched
+
+
+def spoiled(folder: str):
+    return training(folder, "tied", "spoiled", [*ZERO, "train.retain=pass", "train.steps=4"], spoil)
+
+
+@pytest.mark.slow
+def test_a_nan_on_one_rank_makes_no_rank_step(folder):
+    rows, weights = run(spoiled, 2, folder, timeout=300)[0]
+    assert [row["skipped"] for row in rows] == [False, True, False, False]
+    assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def gathers(folder: str, overrides: list[str]):
+    """How often a step asks other processes for parameters, step by step, without those that the optimizer's step does."""
+    counts, asked = [], [0]
+
+    def count(setup):
+        import deepspeed.comm.comm
+
+        backend, step = deepspeed.comm.comm.cdb, setup.engine.step
+
+        def counted(gather):
+            def asking(*args, **options):
+                asked[0] += 1
+                return gather(*args, **options)
+
+            return asking
+
+        for name in ("all_gather", "all_gather_into_tensor", "all_gather_coalesced"):
+            setattr(backend, name, counted(getattr(backend, name)))
+
+        def stepped(*args):
+            counts.append(asked[0])
+            report = step(*args)
+            asked[0] = 0
+            return report
+
+        setup.engine.step = stepped
+
+    name = "-".join(o.split("=")[-1] for o in overrides)
+    training(folder, "tied", name, [*ZERO, *overrides], count)
+    return counts
+
+
+def gathered(folder: str):
+    more = ["train.steps=5", "train.batch=2", "train.retain=pass"]
+    return {
+        "two": gathers(folder, ["sleep.passes=2", *more]),
+        "five": gathers(folder, ["sleep.passes=5", *more]),
+        "nothing kept": gathers(folder, ["sleep.passes=2", *NOTHING_KEPT, *more]),
+    }
+
+
+@pytest.mark.slow
+def test_what_passes_use_again_stays(folder):
+    """The first two steps learn the order of uses."""
+    for found in run(gathered, 2, folder, timeout=300):
+        assert found["five"][0] > found["two"][0] > 100
+        assert found["five"][2:] == found["two"][2:]
+        assert 0 < max(found["two"][2:]) < 5
+        assert min(found["nothing kept"]) > 100
