@@ -61,13 +61,18 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
     2: {
         "data=2, ZeRO 1": ["mesh.data=2", "mesh.zero=1", "train.retain=pass"],
         "data=2, ZeRO 2": ["mesh.data=2", "mesh.zero=2", "train.retain=window", "train.micro=2"],
+        "data=2, ZeRO 3": ["mesh.data=2", "mesh.zero=3"],
+        "data=2, ZeRO 3, retain window": ["mesh.data=2", "mesh.zero=3", "train.micro=2", "train.retain=window"],
         "tensor=2": ["mesh.tensor=2", "train.retain=pass"],
+        "tensor=2, sequence": ["mesh.tensor=2", "mesh.sequence=true", "train.retain=window"],
         "pipe=2": ["mesh.pipe=2", "train.retain=window"],
     },
     4: {
         "tensor=4": ["mesh.tensor=4", "train.retain=window"],
+        "tensor=4, sequence": ["mesh.tensor=4", "mesh.sequence=true"],
         "pipe=4": ["mesh.pipe=4", "train.retain=pass"],
         "pipe=2, tensor=2": ["mesh.pipe=2", "mesh.tensor=2", "train.retain=window"],
+        "pipe=2, tensor=2, sequence": ["mesh.pipe=2", "mesh.tensor=2", "mesh.sequence=true"],
         "data=2, pipe=2": ["mesh.data=2", "mesh.pipe=2", "train.retain=block"],
         "data=2, pipe=2, ZeRO 2, groups of 2": [
             "mesh.data=2",
