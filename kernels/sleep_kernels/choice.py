@@ -27,29 +27,50 @@ def for_gpu(
 
     verified_only: a plan that no GPU has verified yet does not count.
     """
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return _for_gpu(operator, index, str(dtype).removeprefix("torch."), d_k, d_v, verified_only)
+    return _for_gpu(operator, _index(device), _name(dtype), d_k, d_v, verified_only)
 
 
 @functools.cache
 def _for_gpu(operator: str, index: int, dtype: str, d_k: int, d_v: int, verified_only: bool) -> Plan | None:
+    plan, configuration, obstacle = _look_up(index, dtype, d_k, d_v, verified_only)
+    if obstacle:
+        _LOG.warning("%s runs in plain torch: %s %s", operator, configuration, obstacle)
+    else:
+        _LOG.info("%s runs in Triton: %s", operator, configuration)
+    return plan
+
+
+def why_plain(device: torch.device, dtype: torch.dtype, d_k: int, d_v: int) -> str | None:
+    """Why "auto" would run the operators in plain torch for tensors of `dtype` there; None if it would run Triton."""
+    if device.type != "cuda":
+        return "torch sees no GPU here"
+    _, configuration, obstacle = _look_up(_index(device), _name(dtype), d_k, d_v, True)
+    return f"{configuration} {obstacle}" if obstacle else None
+
+
+def _look_up(index: int, dtype: str, d_k: int, d_v: int, verified_only: bool) -> tuple[Plan | None, str, str]:
+    """The plan if there is one, the configuration that was looked up, and what stands in the way."""
     arch = "sm_{}{}".format(*torch.cuda.get_device_capability(index))
     version = triton_version()
     configuration = f"Triton {version}, {arch}, {dtype}, d_k={d_k}, d_v={d_v}"
     plan = verified.find(version, arch, dtype, d_k) if version and d_k == d_v else None
     if plan is None:
-        _LOG.warning("%s runs in plain torch: %s is not in the table of Triton kernels", operator, configuration)
-        return None
+        return None, configuration, "is not in the table of Triton kernels"
     if verified_only and not plan.verified:
-        _LOG.warning(
-            "%s runs in plain torch: %s was never compared with the reference on a GPU; "
-            "`python -m sleep_kernels.self_test --write` does that and enters it in the table",
-            operator,
-            configuration,
+        obstacle = (
+            "was never compared with the reference on a GPU; `python -m sleep_kernels.self_test --write` does that and "
+            "enters it in the table"
         )
-        return None
-    _LOG.info("%s runs in Triton: %s", operator, configuration)
-    return plan
+        return None, configuration, obstacle
+    return plan, configuration, ""
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def interpreting() -> bool:

@@ -21,6 +21,8 @@ class DeltaNet(nn.Module):
     def __init__(self, width: int, config: Config, eps: float) -> None:
         super().__init__()
         self.config, self.eps = config, eps
+        self.backend = "auto"
+        """What runs the operators (see `sleep_kernels`): `auto` or `chunked`; a run sets it before its first step."""
         keys, values = config.key_heads * config.head_dim, config.value_heads * config.head_dim
         self.q = nn.Linear(width, keys, bias=False)
         self.k = nn.Linear(width, keys, bias=False)
@@ -51,7 +53,7 @@ class DeltaNet(nn.Module):
             beta = 2 * beta
         if valid is not None:
             g, beta = g * valid[..., None], beta * valid[..., None]
-        o, fast = gated_delta_rule(q, k, v, g, beta, fast)
+        o, fast = gated_delta_rule(q, k, v, g, beta, fast, backend=self.backend)
         z = self.z(x).view(batch, time, -1, d)
         o = gated_rms_norm(o, z, self.norm, self.eps)
         return self.o(o.reshape(batch, time, -1)), fast, tail

@@ -15,7 +15,7 @@ SHAPE = Shape(4, 1029, 4, 8, 16, torch.float32)
 
 
 def test_shapes_are_cut_to_what_decides_the_code() -> None:
-    assert SHAPE.reduced() == Shape(2, 197, 2, 4, 16, torch.float32)
+    assert SHAPE.reduced() == Shape(2, 133, 4, 8, 16, torch.float32)
     assert Shape(1, 7, 1, 1, 64).reduced() == Shape(1, 7, 1, 1, 64)
 
 
