@@ -10,6 +10,30 @@ from sleep_kernels import verified
 from sleep_kernels.verified import Plan
 
 _LOG = logging.getLogger("sleep_kernels")
+BACKENDS = ("auto", "chunked", "triton")
+"""Of the operators around the gated delta rule, which itself has "reference" besides."""
+
+
+def check(backend: str) -> None:
+    """Raise ValueError for a backend that is not offered."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is not offered; choose one of {', '.join(BACKENDS)}")
+
+
+def launches(operator: str, backend: str, device: torch.device, dtype: torch.dtype, d: int) -> Plan | None:
+    """How an operator on tensors of `dtype` and width `d` is launched; None means plain torch.
+
+    Raises ValueError for "triton" where there is no launch, or no GPU and no interpreter (TRITON_INTERPRET=1 before
+    Triton is first imported).
+    """
+    plan = None
+    if backend != "chunked" and device.type != "cpu":
+        plan = for_gpu(operator, device, dtype, d, d, verified_only=backend == "auto")
+    elif backend == "triton" and interpreting():
+        plan = verified.interpreted()
+    if backend == "triton" and plan is None:
+        raise ValueError(f"backend 'triton' has no kernel for {dtype}, d = {d} on {device}; choose 'chunked' or 'auto'")
+    return plan
 
 
 def triton_version() -> str | None:

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from sleep_kernels.choice import why_plain
-from sleep_kernels.self_test import Shape, self_test
+from sleep_kernels.comparison import Shape
+from sleep_kernels.self_test import self_test
 from sleeptrain.config import UserError
 from sleeptrain.engine.process import Place
 from sleeptrain.model.deltanet import DeltaNet
@@ -48,8 +49,8 @@ def use_kernels(model: LanguageModel, train: Train, windows: Iterable[Window], r
 
 
 def _shape(mixer: DeltaNet, train: Train, time: int, rows: int) -> Shape:
-    config = mixer.config
-    return Shape(rows, time, config.key_heads, config.value_heads, config.head_dim, DTYPES[train.precision])
+    c = mixer.config
+    return Shape(rows, time, c.key_heads, c.value_heads, c.head_dim, DTYPES[train.precision], c.conv)
 
 
 def _obstacle(shapes: Sequence[Shape], device: torch.device) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sleep_kernels.self_test import Result, Shape
+from sleep_kernels.comparison import Result, Shape
 from sleeptrain.config import UserError
 from sleeptrain.engine.process import Place, init_distributed
 from sleeptrain.model.config import Attention, DeltaNet, Mlp, Model
