@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from sleep_kernels import gated_delta_rule
-from sleep_kernels.self_test import Shape, make_inputs, self_test
+from sleep_kernels.comparison import Rule, Shape, errors, make_inputs
+from sleep_kernels.self_test import self_test
 
-Rule = Callable[..., tuple[Tensor, Tensor]]
 # batch, time, key heads, value heads, d
 SHAPES = [(8, 512, 16, 16, 128), (8, 1024, 16, 16, 128), (4, 2048, 16, 16, 128), (8, 4096, 16, 16, 128)]
 SHAPES += [(1, 4096, 32, 32, 128), (8, 2048, 16, 16, 64), (8, 1024, 16, 32, 128)]
@@ -97,16 +97,7 @@ def eager_seconds(call: Callable[[], Any], calls: int = 200) -> float:
 
 def relative_errors(rule: Rule, shape: Shape) -> dict[str, float]:
     """Of outputs and gradients on fresh inputs, against the float64 reference at the shape's reduced size."""
-    inputs, weights = make_inputs(shape.reduced(), torch.device("cuda"), seed=time.time_ns() % 2**31)
-    results = []
-    for run, wide in ((rule, False), (lambda *t: gated_delta_rule(*t, backend="reference"), True)):
-        leaves = [(t.double() if wide else t.clone()).requires_grad_() for t in inputs]
-        outputs = run(*leaves)
-        grads = torch.autograd.grad(outputs, leaves, [w.to(o.dtype) for w, o in zip(weights, outputs, strict=True)])
-        results.append([*outputs, *grads])
-    names = ("o", "state", "dq", "dk", "dv", "dg", "dbeta", "d_state")
-    pairs = zip(names, *results, strict=True)
-    return {name: ((got.double() - wanted).norm() / wanted.norm()).item() for name, got, wanted in pairs}
+    return errors(rule, *make_inputs(shape.reduced(), torch.device("cuda"), seed=time.time_ns() % 2**31))
 
 
 def measure(rule: Rule, shape: Shape, replays: int) -> dict[str, Any]:

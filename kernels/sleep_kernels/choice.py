@@ -10,6 +10,30 @@ from sleep_kernels import verified
 from sleep_kernels.verified import Plan
 
 _LOG = logging.getLogger("sleep_kernels")
+BACKENDS = ("auto", "chunked", "triton")
+"""Of the operators around the gated delta rule, which itself has "reference" besides."""
+
+
+def check(backend: str) -> None:
+    """Raise ValueError for a backend that is not offered."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is not offered; choose one of {', '.join(BACKENDS)}")
+
+
+def launches(operator: str, backend: str, device: torch.device, dtype: torch.dtype, d: int) -> Plan | None:
+    """How an operator on tensors of `dtype` and width `d` is launched; None means plain torch.
+
+    Raises ValueError for "triton" where there is no launch, or no GPU and no interpreter (TRITON_INTERPRET=1 before
+    Triton is first imported).
+    """
+    plan = None
+    if backend != "chunked" and device.type != "cpu":
+        plan = for_gpu(operator, device, dtype, d, d, verified_only=backend == "auto")
+    elif backend == "triton" and interpreting():
+        plan = verified.interpreted()
+    if backend == "triton" and plan is None:
+        raise ValueError(f"backend 'triton' has no kernel for {dtype}, d = {d} on {device}; choose 'chunked' or 'auto'")
+    return plan
 
 
 def triton_version() -> str | None:
@@ -27,29 +51,50 @@ def for_gpu(
 
     verified_only: a plan that no GPU has verified yet does not count.
     """
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return _for_gpu(operator, index, str(dtype).removeprefix("torch."), d_k, d_v, verified_only)
+    return _for_gpu(operator, _index(device), _name(dtype), d_k, d_v, verified_only)
 
 
 @functools.cache
 def _for_gpu(operator: str, index: int, dtype: str, d_k: int, d_v: int, verified_only: bool) -> Plan | None:
+    plan, configuration, obstacle = _look_up(index, dtype, d_k, d_v, verified_only)
+    if obstacle:
+        _LOG.warning("%s runs in plain torch: %s %s", operator, configuration, obstacle)
+    else:
+        _LOG.info("%s runs in Triton: %s", operator, configuration)
+    return plan
+
+
+def why_plain(device: torch.device, dtype: torch.dtype, d_k: int, d_v: int) -> str | None:
+    """Why "auto" would run the operators in plain torch for tensors of `dtype` there; None if it would run Triton."""
+    if device.type != "cuda":
+        return "torch sees no GPU here"
+    _, configuration, obstacle = _look_up(_index(device), _name(dtype), d_k, d_v, True)
+    return f"{configuration} {obstacle}" if obstacle else None
+
+
+def _look_up(index: int, dtype: str, d_k: int, d_v: int, verified_only: bool) -> tuple[Plan | None, str, str]:
+    """The plan if there is one, the configuration that was looked up, and what stands in the way."""
     arch = "sm_{}{}".format(*torch.cuda.get_device_capability(index))
     version = triton_version()
     configuration = f"Triton {version}, {arch}, {dtype}, d_k={d_k}, d_v={d_v}"
     plan = verified.find(version, arch, dtype, d_k) if version and d_k == d_v else None
     if plan is None:
-        _LOG.warning("%s runs in plain torch: %s is not in the table of Triton kernels", operator, configuration)
-        return None
+        return None, configuration, "is not in the table of Triton kernels"
     if verified_only and not plan.verified:
-        _LOG.warning(
-            "%s runs in plain torch: %s was never compared with the reference on a GPU; "
-            "`python -m sleep_kernels.self_test --write` does that and enters it in the table",
-            operator,
-            configuration,
+        obstacle = (
+            "was never compared with the reference on a GPU; `python -m sleep_kernels.self_test --write` does that and "
+            "enters it in the table"
         )
-        return None
-    _LOG.info("%s runs in Triton: %s", operator, configuration)
-    return plan
+        return None, configuration, obstacle
+    return plan, configuration, ""
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def interpreting() -> bool:

@@ -12,15 +12,17 @@ from sleep_kernels.register import differentiable, once_differentiable, operator
 from sleep_kernels.verified import Launch
 
 
-def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str = "auto") -> Tensor:
     """y = x / sqrt(mean(x^2) + eps) * weight * silu(gate), over the last dimension.
 
     x, gate: [..., d_v], any floating dtypes. weight: [d_v]. Computed in float32 (float64 if x is float64), returned
     in the dtype of gate, as in transformers' Qwen3_5RMSNormGated. Backward keeps only the inputs; no second derivative.
-    One Triton kernel each way on a GPU that has verified it (see verified.py), else plain torch.
-    Raises ValueError, naming the tensor, for a wrong shape or dtype.
+    backend: "chunked" (plain torch), "triton" (one kernel each way; d_v a power of two) or "auto": on a GPU "triton" where
+        such a GPU has verified it (see verified.py), else "chunked".
+    Raises ValueError, naming the tensor, for a wrong shape, dtype or backend.
     Source: the output norm of arXiv 2412.06464; RMSNorm is Zhang & Sennrich, arXiv 1910.07467.
     """
+    choice.check(backend)
     if x.dim() == 0 or 0 in x.shape:
         raise ValueError(f"x has shape {list(x.shape)}; it must be [..., d_v], not empty")
     if gate.shape != x.shape:
@@ -30,22 +32,22 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tenso
     for name, tensor in (("x", x), ("gate", gate), ("weight", weight)):
         if not tensor.is_floating_point():
             raise ValueError(f"{name} has dtype {tensor.dtype}; it must be a floating-point tensor")
-    return _NORM(x, gate, weight, eps)
+    return _NORM(x, gate, weight, eps, backend)
 
 
 def _inverse_norm(x: Tensor, eps: float) -> Tensor:
     return torch.rsqrt_((x * x).mean(-1, keepdim=True).add_(eps))
 
 
-def _launch(x: Tensor, gate: Tensor) -> Launch | None:
-    if not gate.is_cuda or x.dtype == torch.float64:
+def _launch(x: Tensor, gate: Tensor, backend: str) -> Launch | None:
+    if backend == "auto" and x.dtype == torch.float64:
         return None
-    plan = choice.for_gpu("gated_rms_norm", gate.device, gate.dtype, x.shape[-1], x.shape[-1], verified_only=True)
+    plan = choice.launches("gated_rms_norm", backend, gate.device, gate.dtype, x.shape[-1])
     return None if plan is None else plan.norm
 
 
-def _forward(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
-    launch = _launch(x, gate)
+def _forward(x: Tensor, gate: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
+    launch = _launch(x, gate, backend)
     if launch:
         from sleep_kernels import triton_norm
 
@@ -62,8 +64,10 @@ def _forward(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     return y
 
 
-def _backward(grad_y: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    launch = _launch(x, gate)
+def _backward(
+    grad_y: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    launch = _launch(x, gate, backend)
     if launch:
         from sleep_kernels import triton_norm
 
@@ -88,24 +92,24 @@ def _backward(grad_y: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: floa
     return dx, d_gate, d_scale.to(weight.dtype)
 
 
-def _forward_fake(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _forward_fake(x: Tensor, gate: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
     return gate.new_empty(gate.shape)
 
 
-def _backward_fake(grad_y: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Any:
+def _backward_fake(grad_y: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: float, backend: str) -> Any:
     return x.new_empty(x.shape), gate.new_empty(gate.shape), weight.new_empty(weight.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, gate, weight, ctx.eps = inputs
+    x, gate, weight, *ctx.options = inputs
     ctx.save_for_backward(x, gate, weight)
 
 
 def _autograd(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    return *_NORM_BACKWARD(grad_y, *ctx.saved_tensors, ctx.eps), None
+    return *_NORM_BACKWARD(grad_y, *ctx.saved_tensors, *ctx.options), None, None
 
 
-_INPUTS = "Tensor x, Tensor gate, Tensor weight, float eps"
+_INPUTS = "Tensor x, Tensor gate, Tensor weight, float eps, str backend"
 _NORM = operator("gated_rms_norm", f"({_INPUTS}) -> Tensor", _forward, _forward_fake)
 _NORM_BACKWARD = operator(
     "gated_rms_norm_backward", f"(Tensor grad_y, {_INPUTS}) -> (Tensor, Tensor, Tensor)", _backward, _backward_fake

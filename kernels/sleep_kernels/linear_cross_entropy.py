@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sleep_kernels.common import computing_dtype, even_slices
+from sleep_kernels.common import computing_dtype, even_slices, fitting
 from sleep_kernels.register import differentiable, once_differentiable, operator
+
+_LEAST = 128  # tokens of a slice, whatever the vocabulary
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, *, ignored: int = -100) -> Tensor:
@@ -34,8 +36,9 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, *, ignored:
 
 
 def _slices(x: Tensor, weight: Tensor) -> Any:
-    tokens = x.numel() // x.shape[-1]
-    return even_slices(tokens, weight.shape[0] * computing_dtype(x).itemsize, x) if tokens else ()
+    """Of tokens. Each reads and writes all of weight's gradient, so that they must not be too short."""
+    tokens, row = x.numel() // x.shape[-1], weight.shape[0] * computing_dtype(x).itemsize
+    return even_slices(tokens, min(row, fitting(1, x) // _LEAST), x) if tokens else ()
 
 
 def _forward(x: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
@@ -67,7 +70,10 @@ def _backward(
         d_logits.scatter_add_(1, wanted[part].where(scored, 0)[:, None], -scale)
         narrow = d_logits.to(x.dtype)
         torch.mm(narrow, weight, out=d_rows[part])
-        d_weight += narrow.t() @ rows[part]
+        if narrow.dtype == dtype:
+            d_weight.addmm_(narrow.t(), rows[part])
+        else:
+            d_weight += narrow.t() @ rows[part]
     return dx, d_weight.to(weight.dtype)
 
 

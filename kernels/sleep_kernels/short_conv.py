@@ -61,13 +61,21 @@ def _padded(x: Tensor, tail: Tensor | None, before: int) -> Tensor:
     return padded
 
 
-def _convolve(padded: Tensor, taps: Tensor) -> Tensor:
+def convolve(padded: Tensor, taps: Tensor) -> Tensor:
     """padded [batch, kernel - 1 + time, channels], taps [kernel, channels] -> [batch, time, channels]."""
     time = padded.shape[1] - taps.shape[0] + 1
     z = padded[:, :time] * taps[0]
     for j in range(1, taps.shape[0]):
         z.addcmul_(padded[:, j : j + time], taps[j])
     return z
+
+
+def add_gradients(dz: Tensor, padded: Tensor, taps: Tensor, d_padded: Tensor, d_taps: Tensor) -> None:
+    """Add to d_padded and d_taps what comes from dz, the adjoint of `convolve(padded, taps)`."""
+    time, product = dz.shape[1], torch.empty_like(dz)
+    for j in range(taps.shape[0]):
+        d_padded[:, j : j + time].addcmul_(dz, taps[j])
+        d_taps[j] += torch.mul(dz, padded[:, j : j + time], out=product).sum((0, 1))
 
 
 def _forward(x: Tensor, weight: Tensor, tail: Tensor | None, silu: bool) -> tuple[Tensor, Tensor]:
@@ -82,7 +90,7 @@ def _forward(x: Tensor, weight: Tensor, tail: Tensor | None, silu: bool) -> tupl
         old = new_tail[:, : before - kept]
         old.zero_() if tail is None else old.copy_(tail[:, kept:])
     for part in even_slices(batch, (before + time) * channels * taps.itemsize, x):
-        z = _convolve(_padded(x[part], None if tail is None else tail[part], before), taps)
+        z = convolve(_padded(x[part], None if tail is None else tail[part], before), taps)
         y[part].copy_(F.silu(z, inplace=True) if silu else z)
     return y, new_tail
 
@@ -91,8 +99,7 @@ def _backward(
     grad_y: Tensor | None, grad_tail: Tensor | None, x: Tensor, weight: Tensor, tail: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, time, channels = x.shape
-    kernel = weight.shape[1]
-    before = kernel - 1
+    before = weight.shape[1] - 1
     taps = weight.t().to(computing_dtype(x)).contiguous()
     dx, d_tail = x.new_empty(x.shape), x.new_empty((batch, before, channels))
     d_taps = torch.zeros_like(taps)
@@ -104,11 +111,8 @@ def _backward(
         if grad_y is not None:
             dz = grad_y[part].to(taps.dtype)
             if silu:
-                dz = torch.ops.aten.silu_backward(dz, _convolve(padded, taps))
-            product = torch.empty_like(dz)
-            for j in range(kernel):
-                d_padded[:, j : j + time].addcmul_(dz, taps[j])
-                d_taps[j] += torch.mul(dz, padded[:, j : j + time], out=product).sum((0, 1))
+                dz = torch.ops.aten.silu_backward(dz, convolve(padded, taps))
+            add_gradients(dz, padded, taps, d_padded, d_taps)
         dx[part].copy_(d_padded[:, before:])
         d_tail[part].copy_(d_padded[:, :before])
     return dx, d_taps.t().to(weight.dtype).contiguous(), d_tail

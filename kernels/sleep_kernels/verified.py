@@ -65,5 +65,6 @@ def parse(entry: dict[str, Any]) -> Plan:
 
 def interpreted() -> Plan:
     """The plan for Triton's interpreter, where nothing but correctness matters; loops over blocks run twice for d = 32."""
-    one = Launch(warps=1, stages=1, block=16, width=16)
-    return Plan(**dict.fromkeys(KERNELS, one), precision="ieee", verified=True)
+    launches = dict.fromkeys(KERNELS, Launch(warps=1, stages=1, block=16, width=16))
+    launches["prep"] = Launch(warps=1, stages=1, block=32)
+    return Plan(**launches, precision="ieee", verified=True)

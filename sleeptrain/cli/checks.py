@@ -134,7 +134,8 @@ def check_gloo() -> Iterator[Result]:
 
 
 def check_kernels() -> Iterator[Result]:
-    """The chunked kernel against the float64 reference: output, final state, and all gradients, the state's among them."""
+    """The chunked kernel against the float64 reference: output, final state, and all gradients, the state's among them.
+    On a GPU the fused ones too."""
     import torch
 
     tensors = _kernel_inputs()
@@ -150,6 +151,31 @@ def check_kernels() -> Iterator[Result]:
     yield Result(
         "kernels", "ok" if good else "failed", detail, "" if good else "report it with this machine's CPU model"
     )
+    if torch.cuda.is_available():
+        yield from _fused_kernels(torch.device("cuda", torch.cuda.current_device()))
+
+
+def _fused_kernels(device: Any) -> Iterator[Result]:
+    """Every kernel of the table for this GPU and Triton, around a chunk's end, two value heads a key head."""
+    import torch
+
+    from sleep_kernels.comparison import Shape
+    from sleep_kernels.self_test import architecture, entries, self_test
+
+    found = entries(device)
+    if not found:
+        advice = "training runs plain torch on this GPU"
+        yield Result("fused kernels", "missing", f"none for {architecture(device)} and this Triton", advice, False)
+    for entry in found:
+        (result,) = self_test(device, [Shape(2, 129, 4, 8, entry["d"], getattr(torch, entry["dtype"]))])
+        name = f"fused kernels, {entry['dtype']}, d {entry['d']}"
+        if not result.ok:
+            yield Result(name, "failed", str(result), "train.kernels=chunked does without them; report it", False)
+        elif not entry["verified_on_gpu"]:
+            advice = "python -m sleep_kernels.self_test --write"
+            yield Result(name, "missing", f"{result}; not used before they are verified", advice, False)
+        else:
+            yield Result(name, "ok", str(result), needed=False)
 
 
 def _kernel_inputs() -> list[Any]:

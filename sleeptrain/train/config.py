@@ -30,6 +30,9 @@ class Train:
     one window is recomputed, its passes' inputs)."""
     offload: bool = False
     """What `retain` keeps waits for backward in the host's memory."""
+    kernels: Literal["auto", "chunked", "require_fused"] = "auto"
+    """What runs the fast-weight operators: `auto`, fused kernels on a GPU that has verified them and passes this run's
+    self-test, else plain torch; `chunked`, plain torch; `require_fused`, fused kernels or none: the run does not start."""
 
     def problems(self) -> list[Problem]:
         """What is wrong with this section by itself."""

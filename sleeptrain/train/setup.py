@@ -26,6 +26,7 @@ from sleeptrain.parallel.mesh import Axes, join
 from sleeptrain.parallel.parts import Parts
 from sleeptrain.program import Program, Sleep, compile
 from sleeptrain.train.job import Job
+from sleeptrain.train.kernels import use_kernels
 from sleeptrain.train.share import forward_of, looped, new_model
 from sleeptrain.train.step import Forward
 
@@ -102,6 +103,7 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
     axes = join(job.mesh, place.rank, place.world)
     split = split_batch(job, axes.data.size)
     model, add_up = new_model(job, axes, job.model.deltanet.horizon or manifest.length, place.device)
+    use_kernels(model, train, manifest.windows, split.micro, place)
     engine = build(
         model, job.optim, precision=train.precision, zero=job.mesh.zero,
         micro_rows=split.micro * split.group, accumulation=split.accumulation, overrides=job.deepspeed, mpu=axes.mpu,

@@ -94,27 +94,27 @@ def layer_kernels(plan: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[st
     """As rule_kernels, for what stands before and after the rule."""
     from sleep_kernels import triton_norm as norm
     from sleep_kernels import triton_prep as prep
+    from sleep_kernels import triton_prep_backward as prep_backward
 
     x, f = {"bfloat16": "*bf16", "float32": "*fp32"}[dtype], "*fp32"
     rows = {"D": d, "ROWS": plan.norm.block}
     norms = {"x": x, "gate": x, "weight": f, "count": "i32", "eps": "fp32"}
-    tokens = {"H": KEY_HEADS, "R": 2, "D": d, "K": 4, "BT": plan.prep.block, "HAS_TAIL": True}
-    inputs = {n: x for n in ("x", "a", "b", "weight", "tail")} | {"a_log": f, "dt_bias": f, "T": "i32"}
-    outputs = {n: x for n in ("q", "k", "v", "new_tail")} | {"g": f, "beta": f}
-    grads = {n: x for n in ("dq", "dk", "dv", "d_new_tail", "dx", "da", "db", "d_tail")}
-    grads |= {n: f for n in ("dg", "dbeta", "d_weight", "d_a_log", "d_dt_bias")}
     norm_grads = {"grad": x, "dx": x, "d_gate": x, "d_weight": f, "steps": "i32"}
-    return {
+    result = {
         "norm": (norm.norm_kernel, norms | {"y": x}, rows, plan.norm),
         "norm_backward": (norm.norm_backward_kernel, norms | norm_grads, rows, plan.norm),
-        "prep": (prep.prep_kernel, inputs | outputs, tokens, plan.prep),
-        "prep_backward": (
-            prep.prep_backward_kernel,
-            inputs | grads,
-            tokens | {"TAPS": 4, "STEPS": 64 // plan.prep.block, "HAS_GRAD_TAIL": True},
-            plan.prep,
-        ),
     }
+    inputs = {n: x for n in ("q", "k", "v", "a", "b", "conv_q", "conv_k", "conv_v", "tail")}
+    inputs |= {"a_log": f, "dt_bias": f, "order": "*i32", "T": "i32", "strength": "fp32"}
+    outputs = {n: x for n in ("q_out", "k_out", "v_out", "new_tail")} | {"g": f, "beta": f}
+    grads = {n: x for n in ("dq_out", "dk_out", "dv_out", "d_new_tail", "dq", "dk", "dv", "da", "db", "d_tail")}
+    grads |= {n: f for n in ("dg", "dbeta", "d_conv", "d_a_log", "d_dt_bias")}
+    for name, packed in (("prep", False), ("prep_packed", True)):
+        tokens = {"H": KEY_HEADS, "R": 2, "D": d, "K": 4, "BT": plan.prep.block, "HAS_TAIL": True, "PACKED": packed}
+        parts = tokens | {"TAPS": 4, "STEPS": 64 // plan.prep.block}
+        result[name] = (prep.prep_kernel, inputs | outputs, tokens, plan.prep)
+        result[f"{name}_backward"] = (prep_backward.prep_backward_kernel, inputs | grads, parts, plan.prep)
+    return result
 
 
 def main() -> None:

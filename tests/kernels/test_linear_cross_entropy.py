@@ -1,11 +1,15 @@
 """The fused last layer and loss against the two in a row."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sleep_kernels import linear_cross_entropy
+
+module = importlib.import_module("sleep_kernels.linear_cross_entropy")
 
 
 def make_inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -23,15 +27,23 @@ def by_formula(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy((x @ weight.t()).flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("room", [1 << 20, 200])
-def test_equals_the_two_in_a_row(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_the_two_in_a_row(room: int, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sleep_kernels.common._TEMPORARY_BYTES", {"cpu": room})
-    inputs = make_inputs()
+    monkeypatch.setattr(module, "_LEAST", 1)
+    inputs = make_inputs(dtype)
     expected, actual = by_formula(*inputs), linear_cross_entropy(*inputs)
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=bound, atol=bound)
     weights = torch.rand_like(expected)
     for wanted, got in zip(*(torch.autograd.grad(y, inputs[:2], weights) for y in (expected, actual)), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(got, wanted, rtol=bound, atol=bound)
+
+
+def test_slices_are_long_enough_for_a_large_vocabulary() -> None:
+    x, weight = torch.zeros(2, 500, 1), torch.zeros(1 << 20, 1)
+    lengths = [part.stop - part.start for part in module._slices(x, weight)]
+    assert sum(lengths) == 1000 and min(lengths) >= 104 and max(lengths) <= 128
 
 
 def test_bfloat16() -> None:
@@ -42,6 +54,12 @@ def test_bfloat16() -> None:
     plain = F.cross_entropy((inputs[0] @ inputs[1].t()).float().flatten(0, 1), inputs[2].flatten(), reduction="none")
     assert loss.dtype == torch.float32
     assert (loss - exact).norm() <= 1.5 * (plain.view(exact.shape) - exact).norm()
+    wide = [t.detach().double().requires_grad_() for t in inputs[:2]]
+    wanted = torch.autograd.grad(by_formula(*wide, inputs[2]).sum(), wide)
+    ours, theirs = (torch.autograd.grad(y.sum(), inputs[:2]) for y in (loss, plain))
+    for got, other, right in zip(ours, theirs, wanted, strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (got - right).norm() <= 1.5 * (other - right).norm()
 
 
 def test_keeps_no_logits() -> None:

@@ -1,4 +1,4 @@
-"""Every operator as torch sees it: opcheck, and tracing by torch.compile without a graph break."""
+"""The operators as torch sees them: opcheck, and tracing by torch.compile without a graph break."""
 
 import subprocess
 import sys
@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sleep_kernels import gated_delta_rule, gated_rms_norm, short_conv
+from sleep_kernels import delta_inputs, gated_delta_rule, gated_rms_norm, short_conv
+from tests.kernels.layer import make_inputs, mask
 
 OPS = torch.ops.sleep_kernels
 
@@ -46,25 +46,22 @@ def test_short_conv(tail: bool) -> None:
 def test_gated_rms_norm() -> None:
     torch.manual_seed(0)
     inputs = [torch.rand(s, requires_grad=True) for s in [(2, 5, 3), (2, 5, 3), (3,)]]
-    torch.library.opcheck(OPS.gated_rms_norm.default, (*inputs, 1e-6))
+    torch.library.opcheck(OPS.gated_rms_norm.default, (*inputs, 1e-6, "auto"))
     plain = [t.detach() for t in inputs]
-    torch.library.opcheck(OPS.gated_rms_norm_backward.default, (torch.rand(2, 5, 3), *plain, 1e-6))
+    torch.library.opcheck(OPS.gated_rms_norm_backward.default, (torch.rand(2, 5, 3), *plain, 1e-6, "auto"))
 
 
-def layer(x: Tensor, weight: Tensor, g: Tensor, beta: Tensor, scale: Tensor, state: Tensor, tail: Tensor) -> Any:
-    """All three operators with ordinary torch between them."""
-    mixed, tail = short_conv(x, weight, tail)
-    q, k, v = mixed.unflatten(-1, (2, 12)).split(4, dim=-1)
-    o, state = gated_delta_rule(F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, g, beta, state)
-    return gated_rms_norm(o, v, scale, 1e-6), state, tail
+def layer(*inputs: Tensor) -> Any:
+    """All operators of a layer with ordinary torch between them; the last two inputs are a state and a scale."""
+    q, k, v, g, beta, tail = delta_inputs(*inputs[:11], mask("holes", 9), key_heads=2)
+    v, _ = short_conv(v.flatten(2), inputs[7])
+    o, state = gated_delta_rule(q, k, v.unflatten(2, (2, 16)), g, beta, inputs[11])
+    return gated_rms_norm(o.sin(), o, inputs[12], 1e-6), state, tail
 
 
 def layer_inputs() -> list[Tensor]:
     torch.manual_seed(0)
-    shapes = [(2, 9, 24), (24, 4), (2, 9, 2), (2, 9, 2), (4,), (2, 2, 4, 4), (2, 3, 24)]
-    inputs = [torch.rand(s) for s in shapes]
-    inputs[2] = -inputs[2]
-    return [t.requires_grad_() for t in inputs]
+    return [t.requires_grad_() for t in [*make_inputs(9, key_heads=2), torch.rand(2, 2, 16, 16), torch.rand(16)]]
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

@@ -51,7 +51,7 @@ def test_every_entry() -> None:
     report = compile_all()
     entries = [e for e in verified.table() if e["triton"] == report["triton"]]
     names = {name.split("-")[-1] for name in report["kernels"]}
-    assert names == {*verified.KERNELS, "norm_backward", "prep_backward"}
+    assert names == {*verified.KERNELS, "norm_backward", "prep_backward", "prep_packed", "prep_packed_backward"}
     assert len(report["kernels"]) == len(names) * len(entries) > 0
     check(report, SPILLS)
 

@@ -1,0 +1,73 @@
+"""Which implementation of the operators a run uses, chosen once before its first step: `train.kernels` and this machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+
+from sleep_kernels.choice import why_plain
+from sleep_kernels.comparison import Shape
+from sleep_kernels.self_test import self_test
+from sleeptrain.config import UserError
+from sleeptrain.engine.process import Place
+from sleeptrain.model.deltanet import DeltaNet
+from sleeptrain.model.language import LanguageModel
+from sleeptrain.program import Window
+from sleeptrain.train.config import Train
+
+_LOG = logging.getLogger("sleeptrain")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def use_kernels(model: LanguageModel, train: Train, windows: Iterable[Window], rows: int, place: Place) -> None:
+    """Tell every Gated DeltaNet block of `model` which implementation to call, as `train.kernels` says.
+
+    On a GPU where fused kernels are verified, this run's shapes (`windows` of tokens by `rows` rows) are first compared
+    with the float64 reference, gradients of the state among them: seconds, and what compiles meanwhile the run needs
+    anyway. All processes decide alike, which is a collective. Under `auto` what stands in the way is said once and plain
+    torch used; under `require_fused` it is a UserError on all ranks, with the text on the first. `auto` on a CPU is plain
+    torch, and nothing is run or said.
+    """
+    mixers = [module for module in model.modules() if isinstance(module, DeltaNet)]
+    backend = "chunked"
+    if train.kernels == "require_fused" or (train.kernels == "auto" and place.device.type != "cpu"):
+        lengths = sorted({window.stop - window.start for window in windows} - {1})  # one token: plain torch by design
+        shapes = [_shape(mixer, train, length, rows) for mixer in mixers for length in lengths]
+        obstacle = _first(_obstacle(shapes, place.device), place)
+        if obstacle is None:
+            backend = "auto"
+        elif train.kernels == "require_fused":
+            said = f"train.kernels = require_fused, but {obstacle}; train.kernels=auto trains in plain torch"
+            raise UserError(said if place.rank == 0 else [])
+        elif place.rank == 0:
+            _LOG.warning("plain torch is used instead of fused kernels: %s", obstacle)
+    for mixer in mixers:
+        mixer.backend = backend
+
+
+def _shape(mixer: DeltaNet, train: Train, time: int, rows: int) -> Shape:
+    c = mixer.config
+    return Shape(rows, time, c.key_heads, c.value_heads, c.head_dim, DTYPES[train.precision], c.conv)
+
+
+def _obstacle(shapes: Sequence[Shape], device: torch.device) -> str | None:
+    """What keeps the fused kernels from being used for these shapes here, None if nothing does."""
+    for shape in shapes:
+        if reason := why_plain(device, shape.dtype, shape.d, shape.d):
+            return reason
+    for result in self_test(device, dict.fromkeys(shape.reduced() for shape in shapes)):
+        if not result.ok:
+            return f"they missed the float64 reference on this run's shapes ({result})"
+    return None
+
+
+def _first(obstacle: str | None, place: Place) -> str | None:
+    """The first rank's obstacle that has one, on all ranks."""
+    if place.world == 1:
+        return obstacle
+    found: list[str | None] = [None] * place.world
+    dist.all_gather_object(found, obstacle)
+    return next((f"rank {rank}: {said}" if rank else said for rank, said in enumerate(found) if said), None)

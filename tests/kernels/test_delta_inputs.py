@@ -1,0 +1,132 @@
+"""What stands before the gated delta rule, in plain torch, against its definition."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sleep_kernels import delta_inputs
+from sleep_kernels.delta_inputs import packing
+from tests.kernels.layer import ARGUMENTS, MASKS, differences, make_inputs, mask, run
+
+CASES = {
+    "plain": ({"time": 9}, None, 1.0),
+    "no tail, two key heads of two": ({"time": 9, "group": 2, "tail": False, "key_heads": 2}, None, 1.0),
+    "one token": ({"time": 1}, None, 1.0),
+    "shorter than the kernel": ({"time": 2, "key_heads": 2}, None, 2.0),
+    "kernel of one": ({"time": 5, "kernel": 1}, None, 1.0),
+    "kernel of two, holes": ({"time": 7, "kernel": 2, "group": 3}, "holes", 1.0),
+    "kernel of one, holes": ({"time": 7, "kernel": 1}, "holes", 1.0),
+    "padding on the right": ({"time": 9, "group": 2, "key_heads": 2}, "right", 1.0),
+    "holes, no tail": ({"time": 20, "tail": False}, "holes", 2.0),
+    "nothing but padding": ({"time": 4, "key_heads": 2}, "all", 1.0),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("room", [1 << 20, 1000])
+def test_equals_the_definition(case: str, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sleep_kernels.common._TEMPORARY_BYTES", {"cpu": room})
+    sizes, padding, strength = CASES[case]
+    inputs = [None if t is None else t.double() for t in make_inputs(**sizes)]
+    valid = mask(padding, sizes["time"])
+    for name, difference in differences("auto", inputs, valid, sizes.get("key_heads", 1), strength):
+        assert difference < 1e-12, f"{name}: {difference}"
+
+
+def test_gradients_by_finite_differences() -> None:
+    inputs = [t.double().requires_grad_() for t in make_inputs(3, d=2, kernel=2)]
+    valid = mask("holes", 3)
+    assert torch.autograd.gradcheck(lambda *t: delta_inputs(*t, valid, key_heads=1, strength=2.0), inputs)
+
+
+@pytest.mark.parametrize("padding", MASKS)
+def test_what_stands_in_padded_rows_is_never_read(padding: str) -> None:
+    inputs, valid = make_inputs(9), mask(padding, 9)
+    assert valid is not None
+    poisoned = [t.masked_fill(~valid[..., None], float("nan")) if i < 5 else t for i, t in enumerate(inputs)]
+
+    def ours(leaves: list[Any]) -> tuple[Tensor, ...]:
+        return delta_inputs(*leaves, valid, key_heads=1)
+
+    for clean, other in zip(run(ours, inputs), run(ours, poisoned), strict=True):
+        assert torch.equal(clean, other)
+
+
+def test_all_tokens_real_is_no_padding() -> None:
+    inputs = make_inputs(9)
+    for a, b in zip(
+        delta_inputs(*inputs, key_heads=1), delta_inputs(*inputs, torch.ones(2, 9) > 0, key_heads=1), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_windows_chained_by_the_tail_equal_one() -> None:
+    inputs, valid = make_inputs(11, group=2), mask("holes", 11)
+    assert valid is not None
+    whole = delta_inputs(*inputs, valid, key_heads=1)
+    tail, parts = inputs[10], []
+    for cut in (slice(0, 2), slice(2, 3), slice(3, 11)):
+        *part, tail = delta_inputs(*[t[:, cut] for t in inputs[:5]], *inputs[5:10], tail, valid[:, cut], key_heads=1)
+        parts.append(part)
+    for wanted, got in zip(whole, [*map(torch.cat, zip(*parts, strict=True), [1] * 5), tail], strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_bfloat16_rounds_once() -> None:
+    """Bound: 1.5 times the error of the float64 result of the same rounded inputs, itself rounded to bfloat16."""
+    narrow = [t.bfloat16() if i < 8 or i == 10 else t for i, t in enumerate(make_inputs(40, group=2))]
+
+    def ours(leaves: list[Any]) -> tuple[Tensor, ...]:
+        return delta_inputs(*leaves, key_heads=1)
+
+    expected = run(ours, [t.double() for t in narrow])
+    for name, got, wanted in zip(ARGUMENTS, run(ours, narrow)[6:], expected[6:], strict=True):
+        if got.dtype == torch.bfloat16:
+            rounding = (wanted.bfloat16().double() - wanted).norm()
+            assert (got.double() - wanted).norm() <= 1.5 * rounding, name
+
+
+def test_backward_keeps_only_the_inputs() -> None:
+    inputs = [t.requires_grad_() for t in make_inputs(64)]
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        delta_inputs(*inputs, key_heads=1)
+    assert sum(kept) == sum(t.nbytes for t in inputs)
+
+
+@pytest.mark.parametrize("padding", [None, "holes"])
+def test_registration(padding: str | None) -> None:
+    inputs = [t.requires_grad_() for t in make_inputs(5, d=4)]
+    valid = mask(padding, 5)
+    order = None if valid is None else packing(valid, 3)
+    torch.library.opcheck(torch.ops.sleep_kernels.delta_inputs.default, (*inputs, order, 1, 1.0, "chunked"))
+
+
+def test_packing_moves_padding_to_the_front() -> None:
+    # One token of a tail, then real, padding, real: positions 0, 1, 2, 3 of both together.
+    valid = torch.tensor([[True, False, True], [False, False, False]])
+    assert packing(valid, 1).tolist() == [[-3, 0, 1, 3], [-2, -3, -4, 0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backend": "cuda"}, "'cuda' is not offered; choose one of auto, chunked, triton"),
+        ({"key_heads": 3}, r"q has shape \[2, 5, 16\]; it must be \[batch, time, d \* 3 key heads\]"),
+        ({"a": torch.zeros(2, 5)}, r"a has shape \[2, 5\]"),
+        ({"b": torch.zeros(2, 5, 2)}, r"b has shape \[2, 5, 2\]; it must be \[2, 5, 1\]"),
+        ({"v": torch.zeros(2, 5, 17)}, r"v has shape \[2, 5, 17\]; it must be \[2, 5, 16\]"),
+        ({"k": torch.zeros(2, 5, 16).double()}, "k has dtype torch.float64; it must be that of q, torch.float32"),
+        ({"conv_v": torch.zeros(16, 3)}, r"conv_v has shape \[16, 3\]; it must be \[16, 4\]"),
+        ({"tail": torch.zeros(2, 3, 48)}, r"tail has shape \[2, 3, 48\]; it must be \[2, 3, 1, 48\]"),
+        ({"valid": torch.ones(2, 5)}, "valid has dtype torch.float32; it must be bool"),
+        ({"valid": torch.ones(2, 4) > 0}, r"valid has shape \[2, 4\]; it must be \[2, 5\]"),
+        ({"backend": "triton"}, "backend 'triton' has no kernel for torch.float32, d = 16 on cpu"),
+    ],
+)
+def test_wrong_inputs_are_named(change: dict[str, Any], message: str) -> None:
+    inputs = dict(zip(ARGUMENTS, make_inputs(5), strict=True))
+    with pytest.raises(ValueError, match=message):
+        delta_inputs(**{**inputs, "key_heads": 1, **change})

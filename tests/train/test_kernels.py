@@ -1,0 +1,131 @@
+"""What `train.kernels` makes of a machine: on a CPU for real, on a GPU as far as the choice can see."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sleep_kernels.comparison import Result, Shape
+from sleeptrain.config import UserError
+from sleeptrain.engine.process import Place, init_distributed
+from sleeptrain.model.config import Attention, DeltaNet, Mlp, Model
+from sleeptrain.model.language import LanguageModel
+from sleeptrain.program import Window
+from sleeptrain.train import kernels
+from sleeptrain.train.config import Train
+from sleeptrain.train.kernels import use_kernels
+from tests.distributed import run
+
+CPU, GPU = (Place(0, 1, 0, torch.device(kind, 0)) for kind in ("cpu", "cuda"))
+WINDOWS = [Window(0, 300, False), Window(300, 600, False), Window(600, 605, True), Window(605, 606, True)]
+SHAPES = [Shape(2, length, 2, 4, 64, torch.bfloat16) for length in (5, 128 + 300 % 64)]
+
+
+def model(layers: str = "AGG") -> LanguageModel:
+    sizes = {"attention": Attention(2, 1, 8), "deltanet": DeltaNet(2, 4, 64), "mlp": Mlp(8)}
+    with torch.device("meta"):
+        return LanguageModel(Model(16, layers, vocab=4, **sizes))
+
+
+def use(choice: str, place: Place, layers: str = "AGG") -> list[str]:
+    """The backend of every Gated DeltaNet block."""
+    made = model(layers)
+    use_kernels(made, Train(kernels=choice, precision="bf16"), WINDOWS, 3, place)  # type: ignore[arg-type]
+    return [block.mixer.backend for block, letter in zip(made.layers, layers, strict=True) if letter == "G"]
+
+
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[Shape]]:
+    """A GPU whose kernels are in the table; called with their error, returns the shapes that are then compared."""
+    monkeypatch.setattr(kernels, "why_plain", lambda *asked: None)
+
+    def with_error(error: float) -> list[Shape]:
+        compared: list[Shape] = []
+
+        def self_test(device: torch.device, shapes: Any) -> list[Result]:
+            assert device == GPU.device
+            compared.extend(shapes)
+            return [Result(shape, "triton", {"gradient of initial_state": error}, True, 0.1) for shape in shapes]
+
+        monkeypatch.setattr(kernels, "self_test", self_test)
+        return compared
+
+    return with_error
+
+
+def test_a_cpu_runs_plain_torch_and_compares_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kernels, "self_test", None)
+    assert use("auto", CPU) == use("chunked", CPU) == ["chunked", "chunked"]
+    assert caplog.messages == []
+
+
+def test_without_a_gpu_required_kernels_end_the_run() -> None:
+    with pytest.raises(UserError) as raised:
+        use("require_fused", CPU)
+    assert raised.value.errors == [
+        "train.kernels = require_fused, but torch sees no GPU here; train.kernels=auto trains in plain torch"
+    ]
+
+
+def test_a_model_without_fast_weights_requires_nothing() -> None:
+    assert use("require_fused", CPU, "AA") == []
+
+
+def test_kernels_that_nobody_verified_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    with pytest.raises(UserError) as raised:
+        use("require_fused", GPU)
+    (said,) = raised.value.errors
+    assert "require_fused, but Triton 3.7.1, sm_90, bfloat16, d_k=64, d_v=64 was never compared" in said
+    assert "python -m sleep_kernels.self_test --write" in said
+    assert use("auto", GPU) == ["chunked", "chunked"]
+    assert len(caplog.messages) == 1 and "never compared" in caplog.messages[0]
+
+
+def test_verified_kernels_are_compared_on_the_shapes_of_the_run(
+    verified: Callable[[float], list[Shape]], caplog: pytest.LogCaptureFixture
+) -> None:
+    for choice in ("auto", "require_fused"):
+        compared = verified(1e-3)
+        assert use(choice, GPU) == ["auto", "auto"]
+        assert compared == SHAPES  # once each, though two blocks and two windows have them
+    assert caplog.messages == []
+    compared = verified(1e-3)
+    assert use("chunked", GPU) == ["chunked", "chunked"] and compared == []
+
+
+@pytest.mark.parametrize("error", [0.5, float("nan")])
+def test_a_miss_falls_back_once_or_ends_the_run(
+    verified: Callable[[float], list[Shape]], caplog: pytest.LogCaptureFixture, error: float
+) -> None:
+    caplog.set_level(logging.INFO)
+    verified(error)
+    assert use("auto", GPU) == ["chunked", "chunked"]
+    assert len(caplog.messages) == 1
+    assert "missed the float64 reference" in caplog.messages[0] and "in gradient of initial_state" in caplog.messages[0]
+    with pytest.raises(UserError, match="missed the float64 reference"):
+        use("require_fused", GPU)
+
+
+def in_two_processes() -> list[str]:
+    """The first process has a stage without fast weights."""
+    place = init_distributed()
+    try:
+        use("require_fused", place, "AG"[place.rank])
+    except UserError as error:
+        return error.errors
+    return ["trains"]
+
+
+def test_all_processes_stop_and_the_first_says_why() -> None:
+    first, second = run(in_two_processes, 2)
+    assert len(first) == 1 and "but rank 1: torch sees no GPU here" in first[0]
+    assert second == []
