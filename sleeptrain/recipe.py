@@ -167,9 +167,7 @@ def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
     """
     folder = run_folder(resolved.value, name)
     try:
-        if (folder / "config.yaml").exists() and (changed := _changes(resolved, folder / "config.yaml")):
-            way_out = "take the old values to continue it, or start another run with run_dir=..."
-            raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changed])
+        check_run(resolved, folder)
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "config.yaml", resolved.to_yaml())
         _write(folder / "manifest.json", json.dumps(manifest.body, indent=1, sort_keys=True))
@@ -180,6 +178,13 @@ def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
             "name another folder with run_dir=..."
         ) from None
     return folder
+
+
+def check_run(resolved: Resolved[Recipe], folder: Path) -> None:
+    """Raise UserError if `folder` holds a run of another configuration."""
+    if (folder / "config.yaml").exists() and (changed := _changes(resolved, folder / "config.yaml")):
+        way_out = "take the old values to continue it, or start another run with run_dir=..."
+        raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changed])
 
 
 def _changes(resolved: Resolved[Recipe], known: Path) -> list[str]:

@@ -21,7 +21,7 @@ FLOORS = (
     {"checkpoint"},
     {"train", "inference"},
     {"recipe"},
-    {"evaluate"},
+    {"evaluate", "plan"},
     {"cli"},
     {"__main__"},
 )
