@@ -17,7 +17,7 @@ EXAMPLES = (
     "sleeptrain train rule110-tiny",
     "sleeptrain train rule110-tiny sleep.passes=4 train.steps=20 run_dir=runs/try",
     "sleeptrain train rule110-tiny --explain",
-    "sleeptrain train rule110-tiny mesh.data=2 --dry-run",
+    "sleeptrain train rule110-tiny train.batch=128 run_dir=runs/large --dry-run",
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class Graphs:
     """The final norm alone, and any other norm of the stream."""
 
 
+@lru_cache(maxsize=16)
 def count(model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype, padded: bool) -> Graphs:
     """Run every kind of block of a model, and its head, once over one window of `rows` x `tokens` without memory.
 

@@ -41,14 +41,14 @@ def _over_tensor(job: Job, stage: int, timeline: Timeline, costs: Costs) -> floa
     if size == 1:
         return 0.0
     sums = 0
-    for action in (*at.forward, *at.backward):
+    for n, action in enumerate((*at.forward, *at.backward)):
         if action.edge is not None:
             continue
         op, item = timeline.program.ops[action.op], at.items[action.op]
         assert isinstance(op, Pass)
         tokens = (op.stop - op.start) * costs.sizes.rows
         if action.kind == "LOSS":
-            sums += tokens if action in at.backward else 0
+            sums += tokens if n >= len(at.forward) else 0
         else:
             sums += tokens * (2 * len(range(*item.blocks)) + (item.h is None and action.kind != "BWD"))
     whole = job.model.width * TYPES[job.train.precision].itemsize

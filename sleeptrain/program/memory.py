@@ -14,6 +14,9 @@ Bytes = Mapping[str, float]
 """Bytes by component: h, received h, S, conv, kv, body, gradients."""
 COMPONENTS = ("h", "received h", "S", "conv", "kv", "body", "gradients")
 
+GRAPHS = ("graph", "head")
+"""Values that stay on the device where others are put away: autograd holds them."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -73,6 +76,7 @@ def account(timeline: Timeline, stage: int, sizes: Sizes) -> Memory:
     for life in lives(timeline, stage):
         spans = life.made < turn <= life.freed
         away = spans and timeline.retain.offload and life.backward >= 0 and life.value not in results_
+        away = away and life.value.kind not in GRAPHS
         stays = [(life.made, life.forward), (life.backward, life.freed)] if away else [(life.made, life.freed)]
         for component, size in table.bytes(life.value):
             host += size if away else 0
