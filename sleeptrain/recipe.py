@@ -145,15 +145,7 @@ def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
     """
     folder = run_folder(resolved.value, name)
     try:
-        if (folder / "config.yaml").exists() and (changed := _changes(resolved, folder / "config.yaml")):
-            way_out = "take the old values to continue it, or start another run with run_dir=..."
-            raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changed])
-        if checkpoint.latest(folder / "checkpoints") and _other_data(folder / "manifest.json", manifest):
-            paths = ", ".join(source.path for source in resolved.value.data.sources)
-            raise UserError(
-                f"{folder} was trained on other data than {paths} holds now; bring the old data back to continue it, or start "
-                "another run with run_dir=..."
-            )
+        check_run(resolved, folder, manifest)
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "config.yaml", resolved.to_yaml())
         _write(folder / "manifest.json", json.dumps(manifest.body, indent=1, sort_keys=True))
@@ -164,6 +156,19 @@ def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
             "name another folder with run_dir=..."
         ) from None
     return folder
+
+
+def check_run(resolved: Resolved[Recipe], folder: Path, manifest: Manifest | None = None) -> None:
+    """Raise UserError if `folder` holds a run of another configuration, or of other data than `manifest` describes."""
+    if (folder / "config.yaml").exists() and (changed := _changes(resolved, folder / "config.yaml")):
+        way_out = "take the old values to continue it, or start another run with run_dir=..."
+        raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changed])
+    if manifest and checkpoint.latest(folder / "checkpoints") and _other_data(folder / "manifest.json", manifest):
+        paths = ", ".join(source.path for source in resolved.value.data.sources)
+        raise UserError(
+            f"{folder} was trained on other data than {paths} holds now; bring the old data back to continue it, or start "
+            "another run with run_dir=..."
+        )
 
 
 def _other_data(known: Path, manifest: Manifest) -> bool:

@@ -23,7 +23,7 @@ FLOORS = (
     {"rules"},
     {"recipe"},
     {"trained", "support"},
-    {"evaluate"},
+    {"evaluate", "plan"},
     {"cli"},
     {"__main__"},
 )

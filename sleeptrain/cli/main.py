@@ -19,7 +19,7 @@ from sleeptrain import __version__
 from sleeptrain.cli.help import PROGRAM, Parser
 from sleeptrain.config.errors import RunFailed, UserError
 
-VERBS = ("data", "train", "eval", "generate", "doctor")
+VERBS = ("data", "plan", "train", "eval", "generate", "doctor")
 """The modules of this package that are verbs, in the order of `--help`."""
 EXAMPLES = """\
 Examples:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sleeptrain.cli.help import add_verb
@@ -14,6 +17,7 @@ EXAMPLES = (
     "sleeptrain train rule110-tiny",
     "sleeptrain train rule110-tiny sleep.passes=4 train.steps=20 run_dir=runs/try",
     "sleeptrain train rule110-tiny --explain",
+    "sleeptrain train rule110-tiny train.batch=128 run_dir=runs/large --dry-run",
 )
 
 
@@ -29,6 +33,9 @@ def add(subparsers: Any) -> None:
         "overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as sleep.passes=4"
     )
     parser.add_argument("--explain", action="store_true", help="print every value and where it came from, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what it needs and where it would write, and stop"
+    )
     parser.set_defaults(run=run)
 
 
@@ -45,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.explain:
         explain(resolved.rows())
         return 0
-    return train(resolved, args)
+    return dry_run(resolved, args) if args.dry_run else train(resolved, args)
 
 
 def explain(rows: list[tuple[str, Any, str]]) -> None:
@@ -59,9 +66,55 @@ def explain(rows: list[tuple[str, Any, str]]) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
+def dry_run(resolved: Any, args: argparse.Namespace) -> int:
+    """Check everything that needs no other process: batch and mesh, data, timeline, run folder. Writes nothing; 0.
+
+    Under a launcher the first process says it; without one it is for as many processes as the mesh names.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    from sleeptrain import checkpoint, plan
+    from sleeptrain.recipe import check_processes, check_run, run_folder
+
+    world = int(os.environ.get("WORLD_SIZE", "0")) or plan.planned_world(resolved.value, None)
+    check_processes(resolved, world)
+    with naming_data(resolved):
+        read_ahead(resolved.value, world)
+    resolved, layout = plan.laid_out(resolved)
+    folder = run_folder(resolved.value, args.recipe)
+    check_run(resolved, folder)
+    check_writable(resolved, folder)
+    print(plan.text(plan.draw_up(resolved, layout, world)))
+    newest = checkpoint.latest(folder / "checkpoints")
+    how = "would begin" if newest is None else f"would go on from {newest.name}"
+    print(f"\nThis was checked and not run: it {how} in {folder}.")
+    return 0
+
+
+def read_ahead(job: Any, world: int) -> None:
+    """Open the data as the first process would. Raises UserError where it cannot be read or a step needs more of it."""
+    from sleeptrain.data import Reader
+    from sleeptrain.train.setup import split_batch
+
+    data = world // (job.mesh.pipe * job.mesh.tensor)
+    split = split_batch(job, data)
+    Reader(job.data, micro=split.micro, accumulation=split.group * split.accumulation, world=data, seed=job.train.seed)
+
+
+def check_writable(resolved: Any, folder: Path) -> None:
+    """Raise UserError where a run folder could not be made."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "may not be written to" if there.is_dir() else "is a file"
+        raise UserError(
+            f"{resolved.at('run_dir')}: {folder} cannot be written ({there} {why}); name another folder with run_dir=..."
+        )
+
+
 def train(resolved: Any, args: argparse.Namespace) -> int:
     """Join the other processes, open data and run folder, train."""
     from sleeptrain.engine.process import init_distributed, leave
+    from sleeptrain.plan import stages_balance
     from sleeptrain.recipe import check_processes, open_run
     from sleeptrain.train.loop import train as loop
     from sleeptrain.train.setup import agree, on_every_rank, on_first_rank, set_up
@@ -74,6 +127,8 @@ def train(resolved: Any, args: argparse.Namespace) -> int:
         folder = on_first_rank(place, lambda: open_run(resolved, args.recipe, reader.manifest))
         args.failures = folder
         setup = set_up(resolved.value, {path: value for path, value, _ in resolved.rows()}, folder, reader, place)
+        if setup.axes.pipe.size > 1 and place.rank == 0:
+            print(stages_balance(setup.job, reader.manifest.windows, setup.split), file=sys.stderr)
         if setup.step and place.rank == 0:
             print(f"{folder}: continuing at step {setup.step} of {setup.steps}", file=sys.stderr)
         outcome = loop(setup)
@@ -94,8 +149,15 @@ def open_data(resolved: Any, place: Any) -> tuple[Any, Any]:
     from sleeptrain.recipe import complete
     from sleeptrain.train.setup import open_reader
 
-    try:
+    with naming_data(resolved):
         reader = open_reader(resolved.value, place)
+    return complete(resolved, reader.manifest), reader
+
+
+@contextmanager
+def naming_data(resolved: Any) -> Iterator[None]:
+    """A UserError about the data also says where the data was named."""
+    try:
+        yield
     except UserError as error:
         raise UserError([f"{resolved.at('data.sources')}: {line}" for line in error.errors]) from None
-    return complete(resolved, reader.manifest), reader

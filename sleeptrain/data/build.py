@@ -38,7 +38,7 @@ def build(
 
     A folder that already holds exactly this is left alone. UserError says what is wrong with the request.
     """
-    recipe = _recipe(task)
+    recipe = task_file(task)
     settings = {"train": 10_000, "test": 1_000, "seed": 0} | {name: recipe[name] for name in SETTINGS if name in recipe}
     values = dict(recipe.get("parameters") or {})
     for name, value in (parameters or {}).items():
@@ -62,8 +62,8 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in (configs_root() / "task").glob("*.yaml"))
 
 
-def _recipe(task: str) -> dict[str, Any]:
-    """The content of a task file; for the bare name of a task, one that keeps its defaults."""
+def task_file(task: str) -> dict[str, Any]:
+    """The content of a task file, by path or name; for the bare name of a task, one that keeps its defaults. UserError if it is none."""
     choices = [Path(task), configs_root() / "task" / f"{task}.yaml"]
     path = next((path for path in choices if path.is_file()), None)
     if path is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sleeptrain.model.config import Model
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.program import Pass, Program, Sleep, blocks_of
+from sleeptrain.program import Pass, Program, Sleep, blocks_of, pairs_seen
 
 
 def parameters(model: LanguageModel) -> dict[str, int]:
@@ -27,21 +27,27 @@ def _part(name: str, pattern: str) -> str:
     return "mlp" if part == "mlp" else "norms"
 
 
-def block_flops(model: Model, letter: str, time: int, cached: int) -> float:
-    """Forward FLOPs of one block over one row's window of `time` tokens with `cached` keys before it.
+def block_flops(model: Model, letter: str) -> tuple[float, float]:
+    """Forward FLOPs of one block: for every token, and for every pair of a token and a key that it sees (0 where it does not
+    attend).
 
-    Twice the multiply-adds of every projection, plus the mixer itself: causal attention over half the square, or the
-    gated delta rule at 6 d^2 a head and token (decay, read, write) without its in-chunk part.
+    Twice the multiply-adds of every projection, plus the mixer itself: attention over causal pairs, or the gated delta rule
+    at 6 d^2 a head and token (decay, read, write) without its in-chunk part. Norms and activations are left out.
     """
     width, a, g = model.width, model.attention, model.deltanet
     mlp = 6 * width * model.mlp.hidden
     if letter == "A":
         inner = a.heads * a.head_dim
         linear = 2 * width * (inner * (3 if a.gate else 2) + 2 * a.kv_heads * a.head_dim)
-        return time * (mlp + linear) + 4 * inner * time * (cached + (time + 1) / 2)
+        return mlp + linear, 4 * inner
     keys, values = g.key_heads * g.head_dim, g.value_heads * g.head_dim
     linear = 2 * width * (2 * keys + 3 * values + 2 * g.value_heads) + 2 * g.conv * (2 * keys + values)
-    return time * (mlp + linear + 6 * g.value_heads * g.head_dim**2)
+    return mlp + linear + 6 * g.value_heads * g.head_dim**2, 0.0
+
+
+def head_flops(model: Model) -> float:
+    """Forward FLOPs of the head for every token."""
+    return 2 * model.width * (model.vocab or 0)
 
 
 def step_flops(model: Model, program: Program, sleep: Sleep) -> float:
@@ -49,15 +55,15 @@ def step_flops(model: Model, program: Program, sleep: Sleep) -> float:
 
     Backward costs twice the forward of every pass that carries gradient.
     """
-    total = 0.0
+    total, per_block = 0.0, {letter: block_flops(model, letter) for letter in set(model.pattern)}
     for op in program.ops:
         if not isinstance(op, Pass):
             continue
         first, stop = blocks_of(op.layers, sleep, len(model.pattern))
-        cached = sleep.window - 1 if op.kv_read else 0
-        time = op.stop - op.start
-        forward = sum(block_flops(model, letter, time, cached) for letter in model.pattern[first:stop])
+        tokens, pairs = op.stop - op.start, pairs_seen(program, op, model.attention.window)
+        blocks = [per_block[letter] for letter in model.pattern[first:stop]]
+        forward = sum(per_token * tokens + per_pair * pairs for per_token, per_pair in blocks)
         if op.loss:
-            forward += 2 * time * model.width * (model.vocab or 0)
+            forward += head_flops(model) * tokens
         total += forward * (3 if op.grad else 1)
     return total

@@ -6,7 +6,7 @@ from sleeptrain.program.config import Draw, Evict, Gradient, Loop, Ramp, Sleep
 from sleeptrain.program.draw import Picture, draw
 from sleeptrain.program.memory import Sizes
 from sleeptrain.program.place import own_channels, place
-from sleeptrain.program.price import Costs, Price, StagePrice, price
+from sleeptrain.program.price import Costs, Price, StagePrice, pairs_seen, price
 from sleeptrain.program.program import (
     Boundary,
     Layers,
@@ -38,5 +38,5 @@ __all__ = [
     "POLICIES", "Action", "Balance", "Boundary", "Costs", "Draw", "Edge", "Evict", "Gradient", "Item", "Layers",
     "Loop", "Op", "Pass", "Picture", "Price", "Program", "Ramp", "Retain", "Sizes", "Sleep", "Slice", "Source",
     "Stage", "StagePrice", "Timeline", "Value", "Window", "balance", "blocks_of", "check", "compile", "draw",
-    "kept_tokens", "loop_range", "own_channels", "place", "price", "results", "slices", "touches",
+    "kept_tokens", "loop_range", "own_channels", "pairs_seen", "place", "price", "results", "slices", "touches",
 ]  # fmt: skip

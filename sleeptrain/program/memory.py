@@ -14,6 +14,9 @@ Bytes = Mapping[str, float]
 """Bytes by component: h, received h, S, conv, kv, body, gradients."""
 COMPONENTS = ("h", "received h", "S", "conv", "kv", "body", "gradients")
 
+GRAPHS = ("graph", "head")
+"""Values that stay on the device where others are put away: autograd holds them."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -28,7 +31,9 @@ class Sizes:
     kv: tuple[float, ...]
     """Attention cache, per block and token."""
     graph: tuple[float, ...]
-    """What backward of a block needs, inputs left out, per block and token."""
+    """What backward of a block needs, its input left out, per block and token."""
+    cached: tuple[float, ...] = ()
+    """What it needs beyond that for every cached token that an attending block reads, per block; none: nothing."""
     head: float = 0.0
     """What backward of the head needs, per token."""
     rows: int = 1
@@ -71,6 +76,7 @@ def account(timeline: Timeline, stage: int, sizes: Sizes) -> Memory:
     for life in lives(timeline, stage):
         spans = life.made < turn <= life.freed
         away = spans and timeline.retain.offload and life.backward >= 0 and life.value not in results_
+        away = away and life.value.kind not in GRAPHS
         stays = [(life.made, life.forward), (life.backward, life.freed)] if away else [(life.made, life.freed)]
         for component, size in table.bytes(life.value):
             host += size if away else 0
@@ -149,10 +155,25 @@ class _Table:
             return [("body", (len(blocks) - 1) * sizes.h * self._tokens(op))]
         if kind == "head":
             return [("body", sizes.head * self._tokens(op))]
-        graphs = [sizes.graph[b] for b in blocks]
-        # Where the inputs of blocks were kept, one block at a time is computed again.
-        held = max(graphs) if self.timeline.retain.body == "block" else sum(graphs)
-        return [("body", held * self._tokens(op))]
+        return [("body", self._graph(item, blocks))]
+
+    def _graph(self, item: Item, blocks: range) -> float:
+        """What backward of an item needs, but for what it read."""
+        tokens, read = self._tokens(item.op), 0
+        if item.kv is not None:
+            found = self.timeline.program.ops[item.op]
+            assert isinstance(found, Pass)
+            read = min(found.start, self.timeline.program.span - 1)
+        per = [
+            self.sizes.graph[b] * tokens + (self.sizes.cached[b] * read if read and self.sizes.cached else 0.0)
+            for b in blocks
+        ]
+        if self.timeline.retain.body == "block":
+            # The inputs of blocks were kept, and one block at a time is computed again.
+            return max(per)
+        # The first block's input is a value of its own, unless it was made here from tokens.
+        between = len(per) - (item.h is not None)
+        return sum(per) + between * self.sizes.h * tokens
 
     def _tokens(self, op: int) -> int:
         found = self.timeline.program.ops[op]

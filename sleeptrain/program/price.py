@@ -23,6 +23,8 @@ class Costs:
     """Forward FLOPs of every block per token."""
     pairs: tuple[float, ...]
     """Forward FLOPs of every block per pair of a token and a key that it sees; 0 where it does not attend."""
+    reach: int | None = None
+    """How many keys a token sees at most, where that is less than the program's span."""
     head: float = 0.0
     """Forward FLOPs of the head per token."""
     shared: float = 0.0
@@ -123,15 +125,20 @@ def item_flops(program: Program, costs: Costs, op: int, blocks: tuple[int, int])
     """Forward FLOPs of some blocks in one op, for all rows of a micro-batch."""
     found = program.ops[op]
     assert isinstance(found, Pass)
-    tokens = found.stop - found.start
-    cached = min(program.span - 1, found.start) if found.kv_read else 0
-    if cached + tokens <= program.span:
-        pairs = tokens * cached + tokens * (tokens + 1) / 2
-    else:
-        full = cached + tokens - program.span
-        pairs = full * program.span + sum(range(cached + 1, program.span + 1))
+    tokens, pairs = found.stop - found.start, pairs_seen(program, found, costs.reach)
     per = sum(costs.flops[b] * tokens + costs.pairs[b] * pairs for b in range(*blocks))
     return per * costs.sizes.rows
+
+
+def pairs_seen(program: Program, op: Pass, reach: int | None = None) -> float:
+    """How many pairs of a token and a key attention computes in one op and row: causal, over the window and what is left
+    in the cache, at most `program.span` keys a token (`reach`, where that is less)."""
+    span, tokens = min(program.span, reach or program.span), op.stop - op.start
+    cached = min(span - 1, op.start) if op.kv_read else 0
+    if cached + tokens <= span:
+        return tokens * cached + tokens * (tokens + 1) / 2
+    growing = max(0, span - cached)
+    return (tokens - growing) * span + sum(range(cached + 1, cached + growing + 1))
 
 
 def _stage_work(timeline: Timeline, costs: Costs, stage: Stage) -> Work:

@@ -35,7 +35,7 @@ def text_run() -> list[list[str]]:
 
 def test_every_example_runs_after_the_ones_before_it(folder: Path, parsers: Any, examples: Any) -> None:
     # `doctor` joins a group of its own, which a process that trains has done; its examples run in test_doctor.py.
-    verbs = ["", "data", "data build", "data inspect", "train", "eval", "generate"]
+    verbs = ["", "data", "data build", "data inspect", "plan", "train", "eval", "generate"]
     known = {prog.removeprefix("sleeptrain").strip() for prog in parsers}
     assert known == {*verbs, "doctor"}, "a new verb needs a place in this order"
     lines = [words for verb in verbs for words in examples(verb) if words[0] != "doctor"]

@@ -53,7 +53,7 @@ STATIC: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "normed": (["rule110-tiny", "sleep.loop={layers: [0, 1], feedback: normed}"], ['sleep.loop.feedback = "normed" (command line)', "use sleep.loop.feedback=raw"]),
     "pipe": (["rule110-tiny", "mesh.pipe=3"], ["mesh.pipe = 3 (command line)", "the stack has 2 blocks; mesh.pipe can be 1 to 2"]),
     "tensor": (["rule110-tiny", "mesh.tensor=3"], ["mesh.tensor = 3 (command line)", "cannot be shared by 3 processes; mesh.tensor can be 1, 2"]),
-    "zero": (["rule110-tiny", "mesh.zero=3"], ["mesh.zero = 3 (command line): must be 1 or 2; 3 is not available in this version"]),
+    "zero": (["rule110-tiny", "mesh.zero=4"], ["mesh.zero = 4 (command line): must be 1, 2 or 3; 0 is not offered"]),
     "horizon": (["rule110-tiny", "sleep.gradient={passes: 1, windows: 2}"], ["sleep.gradient.windows = 2 (command line)", "use `all` or 1"]),
     "sources": (["rule110-tiny", "data.sources=[]"], ["data.sources = [] (command line): is empty; give at least one, such as [{path: "]),
 }  # fmt: skip
@@ -75,7 +75,7 @@ def test_all_errors_are_told_at_once(sleeptrain: Any, recipes: Path) -> None:
         "slep.window=3",
         "model.widht=5",
         "train.precision=fp8",
-        "mesh.zero=3",
+        "mesh.zero=4",
         "sleep.passes=0",
     ]
     ran = sleeptrain("train", "rule110-tiny", *words)

@@ -68,8 +68,9 @@ def test_parameters_by_part_add_up():
 def test_linear_flops_are_twice_the_weights(letter):
     m = made(letter, width=32)
     weights = sum(p.numel() for n, p in m.layers.named_parameters() if p.dim() == 2)
-    mixer = 4 * 16 * (1 + 1) / 2 if letter == "A" else 6 * 4 * 4**2
-    assert block_flops(m.config, letter, 1, 0) == 2 * weights + mixer
+    per_token, per_pair = block_flops(m.config, letter)
+    assert per_token == 2 * weights + (0 if letter == "A" else 6 * 4 * 4**2)
+    assert per_pair == (4 * 16 if letter == "A" else 0)
 
 
 def test_passes_count_as_work():

@@ -13,11 +13,13 @@ from sleeptrain.program import (
     Evict,
     Gradient,
     Loop,
+    Pass,
     Retain,
     Sizes,
     Sleep,
     Window,
     compile,
+    pairs_seen,
     place,
     price,
     slices,
@@ -115,8 +117,9 @@ def test_bytes_kept_by_hand():
     # Under window: the states before the step, after the first window, and the result.
     assert first["window"]["S"] == group * 3 * fast and first["window"]["received h"] == first["pass"]["received h"]
     assert first["block"]["body"] == group * 4 * 1 * token
-    assert first["none"]["body"] == group * 4 * 2 * 40.0 * 4
-    assert last["none"]["body"] == group * (4 * 2 * 40.0 * 4 + 50.0 * 4)
+    # Graphs keep the features between two blocks too; where a pass reads tokens, also those that enter the first.
+    assert first["none"]["body"] == group * (4 * 2 * 40.0 * 4 + (4 + 2) * token)
+    assert last["none"]["body"] == group * (4 * 2 * 40.0 * 4 + 50.0 * 4 + 4 * token)
 
 
 def test_rows_multiply_and_offload_moves_what_waits():
@@ -134,6 +137,23 @@ def test_caches_count_under_sliding():
     sizes = Sizes(2.0, (8.0, 8.0), (1.0, 1.0), (5.0, 0.0), (9.0, 9.0), rows=3)
     found = price(place(program, slices(sleep, 2), 1, POLICIES["pass"]), Costs(sizes, (1.0, 1.0), (0.0, 0.0)))
     assert found.stages[0].kept["kv"] == 3 * 3 * 5.0
+
+
+def test_graphs_of_blocks_that_attend_keep_what_they_read_from_the_cache():
+    sleep = Sleep(window=4, evict=Evict("sliding"))
+    program = compile(sleep, [Window(4 * i, 4 * i + 4, True) for i in range(3)], 2)
+    plain = Sizes(2.0, (8.0, 8.0), (1.0, 1.0), (5.0, 0.0), (9.0, 9.0))
+    costs = [Costs(sizes, (1.0, 1.0), (0.0, 0.0)) for sizes in (plain, replace(plain, cached=(7.0, 0.0)))]
+    without, found = (price(place(program, slices(sleep, 2), 1, POLICIES["none"]), c).stages[0].kept for c in costs)
+    assert found["body"] - without["body"] == 7.0 * 3 + 7.0 * 3  # three cached tokens in the second and third window
+
+
+def test_a_block_that_reaches_less_far_computes_fewer_pairs():
+    program = compile(Sleep(window=4, evict=Evict("sliding")), [Window(0, 4, True), Window(4, 8, True)], 1)
+    first, second = (op for op in program.ops if isinstance(op, Pass))
+    assert [pairs_seen(program, op) for op in (first, second)] == [1 + 2 + 3 + 4, 4 * 4]
+    assert [pairs_seen(program, op, 3) for op in (first, second)] == [1 + 2 + 3 + 3, 4 * 3]
+    assert pairs_seen(program, first, 9) == 10
 
 
 def test_truncated_backward_costs_less():

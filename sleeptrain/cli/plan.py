@@ -1,0 +1,79 @@
+"""`sleeptrain plan`: what a recipe needs on its mesh, before it is queued."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from sleeptrain.cli.help import add_verb
+from sleeptrain.config import UserError
+
+EXAMPLES = (
+    "sleeptrain plan rule110-tiny",
+    "sleeptrain plan hybrid-7b mesh.data=4 mesh.pipe=4 mesh.tensor=4",
+    "sleeptrain plan hybrid-1b mesh.pipe=2 --processes 8 --speed 4e14",
+    "sleeptrain plan text-small mesh.pipe=2 train.batch=12 --draw",
+    "sleeptrain plan text-small mesh.pipe=2 train.batch=12 --svg runs/text-small.svg --json",
+)
+
+
+def add(subparsers: Any) -> None:
+    """Add this verb to the program's parser."""
+    description = (
+        "Say what a recipe needs before it is queued: parameters and memory of every process, FLOPs, what is sent, how "
+        "evenly the stages of a pipeline are cut and how long they wait. No GPU, no data and no memory of the model's size "
+        "are needed; where there is no data yet, windows are those of the task that its folder is named after."
+    )
+    parser = add_verb(subparsers, "plan", "what a recipe needs, before it is queued", description, EXAMPLES)
+    parser.add_argument("recipe", help="a YAML file, or the name of one in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as mesh.pipe=4")
+    parser.add_argument("--processes", type=int, metavar="N", help="of the whole run (default: those that mesh names)")
+    parser.add_argument("--windows", type=int, metavar="N", help="of a sample of text, where there is no data to ask")
+    parser.add_argument("--speed", type=float, metavar="FLOPS", help="a second and process, to say how many seconds")  # fmt: skip
+    parser.add_argument("--draw", action="store_true", help="show what the stages do, and when")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write that as a picture")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; 0."""
+    _check(args)
+    from sleeptrain import plan
+    from sleeptrain.program import draw
+    from sleeptrain.recipe import load_recipe
+
+    resolved, layout = plan.laid_out(load_recipe(args.recipe, args.overrides), args.windows)
+    found = plan.draw_up(resolved, layout, plan.planned_world(resolved.value, args.processes), args.speed)
+    picture = draw(found.timeline, found.costs) if args.draw or args.svg else None
+    if args.svg and picture:
+        _write(args.svg, picture.svg)
+    if args.json:
+        print(json.dumps(plan.to_json(found), indent=1))
+        return 0
+    print(plan.text(found))
+    if args.draw and picture:
+        print(f"\n{picture.text}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UserError with every option that is out of range."""
+    rules = (
+        ("--processes", args.processes, args.processes is None or args.processes >= 1, "at least 1"),
+        ("--windows", args.windows, args.windows is None or args.windows >= 1, "at least 1"),
+        ("--speed", args.speed, args.speed is None or 0 < args.speed < float("inf"), "above 0"),
+    )
+    errors = [f"{name} {value}: must be {wanted}" for name, value, good, wanted in rules if not good]
+    if errors:
+        raise UserError(errors)
+
+
+def _write(path: Path, svg: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(svg)
+    except OSError as error:
+        raise UserError(f"--svg {path} cannot be written: {error.strerror}") from None

@@ -1,0 +1,55 @@
+"""Bytes that one process sends in a step, by axis of the mesh. Sums over several processes are priced as rings send them."""
+
+from __future__ import annotations
+
+from sleeptrain.plan.costs import TYPES
+from sleeptrain.plan.shares import Share
+from sleeptrain.program import Costs, Pass, Price, Timeline
+from sleeptrain.train.job import Job
+
+Traffic = dict[str, float | None]
+"""By axis: `data`, `pipe`, `tensor`, and `host` for what is put away there and fetched again. None: not worked out."""
+
+
+def traffic_of(
+    job: Job, stage: int, share: Share, data: int, accumulation: int, timeline: Timeline, costs: Costs, price: Price
+) -> Traffic:  # fmt: skip
+    """What one process of a stage sends in a step of `accumulation` backwards."""
+    pipe = sum(size for edge, size in price.traffic.items() if edge.src == stage)
+    return {
+        "data": _over_data(job, share, data, accumulation),
+        "pipe": pipe * accumulation,
+        "tensor": _over_tensor(job, stage, timeline, costs) * accumulation,
+        "host": 2 * price.stages[stage].host * accumulation,
+    }
+
+
+def _over_data(job: Job, share: Share, data: int, accumulation: int) -> float | None:
+    """Gradients are summed in fp32, once a step or, at ZeRO 2, once a backward; new parameters are collected. At ZeRO 3 it
+    depends on what DeepSpeed keeps gathered between uses."""
+    if job.mesh.zero == 3:
+        return None if data > 1 else 0.0
+    ring, weight = (data - 1) / data, TYPES[job.train.precision].itemsize
+    sums = 2 * 4 * share.elements * (accumulation if job.mesh.zero == 2 else 1)
+    return ring * (sums + weight * share.elements)
+
+
+def _over_tensor(job: Job, stage: int, timeline: Timeline, costs: Costs) -> float:
+    """Features are summed behind the mixer and the MLP of every block, their gradients before them; and once at the entry of
+    tokens and in the backward of the head. Sharing the tokens in between (mesh.sequence) sends as much."""
+    size, at = job.mesh.tensor, timeline.stages[stage]
+    if size == 1:
+        return 0.0
+    sums = 0
+    for n, action in enumerate((*at.forward, *at.backward)):
+        if action.edge is not None:
+            continue
+        op, item = timeline.program.ops[action.op], at.items[action.op]
+        assert isinstance(op, Pass)
+        tokens = (op.stop - op.start) * costs.sizes.rows
+        if action.kind == "LOSS":
+            sums += tokens if n >= len(at.forward) else 0
+        else:
+            sums += tokens * (2 * len(range(*item.blocks)) + (item.h is None and action.kind != "BWD"))
+    whole = job.model.width * TYPES[job.train.precision].itemsize
+    return 2 * (size - 1) / size * sums * whole

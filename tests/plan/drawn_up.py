@@ -1,0 +1,26 @@
+"""Plans of small recipes, for the tests of this folder."""
+
+from dataclasses import replace
+
+from sleeptrain.plan import draw_up, laid_out, planned_world
+from sleeptrain.recipe import load_recipe
+
+SMALL = [
+    "model.width=32", "model.layers=GAGA", "model.attention.heads=4", "model.attention.kv_heads=2", "model.attention.head_dim=8",
+    "model.deltanet.key_heads=2", "model.deltanet.value_heads=4", "model.deltanet.head_dim=8", "model.mlp.hidden=48",
+    "data.sources=[{path: nowhere/text}]", "sleep.window=16", "sleep.passes=3", "optim.name=adamw", "optim.lr=0.001",
+    "train.batch=4", "train.micro=2", "mesh.group=2",
+]  # fmt: skip
+"""Over text-small: four blocks, three passes over all windows but the last, two micro-batches of two rows in one backward."""
+
+
+def resolved_of(*overrides, windows=3, padded=False):
+    """A complete recipe and its layout; rows without padding unless told otherwise."""
+    resolved, layout = laid_out(load_recipe("text-small", [*SMALL, *overrides]), windows)
+    return resolved, replace(layout, padded=padded)
+
+
+def plan_of(*overrides, windows=3, padded=False, world=None):
+    """A plan, by the way that `sleeptrain plan` takes."""
+    resolved, layout = resolved_of(*overrides, windows=windows, padded=padded)
+    return draw_up(resolved, layout, planned_world(resolved.value, world))
