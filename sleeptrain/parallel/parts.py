@@ -18,7 +18,7 @@ class Parts:
 
     axes: Axes
     shards: Any
-    """`tensor.Shards`; None where the tensor axis is one process."""
+    """`shards.Shards`; None where the tensor axis is one process."""
     device: torch.device
 
     @property

@@ -7,8 +7,7 @@ never cross processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,53 +22,8 @@ from sleeptrain.model.language import IGNORED, LanguageModel
 from sleeptrain.parallel import sequence
 from sleeptrain.parallel.config import padded, undivided
 from sleeptrain.parallel.mesh import Axis
+from sleeptrain.parallel.shards import COLUMNS, ROWS, Shards
 from sleeptrain.parallel.sums import Sums
-
-COLUMNS = ("mixer.q", "mixer.k", "mixer.v", "mixer.gate", "mixer.z", "mixer.b", "mixer.a", "mlp.gate", "mlp.up")
-"""Projections whose outputs belong to heads, or to columns of the MLP."""
-ROWS = ("mixer.o", "mlp.down")
-"""Projections whose inputs do; their outputs are summed over processes."""
-BY_HEAD = ("mixer.conv_q", "mixer.conv_k", "mixer.conv_v", "mixer.A_log", "mixer.dt_bias")
-"""Other parameters with an entry for each head or channel."""
-SHARED_BY_HEADS = ("mixer.q_norm.weight", "mixer.k_norm.weight", "mixer.norm")
-"""Parameters that all heads use: every process has them whole, and sees the gradient of its own heads only."""
-BY_TOKEN = ("norm1.weight", "norm2.weight", "out1.weight", "out2.weight")
-"""Parameters that see, where processes share the tokens, the gradient of their own tokens only; and the final norm's."""
-
-
-@dataclass(frozen=True)
-class Shards:
-    """How the parameters of a model lie over the processes of the tensor axis."""
-
-    shapes: Mapping[str, torch.Size]
-    """Of the whole parameters, by name."""
-    axis: Axis
-
-    def dim(self, name: str) -> int | None:
-        """The dimension along which a parameter is divided; None if every process has all of it."""
-        inner = name.split(".", 2)[2] if name.startswith("layers.") else name
-        if inner in BY_HEAD or inner in ("embed.weight", "head.weight"):
-            return 0
-        module = inner.removesuffix(".weight")
-        return 0 if module in COLUMNS else 1 if module in ROWS else None
-
-    def cut(self, name: str, whole: Tensor) -> Tensor:
-        """This process's part of a whole parameter."""
-        dim = self.dim(name)
-        if dim is None:
-            return whole
-        if name in ("embed.weight", "head.weight"):
-            whole = F.pad(whole, (0, 0, 0, padded(whole.shape[0], self.axis.size) - whole.shape[0]))
-        return whole.chunk(self.axis.size, dim)[self.axis.rank]
-
-    def whole(self, name: str, part: Tensor) -> Tensor:
-        """The whole of a parameter, or of its gradient, from everybody's parts; a collective over the tensor axis."""
-        dim = self.dim(name)
-        if dim is None or self.axis.size == 1:
-            return part
-        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.axis.size)]
-        dist.all_gather(parts, part.contiguous(), group=self.axis.group)
-        return torch.cat(parts, dim).narrow(0, 0, self.shapes[name][0])
 
 
 class ShardedModel(LanguageModel):
@@ -124,17 +78,13 @@ class ShardedModel(LanguageModel):
     def add_up(self, sums: Sums) -> None:
         """Complete the gradients of parameters of which every process saw a part only: its heads, or its tokens. A
         collective over the tensor axis."""
-        found = [sums.of(p) for name, p in self.named_parameters() if p.requires_grad and self._saw_a_part(name)]
+        partial = [p for name, p in self.named_parameters() if self.shards.partial(name, self.slices > 1)]
+        found = [sums.of(p) for p in partial if p.requires_grad]
         if found:
             flat = torch.cat([total.flatten() for total in found])
             dist.all_reduce(flat, group=self.shards.axis.group)
             for total, part in zip(found, flat.split([t.numel() for t in found]), strict=True):
                 total.copy_(part.view_as(total))
-
-    def _saw_a_part(self, name: str) -> bool:
-        return name.endswith(SHARED_BY_HEADS) or (
-            self.slices > 1 and (name.endswith(BY_TOKEN) or name == "norm.weight")
-        )
 
     def _for_all(self, x: Tensor) -> Tensor:
         """What a layer that is divided over processes reads, the same on all of them; in backward, a sum over them."""

@@ -4,8 +4,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from sleeptrain.engine.process import init_distributed
+from sleeptrain.parallel import Mesh
+from sleeptrain.parallel.mesh import join
+from sleeptrain.parallel.patches.device import allow_sequences_on_cpu
 from sleeptrain.parallel.patches.mpu import Mpu
 from tests.distributed import run
 
@@ -41,3 +45,31 @@ def test_megatron_still_lacks_the_names_that_deepspeed_calls():
 
     assert not hasattr(parallel_state, "get_model_parallel_world_size")
     assert run(groups, 2) == [(rank, 2, 1, rank, False) for rank in (0, 1)]
+
+
+def gathered_and_scattered():
+    """Errors without the work-around, and what comes of two slices with it."""
+    place = init_distributed()
+    group = join(Mesh(tensor=2), place.rank, place.world).tensor.group
+    from megatron.core import tensor_parallel
+
+    ways = (
+        tensor_parallel.gather_from_sequence_parallel_region,
+        tensor_parallel.reduce_scatter_to_sequence_parallel_region,
+    )
+    mine, errors = torch.arange(4.0) + 4 * place.rank, []
+    for way in ways:
+        try:
+            way(mine, group=group)
+        except (AssertionError, RuntimeError) as error:
+            errors.append(str(error))
+    allow_sequences_on_cpu()
+    return errors, *(way(mine, group=group).tolist() for way in ways)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="megatron-core allocates on this machine's GPU")
+def test_megatron_still_wants_a_gpu_for_sequences():
+    for rank, (errors, whole, part) in enumerate(run(gathered_and_scattered, 2)):
+        assert len(errors) == 2 and all("CUDA" in error for error in errors)
+        assert whole == list(range(8)) and part == [[4, 6], [8, 10]][rank]

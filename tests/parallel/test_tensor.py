@@ -11,8 +11,9 @@ from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel import Mesh
 from sleeptrain.parallel.mesh import Axis, join
+from sleeptrain.parallel.shards import Shards
 from sleeptrain.parallel.tape import Tape
-from sleeptrain.parallel.tensor import ShardedModel, Shards
+from sleeptrain.parallel.tensor import ShardedModel
 from sleeptrain.parallel.units import Rows
 from sleeptrain.program import compile
 from tests.distributed import run

@@ -37,10 +37,16 @@ def kept(retain: str, passes: int, windows: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("retain", "a_pass", "a_window"), [("pass", H + S + TAIL, 2 * H + 3 * (S + TAIL)), ("window", 0, S + TAIL)]
+    ("retain", "a_pass", "a_window"),
+    [
+        ("block", 2 * H + S + TAIL, 6 * H + 3 * (S + TAIL)),
+        ("pass", H + S + TAIL, 2 * H + 3 * (S + TAIL)),
+        ("window", 0, S + TAIL),
+    ],
 )
 def test_memory_grows_by_what_the_policy_names(retain: str, a_pass: int, a_window: int) -> None:
-    """A window's first pass reads tokens, so that three passes keep features twice and state three times."""
+    """A window's first pass reads tokens, so that three passes keep features twice and state three times; there are two
+    blocks."""
     base, deeper, longer = kept(retain, 3, 3), kept(retain, 4, 3), kept(retain, 3, 4)
     assert a_pass <= (deeper - base) / 2 <= a_pass + SMALL  # two of the three windows sleep
     assert a_window <= longer - base <= a_window + SMALL

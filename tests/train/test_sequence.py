@@ -10,20 +10,20 @@ from tests.distributed import run
 from tests.train.jobs import recipe_file, rule110_data, text_data, trained
 
 STEPS = [
-    "train.steps=12", "train.batch=8", "train.micro=1", "checkpoint.every=0", "optim.clip=0.3", "sleep.window=16",
+    "train.steps=12", "train.batch=4", "train.micro=1", "checkpoint.every=0", "optim.clip=0.3", "sleep.window=16",
     "sleep.passes=3", "sleep.loop.trigger=every", "model.layers=AGAG", "model.attention.heads=4", "model.attention.kv_heads=4",
     "model.attention.head_dim=8", "model.deltanet.key_heads=4", "model.deltanet.value_heads=4", "model.deltanet.head_dim=8",
 ]  # fmt: skip
 PROGRAMS = {
     "tied": ["train.retain=window"],
     "sliding, range": ["sleep.evict.mode=sliding", "sleep.loop.layers=[1, 3]", "model.tie=false", "train.retain=pass"],
-    "normed, sandwich": ["sleep.loop.feedback=normed", "model.norm=sandwich", "train.retain=block", "train.offload=true"],
+    "normed": ["sleep.loop.feedback=normed", "train.retain=block", "train.offload=true"],
 }  # fmt: skip
 MESHES = {
     2: {"tensor 2": (["mesh.tensor=2"], PROGRAMS)},
     4: {
         "tensor 4": (["mesh.tensor=4"], ["tied"]),
-        "pipe 2, tensor 2": (["mesh.pipe=2", "mesh.tensor=2"], PROGRAMS),
+        "pipe 2, tensor 2": (["mesh.pipe=2", "mesh.tensor=2"], ["tied", "sliding, range"]),
         "data 2, tensor 2": (["mesh.data=2", "mesh.tensor=2", "mesh.zero=2"], ["tied"]),
     },
 }
