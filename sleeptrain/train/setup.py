@@ -87,13 +87,14 @@ def open_reader(job: Job, place: Place) -> Reader:
 def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, place: Place) -> Setup:
     """Build everything for a complete job and load the newest checkpoint of the run folder, if there is one.
 
-    Raises UserError where ranks hold different programs, and where a checkpoint does not fit.
+    Raises UserError where ranks hold different programs, where windows do not divide over a mesh that shares their tokens, and
+    where a checkpoint does not fit.
     """
     manifest, train = reader.manifest, job.train
     program = compile(job.sleep, manifest.windows, len(job.model.pattern))
     agree(program, place.world)
     if reason := unsliced(manifest.windows, job.mesh):
-        raise UserError(f"mesh.sequence: {reason}")
+        _raise_on_all(place, [f"mesh.sequence: {reason}"])
     axes = join(job.mesh, place.rank, place.world)
     split = split_batch(job, axes.data.size)
     model, add_up = new_model(job, axes, job.model.deltanet.horizon or manifest.length, place.device)
