@@ -153,7 +153,7 @@ class Engine:
         return found if keeps else None
 
 
-def memory(device: torch.device) -> int | None:
+def device_memory(device: torch.device) -> int | None:
     """Bytes of a GPU's memory; None for the host's."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
@@ -191,7 +191,7 @@ def build(
         model, clip=optim.clip, precision=precision, zero=zero, micro=micro_rows, accumulation=accumulation
     )
     if zero == 3:
-        derived["zero_optimization"] |= gathering(model, looped, precision, memory(place.device))
+        derived["zero_optimization"] |= gathering(model, looped, precision, device_memory(place.device))
     configuration = merged(derived, overrides or {})
     made = optimizers.optimizer(model, optim)
     matrices = [p for group in made.param_groups if group["muon"] for p in group["params"]]

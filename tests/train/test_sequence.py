@@ -62,7 +62,7 @@ def equal(found, expected):
         torch.testing.assert_close(found[1][name], weight, rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-FEW = ["train.steps=4"]
+FEW = ["train.steps=3", "train.batch=2", "model.layers=AG"]
 SHARED = ["mesh.tensor=2", "mesh.sequence=true"]
 
 
@@ -79,7 +79,7 @@ def refused_and_trained(folder: str):
 def test_two_processes_follow_one_where_windows_divide(folder):
     expected = run(training, 1, folder, "tied", "alone, few", FEW)[0]
     first, second = run(refused_and_trained, 2, folder, timeout=300)
-    assert len(first[0]) == 1 and first[0] == second[0]
+    assert len(first[0]) == 1 and second[0] == [], "said once"
     assert "mesh.sequence: windows of 9 tokens" in first[0][0] and "mesh.tensor = 2" in first[0][0]
     equal(first[1], expected)
 
