@@ -56,6 +56,7 @@ format: $(VENV)
 
 bench: $(VENV) $(ENGINES)
 	.venv/bin/python benchmarks/cpu.py
+	.venv/bin/python benchmarks/parallel.py
 
 clean:
 	rm -rf .venv .venv-engines .venv-triton-360 .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
