@@ -81,6 +81,7 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
             "train.micro=1",
             "mesh.group=2",
         ],
+        "data=2, tensor=2, sequence": ["mesh.data=2", "mesh.tensor=2", "mesh.sequence=true", "train.retain=block"],
         "data=2, tensor=2, ZeRO 2": ["mesh.data=2", "mesh.tensor=2", "mesh.zero=2"],
     },
 }
