@@ -85,12 +85,13 @@ def close(found, planned, what):
 @pytest.mark.parametrize("case", CASES)
 def test_what_one_stage_keeps_is_what_was_planned_under_every_policy(case):
     totals = {}
-    for policy in POLICIES:
+    # Graphs cannot be put away.
+    for policy in POLICIES[:3] if case == "offload" else POLICIES:
         plan = plan_of(*CASES[case], f"train.retain={policy}", padded=case == "padded")
         kept = taped(plan)
         close(kept, plan.memory[0].turn, (case, policy))
         totals[policy] = sum(kept.values()) + plan.memory[0].host
-    assert totals["window"] < totals["pass"] < totals["block"] < totals["none"]
+    assert list(totals.values()) == sorted(set(totals.values()))
 
 
 def state_bytes(model, plan):
