@@ -104,6 +104,8 @@ def _notes(plan: Plan) -> Iterator[str]:
         left += ["time of messages and of the optimizer"]
     if plan.job.mesh.zero == 3:
         left += ["when ZeRO 3 gathers parameters: all are counted as gathered"]
+    if plan.job.deepspeed:
+        left += ["what the keys of deepspeed: change"]
     if plan.job.mesh.sequence:
         left += ["what mesh.sequence gathers in front of a layer beyond one copy"]
     yield f"Not counted: {'; '.join(left)}."
