@@ -22,10 +22,10 @@ def test_the_mesh_names_the_processes_unless_they_are_given():
     assert (taken.world, taken.data, taken.split.accumulation) == (8, 4, 1)
     assert planned_world(taken.job, None) == 2  # mesh.data = 0: one process, for want of a number
     with pytest.raises(UserError, match=r"mesh\.data = 2 \(command line\): 3 processes were started; start 2"):
-        plan_of("mesh.data=2", world=3)
+        plan_of("mesh.data=2", "train.batch=8", world=3)
     with pytest.raises(UserError, match=r"train\.batch = 4 .*does not divide over 3 processes"):
         plan_of(world=3)
-    with pytest.raises(UserError, match=r"train\.micro = 2: the 1 micro-batches"):
+    with pytest.raises(UserError, match=r"the 1 micro-batches of each of 1 processes"):
         plan_of("train.batch=2")
 
 
