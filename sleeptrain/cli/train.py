@@ -82,7 +82,7 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
         read_ahead(resolved.value, world)
     resolved, layout = plan.laid_out(resolved)
     folder = run_folder(resolved.value, args.recipe)
-    check_run(resolved, folder)
+    check_run(resolved, folder, layout.manifest)
     check_writable(resolved, folder)
     print(plan.text(plan.draw_up(resolved, layout, world)))
     newest = checkpoint.latest(folder / "checkpoints")

@@ -38,7 +38,7 @@ class ShardedModel(LanguageModel):
             raise UserError(f"mesh.tensor = {axis.size}: {reason}")
         with torch.device("meta"):
             shapes = {name: p.shape for name, p in LanguageModel(config).named_parameters()}
-        super().__init__(_share(config, axis.size))
+        super().__init__(share(config, axis.size))
         self.shards = Shards(shapes, axis)
         self.vocab = config.vocab
         self.slices = axis.size if share_tokens else 1
@@ -146,7 +146,7 @@ class ShardedModel(LanguageModel):
             self.embed.register_forward_pre_hook(lambda _, args: sequence.cut(args[0], size).t())
 
 
-def _share(model: Model, size: int) -> Model:
+def share(model: Model, size: int) -> Model:
     """The sizes of one process's share."""
     assert model.vocab is not None
     a, g = model.attention, model.deltanet

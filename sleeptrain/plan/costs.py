@@ -11,7 +11,7 @@ import torch
 from sleeptrain.model.config import Model
 from sleeptrain.model.counts import block_flops, head_flops
 from sleeptrain.model.state import Leaf, leaves
-from sleeptrain.parallel.tensor import _share
+from sleeptrain.parallel.tensor import share
 from sleeptrain.plan.graphs import Graph, Graphs, count
 from sleeptrain.plan.layout import Layout
 from sleeptrain.program import POLICIES, Costs, Retain, Sizes
@@ -23,7 +23,7 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def share_of(job: Job) -> Model:
     """The sizes of a model whose layers are one process's part of every layer."""
-    return _share(job.model, job.mesh.tensor)
+    return share(job.model, job.mesh.tensor)
 
 
 def retained(job: Job) -> Retain:

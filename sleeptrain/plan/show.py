@@ -98,7 +98,7 @@ def _notes(plan: Plan) -> Iterator[str]:
     if plan.layout.assumed:
         yield f"Assumed: {plan.layout.assumed}."
     if plan.job.mesh.data == 0 and plan.data == 1:
-        yield "Assumed: one process on the data axis; mesh.data = 0 takes all there are, and --processes N says how many."
+        yield "Assumed: one process on the data axis; mesh.data = 0 takes all there are; mesh.data=N says how many."
     left = ["what the driver, NCCL and the allocator's fragments take", "reading data, evaluation, saving"]
     if plan.seconds is not None:
         left += ["time of messages and of the optimizer"]

@@ -81,7 +81,7 @@ def test_stages_are_weighed_by_what_they_compute():
 
 def test_it_says_what_it_takes_for_granted_and_what_it_leaves_out():
     shown = text(plan_of())
-    assert "Assumed: nowhere/text is not there yet" in shown and "--processes N says how many" in shown
+    assert "Assumed: nowhere/text is not there yet" in shown and "mesh.data=N says how many" in shown
     assert "Not counted: what the driver, NCCL" in shown and "sent by a process" not in shown and "idle" not in shown
     whole = text(plan_of("mesh.data=2", "mesh.pipe=2", "train.batch=8", "mesh.zero=2"))
     assert "ZeRO 2" in whole and "--processes N" not in whole and "stage 1  blocks 2..3" in whole
