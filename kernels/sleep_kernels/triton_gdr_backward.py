@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sleep_kernels.triton_common import CHUNK, decay_between, matmul, narrow
+from sleep_kernels.triton_common import CHUNK, decay_between, matmul, narrow, split
 from sleep_kernels.triton_gdr_forward import Chunks, prepare, replay
 from sleep_kernels.verified import Launch, Plan
 
@@ -31,6 +31,7 @@ def reverse_kernel(
     running,
     strength,
     scores,
+    scores_low,
     grad_state,
     dv,
     d_states,
@@ -64,6 +65,7 @@ def reverse_kernel(
     dv += (row * HV + head) * DV
     inverse += lane * n * C * C
     scores += lane * n * C * C
+    scores_low += lane * n * C * C
     running += lane * n * C
     strength += lane * n * C
     tile = at_k[:, None] * DV + at_v[None, :]
@@ -88,8 +90,13 @@ def reverse_kernel(
         tl.store(d_states + (lane * n + i) * DK * DV + tile, held)
         d_written = matmul(keys, held, PRECISION) * tl.exp2(last - c)[:, None]
         d_written += matmul(tl.trans(p), do, PRECISION)
-        de = narrow(d_written * beta[:, None], DTYPE)
-        dr = matmul(tl.trans(a), de, PRECISION)
+        if DTYPE.primitive_bitwidth < 32:
+            p_low = tl.load(scores_low + square)
+            d_written += matmul(tl.trans(p_low), do, PRECISION)
+        high, low = split(d_written * beta[:, None], DTYPE)
+        dr = matmul(tl.trans(a), high, PRECISION)
+        if DTYPE.primitive_bitwidth < 32:
+            dr += matmul(tl.trans(a), low, PRECISION)
         tl.store(dv + t[:, None] * (HV * DV) + at_v[None, :], narrow(dr, DTYPE), mask=valid)
         into = tl.exp2(c)[:, None]
         d_state = d_state * tl.exp2(last)
@@ -98,7 +105,7 @@ def reverse_kernel(
     tl.store(d_initial + lane * DK * DV + tile, d_state)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "rows"])
 def remainder_kernel(
     q,
     k,

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sleep_kernels.triton_common import CHUNK, decay_between, log2_decay, matmul, narrow
+from sleep_kernels.triton_common import CHUNK, decay_between, log2_decay, matmul, narrow, split
 from sleep_kernels.verified import Launch, Plan
 
 C = tl.constexpr(CHUNK)
@@ -34,6 +34,7 @@ class Chunks(NamedTuple):
     running: Tensor  # [batch, value_heads, n * 64]     c as a power of two, float32
     strength: Tensor  # [batch, value_heads, n * 64]     beta, float32
     scores: Tensor  # [batch, value_heads, n, 64, 64]  P, in the dtype of k
+    scores_low: Tensor  # what P loses by that; the same tensor where the dtype is float32, which loses nothing
 
 
 @triton.jit
@@ -180,6 +181,7 @@ def score_kernel(
     k,
     running,
     scores,
+    scores_low,
     T,
     scale,
     H: tl.constexpr,
@@ -204,8 +206,11 @@ def score_kernel(
         product += matmul(queries, tl.trans(keys), PRECISION)
     c = tl.load(running + lane * n * C + t)
     product *= decay_between(c[:, None], c[None, :], at[:, None] >= at[None, :]) * scale
-    tile = at[:, None] * C + at[None, :]
-    tl.store(scores + (lane * n + chunk) * C * C + tile, narrow(product, scores.dtype.element_ty))
+    tile = (lane * n + chunk) * C * C + at[:, None] * C + at[None, :]
+    high, low = split(product, scores.dtype.element_ty)
+    tl.store(scores + tile, high)
+    if scores.dtype.element_ty.primitive_bitwidth < 32:
+        tl.store(scores_low + tile, low)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -217,6 +222,7 @@ def sweep_kernel(
     running,
     strength,
     scores,
+    scores_low,
     initial,
     o,
     final,
@@ -253,6 +259,7 @@ def sweep_kernel(
     o += (row * HV + head) * DV
     inverse += lane * n * C * C
     scores += lane * n * C * C
+    scores_low += lane * n * C * C
     running += lane * n * C
     strength += lane * n * C
     residuals += lane * n * C * DV
@@ -279,14 +286,18 @@ def sweep_kernel(
         if REPLAY:
             tl.store(states + (lane * n + i) * DK * DV + tile, held)
             tl.store(residuals + t[:, None] * DV + at_v[None, :], narrow(e, DTYPE))
-        else:
+        kept = narrow(written * tl.exp2(last - c)[:, None], DTYPE)
+        state = state * tl.exp2(last) + matmul(tl.trans(keys), kept, PRECISION)
+        if not REPLAY:
             queries = tl.load(q + t[:, None] * (H * DK) + at_k[None, :], mask=valid, other=0.0)
             p = tl.load(scores + square)
             out = matmul(queries, held, PRECISION) * (into * scale)
-            out += matmul(p, narrow(written, DTYPE), PRECISION)
+            high, low = split(written, DTYPE)
+            out += matmul(p, high, PRECISION)
+            if DTYPE.primitive_bitwidth < 32:  # what rounding took from the two, or o would be rounded three times
+                out += matmul(tl.load(scores_low + square), high, PRECISION)
+                out += matmul(p, low, PRECISION)
             tl.store(o + t[:, None] * (HV * DV) + at_v[None, :], narrow(out, o.dtype.element_ty), mask=valid)
-        kept = narrow(written * tl.exp2(last - c)[:, None], DTYPE)
-        state = state * tl.exp2(last) + matmul(tl.trans(keys), kept, PRECISION)
     if not REPLAY:
         tl.store(final + lane * DK * DV + tile, state)
 
@@ -297,7 +308,9 @@ def prepare(q: Tensor, k: Tensor, g: Tensor, beta: Tensor, scale: float, plan: P
     value_heads, n = g.shape[2], triton.cdiv(time, CHUNK)
     inverse = k.new_empty((batch, value_heads, n, CHUNK, CHUNK))
     running = k.new_empty((batch, value_heads, n * CHUNK), dtype=torch.float32)
-    chunks = Chunks(inverse, running, torch.empty_like(running), torch.empty_like(inverse))
+    scores = torch.empty_like(inverse)
+    scores_low = scores if scores.dtype == torch.float32 else torch.empty_like(scores)
+    chunks = Chunks(inverse, running, torch.empty_like(running), scores, scores_low)
     heads = {"H": key_heads, "HV": value_heads, "DK": d_k, "PRECISION": plan.precision}
     grid, launch = (batch * value_heads * n,), plan.invert
     invert_kernel[grid](
@@ -317,6 +330,7 @@ def prepare(q: Tensor, k: Tensor, g: Tensor, beta: Tensor, scale: float, plan: P
         k,
         chunks.running,
         chunks.scores,
+        chunks.scores_low,
         time,
         scale,
         BK=min(launch.block, d_k),
