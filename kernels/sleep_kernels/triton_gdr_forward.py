@@ -72,27 +72,19 @@ def _key_rows(k, start, T, H: tl.constexpr, DK: tl.constexpr, at_d):
 
 
 @triton.jit
-def _store_block(pointer, i: tl.constexpr, j: tl.constexpr, value):
+def _store_block(pointer, i: tl.constexpr, j: tl.constexpr, a, c):
+    """Block (i, j) of A from that of A0."""
     at = tl.arange(0, 16)
-    offsets = (i * 16 + at)[:, None] * C + (j * 16 + at)[None, :]
-    tl.store(pointer + offsets, narrow(value, pointer.dtype.element_ty))
+    row, column = i * 16 + at[:, None], j * 16 + at[None, :]
+    decay = decay_between(_block(c, i)[:, None], _block(c, j)[None, :], row >= column)
+    tl.store(pointer + row * C + column, narrow(a * decay, pointer.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["T"])
 def invert_kernel(
-    k,
-    g,
-    beta,
-    inverse,
-    running,
-    strength,
-    T,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    DK: tl.constexpr,
-    BK: tl.constexpr,
+    k, g, beta, inverse, running, strength, T, H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """One program per chunk and value head; see Chunks for what it writes."""
     n = tl.cdiv(T, C)
     chunk = tl.program_id(0) % n
@@ -153,43 +145,27 @@ def invert_kernel(
     a30 = -matmul(a33, x30a, "tf32x3")
 
     inverse += (lane * n + chunk) * C * C
-    c0, c1, c2, c3 = _block(c, 0), _block(c, 1), _block(c, 2), _block(c, 3)
-    lower = at[:, None] >= at[None, :]
-    all_of_it = at[:, None] >= 0
-    none = tl.zeros((16, 16), tl.float32)
-    _store_block(inverse, 0, 0, a00 * decay_between(c0[:, None], c0[None, :], lower))
-    _store_block(inverse, 1, 1, a11 * decay_between(c1[:, None], c1[None, :], lower))
-    _store_block(inverse, 2, 2, a22 * decay_between(c2[:, None], c2[None, :], lower))
-    _store_block(inverse, 3, 3, a33 * decay_between(c3[:, None], c3[None, :], lower))
-    _store_block(inverse, 1, 0, a10 * decay_between(c1[:, None], c0[None, :], all_of_it))
-    _store_block(inverse, 2, 0, a20 * decay_between(c2[:, None], c0[None, :], all_of_it))
-    _store_block(inverse, 3, 0, a30 * decay_between(c3[:, None], c0[None, :], all_of_it))
-    _store_block(inverse, 2, 1, a21 * decay_between(c2[:, None], c1[None, :], all_of_it))
-    _store_block(inverse, 3, 1, a31 * decay_between(c3[:, None], c1[None, :], all_of_it))
-    _store_block(inverse, 3, 2, a32 * decay_between(c3[:, None], c2[None, :], all_of_it))
-    _store_block(inverse, 0, 1, none)
-    _store_block(inverse, 0, 2, none)
-    _store_block(inverse, 0, 3, none)
-    _store_block(inverse, 1, 2, none)
-    _store_block(inverse, 1, 3, none)
-    _store_block(inverse, 2, 3, none)
+    _store_block(inverse, 0, 0, a00, c)
+    _store_block(inverse, 1, 1, a11, c)
+    _store_block(inverse, 2, 2, a22, c)
+    _store_block(inverse, 3, 3, a33, c)
+    _store_block(inverse, 1, 0, a10, c)
+    _store_block(inverse, 2, 0, a20, c)
+    _store_block(inverse, 3, 0, a30, c)
+    _store_block(inverse, 2, 1, a21, c)
+    _store_block(inverse, 3, 1, a31, c)
+    _store_block(inverse, 3, 2, a32, c)
+    wide = tl.arange(0, C)
+    above = wide[:, None] // 16 < wide[None, :] // 16
+    tile = wide[:, None] * C + wide[None, :]
+    tl.store(inverse + tile, tl.zeros((C, C), inverse.dtype.element_ty), mask=above)
 
 
 @triton.jit(do_not_specialize=["T"])
 def score_kernel(
-    q,
-    k,
-    running,
-    scores,
-    scores_low,
-    T,
-    scale,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    DK: tl.constexpr,
-    BK: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, running, scores, scores_low, T, scale, H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr,
+    BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """One program per chunk and value head: rows read, columns were written before."""
     n = tl.cdiv(T, C)
     chunk = tl.program_id(0) % n
@@ -215,30 +191,10 @@ def score_kernel(
 
 @triton.jit(do_not_specialize=["T"])
 def sweep_kernel(
-    q,
-    k,
-    v,
-    inverse,
-    running,
-    strength,
-    scores,
-    scores_low,
-    initial,
-    o,
-    final,
-    states,
-    residuals,
-    T,
-    scale,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    DK: tl.constexpr,
-    DV: tl.constexpr,
-    BV: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
-    REPLAY: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, v, inverse, running, strength, scores, scores_low, initial, o, final, states, residuals, T, scale,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, REPLAY: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """One program per sequence, value head and BV columns of S.
 
     Writes o and final, or with REPLAY states [batch, value_heads, n, d_k, d_v] before each chunk and residuals e
