@@ -38,6 +38,13 @@ def narrow(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def split(x, dtype: tl.constexpr):
+    """x, float32, as the sum of two numbers of `dtype`, which has twice its digits."""
+    high = narrow(x, dtype)
+    return high, narrow(x - high.to(tl.float32), dtype)
+
+
+@triton.jit
 def log2_decay(g):
     """Log decays in float32 as powers of two, bounded below."""
     return tl.maximum(g.to(tl.float32) * LOG2_E, LOWEST_LOG2)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sleep_kernels.triton_common import CHUNK, decay_between, matmul, narrow
+from sleep_kernels.triton_common import CHUNK, decay_between, matmul, narrow, split
 from sleep_kernels.triton_gdr_forward import Chunks, prepare, replay
 from sleep_kernels.verified import Launch, Plan
 
@@ -24,27 +24,10 @@ C = tl.constexpr(CHUNK)
 
 @triton.jit(do_not_specialize=["T"])
 def reverse_kernel(
-    q,
-    k,
-    grad_o,
-    inverse,
-    running,
-    strength,
-    scores,
-    grad_state,
-    dv,
-    d_states,
-    d_initial,
-    T,
-    scale,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    DK: tl.constexpr,
-    DV: tl.constexpr,
-    BV: tl.constexpr,
-    HAS_GRAD_STATE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, grad_o, inverse, running, strength, scores, scores_low, grad_state, dv, d_states, d_initial, T, scale,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr,
+    HAS_GRAD_STATE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """One program per sequence, value head and BV columns of dS.
 
     Writes dv, d_states [batch, value_heads, n, d_k, d_v] after each chunk in the dtype of k, and d_initial in float32.
@@ -64,6 +47,7 @@ def reverse_kernel(
     dv += (row * HV + head) * DV
     inverse += lane * n * C * C
     scores += lane * n * C * C
+    scores_low += lane * n * C * C
     running += lane * n * C
     strength += lane * n * C
     tile = at_k[:, None] * DV + at_v[None, :]
@@ -88,8 +72,13 @@ def reverse_kernel(
         tl.store(d_states + (lane * n + i) * DK * DV + tile, held)
         d_written = matmul(keys, held, PRECISION) * tl.exp2(last - c)[:, None]
         d_written += matmul(tl.trans(p), do, PRECISION)
-        de = narrow(d_written * beta[:, None], DTYPE)
-        dr = matmul(tl.trans(a), de, PRECISION)
+        if DTYPE.primitive_bitwidth < 32:
+            p_low = tl.load(scores_low + square)
+            d_written += matmul(tl.trans(p_low), do, PRECISION)
+        high, low = split(d_written * beta[:, None], DTYPE)
+        dr = matmul(tl.trans(a), high, PRECISION)
+        if DTYPE.primitive_bitwidth < 32:
+            dr += matmul(tl.trans(a), low, PRECISION)
         tl.store(dv + t[:, None] * (HV * DV) + at_v[None, :], narrow(dr, DTYPE), mask=valid)
         into = tl.exp2(c)[:, None]
         d_state = d_state * tl.exp2(last)
@@ -98,32 +87,54 @@ def reverse_kernel(
     tl.store(d_initial + lane * DK * DV + tile, d_state)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit
+def _score_gradients(grad_o, dv, residuals, t, valid, row: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr,
+                     PRECISION: tl.constexpr):  # fmt: skip
+    """do e^T and dr e^T [C, C], each with its transpose: what every part of d_k needs. Pointers at a head's first element."""
+    read = tl.zeros((C, C), tl.float32)
+    read_t = tl.zeros((C, C), tl.float32)
+    erase = tl.zeros((C, C), tl.float32)
+    erase_t = tl.zeros((C, C), tl.float32)
+    for first in range(0, DV, BV):
+        at_v = first + tl.arange(0, BV)
+        do = tl.load(grad_o + t[:, None] * row + at_v[None, :], mask=valid[:, None], other=0.0)
+        dr = tl.load(dv + t[:, None] * row + at_v[None, :], mask=valid[:, None], other=0.0)
+        e = tl.load(residuals + tl.arange(0, C)[:, None] * DV + at_v[None, :])
+        read += matmul(do, tl.trans(e), PRECISION)
+        read_t += matmul(e, tl.trans(do), PRECISION)
+        erase += matmul(dr, tl.trans(e), PRECISION)
+        erase_t += matmul(e, tl.trans(dr), PRECISION)
+    return read, read_t, erase, erase_t
+
+
+@triton.jit
+def _state_gradients(grad_o, dv, residuals, states, d_states, t, valid, row: tl.constexpr, DV: tl.constexpr,
+                     BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """do S^T, dr S^T and e dS'^T [C, BK], and <S, dS'>; states and d_states point at rows of their tiles [BK, 1]."""
+    d_q = tl.zeros((C, BK), tl.float32)
+    d_x = tl.zeros((C, BK), tl.float32)
+    d_kappa = tl.zeros((C, BK), tl.float32)
+    held = 0.0
+    for first in range(0, DV, BV):
+        at_v = first + tl.arange(0, BV)
+        do = tl.load(grad_o + t[:, None] * row + at_v[None, :], mask=valid[:, None], other=0.0)
+        dr = tl.load(dv + t[:, None] * row + at_v[None, :], mask=valid[:, None], other=0.0)
+        e = tl.load(residuals + tl.arange(0, C)[:, None] * DV + at_v[None, :])
+        state = tl.load(states + at_v[None, :])
+        d_state = tl.load(d_states + at_v[None, :])
+        d_q += matmul(do, tl.trans(state), PRECISION)
+        d_x += matmul(dr, tl.trans(state), PRECISION)
+        d_kappa += matmul(e, tl.trans(d_state), PRECISION)
+        held += tl.sum(state.to(tl.float32) * d_state.to(tl.float32))
+    return d_q, d_x, d_kappa, held
+
+
+@triton.jit(do_not_specialize=["T", "rows"])
 def remainder_kernel(
-    q,
-    k,
-    grad_o,
-    dv,
-    running,
-    strength,
-    states,
-    residuals,
-    d_states,
-    dq,
-    dk,
-    dg,
-    dbeta,
-    T,
-    rows,
-    scale,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    DK: tl.constexpr,
-    DV: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
+    q, k, grad_o, dv, running, strength, states, residuals, d_states, dq, dk, dg, dbeta, T, rows, scale,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """One program per chunk, sequence, key head and BK columns of q and k; rows = batch * time.
 
     dg and dbeta are [d_k / BK, batch, time, value_heads]: a part of d_k contributes a part of them.
@@ -140,7 +151,6 @@ def remainder_kernel(
     at_k = piece * BK + tl.arange(0, BK)
     t = chunk * C + at
     valid = t < T
-    # Large offsets are added to the pointers, so that those of a tile's elements fit into 32 bits.
     first_key = (row * H + key_lane % H) * DK
     key = t[:, None] * (H * DK) + at_k[None, :]
     queries = tl.load(q + first_key + key, mask=valid[:, None], other=0.0)
@@ -155,48 +165,22 @@ def remainder_kernel(
         last = tl.load(running + lane * n * C + chunk * C + C - 1)
         beta = tl.load(strength + lane * n * C + t)
         into = tl.exp2(c)[:, None]
-        first_value = (row * HV + head) * DV
-        first_tile = (lane * n + chunk) * DK * DV
-        first_e = (lane * n + chunk) * C * DV
-        # First what every part of d_k needs, D_q and D_k and their transposes; then what the states give. In one loop
-        # the accumulators of both would not fit into the registers.
-        read = tl.zeros((C, C), tl.float32)
-        read_t = tl.zeros((C, C), tl.float32)
-        erase = tl.zeros((C, C), tl.float32)
-        erase_t = tl.zeros((C, C), tl.float32)
-        for first in range(0, DV, BV):
-            at_v = first + tl.arange(0, BV)
-            value = t[:, None] * (HV * DV) + at_v[None, :]
-            do = tl.load(grad_o + first_value + value, mask=valid[:, None], other=0.0)
-            dr = tl.load(dv + first_value + value, mask=valid[:, None], other=0.0)
-            e = tl.load(residuals + first_e + at[:, None] * DV + at_v[None, :])
-            read += matmul(do, tl.trans(e), PRECISION)
-            read_t += matmul(e, tl.trans(do), PRECISION)
-            erase += matmul(dr, tl.trans(e), PRECISION)
-            erase_t += matmul(e, tl.trans(dr), PRECISION)
+        # Large offsets are added to the pointers, so that those of a tile's elements fit into 32 bits.
+        do = grad_o + (row * HV + head) * DV
+        dr = dv + (row * HV + head) * DV
+        e = residuals + (lane * n + chunk) * C * DV
+        tile = (lane * n + chunk) * DK * DV + at_k[:, None] * DV
+        # In one loop the accumulators of both would not fit into the registers.
+        read, read_t, erase, erase_t = _score_gradients(do, dr, e, t, valid, HV * DV, DV, BV, PRECISION)
         gate = decay_between(c[:, None], c[None, :], at[:, None] >= at[None, :])
         gate_t = decay_between(c[None, :], c[:, None], at[:, None] <= at[None, :])
         read = narrow(read * (gate * scale), DTYPE)
         read_t = narrow(read_t * (gate_t * scale), DTYPE)
         erase = narrow(tl.where(at[:, None] > at[None, :], -erase * gate, 0.0), DTYPE)
         erase_t = narrow(tl.where(at[:, None] < at[None, :], -erase_t * gate_t, 0.0), DTYPE)
-        d_q = tl.zeros((C, BK), tl.float32)
-        d_x = tl.zeros((C, BK), tl.float32)
-        d_kappa = tl.zeros((C, BK), tl.float32)
-        held = 0.0
-        for first in range(0, DV, BV):
-            at_v = first + tl.arange(0, BV)
-            value = t[:, None] * (HV * DV) + at_v[None, :]
-            do = tl.load(grad_o + first_value + value, mask=valid[:, None], other=0.0)
-            dr = tl.load(dv + first_value + value, mask=valid[:, None], other=0.0)
-            e = tl.load(residuals + first_e + at[:, None] * DV + at_v[None, :])
-            tile = at_k[:, None] * DV + at_v[None, :]
-            state = tl.load(states + first_tile + tile)
-            d_state = tl.load(d_states + first_tile + tile)
-            d_q += matmul(do, tl.trans(state), PRECISION)
-            d_x += matmul(dr, tl.trans(state), PRECISION)
-            d_kappa += matmul(e, tl.trans(d_state), PRECISION)
-            held += tl.sum(state.to(tl.float32) * d_state.to(tl.float32))
+        d_q, d_x, d_kappa, held = _state_gradients(
+            do, dr, e, states + tile, d_states + tile, t, valid, HV * DV, DV, BK, BV, PRECISION
+        )
         # In dc what one token reads of another is added at the one and taken off at the other. The same rounded kappa,
         # D_q and D_k stand on both sides, so that what is left in the sum over the chunk is not their rounding.
         kappa = narrow(keys * beta[:, None], DTYPE)

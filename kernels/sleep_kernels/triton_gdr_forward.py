@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sleep_kernels.triton_common import CHUNK, decay_between, log2_decay, matmul, narrow
+from sleep_kernels.triton_common import CHUNK, decay_between, log2_decay, matmul, narrow, split
 from sleep_kernels.verified import Launch, Plan
 
 C = tl.constexpr(CHUNK)
@@ -34,6 +34,7 @@ class Chunks(NamedTuple):
     running: Tensor  # [batch, value_heads, n * 64]     c as a power of two, float32
     strength: Tensor  # [batch, value_heads, n * 64]     beta, float32
     scores: Tensor  # [batch, value_heads, n, 64, 64]  P, in the dtype of k
+    scores_low: Tensor  # what P loses by that; the same tensor where the dtype is float32, which loses nothing
 
 
 @triton.jit
@@ -71,27 +72,19 @@ def _key_rows(k, start, T, H: tl.constexpr, DK: tl.constexpr, at_d):
 
 
 @triton.jit
-def _store_block(pointer, i: tl.constexpr, j: tl.constexpr, value):
+def _store_block(pointer, i: tl.constexpr, j: tl.constexpr, a, c):
+    """Block (i, j) of A from that of A0."""
     at = tl.arange(0, 16)
-    offsets = (i * 16 + at)[:, None] * C + (j * 16 + at)[None, :]
-    tl.store(pointer + offsets, narrow(value, pointer.dtype.element_ty))
+    row, column = i * 16 + at[:, None], j * 16 + at[None, :]
+    decay = decay_between(_block(c, i)[:, None], _block(c, j)[None, :], row >= column)
+    tl.store(pointer + row * C + column, narrow(a * decay, pointer.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["T"])
 def invert_kernel(
-    k,
-    g,
-    beta,
-    inverse,
-    running,
-    strength,
-    T,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    DK: tl.constexpr,
-    BK: tl.constexpr,
+    k, g, beta, inverse, running, strength, T, H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """One program per chunk and value head; see Chunks for what it writes."""
     n = tl.cdiv(T, C)
     chunk = tl.program_id(0) % n
@@ -152,42 +145,27 @@ def invert_kernel(
     a30 = -matmul(a33, x30a, "tf32x3")
 
     inverse += (lane * n + chunk) * C * C
-    c0, c1, c2, c3 = _block(c, 0), _block(c, 1), _block(c, 2), _block(c, 3)
-    lower = at[:, None] >= at[None, :]
-    all_of_it = at[:, None] >= 0
-    none = tl.zeros((16, 16), tl.float32)
-    _store_block(inverse, 0, 0, a00 * decay_between(c0[:, None], c0[None, :], lower))
-    _store_block(inverse, 1, 1, a11 * decay_between(c1[:, None], c1[None, :], lower))
-    _store_block(inverse, 2, 2, a22 * decay_between(c2[:, None], c2[None, :], lower))
-    _store_block(inverse, 3, 3, a33 * decay_between(c3[:, None], c3[None, :], lower))
-    _store_block(inverse, 1, 0, a10 * decay_between(c1[:, None], c0[None, :], all_of_it))
-    _store_block(inverse, 2, 0, a20 * decay_between(c2[:, None], c0[None, :], all_of_it))
-    _store_block(inverse, 3, 0, a30 * decay_between(c3[:, None], c0[None, :], all_of_it))
-    _store_block(inverse, 2, 1, a21 * decay_between(c2[:, None], c1[None, :], all_of_it))
-    _store_block(inverse, 3, 1, a31 * decay_between(c3[:, None], c1[None, :], all_of_it))
-    _store_block(inverse, 3, 2, a32 * decay_between(c3[:, None], c2[None, :], all_of_it))
-    _store_block(inverse, 0, 1, none)
-    _store_block(inverse, 0, 2, none)
-    _store_block(inverse, 0, 3, none)
-    _store_block(inverse, 1, 2, none)
-    _store_block(inverse, 1, 3, none)
-    _store_block(inverse, 2, 3, none)
+    _store_block(inverse, 0, 0, a00, c)
+    _store_block(inverse, 1, 1, a11, c)
+    _store_block(inverse, 2, 2, a22, c)
+    _store_block(inverse, 3, 3, a33, c)
+    _store_block(inverse, 1, 0, a10, c)
+    _store_block(inverse, 2, 0, a20, c)
+    _store_block(inverse, 3, 0, a30, c)
+    _store_block(inverse, 2, 1, a21, c)
+    _store_block(inverse, 3, 1, a31, c)
+    _store_block(inverse, 3, 2, a32, c)
+    wide = tl.arange(0, C)
+    above = wide[:, None] // 16 < wide[None, :] // 16
+    tile = wide[:, None] * C + wide[None, :]
+    tl.store(inverse + tile, tl.zeros((C, C), inverse.dtype.element_ty), mask=above)
 
 
 @triton.jit(do_not_specialize=["T"])
 def score_kernel(
-    q,
-    k,
-    running,
-    scores,
-    T,
-    scale,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    DK: tl.constexpr,
-    BK: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, running, scores, scores_low, T, scale, H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr,
+    BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """One program per chunk and value head: rows read, columns were written before."""
     n = tl.cdiv(T, C)
     chunk = tl.program_id(0) % n
@@ -204,35 +182,19 @@ def score_kernel(
         product += matmul(queries, tl.trans(keys), PRECISION)
     c = tl.load(running + lane * n * C + t)
     product *= decay_between(c[:, None], c[None, :], at[:, None] >= at[None, :]) * scale
-    tile = at[:, None] * C + at[None, :]
-    tl.store(scores + (lane * n + chunk) * C * C + tile, narrow(product, scores.dtype.element_ty))
+    tile = (lane * n + chunk) * C * C + at[:, None] * C + at[None, :]
+    high, low = split(product, scores.dtype.element_ty)
+    tl.store(scores + tile, high)
+    if scores.dtype.element_ty.primitive_bitwidth < 32:
+        tl.store(scores_low + tile, low)
 
 
 @triton.jit(do_not_specialize=["T"])
 def sweep_kernel(
-    q,
-    k,
-    v,
-    inverse,
-    running,
-    strength,
-    scores,
-    initial,
-    o,
-    final,
-    states,
-    residuals,
-    T,
-    scale,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    DK: tl.constexpr,
-    DV: tl.constexpr,
-    BV: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
-    REPLAY: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, v, inverse, running, strength, scores, scores_low, initial, o, final, states, residuals, T, scale,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, REPLAY: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """One program per sequence, value head and BV columns of S.
 
     Writes o and final, or with REPLAY states [batch, value_heads, n, d_k, d_v] before each chunk and residuals e
@@ -253,6 +215,7 @@ def sweep_kernel(
     o += (row * HV + head) * DV
     inverse += lane * n * C * C
     scores += lane * n * C * C
+    scores_low += lane * n * C * C
     running += lane * n * C
     strength += lane * n * C
     residuals += lane * n * C * DV
@@ -279,14 +242,18 @@ def sweep_kernel(
         if REPLAY:
             tl.store(states + (lane * n + i) * DK * DV + tile, held)
             tl.store(residuals + t[:, None] * DV + at_v[None, :], narrow(e, DTYPE))
-        else:
+        kept = narrow(written * tl.exp2(last - c)[:, None], DTYPE)
+        state = state * tl.exp2(last) + matmul(tl.trans(keys), kept, PRECISION)
+        if not REPLAY:
             queries = tl.load(q + t[:, None] * (H * DK) + at_k[None, :], mask=valid, other=0.0)
             p = tl.load(scores + square)
             out = matmul(queries, held, PRECISION) * (into * scale)
-            out += matmul(p, narrow(written, DTYPE), PRECISION)
+            high, low = split(written, DTYPE)
+            out += matmul(p, high, PRECISION)
+            if DTYPE.primitive_bitwidth < 32:  # what rounding took from the two, or o would be rounded three times
+                out += matmul(tl.load(scores_low + square), high, PRECISION)
+                out += matmul(p, low, PRECISION)
             tl.store(o + t[:, None] * (HV * DV) + at_v[None, :], narrow(out, o.dtype.element_ty), mask=valid)
-        kept = narrow(written * tl.exp2(last - c)[:, None], DTYPE)
-        state = state * tl.exp2(last) + matmul(tl.trans(keys), kept, PRECISION)
     if not REPLAY:
         tl.store(final + lane * DK * DV + tile, state)
 
@@ -297,7 +264,9 @@ def prepare(q: Tensor, k: Tensor, g: Tensor, beta: Tensor, scale: float, plan: P
     value_heads, n = g.shape[2], triton.cdiv(time, CHUNK)
     inverse = k.new_empty((batch, value_heads, n, CHUNK, CHUNK))
     running = k.new_empty((batch, value_heads, n * CHUNK), dtype=torch.float32)
-    chunks = Chunks(inverse, running, torch.empty_like(running), torch.empty_like(inverse))
+    scores = torch.empty_like(inverse)
+    scores_low = scores if scores.dtype == torch.float32 else torch.empty_like(scores)
+    chunks = Chunks(inverse, running, torch.empty_like(running), scores, scores_low)
     heads = {"H": key_heads, "HV": value_heads, "DK": d_k, "PRECISION": plan.precision}
     grid, launch = (batch * value_heads * n,), plan.invert
     invert_kernel[grid](
@@ -317,6 +286,7 @@ def prepare(q: Tensor, k: Tensor, g: Tensor, beta: Tensor, scale: float, plan: P
         k,
         chunks.running,
         chunks.scores,
+        chunks.scores_low,
         time,
         scale,
         BK=min(launch.block, d_k),

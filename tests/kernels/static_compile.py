@@ -50,7 +50,7 @@ def rule_kernels(plan: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str
     from sleep_kernels import triton_gdr_forward as forward
 
     x, f = {"bfloat16": "*bf16", "float32": "*fp32"}[dtype], "*fp32"
-    chunks = {"inverse": x, "running": f, "strength": f, "scores": x}
+    chunks = {"inverse": x, "running": f, "strength": f, "scores": x, "scores_low": x}
     sizes, numbers = {"T": "i32"}, {"T": "i32", "scale": "fp32"}
     heads = {"H": KEY_HEADS, "HV": KEY_HEADS, "DK": d, "PRECISION": plan.precision}
     sweep = {n: x for n in ("q", "k", "v", "o", "states", "residuals")} | chunks | {"initial": f, "final": f} | numbers
@@ -70,7 +70,7 @@ def rule_kernels(plan: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str
         ),
         "score": (
             forward.score_kernel,
-            {"q": x, "k": x, "running": f, "scores": x} | numbers,
+            {"q": x, "k": x, "running": f, "scores": x, "scores_low": x} | numbers,
             heads | {"BK": min(plan.score.block, d)},
             plan.score,
         ),

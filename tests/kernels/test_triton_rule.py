@@ -210,9 +210,12 @@ def _after(count: int) -> torch.Generator:
 
 
 def test_bfloat16(interpreted: Interpreted) -> None:
-    """The unit is what rounding the exact result to bfloat16 costs. Measured: 2.1 for q, 1.8 for g, else below that."""
+    """The unit is what rounding the exact result to bfloat16 costs. What is rounded on the way to a tensor core costs up to
+    as much each time: o and the gradient of v are spared two of three (see `split`), the other gradients are not.
+    """
+    bounds = {"o": 1.5, "v": 1.5, "final_state": 1.5, "initial_state": 1.5}
     for name, (error, rounding) in interpreted(bfloat16_case).items():
-        assert error < 2.5 * rounding, f"{name}: {error / rounding}"
+        assert error < bounds.get(name, 2.5) * rounding, f"{name}: {error / rounding}"
 
 
 def opcheck_case() -> None:
