@@ -46,8 +46,10 @@ def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any]
 
 def rule_kernels(plan: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str, str], dict[str, Any], Any]]:
     """Name -> kernel, types of its arguments, constants and launch, as the launchers would call it."""
-    from sleep_kernels import triton_gdr_backward as backward
-    from sleep_kernels import triton_gdr_forward as forward
+    from sleep_kernels.triton_gdr_backward import reverse_kernel
+    from sleep_kernels.triton_gdr_chunks import invert_kernel, score_kernel
+    from sleep_kernels.triton_gdr_forward import sweep_kernel
+    from sleep_kernels.triton_gdr_remainder import remainder_kernel
 
     x, f = {"bfloat16": "*bf16", "float32": "*fp32"}[dtype], "*fp32"
     chunks = {"inverse": x, "running": f, "strength": f, "scores": x, "scores_low": x}
@@ -63,19 +65,19 @@ def rule_kernels(plan: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str
 
     result = {
         "invert": (
-            forward.invert_kernel,
+            invert_kernel,
             {"k": x, "g": f, "beta": f} | {n: chunks[n] for n in ("inverse", "running", "strength")} | sizes,
             heads | {"BK": min(plan.invert.block, d)},
             plan.invert,
         ),
         "score": (
-            forward.score_kernel,
+            score_kernel,
             {"q": x, "k": x, "running": f, "scores": x, "scores_low": x} | numbers,
             heads | {"BK": min(plan.score.block, d)},
             plan.score,
         ),
         "reverse": (
-            backward.reverse_kernel,
+            reverse_kernel,
             reverse | {"grad_state": f, "d_initial": f},
             columns(plan.reverse) | {"HAS_GRAD_STATE": True},
             plan.reverse,
@@ -83,10 +85,10 @@ def rule_kernels(plan: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str
     }
     for name, launch in (("sweep", plan.sweep), ("replay", plan.replay)):
         constants = columns(launch) | {"HAS_INITIAL": True, "REPLAY": name == "replay"}
-        result[name] = (forward.sweep_kernel, sweep, constants, launch)
+        result[name] = (sweep_kernel, sweep, constants, launch)
     for name, launch, group in (("remainder", plan.remainder, 1), ("remainder_grouped", plan.remainder_grouped, 2)):
         constants = columns(launch) | {"BK": min(launch.width, d), "HV": KEY_HEADS * group}
-        result[name] = (backward.remainder_kernel, remainder, constants, launch)
+        result[name] = (remainder_kernel, remainder, constants, launch)
     return result
 
 

@@ -1,0 +1,24 @@
+#!/bin/bash
+# What to run on a GPU, in two calls of less than ten minutes each; everything that is said and found lands in OUT.
+#
+#     benchmarks/gpu.sh verify OUT     the kernels of this GPU and Triton against the float64 reference; OUT/verified.json is
+#                                      the table with what passed marked, to be put into kernels/sleep_kernels/
+#     benchmarks/gpu.sh measure OUT    speed and memory, beside flash-linear-attention where FLA names a folder that has it:
+#                                      pip install --no-deps --target FOLDER fla-core==0.6.0 einops
+#
+# PYTHON chooses the interpreter. LIFT=--lift-guard runs fla's backward under Triton 3.4 to 3.7.0 too (see kernels.py).
+set -euo pipefail
+verb=${1:-} out=${2:-}
+case $verb in verify | measure) ;; *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
+: "${out:?say where results go: benchmarks/gpu.sh $verb OUT}"
+root=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "$out"
+export PYTHONUNBUFFERED=1 FLA_DISABLE_BACKEND_DISPATCH=1 PYTHONPATH="$root/kernels:$root${FLA:+:$FLA}"
+python=${PYTHON:-python3}
+if [ "$verb" = verify ]; then
+    status=0
+    "$python" -m sleep_kernels.self_test --write | tee "$out/self_test.txt" || status=$?
+    cp "$root/kernels/sleep_kernels/verified.json" "$out/"
+    exit $status
+fi
+"$python" "$root/benchmarks/kernels.py" --json "$out/kernels.json" ${LIFT:-} | tee "$out/kernels.txt"
