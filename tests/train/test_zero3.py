@@ -30,11 +30,12 @@ NOTHING_KEPT = [
     "deepspeed.zero_optimization.stage3_max_live_parameters=1",
     "deepspeed.zero_optimization.stage3_param_persistence_threshold=0",
 ]
+# (What the parity grid of test_parity.py does not have.)
 GRID = {
-    (program, retain): [*ZERO, f"train.retain={retain}"]
-    for program in ("tied", "untied", "tied, range", "untied, range")
-    for retain in ("none", "pass", "window")
-} | {
+    ("tied", "pass"): [*ZERO, "train.retain=pass"],
+    ("untied", "none"): [*ZERO, "train.retain=none"],
+    ("tied, range", "none"): [*ZERO, "train.retain=none"],
+    ("untied, range", "window"): [*ZERO, "train.retain=window"],
     ("untied, range", "block"): [*ZERO, "train.retain=block"],
     ("sliding", "pass"): [*ZERO, "train.retain=pass"],
     ("normed, last two passes", "window"): [*ZERO, "train.retain=window"],
