@@ -92,6 +92,12 @@ def open_reader(job: Job, place: Place) -> Reader:
     )
 
 
+def check_device(job: Job, place: Place) -> None:
+    """Raise UserError where a job asks for what this process's device cannot do."""
+    if job.train.graphs and place.device.type != "cuda":
+        raise UserError("train.graphs = true needs a GPU, and torch sees none here; train.graphs=false trains without")
+
+
 def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, place: Place) -> Setup:
     """Build everything for a complete job and load the newest checkpoint of the run folder, if there is one.
 
