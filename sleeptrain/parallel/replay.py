@@ -147,7 +147,10 @@ class Replays:
         return _Recording(fixed, made, again)
 
     def _place(self, name: str, like: Tensor) -> Tensor:
-        return self._places.setdefault((name, like.shape, like.dtype), torch.empty_like(like))
+        key = (name, like.shape, like.dtype)
+        if key not in self._places:
+            self._places[key] = torch.empty_like(like)
+        return self._places[key]
 
     def _apart(self, found: Named, wanted: Named) -> str | None:
         """The first output of a recording that is not what was wanted."""
@@ -159,8 +162,8 @@ class Replays:
             there = after[weight].to(total.device)
             step = there - before[weight].to(total.device) if weight in before else there
             # A sum also rounds at the last digit of what was there.
-            slack = torch.finfo(total.dtype).eps * float(there.norm())
-            if not _near(total - there, step, self._rounding, slack):
+            slack = torch.finfo(total.dtype).eps * _norm(there)
+            if not _near(total, there, self._rounding * _norm(step) + slack):
                 return f"the gradient of a weight of shape {list(weight.shape)}"
         return None
 
@@ -204,12 +207,18 @@ def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
 
 
 def _close(found: Tensor, wanted: Tensor, rounding: float) -> bool:
-    """Whether a tensor is another but for rounding; what is no number in both counts as equal."""
     if not wanted.is_floating_point():
         return torch.equal(found, wanted)
-    return _near(found - wanted, wanted, rounding)
+    return _near(found, wanted, rounding * _norm(wanted))
 
 
-def _near(error: Tensor, size: Tensor, rounding: float, slack: float = 0.0) -> bool:
-    norms = [float(torch.linalg.vector_norm(t.nan_to_num(0.0, 0.0, 0.0), dtype=torch.float64)) for t in (error, size)]
-    return norms[0] <= rounding * norms[1] + slack
+def _near(found: Tensor, wanted: Tensor, distance: float) -> bool:
+    """Whether what is finite is no further apart, and what is not finite is so in both."""
+    same = torch.equal(found.isfinite(), wanted.isfinite())
+    return same and _norm((found - wanted).where(wanted.isfinite(), 0)) <= distance
+
+
+def _norm(tensor: Tensor) -> float:
+    """Of what is finite."""
+    finite = tensor.detach().where(tensor.isfinite(), 0)
+    return float(torch.linalg.vector_norm(finite, dtype=torch.float64))
