@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sleeptrain.parallel.recorders import Made, Recorder, strangers
 from sleeptrain.parallel.sums import FixedSums
 
 _LOG = logging.getLogger("sleeptrain")
@@ -24,35 +23,8 @@ ROUNDING = {torch.bfloat16: 1e-2, torch.float32: 1e-4, torch.float64: 1e-10}
 Named = Mapping[str, Tensor]
 Totals = Mapping[Tensor, Tensor]
 """Sums of gradients by weight."""
-Function = Callable[[Named], dict[str, Tensor]]
+Function = Callable[[Named], Made]
 """Of tensors by name; whatever else it depends on is the same in every call."""
-
-
-class Recorder(Protocol):
-    """Makes recordings."""
-
-    def record(self, run: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], Callable[[], None]]:
-        """What a function returns, and what carries it out again: on what then stands where its inputs stood, into the
-        tensors that it returned. The function may run several times meanwhile. RuntimeError where it cannot be recorded."""
-
-
-class CudaRecorder:
-    """Records CUDA graphs. They share memory: each is replayed alone, and its outputs are read before the next one."""
-
-    def __init__(self) -> None:
-        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-
-    def record(self, run: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], Callable[[], None]]:
-        """See `Recorder`."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            run()  # libraries set themselves up, kernels are compiled
-        torch.cuda.current_stream().wait_stream(self.stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, such as NCCL's, may go on meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            made = run()
-        return made, graph.replay
 
 
 @dataclass
@@ -60,11 +32,11 @@ class _Recording:
     """A function, its inputs and outputs at addresses of their own."""
 
     inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
+    outputs: Made
     again: Callable[[], None]
     checks: int = 0
 
-    def replay(self, inputs: Named) -> dict[str, Tensor]:
+    def replay(self, inputs: Named) -> Made:
         """What the function makes of other inputs."""
         _copy([inputs[name] for name in self.inputs], list(self.inputs.values()))
         self.again()
@@ -97,7 +69,7 @@ class Replays:
             self._model, self._addresses = model, addresses
         return self
 
-    def __call__(self, kind: Hashable, function: Function, inputs: Named, *, adds: bool = False) -> dict[str, Tensor]:
+    def __call__(self, kind: Hashable, function: Function, inputs: Named, *, adds: bool = False) -> Made:
         """What `function` makes of `inputs`, replayed if it can be. `kind` says all that the function depends on besides;
         it is shown where something goes wrong. `adds`: the function adds to the sums."""
         key = (kind, *((name, tensor.shape, tensor.dtype) for name, tensor in inputs.items()))
@@ -110,7 +82,7 @@ class Replays:
                 return recording.replay(inputs)
         return self._watched(key, function, inputs, adds)
 
-    def _watched(self, key: tuple[Hashable, ...], function: Function, inputs: Named, adds: bool) -> dict[str, Tensor]:
+    def _watched(self, key: tuple[Hashable, ...], function: Function, inputs: Named, adds: bool) -> Made:
         """What the function itself makes of them; its recording, made here if there is none, is held against that."""
         before = self.sums.saved() if adds else {}
         wanted = function(inputs)
@@ -138,7 +110,7 @@ class Replays:
         fixed = {name: self._place(name, tensor) for name, tensor in inputs.items()}
         _copy(list(inputs.values()), list(fixed.values()))
         try:
-            with _strangers(self._model) as originals, self.sums.known_as(originals):
+            with strangers(self._model) as originals, self.sums.known_as(originals):
                 made, again = self.recorder.record(lambda: function(fixed))
         except RuntimeError as error:
             self._say(key, f"it cannot be recorded: {error}")
@@ -173,25 +145,6 @@ class Replays:
 
     def _say(self, key: tuple[Hashable, ...], why: str) -> None:
         _LOG.warning("train.graphs: %s is launched kernel by kernel from here on: %s", key[0], why)
-
-
-@contextmanager
-def _strangers(model: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
-    """The model with other parameters at the same addresses, of which autograd knows nothing yet; gives the own ones by
-    them. autograd remembers the stream on which it first met a parameter, and would draw that one into a capture."""
-    others: dict[Tensor, nn.Parameter] = {}
-    places = [(module, name) for module in model.modules() for name in module._parameters]
-    own = [module._parameters[name] for module, name in places]
-    try:
-        for (module, name), weight in zip(places, own, strict=True):
-            if weight is not None:
-                if weight not in others:
-                    others[weight] = nn.Parameter(weight.detach(), weight.requires_grad)
-                module._parameters[name] = others[weight]
-        yield {other: weight for weight, other in others.items()}
-    finally:
-        for (module, name), weight in zip(places, own, strict=True):
-            module._parameters[name] = weight
 
 
 def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:

@@ -18,7 +18,8 @@ from sleeptrain.parallel.config import cuts, unstaged
 from sleeptrain.parallel.edges import Edges
 from sleeptrain.parallel.mesh import Axes
 from sleeptrain.parallel.pipeline import Pipeline, placing
-from sleeptrain.parallel.replay import CudaRecorder, Replays
+from sleeptrain.parallel.recorders import CudaRecorder
+from sleeptrain.parallel.replay import Replays
 from sleeptrain.parallel.tape import AddUp, Tape
 from sleeptrain.parallel.units import Rows
 from sleeptrain.program import POLICIES as RETAIN

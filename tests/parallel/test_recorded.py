@@ -15,7 +15,7 @@ from tests.distributed import run
 from tests.model import toy
 from tests.model.test_sleep import CASES
 from tests.parallel import cut
-from tests.parallel.rerun import Rerun, replays
+from tests.parallel.rerun import Counted, replays
 
 STEPS = 3
 
@@ -155,7 +155,7 @@ def test_a_pass_can_be_captured_as_far_as_this_can_be_seen_without_a_gpu(case, m
     """While it is recorded nothing asks the device for a value. Padding as well."""
     watching = []
 
-    class Watched(Rerun):
+    class Watched(Counted):
         def record(self, run):
             def watched():
                 watching.append(True)

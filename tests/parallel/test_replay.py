@@ -6,7 +6,7 @@ from torch import nn
 
 from sleeptrain.parallel import replay
 from sleeptrain.parallel.sums import FixedSums, Sums
-from tests.parallel.rerun import Rerun, replays
+from tests.parallel.rerun import Counted, replays
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_gradients_are_added_once_a_call_however_often_the_function_runs(model):
 
 
 def test_what_cannot_be_recorded_is_said_once_and_run(model, caplog):
-    class Refuses(Rerun):
+    class Refuses(Counted):
         def record(self, run):
             raise RuntimeError("operation not permitted when stream is capturing")
 

@@ -11,7 +11,7 @@ from sleeptrain.recipe import load_recipe
 from sleeptrain.train import share
 from sleeptrain.train.setup import check_device
 from tests.distributed import run
-from tests.parallel.rerun import Rerun
+from tests.parallel.rerun import Counted
 from tests.train.jobs import recipe_file, text_data, trained
 
 STEPS = [
@@ -24,12 +24,12 @@ def both(folder, changes):
     """Losses and weights with recordings and without, and how many were made."""
     where, made = Path(folder), []
 
-    class Counted(Rerun):
+    class Noted(Counted):
         def __init__(self):
             super().__init__()
             made.append(self)
 
-    share.CudaRecorder = Counted  # this process is the test's own
+    share.CudaRecorder = Noted  # this process is the test's own
     found = []
     for graphs in ("true", "false"):
         name = "-".join([*changes, graphs])
