@@ -61,6 +61,11 @@ class Replays:
         self._model = nn.Module()
         self._addresses: list[int] = []
 
+    @property
+    def refused(self) -> int:
+        """How many recordings cannot be used."""
+        return sum(recording is None for recording in self._recordings.values())
+
     def of(self, model: nn.Module) -> Replays:
         """These recordings, for a step of a model: those that were made when its weights stood elsewhere are forgotten."""
         addresses = [weight.data_ptr() for weight in model.parameters()]
