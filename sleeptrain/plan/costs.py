@@ -21,11 +21,6 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Types of parameters and features by `train.precision`."""
 
 
-def share_of(job: Job) -> Model:
-    """The sizes of a model whose layers are one process's part of every layer."""
-    return share(job.model, job.mesh.tensor)
-
-
 def retained(job: Job) -> Retain:
     """What the recipe keeps for backward."""
     return replace(POLICIES[job.train.retain], offload=job.train.offload)
@@ -34,7 +29,9 @@ def retained(job: Job) -> Retain:
 def graphs_of(job: Job, layout: Layout, micro: int) -> Graphs:
     """What backward of a block and of the head needs on one process, in micro-batches of `micro` rows."""
     longest = max(w.stop - w.start for w in layout.windows)
-    return count(share_of(job), job.sleep, micro, longest, TYPES[job.train.precision], layout.padded)
+    return count(
+        share(job.model, job.mesh.tensor), job.sleep, micro, longest, TYPES[job.train.precision], layout.padded
+    )
 
 
 def costs_of(job: Job, micro: int, graphs: Graphs | None = None, speed: float | None = None) -> Costs:
@@ -43,7 +40,7 @@ def costs_of(job: Job, micro: int, graphs: Graphs | None = None, speed: float | 
     Without `graphs` what backward needs costs nothing: enough for FLOPs, seconds and traffic. `speed` are FLOPs a second;
     without it seconds are FLOPs.
     """
-    model, pattern, mesh = share_of(job), job.model.pattern, job.mesh
+    model, pattern, mesh = share(job.model, job.mesh.tensor), job.model.pattern, job.mesh
     dtype = TYPES[job.train.precision]
     flops = {letter: block_flops(model, letter) for letter in set(pattern)}
     sums = torch.promote_types(dtype, getattr(torch, job.optim.sum_dtype)).itemsize

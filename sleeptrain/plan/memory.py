@@ -99,10 +99,11 @@ def _gradients(job: Job, share: Share, part: Mapping[Kind, int], accumulation: i
     sums = n * max(weight, getattr(torch, job.optim.sum_dtype).itemsize)
     again = accumulation > 1
     if zero == 3:
-        # Its bucket and its part of the gradient exist always. Parameters are gathered for their use, all of them where loops
-        # use them again and again, and autograd sums their gradients in their own type.
-        always = weight * bucket + FP32 * p
-        sums, waiting, reduction, update, flat = 2 * weight * n, always, always + 2 * weight * n, always, 0
+        # Its bucket and its part of the gradient exist always. Parameters are gathered for their use where they are divided,
+        # all of them where loops use them again and again, and autograd sums their gradients in their own type.
+        always, gathered = weight * bucket + FP32 * p, weight * n if p < n else 0
+        sums = weight * n + gathered
+        waiting, reduction, update, flat = always, always + sums, always, 0
     elif weight == FP32:
         # The sums are the gradients. ZeRO 1 adds those of several backwards up before it reduces; ZeRO 2 their parts.
         waiting = 0 if not again else FP32 * (n + bucket if zero == 1 else p)
@@ -115,10 +116,12 @@ def _gradients(job: Job, share: Share, part: Mapping[Kind, int], accumulation: i
     else:
         waiting = FP32 * p if again else 0
         reduction, update, flat = weight * n + (weight + FP32) * bucket + FP32 * p, FP32 * p, 0
+    # Recordings add to sums that stay where they are.
+    stays = sums if job.train.graphs else 0
     return {
         "backward": float(sums + waiting),
-        "reduction": float(reduction),
-        "update": float(update + _updating(job, share, part, flat)),
+        "reduction": float(reduction + stays),
+        "update": float(update + stays + _updating(job, share, part, flat)),
     }
 
 

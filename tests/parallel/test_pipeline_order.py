@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from benchmarks.stage_slots import ITEMS, idle_slots
 from sleeptrain.parallel.edges import StageLost
 from sleeptrain.parallel.shelf import Bytes
 from sleeptrain.parallel.stages import StageRun
@@ -21,8 +22,6 @@ from tests.model import toy
 from tests.parallel import cut
 
 EVERY = (Sleep(window=4, loop=Loop(trigger="every")), toy.windows(4, 3), 3)
-ITEMS = {"FWD": 1, "RECOMPUTE": 1, "BWD": 2}
-"""Slots of an item, where all stages have equal ones."""
 
 
 def program_of(case, depth):
@@ -61,32 +60,6 @@ def traced(ways, cuts, group, policy):
     return events
 
 
-def slots(traces):
-    """Idle slots of every stage, and all slots: what the stages did, laid out on a clock on which only items take time.
-
-    A stage that waited for a message cannot have gone on before it was sent.
-    """
-    sent, clocks, busy, at = {}, [0] * len(traces), [0] * len(traces), [0] * len(traces)
-    while any(k < len(trace) for k, trace in zip(at, traces, strict=True)):
-        before = list(at)
-        for s, trace in enumerate(traces):
-            while at[s] < len(trace):
-                what, kind, op, micro, edge = trace[at[s]]
-                if what == "begin" and kind == "SEND":
-                    sent["h" if edge.direction == "forward" else "rdh", op, micro, s, edge.dst] = clocks[s]
-                elif what == "arrived":
-                    message = (kind, op, micro, edge.src, s)
-                    if message not in sent:
-                        break
-                    clocks[s] = max(clocks[s], sent[message])
-                elif what == "end" and kind in ITEMS:
-                    clocks[s] += ITEMS[kind]
-                    busy[s] += ITEMS[kind]
-                at[s] += 1
-        assert at != before, "stages waited for messages that nobody had sent"
-    return [max(clocks) - b for b in busy], max(clocks)
-
-
 def idle_as_priced(traces, cuts, group, policy):
     depth, nothing = len(cuts) + 1, (0.0,) * (len(cuts) + 1)
     line = timeline_of(EVERY, depth, cuts, group, policy)
@@ -97,7 +70,9 @@ def idle_as_priced(traces, cuts, group, policy):
     # A token of a block costs one FLOP, so an item of four tokens four; the head nothing.
     costs = Costs(Sizes(1.0, nothing, nothing, nothing, nothing), (1.0,) * depth, nothing, speed=4.0)
     expected = price(line, costs)
-    idle, total = slots(traces)
+    # On a clock on which only items take time.
+    idle = idle_slots(traces)
+    total = idle[0] + sum(ITEMS.get(kind, 0) for what, kind, *_ in traces[0] if what == "end")
     assert total == expected.seconds
     assert idle == [stage.idle for stage in expected.stages]
     passes = sum(op.layers == "loop" for op in line.program.ops if hasattr(op, "layers"))
