@@ -106,7 +106,7 @@ def _notes(plan: Plan) -> Iterator[str]:
         left += ["when ZeRO 3 gathers parameters: all are counted as gathered"]
     if plan.job.train.graphs:
         left += [
-            "what train.graphs keeps: sums of gradients between steps, inputs and outputs of every recording, work of the largest"
+            "what train.graphs keeps besides sums of gradients: inputs and outputs of recordings, work of the largest"
         ]
     if plan.job.deepspeed:
         left += ["what the keys of deepspeed: change"]
