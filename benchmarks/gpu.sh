@@ -2,14 +2,16 @@
 # What to run on a GPU, in two calls of less than ten minutes each; everything that is said and found lands in OUT.
 #
 #     benchmarks/gpu.sh verify OUT     the kernels of this GPU and Triton against the float64 reference; OUT/verified.json is
-#                                      the table with what passed marked, to be put into kernels/sleep_kernels/
-#     benchmarks/gpu.sh measure OUT    speed and memory, beside flash-linear-attention where FLA names a folder that has it:
-#                                      pip install --no-deps --target FOLDER fla-core==0.6.0 einops
+#                                      the table with what passed marked, to be put into kernels/sleep_kernels/; then passes
+#                                      that are recorded as CUDA graphs against passes that are not
+#     benchmarks/gpu.sh measure OUT    speed and memory of the kernels, beside flash-linear-attention where FLA names a folder
+#                                      that has it: pip install --no-deps --target FOLDER fla-core==0.6.0 einops
+#                                      then passes of a 1B hybrid: as they are, compiled, recorded, and both
 #
 # PYTHON chooses the interpreter. LIFT=--lift-guard runs fla's backward under Triton 3.4 to 3.7.0 too (see kernels.py).
 set -euo pipefail
 verb=${1:-} out=${2:-}
-case $verb in verify | measure) ;; *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
+case $verb in verify | measure) ;; *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
 : "${out:?say where results go: benchmarks/gpu.sh $verb OUT}"
 root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out"
@@ -19,6 +21,10 @@ if [ "$verb" = verify ]; then
     status=0
     "$python" -m sleep_kernels.self_test --write | tee "$out/self_test.txt" || status=$?
     cp "$root/kernels/sleep_kernels/verified.json" "$out/"
+    "$python" "$root/benchmarks/recordings.py" --json "$out/recordings.json" | tee "$out/recordings.txt" || status=$?
     exit $status
 fi
-"$python" "$root/benchmarks/kernels.py" --json "$out/kernels.json" ${LIFT:-} | tee "$out/kernels.txt"
+status=0
+"$python" "$root/benchmarks/kernels.py" --json "$out/kernels.json" ${LIFT:-} | tee "$out/kernels.txt" || status=$?
+"$python" "$root/benchmarks/passes.py" --json "$out/passes.json" | tee "$out/passes.txt" || status=$?
+exit $status

@@ -158,5 +158,26 @@ RULES: tuple[Rule[Job], ...] = (
         "use train.retain=block, pass or window, or train.offload=false",
         ("train.offload=true", "train.retain=none"),
     ),
+    Rule(
+        "graphs-none", ("train.graphs", "train.retain"),
+        lambda job: job.train.graphs and job.train.retain == "none",
+        "what backward needs of every pass is kept, each in its own memory, and a recording has memory for one pass",
+        "use train.retain=block, pass or window, or train.graphs=false",
+        ("train.graphs=true", "train.retain=none"),
+    ),
+    Rule(
+        "graphs-zero3", ("train.graphs", "mesh.zero"),
+        lambda job: job.train.graphs and job.mesh.zero == 3,
+        "a recording reads parameters where they stood when it was made, and ZeRO 3 gathers them anew for every pass",
+        "use train.graphs=false, or mesh.zero=2",
+        ("train.graphs=true", "train.retain=pass", "mesh.zero=3"),
+    ),
+    Rule(
+        "graphs-tensor", ("train.graphs", "mesh.tensor"),
+        lambda job: job.train.graphs and job.mesh.tensor > 1,
+        "tensor processes talk to one another inside of a pass, and what they say is not recorded yet",
+        "use train.graphs=false, or mesh.tensor=1",
+        ("train.graphs=true", "train.retain=pass", "mesh.tensor=2"),
+    ),
 )  # fmt: skip
 """A job that breaks none of these can be trained, if its data and the number of its processes fit."""

@@ -226,6 +226,8 @@ def _later() -> list[str]:
         "- With `mesh.sequence` every window has a multiple of `mesh.tensor` tokens.",
         "- With more than one pass some window must sleep: one without targets (`sleep.loop.trigger: context`), or one that is not",
         "  the last (`every`).",
+        "- `train.graphs: true` needs a GPU. It is not among the settings above, since no pair with it was trained yet: on a CPU",
+        "  `tests/parallel/test_recorded.py` holds the recorded passes against the others, bit for bit.",
         "- A checkpoint is continued at the sizes it was saved at; its `layout.json` names them.",
         "",
     ]

@@ -117,12 +117,13 @@ def train(resolved: Any, args: argparse.Namespace) -> int:
     from sleeptrain.plan import stages_balance
     from sleeptrain.recipe import check_processes, open_run
     from sleeptrain.train.loop import train as loop
-    from sleeptrain.train.setup import agree, on_every_rank, on_first_rank, set_up
+    from sleeptrain.train.setup import agree, check_device, on_every_rank, on_first_rank, set_up
 
     place = init_distributed()
     try:
         agree(place, {path: value for path, value, _ in resolved.rows()})
         on_first_rank(place, lambda: check_processes(resolved, place.world))
+        on_every_rank(place, lambda: check_device(resolved.value, place))
         resolved, reader = on_every_rank(place, lambda: open_data(resolved, place))
         folder = on_first_rank(place, lambda: open_run(resolved, args.recipe, reader.manifest))
         args.failures = folder

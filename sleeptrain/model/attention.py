@@ -42,7 +42,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, eps)
 
     def forward(
-        self, x: Tensor, cache: Cache | None, position0: int, span: int, valid: Tensor | None
+        self, x: Tensor, cache: Cache | None, position0: int | Tensor, span: int, valid: Tensor | None
     ) -> tuple[Tensor, Cache]:
         """`x` [batch, time, width] at rotary positions position0.. -> (output, the cache with this window appended).
 
@@ -71,12 +71,13 @@ class Attention(nn.Module):
         return self.o(o), Cache(k, v, seen)
 
 
-def rotation(position0: int, time: int, config: Config, like: Tensor) -> tuple[Tensor, Tensor]:
+def rotation(position0: int | Tensor, time: int, config: Config, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines [time, 1, rotated dimensions] of the rotary embedding (arXiv 2104.09864), at least float32."""
     dims = rotary_dims(config)
     wide = torch.promote_types(like.dtype, torch.float32)
     frequency = config.theta ** (-torch.arange(0, dims, 2, dtype=wide, device=like.device) / max(dims, 1))
-    angle = torch.arange(position0, position0 + time, dtype=wide, device=like.device)[:, None] * frequency
+    # Exact below 2^24, and for positions in a tensor nothing that depends on their value.
+    angle = (torch.arange(time, dtype=wide, device=like.device) + position0)[:, None] * frequency
     angle = torch.cat([angle, angle], -1)[:, None, :]
     return angle.cos(), angle.sin()
 

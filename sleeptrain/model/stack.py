@@ -56,16 +56,16 @@ class Block(nn.Module):
         self.out2: nn.Module = RMSNorm(model.width, model.eps) if sandwich else nn.Identity()
 
     def forward(
-        self, h: Tensor, state: State, op: Pass, span: int, valid: Tensor | None
+        self, h: Tensor, state: State, op: Pass, span: int, valid: Tensor | None, position0: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Features [batch, time, width] -> (features, this layer's changed leaves)."""
+        """Features [batch, time, width] -> (features, this layer's changed leaves). `position0` [] instead of `op`'s."""
         name = f"layers.{self.layer}"
         if isinstance(self.mixer, DeltaNet):
             y, fast, conv = self.mixer(self.norm1(h), state[f"{name}.fast"], state[f"{name}.conv"], valid)
             changed = {f"{name}.fast": fast, f"{name}.conv": conv}
         else:
             held = Cache(state[f"{name}.key"], state[f"{name}.value"], state[f"{name}.seen"]) if op.kv_read else None
-            y, cache = self.mixer(self.norm1(h), held, op.position0, span, valid)
+            y, cache = self.mixer(self.norm1(h), held, op.position0 if position0 is None else position0, span, valid)
             new = {f"{name}.key": cache.key, f"{name}.value": cache.value, f"{name}.seen": cache.seen}
             changed = new if op.kv_write else {}
         h = h + self.out1(y)

@@ -79,6 +79,14 @@ def back(
     return d_h, d_leaves
 
 
+def through(node: Node, d_out: Tensor | None, sums: Sums) -> Tensor | None:
+    """Back through one unit that reads features alone: the adjoint of what it read."""
+    d_h, _, gradients = pull(node, d_out, {})
+    for weight, gradient in gradients:
+        sums.add(weight, gradient)
+    return d_h
+
+
 def _last_first(units: Sequence[Unit], inputs: Inputs, between: Sequence[Tensor], nodes: list[Node]) -> Iterator[Node]:
     """The units with their graphs, last first; each is forgotten here when the next is asked for."""
     while nodes:

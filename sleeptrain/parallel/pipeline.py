@@ -11,6 +11,7 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import Result
 from sleeptrain.parallel.edges import Edges, agree
 from sleeptrain.parallel.plan import Plan, key, proven
+from sleeptrain.parallel.replay import Replays
 from sleeptrain.parallel.stages import StageRun
 from sleeptrain.parallel.store import Watch
 from sleeptrain.parallel.sums import Sums
@@ -31,6 +32,7 @@ class Pipeline:
     sum_dtype: torch.dtype = torch.float32
     add_up: AddUp | None = None
     watch: Watch | None = None
+    replays: Replays | None = None
     _plans: dict[tuple[str, int], Plan] = field(default_factory=dict)
 
     def run(self, model: LanguageModel, group: Sequence[Rows], program: Program) -> list[Result]:
@@ -41,7 +43,8 @@ class Pipeline:
         all processes hold alike; StageLost where another stage does not answer.
         """
         plan = self.plan(program, len(group), next(model.parameters()).device)
-        return carry_out(StageRun(model, group, plan, self.edges, Sums(self.sum_dtype), self.watch), self.add_up)
+        stage = StageRun(model, group, plan, self.edges, Sums(self.sum_dtype), self.watch, self.replays)
+        return carry_out(stage, self.add_up)
 
     def plan(self, program: Program, group: int, device: torch.device) -> Plan:
         """This stage's part of a program's timeline; a collective over all processes of the run the first time."""

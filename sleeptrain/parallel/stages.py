@@ -16,6 +16,8 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import Result
 from sleeptrain.parallel.edges import Edges
 from sleeptrain.parallel.plan import Plan
+from sleeptrain.parallel.recorded import RecordedWorker
+from sleeptrain.parallel.replay import Replays
 from sleeptrain.parallel.shelf import Bytes, Shelf, count
 from sleeptrain.parallel.store import Store, Watch
 from sleeptrain.parallel.sums import Sums
@@ -29,14 +31,20 @@ class StageRun:
 
     def __init__(
         self, model: LanguageModel, group: Sequence[Rows], plan: Plan, edges: Edges | None, sums: Sums,
-        watch: Watch | None = None,
+        watch: Watch | None = None, replays: Replays | None = None,
     ) -> None:  # fmt: skip
+        """With `replays`, which the caller keeps from step to step, passes are recorded and replayed, and gradients go
+        into their sums instead of `sums`."""
+        sums = sums if replays is None else replays.of(model).sums
         self.model, self.group, self.plan, self.edges, self.sums, self.watch = model, group, plan, edges, sums, watch
         self.stage, self.program = plan.stage, plan.timeline.program
         self.store = Store(Shelf(plan.timeline.retain.offload), watch)
         for m, rows in enumerate(group):
             self.store.put(Value("S", -1, m, plan.index), dict(rows.state.detach().tensors))
-        self.worker = Worker(model, group, plan, self.store, sums)
+        if replays is None:
+            self.worker = Worker(model, group, plan, self.store, sums)
+        else:
+            self.worker = RecordedWorker(model, group, plan, self.store, replays)
 
     def forward(self) -> tuple[Tensor, ...]:
         """Carry out the first half: losses in nats [rows, length] of each micro-batch, 0 where nothing was scored here."""

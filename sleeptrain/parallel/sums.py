@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +36,48 @@ class Sums:
         """The sum, rounded to the weight's type and forgotten here; zeros for a weight that was not used."""
         total = self._sums.pop(weight, None)
         return torch.zeros_like(weight) if total is None else total.to(weight.dtype)
+
+
+class FixedSums(Sums):
+    """Sums that stay where they are, so that what was recorded can add to them; zero between steps."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self._names: Mapping[Tensor, Tensor] = {}
+
+    def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
+        """One more use."""
+        self.of(self._names.get(weight, weight)).add_(gradient)
+
+    def take(self, weight: nn.Parameter) -> Tensor:
+        """The sum, rounded to the weight's type; it is zero from here on."""
+        total = self.of(weight)
+        taken = total.to(weight.dtype, copy=True)
+        total.zero_()
+        return taken
+
+    @property
+    def totals(self) -> Mapping[Tensor, Tensor]:
+        """The sums so far, by weight."""
+        return self._sums
+
+    @contextmanager
+    def known_as(self, originals: Mapping[Tensor, Tensor]) -> Iterator[None]:
+        """Meanwhile the gradients of some tensors count as those of the weights that they stand for."""
+        self._names = originals
+        try:
+            yield
+        finally:
+            self._names = {}
+
+    def saved(self) -> dict[Tensor, Tensor]:
+        """The sums so far, in the host's memory."""
+        return {weight: total.to("cpu", copy=True) for weight, total in self._sums.items()}
+
+    def load(self, saved: Mapping[Tensor, Tensor]) -> None:
+        """Go back to sums that were saved."""
+        for weight, total in self._sums.items():
+            total.copy_(saved[weight]) if weight in saved else total.zero_()
 
 
 def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:

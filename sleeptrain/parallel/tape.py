@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import Result
 from sleeptrain.parallel.plan import alone
+from sleeptrain.parallel.replay import Replays
 from sleeptrain.parallel.stages import StageRun
 from sleeptrain.parallel.sums import Sums
 from sleeptrain.parallel.units import Rows
@@ -36,10 +37,11 @@ class Tape:
     def __init__(
         self, model: LanguageModel, group: Sequence[Rows], program: Program, sleep: Sleep, policy: Policy = "none", *,
         offload: bool = False, sum_dtype: torch.dtype = torch.float32, add_up: AddUp | None = None,
+        replays: Replays | None = None,
     ) -> None:  # fmt: skip
         retain = replace(POLICIES[policy], offload=offload)
         plan = alone(program, sleep, len(model.layers), len(group), retain)
-        self.stage, self.add_up = StageRun(model, group, plan, None, Sums(sum_dtype)), add_up
+        self.stage, self.add_up = StageRun(model, group, plan, None, Sums(sum_dtype), replays=replays), add_up
 
     def run(self) -> list[Result]:
         """Run the program over every micro-batch. Gradients flow back from the `nll` of the results, all in one call of

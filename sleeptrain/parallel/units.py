@@ -13,6 +13,8 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.state import Leaf, State
 from sleeptrain.program import Boundary, Pass
 
+Entry = Literal["embed", "norm"] | None
+"""What a pass does before its first block: embed tokens, norm features, or nothing."""
 Outputs = tuple[Tensor, dict[str, Tensor]]
 """Features, and the leaves of the state that changed."""
 
@@ -69,9 +71,13 @@ class Node:
 
 
 def body(
-    model: LanguageModel, op: Pass, blocks: tuple[int, int], span: int, rows: Rows, entry: Literal["embed", "norm"] | None
+    model: LanguageModel, op: Pass, blocks: tuple[int, int], span: int, rows: Rows, entry: Entry,
+    position0: Tensor | None = None,
 ) -> list[Unit]:  # fmt: skip
-    """The units of a pass over `blocks`: its entry, where there is anything to compute, then one for every block."""
+    """The units of a pass over `blocks`: its entry, where there is anything to compute, then one for every block.
+
+    `position0` [] is the rotary position of the first token where that is not always the one of `op`.
+    """
     tokens, _, valid = rows.window(op)
     units = []
     if entry == "embed":
@@ -83,7 +89,7 @@ def body(
         own = [leaf for leaf in spec if leaf.layer == block.layer and leaf.kind != "live"]
 
         def run(h: Tensor | None, leaves: Mapping[str, Tensor], block: nn.Module = block, own: list = own) -> Outputs:
-            return block(h, State(tuple(own), leaves), op, span, valid)
+            return block(h, State(tuple(own), leaves), op, span, valid, position0)
 
         units.append(Unit(run, _weights(block), tuple(leaf.name for leaf in own)))
     return units

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from sleeptrain.parallel import chain
 from sleeptrain.parallel.plan import Plan
 from sleeptrain.parallel.store import Store
 from sleeptrain.parallel.sums import Sums, plus
-from sleeptrain.parallel.units import Node, Rows, Unit, body, build, evaluate, final_norm, head, pull, pull_eviction
+from sleeptrain.parallel.units import Entry, Rows, Unit, body, build, evaluate, final_norm, head, pull_eviction
 from sleeptrain.program import Item, Pass, Source, Value
 
 
@@ -70,7 +70,7 @@ class Worker:
         keeps = self.body if work.item.backward and not again else "none"
         inputs, blocks = self._inputs(work), work.item.blocks
         between = blocks[1] - blocks[0] - 1 if keeps == "block" else 0
-        ran = chain.run(self._units(work), inputs, graphs=keeps == "all", between=between)
+        ran = self._run(work, inputs, keeps == "all", between)
         if keeps == "all":
             self._put("graph", work, ran.nodes)
         elif keeps == "block":
@@ -112,26 +112,20 @@ class Worker:
         else:
             node = build(head(self.model, work.op, work.rows), self._get("h", work), {})
         d_nll = self.d_nll[work.micro]
-        d_h = self._pull(node, None if d_nll is None else d_nll[:, work.part])
+        d_h = chain.through(node, None if d_nll is None else d_nll[:, work.part], self.sums)
         self.store.add(work.leaving("dh", self.plan.index), d_h)
 
     def back(self, work: Work) -> None:
         """From the adjoints of what left an item to those of what it read, and of its weights."""
-        item, nodes = work.item, self._get("graph", work)
-        d_out: Tensor | None = None
-        for stage in item.returned:
-            d_out = plus(d_out, self.store.get(work.leaving("rdh", stage)))
-        if item.normed:
-            d_out = self._pull(build(final_norm(self.model), nodes[-1].out.detach(), {}), d_out)
-        d_out = plus(self._get("dh", work) if item.dh else None, d_out)
+        item = work.item
+        d_sent = [self.store.get(work.leaving("rdh", stage)) for stage in item.returned]
+        d_out = self._get("dh", work) if item.dh else None
         d_state: dict[str, Tensor] = {}
         for kind, there in (("dS", item.dS), ("dkv", item.dkv)):
             d_state |= self._get(kind, work) if there else {}
         if item.boundary is not None:
             d_state = pull_eviction(work.leaves, self.shapes[item.op, work.micro], item.boundary, d_state)
-        d_h, d_leaves = chain.back(
-            self._units(work), self._inputs(work), self._between(work), nodes, d_out, d_state, self.sums
-        )
+        d_h, d_leaves = self._back(work, d_sent, d_out, d_state)
         crossing = {leaf.name: leaf.kind == "kv" for leaf in work.leaves if "pass" in leaf.crosses}
         for kind, source, cache in (("dS", item.S, False), ("dkv", item.kv, True)):
             if source is not None and source.grad:
@@ -139,6 +133,22 @@ class Worker:
                 self.store.add_leaves(work.read(kind, source), found)
         if item.h is not None and item.h.grad:
             self.store.add(work.read("dh", item.h), d_h)
+
+    def _run(self, work: Work, inputs: chain.Inputs, graphs: bool, between: int) -> chain.Ran:
+        return chain.run(self._units(work), inputs, graphs=graphs, between=between)
+
+    def _back(
+        self, work: Work, d_sent: Sequence[Tensor], d_out: Tensor | None, d_state: Mapping[str, Tensor]
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """From the adjoints of features (sent back by other stages, and given here) and leaves to those of what was read."""
+        nodes, d_from_there = self._get("graph", work), None
+        for d in d_sent:
+            d_from_there = plus(d_from_there, d)
+        if work.item.normed:
+            node = build(final_norm(self.model), nodes[-1].out.detach(), {})
+            d_from_there = chain.through(node, d_from_there, self.sums)
+        d_out = plus(d_out, d_from_there)
+        return chain.back(self._units(work), self._inputs(work), self._between(work), nodes, d_out, d_state, self.sums)
 
     def _inputs(self, work: Work) -> chain.Inputs:
         """What an item reads; leaves that do not cross passes are zero, or empty."""
@@ -156,23 +166,17 @@ class Worker:
         return chain.Inputs(h, state.tensors, item.h is not None and item.h.grad, wants)
 
     def _units(self, work: Work) -> list[Unit]:
-        entry: Literal["embed", "norm"] | None = None
+        span = self.plan.timeline.program.span
+        return body(self.model, work.op, work.item.blocks, span, work.rows, self._entry(work))
+
+    def _entry(self, work: Work) -> Entry:
         h = work.item.h
         if h is None:
-            entry = "embed"
-        elif work.op.reads == "normed" and h.stage == self.plan.index:
-            entry = "norm"
-        span = self.plan.timeline.program.span
-        return body(self.model, work.op, work.item.blocks, span, work.rows, entry)
+            return "embed"
+        return "norm" if work.op.reads == "normed" and h.stage == self.plan.index else None
 
     def _between(self, work: Work) -> list[Tensor]:
         return self._get("blocks", work) if self.body == "block" else []
-
-    def _pull(self, node: Node, d_out: Tensor | None) -> Tensor | None:
-        d_h, _, gradients = pull(node, d_out, {})
-        for weight, gradient in gradients:
-            self.sums.add(weight, gradient)
-        return d_h
 
     def _note_exit(self, work: Work, out: Tensor) -> None:
         if work.op.index > 1:

@@ -116,10 +116,12 @@ def _gradients(job: Job, share: Share, part: Mapping[Kind, int], accumulation: i
     else:
         waiting = FP32 * p if again else 0
         reduction, update, flat = weight * n + (weight + FP32) * bucket + FP32 * p, FP32 * p, 0
+    # Recordings add to sums that stay where they are.
+    stays = sums if job.train.graphs else 0
     return {
         "backward": float(sums + waiting),
-        "reduction": float(reduction),
-        "update": float(update + _updating(job, share, part, flat)),
+        "reduction": float(reduction + stays),
+        "update": float(update + stays + _updating(job, share, part, flat)),
     }
 
 

@@ -104,6 +104,10 @@ def _notes(plan: Plan) -> Iterator[str]:
         left += ["time of messages and of the optimizer"]
     if plan.job.mesh.zero == 3:
         left += ["when ZeRO 3 gathers parameters: all are counted as gathered"]
+    if plan.job.train.graphs:
+        left += [
+            "what train.graphs keeps besides sums of gradients: inputs and outputs of recordings, work of the largest"
+        ]
     if plan.job.deepspeed:
         left += ["what the keys of deepspeed: change"]
     if plan.job.mesh.sequence:

@@ -34,6 +34,10 @@ class Train:
     """What runs the fast-weight operators: `auto`, fused kernels on a GPU that has verified them and passes this run's
     self-test, else plain torch; `chunked`, plain torch; `require_fused`, fused kernels or none: the run does not start."""
 
+    graphs: bool = False
+    """Every kind of pass (forward; again and backward) is recorded once as a CUDA graph and replayed, so that a pass is
+    launched in a few calls. Each recording is first held against the pass itself; one that differs is not used."""
+
     def problems(self) -> list[Problem]:
         """What is wrong with this section by itself."""
         return list(self._problems())

@@ -66,15 +66,20 @@ class Setup:
 
     def mfu(self, flops_per_second: float) -> float | None:
         """Share of the devices' peak that model FLOPs use; None where the peak is unknown."""
-        name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        peak = next((p for word, p in PEAKS.items() if word in name), None)
-        return flops_per_second / (peak * self.place.world) if peak and self.job.train.precision == "bf16" else None
+        peak = peak_of(self.job.train.precision)
+        return flops_per_second / (peak * self.place.world) if peak else None
 
     def memory(self) -> int:
         """Peak bytes of this process: on the device, or resident on CPU."""
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_of(precision: str) -> float | None:
+    """FLOPs a second that this process's device can do at most in a precision; None where that is unknown."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((peak for word, peak in PEAKS.items() if word in name), None) if precision == "bf16" else None
 
 
 @cache
@@ -90,6 +95,12 @@ def open_reader(job: Job, place: Place) -> Reader:
     return Reader(
         job.data, micro=split.micro, accumulation=pieces, rank=data.rank, world=data.size, seed=job.train.seed
     )
+
+
+def check_device(job: Job, place: Place) -> None:
+    """Raise UserError where a job asks for what this process's device cannot do."""
+    if job.train.graphs and place.device.type != "cuda":
+        raise UserError("train.graphs = true needs a GPU, and torch sees none here; train.graphs=false trains without")
 
 
 def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, place: Place) -> Setup:

@@ -18,6 +18,8 @@ from sleeptrain.parallel.config import cuts, unstaged
 from sleeptrain.parallel.edges import Edges
 from sleeptrain.parallel.mesh import Axes
 from sleeptrain.parallel.pipeline import Pipeline, placing
+from sleeptrain.parallel.recorders import CudaRecorder
+from sleeptrain.parallel.replay import Replays
 from sleeptrain.parallel.tape import AddUp, Tape
 from sleeptrain.parallel.units import Rows
 from sleeptrain.program import POLICIES as RETAIN
@@ -80,26 +82,29 @@ def forward_of(job: Job, axes: Axes, add_up: AddUp | None) -> Forward:
     """How a program is run over a group of micro-batches, so that gradients flow back from the losses."""
     if job.mesh.zero == 3:
         return by_autograd(job)
-    return on_tape(job, add_up) if axes.pipe.size == 1 else in_stages(job, axes, add_up)
+    replays = Replays(CudaRecorder(), getattr(torch, job.optim.sum_dtype)) if job.train.graphs else None
+    return on_tape(job, add_up, replays) if axes.pipe.size == 1 else in_stages(job, axes, add_up, replays)
 
 
-def on_tape(job: Job, add_up: AddUp | None) -> Forward:
-    """The tape: what is trained with. It needs whole parameters, which ZeRO 1 and 2 leave on every process."""
+def on_tape(job: Job, add_up: AddUp | None, replays: Replays | None = None) -> Forward:
+    """The tape: what is trained with. It needs whole parameters, which ZeRO 1 and 2 leave on every process. With
+    `replays`, which last as long as the run, passes are recorded and replayed."""
 
     def forward(model: LanguageModel, group: Sequence[Rows], program: Program) -> list[Result]:
         train, dtype = job.train, getattr(torch, job.optim.sum_dtype)
         return Tape(
-            model, group, program, job.sleep, train.retain, offload=train.offload, sum_dtype=dtype, add_up=add_up
-        ).run()
+            model, group, program, job.sleep, train.retain, offload=train.offload, sum_dtype=dtype, add_up=add_up,
+            replays=replays,
+        ).run()  # fmt: skip
 
     return forward
 
 
-def in_stages(job: Job, axes: Axes, add_up: AddUp | None) -> Forward:
+def in_stages(job: Job, axes: Axes, add_up: AddUp | None, replays: Replays | None = None) -> Forward:
     """The tape cut into the stages of a pipeline, of which this process runs one."""
     retain = replace(RETAIN[job.train.retain], offload=job.train.offload)
     placed = placing(stages_of(job), retain, job.model.tie)
-    return Pipeline(placed, Edges(axes.pipes), getattr(torch, job.optim.sum_dtype), add_up).run
+    return Pipeline(placed, Edges(axes.pipes), getattr(torch, job.optim.sum_dtype), add_up, replays=replays).run
 
 
 def by_autograd(job: Job) -> Forward:

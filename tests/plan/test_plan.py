@@ -87,6 +87,15 @@ def test_it_says_what_it_takes_for_granted_and_what_it_leaves_out():
     assert "ZeRO 2" in whole and "--processes N" not in whole and "stage 1  blocks 2..3" in whole
 
 
+def test_sums_that_recordings_add_to_stay_and_the_rest_of_them_is_said_to_be_left_out():
+    for more in (["train.precision=bf16"], ["train.precision=fp32", "mesh.zero=2"]):
+        plain, graphs = (plan_of("train.retain=pass", *more, *graphs) for graphs in ([], ["train.graphs=true"]))
+        sums = 4 * plain.parameters.total
+        before, after = ({m.name: m.gradients for m in plan.memory[0].moments} for plan in (plain, graphs))
+        assert after == before | {name: before[name] + sums for name in ("reduction", "update")}
+        assert "inputs and outputs of recordings" in text(graphs) and "recordings" not in text(plain)
+
+
 def test_zero_3_says_what_it_does_not_know():
     plan = plan_of("mesh.data=2", "mesh.zero=3", "train.batch=8", "mesh.group=0")
     n = plan.parameters.total

@@ -1,0 +1,120 @@
+"""Recorded passes on a GPU against passes that are launched kernel by kernel, on small models of every kind.
+
+    python benchmarks/recordings.py --json OUT     `benchmarks/gpu.sh verify` calls it
+    python benchmarks/recordings.py --dry          does it run? smaller still, on a CPU, functions run again instead of replayed
+
+Exit status 1 where losses or gradients differ by more than rounding, or a recording could not be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from passes import TOY, about, trainer
+
+from sleeptrain.model.config import Attention, DeltaNet, Mlp
+from sleeptrain.model.language import LanguageModel
+from sleeptrain.parallel.recorders import CudaRecorder, Recorder, Rerun
+from sleeptrain.parallel.replay import ROUNDING
+from sleeptrain.parallel.tape import Policy
+from sleeptrain.program import Evict, Gradient, Loop, Sleep
+
+DRY = replace(TOY, layers="GAGA")
+SMALL = replace(
+    TOY,
+    width=256,
+    layers="GAGA",
+    vocab=1024,
+    attention=Attention(heads=4, kv_heads=2),
+    deltanet=DeltaNet(4, 4, 64),
+    mlp=Mlp(512),
+)
+CHECKED: dict[str, tuple[Sleep, Policy, bool]] = {
+    "hard, every": (Sleep(128, 2, Loop(trigger="every")), "pass", False),
+    "padded, last pass only": (Sleep(128, 3, Loop(trigger="every"), gradient=Gradient(passes=1)), "block", True),
+    "sliding, range": (Sleep(128, 2, Loop((1, 3), trigger="every"), Evict("sliding")), "window", True),
+    "normed, strict": (Sleep(128, 2, Loop(feedback="normed", trigger="every"), Evict(conv_carry=False)), "pass", False),
+}
+"""How the checked models sleep, what is kept, and whether rows are padded."""
+
+
+def descend(model: LanguageModel) -> None:
+    """So that no step has the weights of the one before."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.grad is not None:
+                weight -= 0.01 * weight.grad / (1 + weight.grad.abs().max())
+
+
+class Said(logging.Handler):
+    """What was said of recordings that could not be used."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        self.lines.append(record.getMessage())
+
+
+def check(name: str, dtype: torch.dtype, dry: bool) -> dict[str, Any]:
+    """Steps with recordings and without from the same weights, each step's weights being those of the ones without: how far
+    losses and gradients are apart, relative, and whether that is rounding and all recordings were used."""
+    sleep, policy, padded = CHECKED[name]
+    said, log = Said(), logging.getLogger("sleeptrain")
+    recorder: Recorder = Rerun() if dry else CudaRecorder()
+    config, sleep = (DRY, replace(sleep, window=16)) if dry else (SMALL, sleep)
+    device = torch.device("cpu" if dry else "cuda")
+    one, other = (trainer(config, sleep, device, dtype, policy, made) for made in (None, recorder))
+    one.padded = other.padded = padded
+    apart = 0.0
+    log.addHandler(said)
+    for seed in range(4):
+        losses = [one.step(seed), other.step(seed)]
+        pairs = [
+            losses,
+            *([a.grad, b.grad] for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True)),
+        ]
+        apart = max(apart, *(float((b - a).double().norm() / a.double().norm().clamp_min(1e-30)) for a, b in pairs))
+        descend(one.model)
+        other.model.load_state_dict(one.model.state_dict())
+    log.removeHandler(said)
+    assert other.replays is not None
+    replayed = other.replays.replayed
+    ok = apart <= ROUNDING[dtype] and replayed > 0 and not said.lines
+    found = {"name": name, "dtype": str(dtype), "ok": ok, "apart": apart, "replayed": replayed, "said": said.lines}
+    print(
+        f"{'ok' if ok else 'NOT OK'}: {name}, {dtype}: {replayed} replays, furthest {apart:.2g} apart",
+        *said.lines,
+        flush=True,
+    )
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results, hardware and versions there")
+    parser.add_argument("--dry", action="store_true", help="on a CPU")
+    arguments = parser.parse_args()
+    report, ok = about(arguments.dry), True
+    if torch.cuda.is_available() or arguments.dry:
+        types = [torch.float32] if arguments.dry else [torch.float32, torch.bfloat16]
+        report["checks"] = [check(name, dtype, arguments.dry) for name in CHECKED for dtype in types]
+        ok = all(found["ok"] for found in report["checks"])
+    else:
+        print("no GPU run")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1))
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
