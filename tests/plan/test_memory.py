@@ -38,6 +38,7 @@ CASES = {
     "bf16": ["train.precision=bf16"],
     "offload": ["train.offload=true"],
     "padded": [],
+    "large vocabulary": ["model.vocab=40000"],
 }  # fmt: skip
 
 
@@ -228,6 +229,8 @@ WHOLE = {
     "bf16, several backwards": ["train.precision=bf16", "train.batch=8"],
     "bf16, zero 2": ["train.precision=bf16", "mesh.zero=2", "train.batch=8"],
     "offload": ["train.offload=true", "train.retain=pass"],
+    "large vocabulary": ["model.vocab=16384"],
+    "large vocabulary, bf16": ["model.vocab=16384", "train.precision=bf16", "train.retain=none"],
 }
 PARTS = {
     "data": ["mesh.data=2", "train.batch=8"],
