@@ -7,7 +7,7 @@ norms are fused and keep less than a CPU's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -117,7 +117,7 @@ def _id(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-_SEEN_THROUGH = {
+_SEEN_THROUGH: Mapping[Any, Callable[..., Any]] = {
     torch.ops.sleep_kernels.linear_cross_entropy.default: forward,
     torch.ops.sleep_kernels.linear_cross_entropy_backward.default: backward,
 }
