@@ -13,14 +13,17 @@ from sleeptrain.engine.build import build
 from sleeptrain.engine.process import init_distributed
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.parallel import units
 from sleeptrain.parallel.edges import Edges
 from sleeptrain.parallel.mesh import join
 from sleeptrain.parallel.plan import Plan as StagePlan
 from sleeptrain.parallel.stages import StageRun
 from sleeptrain.parallel.sums import Sums
 from sleeptrain.parallel.tape import Tape, carry_out
-from sleeptrain.parallel.units import Rows
+from sleeptrain.parallel.units import Rows, evaluate, head, pull
 from sleeptrain.plan.costs import TYPES
+from sleeptrain.plan.graphs import count
+from sleeptrain.program import Pass
 from sleeptrain.train.share import in_stages, new_model, on_tape
 from sleeptrain.train.step import train_step
 from tests.distributed import run
@@ -256,6 +259,26 @@ def allocated(work):
         now += event.nbytes()
         peak = max(peak, now)
     return peak
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab", [1024, 40000])
+def test_the_head_needs_what_was_planned(vocab, dtype, monkeypatch):
+    """Few logits, which are kept, and many, which come in tiles."""
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "6")  # the profiler writes to stderr otherwise
+    plan = plan_of(f"model.vocab={vocab}", "train.micro=4", "train.batch=8")
+    rows, sleep = group_of(plan, model_of(plan))[0], plan.job.sleep
+    model = model_of(plan).to(dtype)
+    op = next(op for op in plan.timeline.program.ops if isinstance(op, Pass) and op.loss)
+    unit, h = head(model, op, rows), torch.randn(4, op.stop - op.start, plan.job.model.width).to(dtype)
+
+    def work():
+        evaluate(unit, h, {})
+        node = units.build(unit, h, {})
+        pull(node, torch.ones_like(node.out), {})
+
+    planned = count(plan.job.model, sleep, 4, op.stop - op.start, dtype, False).head
+    assert allocated(work) == pytest.approx(planned.kept + planned.work, rel=0.05)
 
 
 def stepped(overrides):
