@@ -15,9 +15,12 @@ from torch import Tensor
 from sleep_kernels.common import computing_dtype, device_kind, even_slices
 from sleep_kernels.register import differentiable, once_differentiable, operator
 
-# Logits of a tile, in bytes of the computing dtype. Fewer than these are left to autograd: to compute them twice would cost
-# time and save nothing. On a CPU a tile stays in the last cache; what works on it does so in slices for the first ones.
+# Logits of a tile, in bytes of the computing dtype. On a CPU it stays in the last cache, and what works on it does so in
+# slices for the first ones.
 _TILE_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
+# Fewer logits are left to autograd. On a CPU, glibc keeps blocks of this size for the next call; beyond, they are fresh
+# pages each time, and to compute logits twice takes less: measured on both sides.
+_FEW_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}
 # Tokens and vocabulary of a tile, at least: every tile reads and writes its part of both gradients, and in bfloat16 that
 # would take as long as the products where they are few.
 _LEAST = 512
@@ -35,7 +38,7 @@ def linear_cross_entropy(
 
     Returns [...] in float32 (float64 for float64 inputs). Products are in the dtype of x, all else in float32, and so is
     the logit of the target. Backward keeps the inputs and the result, and computes the logits again; no second
-    derivative. Where all logits are no more than a tile (4 MiB on a CPU, 256 MiB on a GPU) they are simply kept.
+    derivative. Where all logits are less than 32 MiB on a CPU, 256 MiB on a GPU, they are simply kept.
     Raises ValueError, naming the tensor, for a wrong shape or dtype. A target that is neither a token nor `ignored` is
     an error of torch's, as in torch.nn.functional.cross_entropy.
     """
@@ -48,7 +51,7 @@ def linear_cross_entropy(
         raise ValueError(f"targets is {targets.dtype} {list(targets.shape)}; it must be int64 {list(x.shape[:-1])}")
     if known is not None and (known.shape != targets.shape or known.dtype != wide):
         raise ValueError(f"known is {known.dtype} {list(known.shape)}; it must be {wide} {list(targets.shape)}")
-    if targets.numel() * weight.shape[0] <= _tile(x):
+    if targets.numel() * weight.shape[0] * wide.itemsize < _FEW_BYTES[device_kind(x)]:
         logits = F.linear(x, weight).to(wide).flatten(0, -2)
         return F.cross_entropy(logits, targets.flatten(), ignore_index=ignored, reduction="none").view(targets.shape)
     return _LOSS(x, weight, targets, None if known is None else known.detach(), ignored)

@@ -17,6 +17,7 @@ operator = importlib.import_module("sleep_kernels.linear_cross_entropy")
 def tiles(request, monkeypatch):
     """Logits are few and kept, or come in several tiles, of which none is kept."""
     if request.param:
+        monkeypatch.setattr(operator, "_FEW_BYTES", {"cpu": 0})
         monkeypatch.setattr(operator, "_LEAST", 4)
         monkeypatch.setattr(operator, "_ALIGNED", 1)
         monkeypatch.setattr(operator, "_TILE_BYTES", {"cpu": 100})

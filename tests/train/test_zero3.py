@@ -22,8 +22,8 @@ PROGRAMS = {
     "sliding": [*ALL, "sleep.evict.mode=sliding"],
     "normed, last two passes": [*ALL, "sleep.loop.feedback=normed", "sleep.gradient.passes=2"],
     "ramp": [*ALL, "sleep.passes={start: 1, stop: 3, steps: 6}"],
-    "large vocabulary": [*ALL, "model.tie=false", "model.vocab=20000"],
-    "large vocabulary, tied": [*ALL, "model.tie=true", "model.vocab=20000"],
+    "large vocabulary": [*ALL, "model.tie=false", "model.vocab=140000"],
+    "large vocabulary, tied": [*ALL, "model.tie=true", "model.vocab=140000"],
     "context": [*RANGE, "sleep.loop.trigger=context", "sleep.loop.feedback=embeddings", "data=rule110"],
 }
 ZERO = ["mesh.zero=3"]
