@@ -233,7 +233,7 @@ WHOLE = {
     "bf16, zero 2": ["train.precision=bf16", "mesh.zero=2", "train.batch=8"],
     "offload": ["train.offload=true", "train.retain=pass"],
     "large vocabulary": ["model.vocab=40000"],
-    "large vocabulary, bf16": ["model.vocab=40000", "train.precision=bf16", "train.retain=none"],
+    "large vocabulary, bf16": ["model.vocab=40000", "train.precision=bf16"],
 }
 PARTS = {
     "data": ["mesh.data=2", "train.batch=8"],
