@@ -5,7 +5,7 @@ core's cache (see common.py). Where there is padding, positions are packed: real
 `delta_inputs.packing`), go through the convolution as one piece, and are moved back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,20 +29,20 @@ def forward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """q, k, v, g, beta and the new tail, as in `sleep_kernels.delta_inputs`, with its `valid` as `packing` returns it."""
     (batch, time, keys), wide, taps = q.shape, computing_dtype(q), _taps(conv_q, conv_k, conv_v)
-    d, before = keys // key_heads, taps.shape[0] - 1
+    d, before, widths = keys // key_heads, taps.shape[0] - 1, [keys, keys, v.shape[2]]
     results = [t.new_empty((batch, time, t.shape[2] // d, d)) for t in (q, k, v)]
     end = q.new_empty((batch, before, key_heads, taps.shape[1] // key_heads))
     for part in even_slices(batch, (before + time) * taps.shape[1] * wide.itemsize, q):
-        moved = None if order is None else order[part]
-        held = _held([t[part] for t in (q, k, v)], None if tail is None else tail[part], moved, taps)
+        moved = None if order is None else _of(order, part)
+        held = _held([_of(t, part) for t in (q, k, v)], None if tail is None else _of(tail, part), moved, taps)
         y = F.silu(convolve(held, taps), inplace=True)
         heads = _normed_heads(y, keys, d)
         heads.mul_(_inverse_norm(heads))
         if moved is not None:
             y = _put(F.pad(y, (0, 0, before, 0)).masked_fill_((moved < 0)[..., None], 0), moved)[:, before:]
-        for result, channels in zip(results, y.split([keys, keys, y.shape[2] - 2 * keys], 2), strict=True):
-            result[part].flatten(2).copy_(channels)
-        _by_head(held[:, time:], end[part], keys)
+        for result, channels in zip(results, y.split_with_sizes(widths, 2), strict=True):
+            _of(result, part).flatten(2).copy_(channels)
+        _by_head(held.narrow(1, time, before), _of(end, part), keys)
     g = log_decay(a.to(wide), a_log, dt_bias)
     beta = torch.sigmoid(b.to(wide)).mul_(strength)
     return *results, _kept(g, order), _kept(beta, order), end
@@ -88,12 +88,13 @@ def _held(parts: list[Tensor], tail: Tensor | None, order: Tensor | None, taps: 
     """cat(tail, x) of all channels; packed, padding in front of everything and zero."""
     (rows, time, keys), before = parts[0].shape, taps.shape[0] - 1
     held = taps.new_empty((rows, before + time, taps.shape[1]))
-    for channels, part in zip(held[:, before:].split([t.shape[2] for t in parts], 2), parts, strict=True):
+    first, inputs = held.narrow(1, 0, before), held.narrow(1, before, time)
+    for channels, part in zip(inputs.split_with_sizes([t.shape[2] for t in parts], 2), parts, strict=True):
         channels.copy_(part)
     if tail is None:
-        held[:, :before].zero_()
+        first.zero_()
     else:
-        _from_heads(tail, held[:, :before], keys)
+        _from_heads(tail, first, keys)
     return held if order is None else _take(held, order).masked_fill_((order < 0)[..., None], 0)
 
 
@@ -124,7 +125,7 @@ def _d_gates(
 
 def _normed_heads(y: Tensor, keys: int, d: int) -> Tensor:
     """Queries and keys of all channels, [rows, positions, 2 * key_heads, d]: a view."""
-    return y[..., : 2 * keys].unflatten(2, (-1, d))
+    return y.narrow(2, 0, 2 * keys).view(y.shape[0], y.shape[1], -1, d)
 
 
 def _inverse_norm(heads: Tensor) -> Tensor:
@@ -133,20 +134,27 @@ def _inverse_norm(heads: Tensor) -> Tensor:
 
 def _by_head(x: Tensor, out: Tensor, keys: int) -> None:
     """Write channels laid out q | k | v into a tail, which has all of a key head together."""
-    heads, first = out.shape[2], 0
-    for channels in x.split([keys, keys, x.shape[2] - 2 * keys], 2):
-        width = channels.shape[2] // heads
-        out[..., first : first + width].copy_(channels.unflatten(2, (heads, width)))
-        first += width
+    for there, here in _side_by_side(out, x, keys):
+        there.copy_(here)
 
 
 def _from_heads(tail: Tensor, out: Tensor, keys: int) -> None:
     """The inverse of `_by_head`."""
-    heads, first = tail.shape[2], 0
-    for channels in out.split([keys, keys, out.shape[2] - 2 * keys], 2):
-        width = channels.shape[2] // heads
-        channels.unflatten(2, (heads, width)).copy_(tail[..., first : first + width])
-        first += width
+    for there, here in _side_by_side(tail, out, keys):
+        here.copy_(there)
+
+
+def _side_by_side(tail: Tensor, x: Tensor, keys: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The q, k and v of a tail [rows, positions, key_heads, channels] and of channels laid out q | k | v: views, alike in shape."""
+    heads, widths = tail.shape[2], [keys, keys, x.shape[2] - 2 * keys]
+    there = tail.split_with_sizes([width // heads for width in widths], 3)
+    for part, channels in zip(there, x.split_with_sizes(widths, 2), strict=True):
+        yield part, channels.view(part.shape)
+
+
+def _of(tensor: Tensor, rows: slice) -> Tensor:
+    """Some rows of a tensor; itself where they are all: a view takes as long as work on a single token."""
+    return tensor if rows.stop - rows.start == tensor.shape[0] else tensor[rows]
 
 
 def _kept(gates: Tensor, order: Tensor | None) -> Tensor:

@@ -64,9 +64,9 @@ def _padded(x: Tensor, tail: Tensor | None, before: int) -> Tensor:
 def convolve(padded: Tensor, taps: Tensor) -> Tensor:
     """padded [batch, kernel - 1 + time, channels], taps [kernel, channels] -> [batch, time, channels]."""
     time = padded.shape[1] - taps.shape[0] + 1
-    z = padded[:, :time] * taps[0]
+    z = padded.narrow(1, 0, time) * taps[0]
     for j in range(1, taps.shape[0]):
-        z.addcmul_(padded[:, j : j + time], taps[j])
+        z.addcmul_(padded.narrow(1, j, time), taps[j])
     return z
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ EXAMPLES = (
     "sleeptrain train rule110-tiny --explain",
     "sleeptrain train rule110-tiny train.batch=128 run_dir=runs/large --dry-run",
 )
+
+ALONE = timedelta(seconds=30)
+"""So long a process that cannot read its recipe looks for others to tell."""
 
 
 def add(subparsers: Any) -> None:
@@ -43,16 +47,15 @@ def run(args: argparse.Namespace) -> int:
     """Do it; 0, or 128 + the signal that stopped it."""
     from sleeptrain.recipe import load_recipe
 
-    try:
-        resolved = load_recipe(args.recipe, args.overrides)
-    except UserError:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            return 2  # the first process of this machine reads the same and says it
-        raise
-    if args.explain:
-        explain(resolved.rows())
-        return 0
-    return dry_run(resolved, args) if args.dry_run else train(resolved, args)
+    if not args.explain and not args.dry_run:
+        return train(args)
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # under a launcher the first process says it
+    resolved = load_recipe(args.recipe, args.overrides)
+    if args.dry_run and not args.explain:
+        return dry_run(resolved, args)
+    explain(resolved.rows())
+    return 0
 
 
 def explain(rows: list[tuple[str, Any, str]]) -> None:
@@ -69,10 +72,8 @@ def explain(rows: list[tuple[str, Any, str]]) -> None:
 def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     """Check everything that needs no other process: batch and mesh, data, timeline, run folder. Writes nothing; 0.
 
-    Under a launcher the first process says it; without one it is for as many processes as the mesh names.
+    Under a launcher it is for the launched processes, without one for as many as the mesh names.
     """
-    if os.environ.get("RANK", "0") != "0":
-        return 0
     from sleeptrain import checkpoint, plan
     from sleeptrain.recipe import check_processes, check_run, run_folder
 
@@ -111,25 +112,47 @@ def check_writable(resolved: Any, folder: Path) -> None:
         )
 
 
-def train(resolved: Any, args: argparse.Namespace) -> int:
-    """Join the other processes, open data and run folder, train."""
+def train(args: argparse.Namespace) -> int:
+    """Read the recipe, join the other processes, open data and run folder, train.
+
+    What is wrong with the recipe is told by the first process of a machine before any has joined; if that one can read it,
+    together with the ranks that cannot. What is wrong later is told once.
+    """
+    from sleeptrain.recipe import check_processes, load_recipe, open_run
+
+    resolved: Any = None
+    try:
+        resolved = load_recipe(args.recipe, args.overrides)
+    except UserError:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+    import torch.distributed
+
     from sleeptrain.engine.process import init_distributed, leave
     from sleeptrain.plan import stages_balance
-    from sleeptrain.recipe import check_processes, open_run
+    from sleeptrain.train.kernels import check_kernels
     from sleeptrain.train.loop import train as loop
     from sleeptrain.train.setup import agree, check_device, on_every_rank, on_first_rank, set_up
 
-    place = init_distributed()
     try:
+        place = init_distributed() if resolved else init_distributed(ALONE)
+    except torch.distributed.DistError:
+        if resolved:
+            raise
+        return 2  # nobody is there any more: the first process has told it and ended
+    try:
+        resolved = on_every_rank(place, lambda: resolved or load_recipe(args.recipe, args.overrides))
         agree(place, {path: value for path, value, _ in resolved.rows()})
         on_first_rank(place, lambda: check_processes(resolved, place.world))
         on_every_rank(place, lambda: check_device(resolved.value, place))
         resolved, reader = on_every_rank(place, lambda: open_data(resolved, place))
+        job, windows = resolved.value, reader.manifest.windows
+        on_every_rank(place, lambda: check_kernels(job.model, job.train, windows, place.device))
         folder = on_first_rank(place, lambda: open_run(resolved, args.recipe, reader.manifest))
         args.failures = folder
-        setup = set_up(resolved.value, {path: value for path, value, _ in resolved.rows()}, folder, reader, place)
+        setup = set_up(job, {path: value for path, value, _ in resolved.rows()}, folder, reader, place)
         if setup.axes.pipe.size > 1 and place.rank == 0:
-            print(stages_balance(setup.job, reader.manifest.windows, setup.split), file=sys.stderr)
+            print(stages_balance(setup.job, windows, setup.split), file=sys.stderr)
         if setup.step and place.rank == 0:
             print(f"{folder}: continuing at step {setup.step} of {setup.steps}", file=sys.stderr)
         outcome = loop(setup)

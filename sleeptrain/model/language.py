@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sleep_kernels import linear_cross_entropy
 from sleeptrain.model.config import Model
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.stack import Stack
@@ -21,9 +22,22 @@ class Embedding(nn.Embedding):
     Both go through `forward`, so that whoever brings the matrix here when it is used, as ZeRO 3 does, sees both.
     """
 
-    def forward(self, x: Tensor, *, back: bool = False) -> Tensor:
-        """Tokens [...] -> features [..., width]; with `back`, features -> the logit of every token [..., vocab]."""
-        return F.linear(x, self.weight) if back else super().forward(x)
+    def forward(
+        self, x: Tensor, targets: Tensor | None = None, known: Tensor | None = None, *, back: bool = False
+    ) -> Tensor:
+        """Tokens [...] -> features [..., width]; with `back`, what a `Head` makes of features."""
+        return _head(x, self.weight, targets, known) if back else super().forward(x)
+
+
+class Head(nn.Linear):
+    """From features to the logits of all tokens, or to the losses of targets; without bias."""
+
+    def __init__(self, width: int, vocab: int) -> None:
+        super().__init__(width, vocab, bias=False)
+
+    def forward(self, x: Tensor, targets: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+        """Features [..., width] -> logits [..., vocab]; with targets [...] their losses (see `LanguageModel.nll`)."""
+        return _head(x, self.weight, targets, known)
 
 
 class LanguageModel(nn.Module):
@@ -37,7 +51,7 @@ class LanguageModel(nn.Module):
         self.embed = Embedding(config.vocab, config.width)
         self.layers = Stack(config)
         self.norm = RMSNorm(config.width, config.eps)
-        self.head = None if config.tie else nn.Linear(config.width, config.vocab, bias=False)
+        self.head = None if config.tie else Head(config.width, config.vocab)
         self.here = (0, len(self.layers))
         """First and one-past-last of the blocks that are here."""
         self.slices = 1
@@ -67,9 +81,14 @@ class LanguageModel(nn.Module):
         x = self.embed(x, back=True) if self.head is None else self.head(x)
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
-    def nll(self, h: Tensor, targets: Tensor) -> Tensor:
-        """Features at the exit of the stack -> negative log likelihood in nats of each target, 0 where it is -100."""
-        return cross_entropy(self.logits(h), targets)
+    def nll(self, h: Tensor, targets: Tensor, known: Tensor | None = None) -> Tensor:
+        """Features at the exit of the stack -> negative log likelihood in nats of each target, 0 where it is -100.
+
+        Logits of all tokens never exist at once, unless they are few. `known`: what this gave before for the same features,
+        where only its gradient is wanted now.
+        """
+        x = self.norm(h)
+        return self.embed(x, targets, known, back=True) if self.head is None else self.head(x, targets, known)
 
     def moved(self, h: Tensor, before: Tensor) -> Tensor:
         """How far a pass moved the features of a window, relative to where they were: ||h - before|| / ||before||."""
@@ -80,3 +99,9 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log likelihood of each target [batch, time] in nats, 0 where the target is -100."""
     flat = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return flat.view(targets.shape)
+
+
+def _head(x: Tensor, weight: Tensor, targets: Tensor | None, known: Tensor | None) -> Tensor:
+    if targets is None:
+        return F.linear(x, weight)
+    return linear_cross_entropy(x, weight, targets, known=known, ignored=IGNORED)

@@ -122,5 +122,7 @@ def run_pass(
 
 def score(model: LanguageModel, predict: bool, h: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
     """Losses of the targets from the features of a pass, and the likeliest token at every position if asked for."""
+    if not predict:
+        return model.nll(h, targets), None
     logits = model.logits(h)
-    return cross_entropy(logits, targets), logits.detach().argmax(-1) if predict else None
+    return cross_entropy(logits, targets), logits.detach().argmax(-1)

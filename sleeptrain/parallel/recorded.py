@@ -112,7 +112,7 @@ class RecordedWorker(Worker):
         d_nll = self.d_nll[work.micro]
         if work.item.loss and d_nll is not None:
             _, named["targets"], _ = work.rows.window(work.op)
-            named["d.nll"] = d_nll[:, work.part]
+            named |= {"d.nll": d_nll[:, work.part], "known": self.nll[work.micro][:, work.part]}
         function = partial(_back, self.model, work.rows.state.spec, frame, self.sums)
         found = {name.removeprefix("d."): d for name, d in self.replays(frame, function, named, adds=True).items()}
         return found.pop("h", None), found
@@ -168,4 +168,4 @@ def _units(model: LanguageModel, spec: tuple[Leaf, ...], frame: Frame, named: Na
 
 
 def _head(model: LanguageModel, frame: Frame, named: Named) -> Unit:
-    return head(model, frame.op, Rows(named["targets"], named["targets"], State((), {})))
+    return head(model, frame.op, Rows(named["targets"], named["targets"], State((), {})), named.get("known"))

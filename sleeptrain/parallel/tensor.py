@@ -44,8 +44,8 @@ class ShardedModel(LanguageModel):
         self.slices = axis.size if share_tokens else 1
         self._divide(config)
 
-    def nll(self, h: Tensor, targets: Tensor) -> Tensor:
-        """As the whole model's; every process has the logits of its part of the vocabulary."""
+    def nll(self, h: Tensor, targets: Tensor, known: Tensor | None = None) -> Tensor:
+        """As the whole model's, known or not; every process has all tokens' logits of its part of the vocabulary."""
         from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
         weight = self.embed.weight if self.head is None else self.head.weight

@@ -95,14 +95,14 @@ def body(
     return units
 
 
-def head(model: LanguageModel, op: Pass, rows: Rows) -> Unit:
-    """Final norm, head and loss of a pass: nats [rows, tokens of the window] from its features."""
+def head(model: LanguageModel, op: Pass, rows: Rows, known: Tensor | None = None) -> Unit:
+    """Final norm, head and loss of a pass: nats [rows, tokens of the window] from its features; `known` if it has run."""
     _, targets, _ = rows.window(op)
     weights = [*_weights(model.norm), *_weights(model.embed if model.head is None else model.head)]
 
     def run(h: Tensor | None, _: Mapping[str, Tensor]) -> Outputs:
         assert h is not None
-        return model.nll(h, targets), {}
+        return model.nll(h, targets, known), {}
 
     return Unit(run, tuple(weights))
 

@@ -110,7 +110,8 @@ class Worker:
         if self.body == "all":
             node = self._get("head", work)
         else:
-            node = build(head(self.model, work.op, work.rows), self._get("h", work), {})
+            known = self.nll[work.micro][:, work.part]
+            node = build(head(self.model, work.op, work.rows, known), self._get("h", work), {})
         d_nll = self.d_nll[work.micro]
         d_h = chain.through(node, None if d_nll is None else d_nll[:, work.part], self.sums)
         self.store.add(work.leaving("dh", self.plan.index), d_h)

@@ -7,7 +7,7 @@ norms are fused and keep less than a CPU's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sleep_kernels.linear_cross_entropy import backward, forward
 from sleeptrain.model.config import Model
 from sleeptrain.model.state import State, leaves
 from sleeptrain.parallel.units import Rows, Unit, body, build, evaluate, final_norm, head, pull
@@ -95,7 +96,7 @@ def count(model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype
 
 def _counted(unit: Unit, h: Tensor, state: State, held: Iterable[Tensor]) -> Graph:
     """A unit's graph, and the most that exists beside it."""
-    forward, back = _Live(held), _Live(held)
+    forward, back = Live(held), Live(held)
     with forward:
         evaluate(unit, h, state.tensors)
     with back:
@@ -116,7 +117,13 @@ def _id(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-class _Live(TorchDispatchMode):
+_SEEN_THROUGH: Mapping[Any, Callable[..., Any]] = {
+    torch.ops.sleep_kernels.linear_cross_entropy.default: forward,
+    torch.ops.sleep_kernels.linear_cross_entropy_backward.default: backward,
+}
+
+
+class Live(TorchDispatchMode):
     """Counts the bytes of tensors that operators make, for as long as something holds them; `held` ones are not counted."""
 
     def __init__(self, held: Iterable[Tensor]) -> None:
@@ -126,8 +133,12 @@ class _Live(TorchDispatchMode):
         self._made: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator and look at what exists after it."""
-        out = func(*args, **(kwargs or {}))
+        """Run an operator and look at what exists after it, and while it runs where that may be much."""
+        if func in _SEEN_THROUGH:
+            with self:
+                out = _SEEN_THROUGH[func](*args)
+        else:
+            out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and _id(tensor) not in self._held | self._made.keys():
                 storage = tensor.untyped_storage()

@@ -13,6 +13,7 @@ from sleep_kernels.comparison import Shape
 from sleep_kernels.self_test import self_test
 from sleeptrain.config import UserError
 from sleeptrain.engine.process import Place
+from sleeptrain.model.config import Model
 from sleeptrain.model.deltanet import DeltaNet
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.program import Window
@@ -20,6 +21,16 @@ from sleeptrain.train.config import Train
 
 _LOG = logging.getLogger("sleeptrain")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def check_kernels(model: Model, train: Train, windows: Iterable[Window], device: torch.device) -> None:
+    """Raise UserError where `train.kernels` requires fused kernels and none is there for `model` on this process's device: as
+    much as can be known before anything is built or written."""
+    if train.kernels != "require_fused" or "G" not in model.pattern or not _lengths(windows):
+        return
+    d = model.deltanet.head_dim
+    if obstacle := why_plain(device, DTYPES[train.precision], d, d):
+        raise UserError(_refusal(obstacle))
 
 
 def use_kernels(model: LanguageModel, train: Train, windows: Iterable[Window], rows: int, place: Place) -> None:
@@ -31,21 +42,28 @@ def use_kernels(model: LanguageModel, train: Train, windows: Iterable[Window], r
     torch used; under `require_fused` it is a UserError on all ranks, with the text on the first. `auto` on a CPU is plain
     torch, and nothing is run or said.
     """
-    mixers = [module for module in model.modules() if isinstance(module, DeltaNet)]
+    mixers, windows = [module for module in model.modules() if isinstance(module, DeltaNet)], list(windows)
     backend = "chunked"
     if train.kernels == "require_fused" or (train.kernels == "auto" and place.device.type != "cpu"):
-        lengths = sorted({window.stop - window.start for window in windows} - {1})  # one token: plain torch by design
-        shapes = [_shape(mixer, train, length, rows) for mixer in mixers for length in lengths]
+        shapes = [_shape(mixer, train, length, rows) for mixer in mixers for length in _lengths(windows)]
         obstacle = _first(_obstacle(shapes, place.device), place)
         if obstacle is None:
             backend = "auto"
         elif train.kernels == "require_fused":
-            said = f"train.kernels = require_fused, but {obstacle}; train.kernels=auto trains in plain torch"
-            raise UserError(said if place.rank == 0 else [])
+            raise UserError(_refusal(obstacle) if place.rank == 0 else [])
         elif place.rank == 0:
             _LOG.warning("plain torch is used instead of fused kernels: %s", obstacle)
     for mixer in mixers:
         mixer.backend = backend
+
+
+def _refusal(obstacle: str) -> str:
+    return f"train.kernels = require_fused, but {obstacle}; train.kernels=auto trains in plain torch"
+
+
+def _lengths(windows: Iterable[Window]) -> list[int]:
+    """Of windows for which there are fused kernels: a single token is left to plain torch by design."""
+    return sorted({window.stop - window.start for window in windows} - {1})
 
 
 def _shape(mixer: DeltaNet, train: Train, time: int, rows: int) -> Shape:

@@ -7,10 +7,12 @@ import io
 import os
 import shutil
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sleep_data import shards
 from sleep_data.rule110 import Rule110
@@ -139,6 +141,8 @@ HERE_AND_THERE: dict[str, tuple[list[str], list[str], str]] = {
     "stages": (recipe("mesh.pipe=2"), recipe(), "ranks were started differently: mesh.pipe is 2 on rank 0 and 1 on rank 1; start all with the same recipe, overrides and data"),
     "passes and seed": (recipe("sleep.passes=2", "train.seed=1"), recipe("sleep.passes=3"), "sleep.passes is 2 on rank 0 and 3 on rank 1; train.seed is 1 on rank 0 and 0 on rank 1; start all"),
     "not given": (recipe("deepspeed.dump_state=false"), recipe(), "deepspeed.dump_state is False on rank 0 and not given on rank 1"),
+    "a recipe that one does not have": (recipe(), ["train", "lost.yaml"], 'error: rank 1: recipe "lost.yaml": no such file'),
+    "no fused kernels": (recipe("train.kernels=require_fused"), recipe("train.kernels=require_fused"), "error: train.kernels = require_fused, but "),
     "too few": (recipe("mesh.data=2", "mesh.pipe=2"), recipe("mesh.data=2", "mesh.pipe=2"), "mesh.data = 2 (command line) with mesh.pipe = 2 (command line): 2 processes were started; start 4, for instance with torchrun --nproc_per_node 4"),
     "windows that cannot be shared": (HALVES, HALVES, "mesh.sequence = true (command line) with mesh.tensor = 2 (command line): 2 processes cannot share windows of 9 tokens, as in data; build windows of a multiple, or set mesh.sequence=false"),
     "no groups": (recipe("mesh.pipe=2", "train.micro=8"), recipe("mesh.pipe=2", "train.micro=8"), "the 1 micro-batches of each of 1 processes (train.batch = 8) do not make groups of 2 or 3 or 4"),
@@ -188,3 +192,23 @@ def test_a_run_that_is_continued_in_other_processes_or_on_other_data(folder: Pat
     assert ours(again) == [
         "error: alone was trained on other data than data holds now; bring the old data back to continue it, or start another run with run_dir=..."
     ]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_slip_that_all_make_is_told_by_the_first_and_keeps_nobody_waiting(
+    rank: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others of its machine are not there: they do not get as far, or have ended."""
+    from sleeptrain.cli import main, train
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(train, "ALONE", timedelta(seconds=1))
+    # A discarding port: nobody listens, and nobody will.
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    assert main.main(recipe("sleep.pases=3")) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "sleep.pases" in line]
+    wanted = ["error: sleep.pases = 3 (command line): unknown key; did you mean sleep.passes?"]
+    assert said == (wanted if rank == "0" else [])
+    assert not torch.distributed.is_initialized()

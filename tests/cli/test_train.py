@@ -131,6 +131,7 @@ WRONG: dict[str, tuple[list[str], Sequence[str]]] = {
     "processes": (recipe("mesh.data=2"), ["mesh.data = 2 (command line): 1 processes were started", "torchrun --nproc_per_node 2", "mesh.data=0"]),
     "too large a batch": (recipe("train.batch=1000"), ["1000", "use a smaller batch or more data"]),
     "graphs": (recipe("train.graphs=true", "train.retain=pass"), ["train.graphs = true needs a GPU, and torch sees none here; train.graphs=false"]),
+    "kernels": (recipe("train.kernels=require_fused", "model.layers=AG"), ["train.kernels = require_fused, but ", "train.kernels=auto trains in plain torch"]),
     "run folder is a file": (recipe(run="afile"), ['run_dir = "afile" (command line)', "cannot be written", "run_dir=..."]),
     "run folder below a file": (recipe(run="afile/run"), ['run_dir = "afile/run" (command line)', "cannot be written"]),
     "run folder in the void": (recipe(run="/proc/run"), ['run_dir = "/proc/run" (command line)', "cannot be written"]),

@@ -1,6 +1,7 @@
 """The tape against plain autograd on every option of the program, among its policies bit for bit, and what it keeps."""
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -56,6 +57,26 @@ def test_gradients_are_those_of_autograd_and_the_same_bits_under_every_policy(ca
             torch.testing.assert_close(ours[name], gradient, **EXACT, msg=lambda s, n=name: f"{n}: {s}")
         same(ours, found["none"][1])
     assert gradients["layers.1.mixer.k.weight"].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("case", ["context", "sliding, every"])
+def test_logits_in_tiles(case, tie, monkeypatch):
+    """As above, where none of a window's logits are kept; in the second half the losses are known."""
+    operator = importlib.import_module("sleep_kernels.linear_cross_entropy")
+    sleep, layout, passes = CASES[case]
+    model, (tokens, targets) = toy.model(tie=tie), toy.batch(layout)
+    expected, gradients = plain(model, sleep, layout, passes, tokens, targets)
+    monkeypatch.setattr(operator, "_FEW_BYTES", {"cpu": 0})
+    monkeypatch.setattr(operator, "_LEAST", 4)
+    monkeypatch.setattr(operator, "_ALIGNED", 1)
+    monkeypatch.setattr(operator, "_TILE_BYTES", {"cpu": 100})
+    found = {p: taped(model, sleep, layout, passes, tokens, targets, p) for p in POLICIES}
+    for result, ours, _ in found.values():
+        torch.testing.assert_close(result.nll, expected.nll, **EXACT)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(ours[name], gradient, **EXACT, msg=lambda s, n=name: f"{n}: {s}")
+        same(ours, found["none"][1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

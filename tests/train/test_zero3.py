@@ -22,6 +22,8 @@ PROGRAMS = {
     "sliding": [*ALL, "sleep.evict.mode=sliding"],
     "normed, last two passes": [*ALL, "sleep.loop.feedback=normed", "sleep.gradient.passes=2"],
     "ramp": [*ALL, "sleep.passes={start: 1, stop: 3, steps: 6}"],
+    "large vocabulary": [*ALL, "model.tie=false", "model.vocab=140000"],
+    "large vocabulary, tied": [*ALL, "model.tie=true", "model.vocab=140000"],
     "context": [*RANGE, "sleep.loop.trigger=context", "sleep.loop.feedback=embeddings", "data=rule110"],
 }
 ZERO = ["mesh.zero=3"]
@@ -40,6 +42,8 @@ GRID = {
     ("sliding", "pass"): [*ZERO, "train.retain=pass"],
     ("normed, last two passes", "window"): [*ZERO, "train.retain=window"],
     ("ramp", "pass"): [*ZERO, "train.retain=pass"],
+    ("large vocabulary", "none"): [*ZERO, "train.retain=none"],
+    ("large vocabulary, tied", "nothing kept"): [*ZERO, "train.retain=pass", *NOTHING_KEPT],
     ("context", "block"): [*ZERO, "train.retain=block"],
     ("tied", "micro-batches"): [*ZERO, "train.retain=pass", "train.micro=1", "mesh.group=2"],
     ("tied, range", "nothing kept"): [*ZERO, "train.retain=window", *NOTHING_KEPT],

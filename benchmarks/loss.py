@@ -1,0 +1,122 @@
+"""The head and the loss in tiles against a linear layer and a cross entropy in a row: CPU time and memory, one thread."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from figures import Figure, interleaved, median_ratio, part
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from sleep_kernels import linear_cross_entropy
+
+WIDTH = 256
+SHAPES = {256: 4096, 4096: 4096, 32768: 1024}
+"""Tokens of a window of a micro-batch, by vocabulary."""
+NO_SLOWER = 1.1
+"""What computing the logits twice may cost where there was none of them to be computed twice before."""
+Loss = Callable[..., Tensor]
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+def in_a_row(x: Tensor, weight: Tensor, targets: Tensor, *, known: Tensor | None = None) -> Tensor:
+    """What torch offers: all logits, in float32."""
+    return F.cross_entropy(F.linear(x, weight).float(), targets, reduction="none")
+
+
+def inputs_of(vocab: int, tokens: int, dtype: torch.dtype) -> Inputs:
+    """Features, weight, targets, of which a seventh is not scored."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, WIDTH, generator=generator).to(dtype).requires_grad_()
+    weight = (0.06 * torch.randn(vocab, WIDTH, generator=generator)).to(dtype).requires_grad_()
+    targets = torch.randint(0, vocab, (tokens,), generator=generator)
+    targets[::7] = -100
+    return x, weight, targets
+
+
+def once(loss: Loss, inputs: Inputs) -> None:
+    """Forward with a graph and backward, as under `train.retain=none`."""
+    found = loss(*inputs)
+    torch.autograd.grad(found.mean(), inputs[:2])
+
+
+def twice(loss: Loss, inputs: Inputs) -> None:
+    """Forward without a graph, then again with one, and backward, as under the other policies."""
+    with torch.no_grad():
+        known = loss(*inputs)
+    torch.autograd.grad(loss(*inputs, known=known).mean(), inputs[:2])
+
+
+def seconds(work: Callable[[], None], calls: int) -> float:
+    """CPU time of this process for some calls, after one that does not count: it pays for the memory that others left."""
+    work()
+    start = time.process_time()
+    for _ in range(calls):
+        work()
+    return (time.process_time() - start) / calls
+
+
+def kept(loss: Loss, inputs: Inputs) -> int:
+    """Bytes that wait for backward, beside the inputs."""
+    sizes: dict[int, int] = {}
+    known = {tensor.data_ptr() for tensor in inputs}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in known:
+            sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = loss(*inputs)
+    del found
+    return sum(sizes.values())
+
+
+def peak(work: Callable[[], None]) -> int:
+    """The most that torch's allocator holds at a time of all that `work` allocates."""
+    os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler writes to stderr otherwise
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    now = most = 0
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def figures(quick: bool) -> list[Figure]:
+    """Ratios of times, and megabytes, for each type and vocabulary."""
+    torch.set_num_threads(1)
+    found, rounds = [], 1 if quick else 5
+    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        for vocab, tokens in ({8192: 1024} if quick else SHAPES).items():
+            inputs, what = inputs_of(vocab, tokens, dtype), f"loss, {name}, {vocab} words, {tokens} tokens"
+            for mode, label in ((once, "time, retain none"), (twice, "time, other policies")):
+                calls = 1 if quick else max(1, 2**24 // (vocab * tokens))
+                runs = {
+                    loss.__name__: partial(seconds, partial(mode, loss, inputs), calls)
+                    for loss in (linear_cross_entropy, in_a_row)
+                }
+                times = interleaved(runs, rounds)
+                ratio = median_ratio(times["linear_cross_entropy"], times["in_a_row"])
+                best = {loss: 1e3 * min(series) for loss, series in times.items()}
+                found.append(Figure(f"{what}: {label}", ratio, "x in a row", at_most=NO_SLOWER, detail={"ms": best}))
+            for label, size in (
+                ("kept", kept),
+                ("peak", lambda loss, inputs: peak(partial(once, loss, inputs))),
+            ):
+                ours, theirs = (size(loss, inputs) / 2**20 for loss in (linear_cross_entropy, in_a_row))
+                found.append(
+                    Figure(f"{what}: {label}", ours, "MiB", at_most=1.01 * theirs, detail={"in a row": theirs})
+                )
+    return found
+
+
+if __name__ == "__main__":
+    part(figures, __doc__, ["torch"])
