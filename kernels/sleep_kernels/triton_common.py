@@ -45,6 +45,17 @@ def split(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def add_product(total, a, b, PRECISION: tl.constexpr):
+    """total + a @ b with b, float32, as two numbers of the dtype of a, so that it is not rounded to that."""
+    high = narrow(b, a.dtype)
+    total += matmul(a, high, PRECISION)
+    if a.dtype.primitive_bitwidth < 32:
+        # Made after the first product: at once, both would be held in registers.
+        total += matmul(a, narrow(b - high.to(tl.float32), a.dtype), PRECISION)
+    return total
+
+
+@triton.jit
 def log2_decay(g):
     """Log decays in float32 as powers of two, bounded below."""
     return tl.maximum(g.to(tl.float32) * LOG2_E, LOWEST_LOG2)

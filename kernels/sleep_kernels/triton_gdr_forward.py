@@ -7,28 +7,38 @@
 Symbols as in chunked.py. The residual form is an idea of QwenLM/FlashQLA (MIT); the code is our own.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sleep_kernels.triton_common import CHUNK, matmul, narrow, split
+from sleep_kernels.triton_common import CHUNK, add_product, matmul, narrow, split
 from sleep_kernels.triton_gdr_chunks import Chunks, prepare
 from sleep_kernels.verified import Launch, Plan
 
 C = tl.constexpr(CHUNK)
 
 
+class Replayed(NamedTuple):
+    """What backward needs of the forward's sweep, in the dtype of k; n chunks of 64."""
+
+    states: Tensor  # [batch, value_heads, n, d_k, d_v]  S before each chunk
+    residuals: Tensor  # [batch, value_heads, n * 64, d_v]  e
+    residuals_low: Tensor  # what e loses by that; the same tensor where the dtype is float32, which loses nothing
+
+
 @triton.jit(do_not_specialize=["T"])
 def sweep_kernel(
-    q, k, v, inverse, running, strength, scores, scores_low, initial, o, final, states, residuals, T, scale,
+    q, k, v, inverse, running, strength, scores, scores_low, initial, o, final, states, residuals, residuals_low,
+    T, scale,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr,
     HAS_INITIAL: tl.constexpr, REPLAY: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program per sequence, value head and BV columns of S.
 
-    Writes o and final, or with REPLAY states [batch, value_heads, n, d_k, d_v] before each chunk and residuals e
-    [batch, value_heads, n * 64, d_v], both in the dtype of k.
+    Writes o and final, or with REPLAY what Replayed holds.
     """
     DTYPE: tl.constexpr = k.dtype.element_ty
     n = tl.cdiv(T, C)
@@ -49,6 +59,7 @@ def sweep_kernel(
     running += lane * n * C
     strength += lane * n * C
     residuals += lane * n * C * DV
+    residuals_low += lane * n * C * DV
     tile = at_k[:, None] * DV + at_v[None, :]
     if HAS_INITIAL:  # noqa: SIM108
         state = tl.load(initial + lane * DK * DV + tile)
@@ -67,19 +78,21 @@ def sweep_kernel(
         held = narrow(state, DTYPE)
         into = tl.exp2(c)[:, None]
         rest = values - into * matmul(keys, held, PRECISION)
-        e = matmul(a, narrow(rest, DTYPE), PRECISION)
+        e = add_product(tl.zeros((C, BV), tl.float32), a, rest, PRECISION)
         written = e * beta[:, None]
         if REPLAY:
             tl.store(states + (lane * n + i) * DK * DV + tile, held)
-            tl.store(residuals + t[:, None] * DV + at_v[None, :], narrow(e, DTYPE))
-        kept = narrow(written * tl.exp2(last - c)[:, None], DTYPE)
-        state = state * tl.exp2(last) + matmul(tl.trans(keys), kept, PRECISION)
+            high, low = split(e, DTYPE)
+            tl.store(residuals + t[:, None] * DV + at_v[None, :], high)
+            if DTYPE.primitive_bitwidth < 32:
+                tl.store(residuals_low + t[:, None] * DV + at_v[None, :], low)
+        state = state * tl.exp2(last)
+        state = add_product(state, tl.trans(keys), written * tl.exp2(last - c)[:, None], PRECISION)
         if not REPLAY:
             queries = tl.load(q + t[:, None] * (H * DK) + at_k[None, :], mask=valid, other=0.0)
             p = tl.load(scores + square)
-            out = matmul(queries, held, PRECISION) * (into * scale)
             high, low = split(written, DTYPE)
-            out += matmul(p, high, PRECISION)
+            out = matmul(queries, held, PRECISION) * (into * scale) + matmul(p, high, PRECISION)
             if DTYPE.primitive_bitwidth < 32:  # what rounding took from the two, or o would be rounded three times
                 out += matmul(tl.load(scores_low + square), high, PRECISION)
                 out += matmul(p, low, PRECISION)
@@ -96,19 +109,20 @@ def forward(
     o = torch.empty_like(v)
     final = q.new_empty((batch, value_heads, q.shape[3], d_v), dtype=torch.float32)
     chunks = prepare(q, k, g, beta, scale, plan)
-    _sweep(q, k, v, chunks, initial_state, o, final, None, None, scale, plan.sweep, plan.precision)
+    _sweep(q, k, v, chunks, initial_state, o, final, None, scale, plan.sweep, plan.precision)
     return o, final
 
 
 def replay(
     k: Tensor, v: Tensor, chunks: Chunks, initial_state: Tensor | None, launch: Launch, precision: str
-) -> tuple[Tensor, Tensor]:
-    """S before each chunk [batch, value_heads, n, d_k, d_v] and e [batch, value_heads, n * 64, d_v], dtype of k."""
+) -> Replayed:
+    """The forward's sweep once more, for what backward needs of it."""
     batch, value_heads, n = chunks.inverse.shape[:3]
     states = k.new_empty((batch, value_heads, n, k.shape[3], v.shape[3]))
-    residuals = k.new_empty((batch, value_heads, n * CHUNK, v.shape[3]))
-    _sweep(k, k, v, chunks, initial_state, v, None, states, residuals, 1.0, launch, precision)
-    return states, residuals
+    e = k.new_empty((batch, value_heads, n * CHUNK, v.shape[3]))
+    replayed = Replayed(states, e, e if e.dtype == torch.float32 else torch.empty_like(e))
+    _sweep(k, k, v, chunks, initial_state, v, None, replayed, 1.0, launch, precision)
+    return replayed
 
 
 def _sweep(
@@ -119,8 +133,7 @@ def _sweep(
     initial: Tensor | None,
     o: Tensor,
     final: Tensor | None,
-    states: Tensor | None,
-    residuals: Tensor | None,
+    replayed: Replayed | None,
     scale: float,
     launch: Launch,
     precision: str,
@@ -136,8 +149,7 @@ def _sweep(
         chunks.running if initial is None else initial,
         o,
         chunks.running if final is None else final,
-        k if states is None else states,
-        k if residuals is None else residuals,
+        *(replayed or (k, k, k)),
         time,
         scale,
         H=k.shape[2],

@@ -55,10 +55,11 @@ def rule_kernels(plan: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str
     chunks = {"inverse": x, "running": f, "strength": f, "scores": x, "scores_low": x}
     sizes, numbers = {"T": "i32"}, {"T": "i32", "scale": "fp32"}
     heads = {"H": KEY_HEADS, "HV": KEY_HEADS, "DK": d, "PRECISION": plan.precision}
-    sweep = {n: x for n in ("q", "k", "v", "o", "states", "residuals")} | chunks | {"initial": f, "final": f} | numbers
-    reverse = {n: x for n in ("q", "k", "grad_o", "dv", "d_states")} | chunks | numbers
-    remainder = {n: x for n in ("q", "k", "grad_o", "dv", "states", "residuals", "d_states", "dq", "dk")}
-    remainder |= {n: f for n in ("running", "strength", "dg", "dbeta")} | numbers | {"rows": "i32"}
+    replayed = ("states", "residuals", "residuals_low")
+    sweep = {n: x for n in ("q", "k", "v", "o", *replayed)} | chunks | {"initial": f, "final": f} | numbers
+    reverse = {n: x for n in ("q", "k", "grad_o", "dv")} | chunks | numbers
+    remainder = {n: x for n in ("q", "k", "grad_o", "dv", *replayed, "scratch", "dq", "dk")}
+    remainder |= {n: f for n in ("running", "strength", "d_states", "dg", "dbeta")} | numbers | {"rows": "i32"}
 
     def columns(launch: Any) -> dict[str, Any]:
         return heads | {"DV": d, "BV": min(launch.block, d)}
@@ -78,7 +79,7 @@ def rule_kernels(plan: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str
         ),
         "reverse": (
             reverse_kernel,
-            reverse | {"grad_state": f, "d_initial": f},
+            reverse | {"grad_state": f, "d_states": f, "d_initial": f},
             columns(plan.reverse) | {"HAS_GRAD_STATE": True},
             plan.reverse,
         ),
