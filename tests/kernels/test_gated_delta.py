@@ -1,6 +1,7 @@
 """Gated delta rule: the recurrence in numpy, `reference` against it, and `chunked` against `reference`."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -193,10 +194,11 @@ def test_strided_and_expanded_inputs() -> None:
     assert torch.equal(o, expected) and final.is_contiguous()
 
 
-def test_gradients_by_finite_differences() -> None:
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_gradients_by_finite_differences(backend: str) -> None:
     inputs = make_inputs(batch=1, time=5, key_heads=1, group=2, d_k=3, d_v=2)
     leaves = [t.requires_grad_() for t in inputs.values()]
-    assert torch.autograd.gradcheck(gated_delta_rule, leaves)
+    assert torch.autograd.gradcheck(partial(gated_delta_rule, backend=backend), leaves)
 
 
 def test_one_of_two_gradients() -> None:
