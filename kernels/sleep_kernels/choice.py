@@ -36,6 +36,11 @@ def launches(operator: str, backend: str, device: torch.device, dtype: torch.dty
     return plan
 
 
+def addressable(*tensors: torch.Tensor) -> bool:
+    """Whether the kernels' offsets into one sequence of each tensor [batch, ...] fit into 32 bits."""
+    return all(tensor.shape[1:].numel() < 1 << 31 for tensor in tensors)
+
+
 def triton_version() -> str | None:
     """Triton's version without a local suffix, None if it is not installed."""
     try:

@@ -117,10 +117,10 @@ def _check(
             raise ValueError(f"{name} has dtype {tensor.dtype}; with q in {q.dtype} it must be {wide}")
 
 
-def _launch(q: Tensor, key_heads: int, backend: str) -> Any:
+def _launch(q: Tensor, v: Tensor, key_heads: int, backend: str) -> Any:
     d = q.shape[2] // key_heads
     plan = choice.launches("delta_inputs", backend, q.device, q.dtype, d)
-    return None if plan is None else plan.prep
+    return None if plan is None or not choice.addressable(q, v) else plan.prep
 
 
 def _contiguous(tensors: Any) -> Any:
@@ -129,7 +129,7 @@ def _contiguous(tensors: Any) -> Any:
 
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     tensors, (key_heads, strength, backend) = arguments[:12], arguments[12:]
-    launch = _launch(tensors[0], key_heads, backend)
+    launch = _launch(tensors[0], tensors[2], key_heads, backend)
     if launch is None:
         return chunked_inputs.forward(*arguments[:-1])
     from sleep_kernels import triton_prep
@@ -140,7 +140,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     grads, tensors, (key_heads, strength, backend) = arguments[:6], arguments[6:18], arguments[18:]
-    launch = _launch(tensors[0], key_heads, backend)
+    launch = _launch(tensors[0], tensors[2], key_heads, backend)
     if launch is None:
         return chunked_inputs.backward(grads, *arguments[6:-1])
     from sleep_kernels import triton_prep_backward

@@ -11,8 +11,6 @@ from torch import Tensor
 from sleep_kernels import choice, chunked, verified
 from sleep_kernels.verified import Plan
 
-_WIDEST_OFFSET = 1 << 31
-
 
 def choose(q: Tensor, v: Tensor, *, verified_only: bool) -> Plan | None:
     """The launches for these inputs, or None for `chunked`; each answer and its reason are logged once.
@@ -22,7 +20,7 @@ def choose(q: Tensor, v: Tensor, *, verified_only: bool) -> Plan | None:
     """
     if not q.is_cuda:
         return _choose_on_cpu(q, v)
-    if max(q[0].numel(), v[0].numel()) >= _WIDEST_OFFSET:
+    if not choice.addressable(q, v):
         return None
     if q.shape[1] == 1 and verified_only:  # decoding: one token is a few small products
         return None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -25,19 +26,45 @@ class CudaRecorder:
     """Records CUDA graphs. They share memory: each is replayed alone, and its outputs are read before the next one."""
 
     def __init__(self) -> None:
-        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream()
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+        self._pool = torch.cuda.graph_pool_handle()
+        self._failed: torch.cuda.CUDAGraph | None = None
 
     def record(self, run: Callable[[], Made]) -> tuple[Made, Callable[[], None]]:
-        """See `Recorder`."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            run()  # libraries set themselves up, kernels are compiled
-        torch.cuda.current_stream().wait_stream(self.stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, such as NCCL's, may go on meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            made = run()
+        """See `Recorder`. After a capture that failed nothing is recorded any more: what it leaves open in torch's allocator
+        cannot all be closed."""
+        if self._failed is not None:
+            raise RuntimeError("an earlier recording failed in the middle")
+        if not self._graphs:  # a pool that nothing uses any more cannot be used again
+            self._pool = torch.cuda.graph_pool_handle()
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self.stream.wait_stream(here)
+        # Not torch.cuda.graph: that waits for the whole device, on which another stage may wait for a message of this one,
+        # and stays on its stream where a capture fails.
+        try:
+            with torch.cuda.stream(self.stream):
+                run()  # libraries set themselves up, kernels are compiled
+                made = self._captured(graph, run)
+        finally:
+            here.wait_stream(self.stream)
+        self._graphs.add(graph)
         return made, graph.replay
+
+    def _captured(self, graph: torch.cuda.CUDAGraph, run: Callable[[], Made]) -> Made:
+        try:
+            # Other threads, such as NCCL's, may go on meanwhile.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                return run()
+            finally:
+                graph.capture_end()
+        except BaseException:
+            # The allocator calls back into this graph as long as memory goes to its pool, and would do so for ever.
+            self._failed = graph
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+            raise
 
 
 class Rerun:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sleep_kernels import gated_delta_rule
+from sleep_kernels import choice, gated_delta_rule
 
 NAMES = ("o", "final_state", "q", "k", "v", "g", "beta", "initial_state")
 # Everything is of order one to a hundred, so this is ten digits.
@@ -297,3 +297,8 @@ def test_wrong_inputs_are_named(name: str, change: object, message: str) -> None
 def test_unknown_backend_is_named() -> None:
     with pytest.raises(ValueError, match="'cuda' is not offered; choose one of auto, chunked, reference"):
         gated_delta_rule(**make_inputs(), backend="cuda")
+
+
+def test_sequences_beyond_32_bit_offsets_are_left_to_plain_torch() -> None:
+    near, far = (torch.empty(2, 1 << 20, 16, d, device="meta") for d in (64, 128))
+    assert choice.addressable(near, near) and not choice.addressable(near, far)

@@ -1,7 +1,10 @@
 """Recorders: CUDA graphs as far as torch's interface can be seen without a GPU, running again, parameters that stand in."""
 
+import gc
 import inspect
-from contextlib import contextmanager, nullcontext
+import itertools
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -22,40 +25,77 @@ class Stream:
 @pytest.fixture
 def log(monkeypatch):
     """What a recorder asks of torch.cuda, whose own signatures it must fit."""
-    said, main, signature = [], Stream([], "main"), inspect.signature(torch.cuda.graph.__init__)
+    said, main, pools = [], Stream([], "main"), itertools.count()
     main.log = said
+    begin = inspect.signature(torch.cuda.CUDAGraph.capture_begin)
 
     @contextmanager
-    def capture(*args, **options):
-        bound = signature.bind(None, *args, **options)
-        assert bound.arguments["pool"] == (0, 1) and bound.arguments["capture_error_mode"] == "thread_local"
-        said.append(f"capture on {bound.arguments['stream'].name}")
-        yield
-        said.append("captured")
+    def stream(chosen):
+        said.append(f"on {chosen.name}")
+        try:
+            yield
+        finally:
+            said.append("back")
 
     class Graph:
         replay = torch.cuda.CUDAGraph.replay
 
+        def capture_begin(self, *args, **options):
+            bound = begin.bind(self, *args, **options)
+            assert bound.arguments["capture_error_mode"] == "thread_local"
+            said.append(f"capture into {bound.arguments['pool']}")
+
+        def capture_end(self):
+            said.append("captured")
+
     for name, stand_in in {
-        "Stream": lambda: Stream(said, "side"), "graph_pool_handle": lambda: (0, 1), "current_stream": lambda: main,
-        "stream": lambda _: nullcontext(), "CUDAGraph": Graph, "graph": capture,
+        "Stream": lambda: Stream(said, "side"), "graph_pool_handle": lambda: next(pools), "current_stream": lambda: main,
+        "stream": stream, "CUDAGraph": Graph, "current_device": lambda: 0,
     }.items():  # fmt: skip
         assert hasattr(torch.cuda, name)
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(
+        torch._C, "_cuda_endAllocateToPool", lambda device, pool: said.append(f"closed {pool}"), raising=False
+    )
     return said
 
 
-def test_a_cuda_graph_is_captured_after_the_function_ran_once_on_the_same_stream(log):
-    def run():
-        log.append("run")
-        return {"y": torch.ones(2)}
+def recorded(log):
+    log.append("run")
+    return {"y": torch.ones(2)}
 
-    recorder = CudaRecorder()
-    made, again = recorder.record(run)
+
+def test_a_cuda_graph_is_captured_after_the_function_ran_once_on_the_same_stream(log):
+    made, again = CudaRecorder().record(partial(recorded, log))
     assert list(made) == ["y"] and again.__name__ == "replay"
     assert log == [
-        "side waits for main", "run", "main waits for side", "capture on side", "run", "captured",
+        "side waits for main", "on side", "run", "capture into 1", "run", "captured", "back", "main waits for side",
     ]  # fmt: skip
+
+
+def test_graphs_share_a_pool_for_as_long_as_one_of_them_lives(log):
+    recorder = CudaRecorder()
+    kept = [recorder.record(partial(recorded, log)) for _ in range(2)]
+    kept.clear()
+    gc.collect()
+    recorder.record(partial(recorded, log))
+    assert [line for line in log if "capture into" in line] == ["capture into 1", "capture into 1", "capture into 2"]
+
+
+def test_after_a_capture_that_fails_work_goes_on_where_it_was_and_nothing_more_is_recorded(log):
+    recorder, runs = CudaRecorder(), itertools.count()
+
+    def run():
+        if next(runs):
+            raise RuntimeError("not permitted when stream is capturing")
+        return {}
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        recorder.record(run)
+    assert log[-4:] == ["captured", "closed 1", "back", "main waits for side"]
+    with pytest.raises(RuntimeError, match="earlier recording failed"):
+        recorder.record(partial(recorded, log))
+    assert log[-1] == "main waits for side"
 
 
 def test_running_again_writes_where_the_first_run_wrote():
