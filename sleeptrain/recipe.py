@@ -160,7 +160,7 @@ def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
 
 def check_run(resolved: Resolved[Recipe], folder: Path, manifest: Manifest | None = None) -> None:
     """Raise UserError if `folder` holds a run of another configuration, or of other data than `manifest` describes."""
-    if (folder / "config.yaml").exists() and (changed := _changes(resolved, folder / "config.yaml")):
+    if _begun(folder) and (changed := _changes(resolved, folder / "config.yaml")):
         way_out = "take the old values to continue it, or start another run with run_dir=..."
         raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changed])
     if manifest and checkpoint.latest(folder / "checkpoints") and _other_data(folder / "manifest.json", manifest):
@@ -169,6 +169,13 @@ def check_run(resolved: Resolved[Recipe], folder: Path, manifest: Manifest | Non
             f"{folder} was trained on other data than {paths} holds now; bring the old data back to continue it, or start "
             "another run with run_dir=..."
         )
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run in `folder` has made a step."""
+    metrics = folder / "metrics.jsonl"
+    begun = checkpoint.latest(folder / "checkpoints") is not None or (metrics.exists() and metrics.stat().st_size > 0)
+    return begun and (folder / "config.yaml").exists()
 
 
 def _other_data(known: Path, manifest: Manifest) -> bool:

@@ -75,10 +75,13 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     Under a launcher it is for the launched processes, without one for as many as the mesh names.
     """
     from sleeptrain import checkpoint, plan
+    from sleeptrain.engine.process import device_here, number
     from sleeptrain.recipe import check_processes, check_run, run_folder
+    from sleeptrain.train.setup import check_device
 
-    world = int(os.environ.get("WORLD_SIZE", "0")) or plan.planned_world(resolved.value, None)
+    world = number("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else plan.planned_world(resolved.value, None)
     check_processes(resolved, world)
+    check_device(resolved.value, device_here())
     with naming_data(resolved):
         read_ahead(resolved.value, world)
     resolved, layout = plan.laid_out(resolved)
@@ -128,7 +131,7 @@ def train(args: argparse.Namespace) -> int:
             raise
     import torch.distributed
 
-    from sleeptrain.engine.process import init_distributed, leave
+    from sleeptrain.engine.process import init_distributed, leave, telling_who_is_lost
     from sleeptrain.plan import stages_balance
     from sleeptrain.train.kernels import check_kernels
     from sleeptrain.train.loop import train as loop
@@ -144,7 +147,7 @@ def train(args: argparse.Namespace) -> int:
         resolved = on_every_rank(place, lambda: resolved or load_recipe(args.recipe, args.overrides))
         agree(place, {path: value for path, value, _ in resolved.rows()})
         on_first_rank(place, lambda: check_processes(resolved, place.world))
-        on_every_rank(place, lambda: check_device(resolved.value, place))
+        on_every_rank(place, lambda: check_device(resolved.value, place.device))
         resolved, reader = on_every_rank(place, lambda: open_data(resolved, place))
         job, windows = resolved.value, reader.manifest.windows
         on_every_rank(place, lambda: check_kernels(job.model, job.train, windows, place.device))
@@ -155,7 +158,8 @@ def train(args: argparse.Namespace) -> int:
             print(stages_balance(setup.job, windows, setup.split), file=sys.stderr)
         if setup.step and place.rank == 0:
             print(f"{folder}: continuing at step {setup.step} of {setup.steps}", file=sys.stderr)
-        outcome = loop(setup)
+        with telling_who_is_lost(place):
+            outcome = loop(setup)
     except RunFailed:
         if place.rank != 0:
             return 1  # it is raised on all ranks, and rank 0 says it

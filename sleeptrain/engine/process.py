@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # see init_distributed
 
 from sleeptrain.config.errors import UserError
 from sleeptrain.engine.patches.quiet import quiet, silence_deprecations
@@ -36,7 +40,12 @@ def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> Place:
         # DeepSpeed reads it from the environment and asserts that it is there.
         os.environ["LOCAL_RANK"] = str(rank % torch.cuda.device_count() if gpu else rank)
     local_rank = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+    device = device_here(local_rank)
+    with quiet():
+        # Before there is a group: functions that are defined later have it as a default argument, and hold it for good.
+        import deepspeed.comm
+
+        skip_shared_memory_operator()
     if not dist.is_initialized():
         if gpu:
             torch.cuda.set_device(device)
@@ -47,12 +56,14 @@ def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> Place:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     silence_deprecations()
     with quiet():
-        import deepspeed.comm
-
-        skip_shared_memory_operator()
         if not deepspeed.comm.is_initialized():
             deepspeed.comm.init_distributed(auto_mpi_discovery=False, timeout=timeout, verbose=False)
     return Place(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def device_here(local_rank: int = 0) -> torch.device:
+    """The device of one of this machine's processes: its GPU, or the CPU where there is none."""
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def _numbers() -> tuple[int, int]:
@@ -64,7 +75,44 @@ def _numbers() -> tuple[int, int]:
             f"the environment has some of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, but not {', '.join(missing)}: "
             "start with torchrun or set all four, or unset them for one process"
         )
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    world = number("WORLD_SIZE", 1)
+    number("MASTER_PORT", 0, 65535)
+    if "LOCAL_RANK" in os.environ:
+        number("LOCAL_RANK", 0, world - 1)
+    return number("RANK", 0, world - 1), world
+
+
+def number(name: str, least: int, most: int | None = None) -> int:
+    """A whole number from the environment. UserError where it is none, or out of range."""
+    said = os.environ[name]
+    try:
+        found = int(said)
+    except ValueError:
+        raise UserError(f"{name} = {json.dumps(said)} (environment): expected a whole number") from None
+    if found < least or (most is not None and found > most):
+        wanted = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise UserError(f"{name} = {found} (environment): must be {wanted}")
+    return found
+
+
+class ProcessLost(RuntimeError):
+    """Another process of this run has ended, or cannot be reached."""
+
+
+@contextmanager
+def telling_who_is_lost(place: Place) -> Iterator[None]:
+    """A collective that fails inside since another process is gone raises ProcessLost."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises RuntimeError itself, with the place in its own source.
+        lost = type(error) is RuntimeError and "/gloo/" in str(error)
+        if place.world == 1 or not (lost or isinstance(error, dist.DistBackendError)):
+            raise
+        raise ProcessLost(
+            f"rank {place.rank} of {place.world} cannot reach another process of this run any more; what that one said last "
+            "is the reason; the same command continues from the last checkpoint"
+        ) from error
 
 
 def leave() -> None:

@@ -97,9 +97,9 @@ def open_reader(job: Job, place: Place) -> Reader:
     )
 
 
-def check_device(job: Job, place: Place) -> None:
+def check_device(job: Job, device: torch.device) -> None:
     """Raise UserError where a job asks for what this process's device cannot do."""
-    if job.train.graphs and place.device.type != "cuda":
+    if job.train.graphs and device.type != "cuda":
         raise UserError("train.graphs = true needs a GPU, and torch sees none here; train.graphs=false trains without")
 
 

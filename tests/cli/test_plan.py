@@ -102,6 +102,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "dry: groups": (["train", "rule110-tiny", "--dry-run", "mesh.pipe=2", "train.micro=64"], ["train.micro = 64", "groups of 2 or 3 or 4"]),
     "dry: window": (["train", "rule110-tiny", "--dry-run", "sleep.window=8"], ["sleep.window = 8 (command line)", "windows of 9 tokens"]),
     "dry: folder": (["train", "rule110-tiny", "--dry-run", "run_dir=afile/run"], ['run_dir = "afile/run" (command line): afile/run cannot be written (afile is a file)']),
+    "dry: graphs": (["train", "rule110-tiny", "--dry-run", "train.graphs=true", "train.retain=pass"], ["train.graphs = true needs a GPU"]),
     "dry: another run": (["train", "rule110-tiny", "--dry-run", "run_dir=other"], ["other holds a run of another configuration", "train.batch = 64", "was 32"]),
 }  # fmt: skip
 
@@ -115,6 +116,7 @@ def test_what_does_not_fit_is_told_and_nothing_is_written(sleeptrain: Any, folde
     (folder / "other" / "config.yaml").write_text(
         load_recipe("rule110-tiny", ["train.batch=32", "run_dir=other"]).to_yaml()
     )
+    (folder / "other" / "metrics.jsonl").write_text('{"step": 1}\n')
     before = files(folder)
     words, parts = WRONG[name]
     ran = sleeptrain(*words)

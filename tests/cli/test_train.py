@@ -13,6 +13,7 @@ import pytest
 
 from sleep_data import shards
 from sleep_data.tasks import make
+from sleeptrain.config import UserError
 from tests.cli.lines import TINY, Line, run_named
 from tests.train.jobs import text_data
 
@@ -214,3 +215,16 @@ def test_many_passes_are_only_slow(ran: dict[str, Line], folder: Path) -> None:
     assert ran["many passes"].status == 0, ran["many passes"].err
     (row,) = (folder / "runs" / "many" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(row)["passes"] == 200
+
+
+def test_a_folder_in_which_no_step_was_made_takes_other_values(tmp_path: Path) -> None:
+    """A run that failed on its data, say, which are then named rightly."""
+    from sleeptrain.recipe import check_run, load_recipe
+
+    (tmp_path / "config.yaml").write_text(load_recipe("rule110-tiny", ["train.batch=32"]).to_yaml())
+    check_run(load_recipe("rule110-tiny"), tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    check_run(load_recipe("rule110-tiny"), tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match=r"train.batch = 64 .*, was 32"):
+        check_run(load_recipe("rule110-tiny"), tmp_path)

@@ -44,6 +44,65 @@ def test_half_an_environment_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch)
         process._numbers()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"RANK": "zero"}, r'RANK = "zero" \(environment\): expected a whole number'),
+        ({"RANK": "2"}, r"RANK = 2 \(environment\): must be from 0 to 1"),
+        ({"RANK": "-1"}, r"RANK = -1 \(environment\): must be from 0 to 1"),
+        ({"LOCAL_RANK": "2"}, r"LOCAL_RANK = 2 \(environment\): must be from 0 to 1"),
+        ({"WORLD_SIZE": "0"}, r"WORLD_SIZE = 0 \(environment\): must be at least 1"),
+        ({"MASTER_PORT": "99999"}, r"MASTER_PORT = 99999 \(environment\): must be from 0 to 65535"),
+        ({"MASTER_PORT": ""}, r'MASTER_PORT = "" \(environment\): expected a whole number'),
+    ],
+)
+def test_numbers_that_cannot_be(changes: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in (right | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said):
+        process.init_distributed()
+
+
+def threads_of_gloo() -> int:
+    names = [task / "comm" for task in Path("/proc/self/task").iterdir()]
+    return [name.read_text().strip() for name in names if name.exists()].count("pt_gloo_runloop")
+
+
+def left_behind() -> tuple[int, int]:
+    place = init_distributed()
+    dist.all_gather_object([None] * place.world, "a tensor that gloo's threads hold on to")
+    before = threads_of_gloo()
+    process.leave()
+    return before, threads_of_gloo()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_no_thread_outlives_the_group(world: int) -> None:
+    """One that lets go of a tensor while Python is being taken down ends the process with SIGABRT."""
+    for before, after in run(left_behind, world):
+        assert before > 0 and after == 0
+
+
+def lose_each_other() -> str:
+    place = init_distributed()
+    dist.barrier()
+    if place.rank == 1:
+        process.leave()
+        return "gone"
+    with pytest.raises(process.ProcessLost, match="rank 0 of 2 cannot reach another process"):
+        with process.telling_who_is_lost(place):
+            for _ in range(1000):
+                dist.all_reduce(torch.ones(1))
+    with pytest.raises(RuntimeError, match="my own"), process.telling_who_is_lost(place):
+        raise RuntimeError("my own")
+    return "told"
+
+
+def test_a_process_that_is_lost_is_told_of() -> None:
+    assert run(lose_each_other, 2) == ["told", "gone"]
+
+
 SCRIPT = """
 from sleeptrain.engine import init_distributed, leave
 place = init_distributed()

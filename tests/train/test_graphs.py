@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from sleeptrain.config import UserError
-from sleeptrain.engine.process import Place
 from sleeptrain.recipe import load_recipe
 from sleeptrain.train import share
 from sleeptrain.train.setup import check_device
@@ -56,5 +55,5 @@ def test_recorded_passes_train_the_same_bits(tmp_path, changes):
 def test_without_a_gpu_it_is_refused():
     job = load_recipe("rule110-tiny", ["train.graphs=true", "train.retain=pass"]).value
     with pytest.raises(UserError, match=r"^train.graphs = true needs a GPU, and torch sees none here"):
-        check_device(job, Place(0, 1, 0, torch.device("cpu")))
-    check_device(job, Place(0, 1, 0, torch.device("cuda", 0)))
+        check_device(job, torch.device("cpu"))
+    check_device(job, torch.device("cuda", 0))
