@@ -1,30 +1,32 @@
 #!/bin/bash
-# What to run on a GPU, in two calls of less than ten minutes each; everything that is said and found lands in OUT.
+# What to run on a GPU, in three calls of less than ten minutes each; everything that is said and found lands in OUT.
 #
 #     benchmarks/gpu.sh verify OUT     the kernels of this GPU and Triton against the float64 reference; OUT/verified.json is
 #                                      the table with what passed marked, to be put into kernels/sleep_kernels/; then passes
 #                                      that are recorded as CUDA graphs against passes that are not
 #     benchmarks/gpu.sh measure OUT    speed and memory of the kernels, beside flash-linear-attention where FLA names a folder
 #                                      that has it: pip install --no-deps --target FOLDER fla-core==0.6.0 einops
-#                                      then passes of a 1B hybrid: as they are, compiled, recorded, and both
+#     benchmarks/gpu.sh passes OUT     speed and memory of passes of a 1B hybrid: as they are, compiled, recorded, and both
 #
 # PYTHON chooses the interpreter. LIFT=--lift-guard runs fla's backward under Triton 3.4 to 3.7.0 too (see kernels.py).
 set -euo pipefail
 verb=${1:-} out=${2:-}
-case $verb in verify | measure) ;; *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
+case $verb in verify | measure | passes) ;; *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
 : "${out:?say where results go: benchmarks/gpu.sh $verb OUT}"
 root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out"
 export PYTHONUNBUFFERED=1 FLA_DISABLE_BACKEND_DISPATCH=1 PYTHONPATH="$root/kernels:$root${FLA:+:$FLA}"
-python=${PYTHON:-python3}
-if [ "$verb" = verify ]; then
-    status=0
+python=${PYTHON:-python3} status=0
+script() { # its name, and more words for it
+    "$python" "$root/benchmarks/$1.py" --json "$out/$1.json" "${@:2}" | tee "$out/$1.txt" || status=$?
+}
+case $verb in
+verify)
+    trap 'cp "$root/kernels/sleep_kernels/verified.json" "$out/"' EXIT # also where a time limit ends this
     "$python" -m sleep_kernels.self_test --write | tee "$out/self_test.txt" || status=$?
-    cp "$root/kernels/sleep_kernels/verified.json" "$out/"
-    "$python" "$root/benchmarks/recordings.py" --json "$out/recordings.json" | tee "$out/recordings.txt" || status=$?
-    exit $status
-fi
-status=0
-"$python" "$root/benchmarks/kernels.py" --json "$out/kernels.json" ${LIFT:-} | tee "$out/kernels.txt" || status=$?
-"$python" "$root/benchmarks/passes.py" --json "$out/passes.json" | tee "$out/passes.txt" || status=$?
+    script recordings
+    ;;
+measure) script kernels ${LIFT:-} ;;
+passes) script passes ;;
+esac
 exit $status

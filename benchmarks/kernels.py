@@ -1,6 +1,6 @@
 """The kernels on a GPU: ceilings, correctness, then times beside flash-linear-attention's, the ratios last.
 
-    benchmarks/gpu.sh verify OUT ; benchmarks/gpu.sh measure OUT          two commands of less than ten minutes each
+    benchmarks/gpu.sh verify OUT ; benchmarks/gpu.sh measure OUT          two commands, each below ten minutes
     python benchmarks/kernels.py --json benchmarks/results/kernels.json   the second one by itself
     python benchmarks/kernels.py --dry                                    does it run? on a CPU, in Triton's interpreter
 
@@ -12,7 +12,8 @@ the token loop on the CPU, in seconds.
 
 flash-linear-attention takes part where `fla` can be imported; for its Triton path set FLA_DISABLE_BACKEND_DISPATCH=1. Under
 Triton 3.4 to 3.7.0 on Hopper its backward raises, and the row says so; --lift-guard lets it run at d = 128, where its
-gradients were seen to be right, under a name that says so. Its errors stand beside its times.
+gradients were seen to be right, under a name that says so. Its errors stand beside its times. Whatever fails is written
+down and the rest goes on; the exit status is 1 where the Triton kernels are not right at every shape.
 """
 
 from __future__ import annotations
@@ -126,12 +127,15 @@ def layer(shape: Shape, machine: Machine, backend: str) -> dict[str, Any]:
 
 
 def attempt(call: Callable[[], dict[str, Any]], machine: Machine) -> dict[str, Any]:
-    """What it returns; that something cannot run here is a result too."""
-    try:
-        return call()
-    except Exception as error:
-        machine.settle()
-        return {"failed": f"{type(error).__name__}: {error}"[:300]}
+    """What it returns; that something cannot run here is a result too, also where the device is lost from then on."""
+    found: dict[str, Any] = {}
+    failed = []
+    for step in (lambda: found.update(call()), machine.settle):
+        try:
+            step()
+        except Exception as error:
+            failed.append(f"{type(error).__name__}: {error}"[:300])
+    return {"failed": "; ".join(dict.fromkeys(failed))} if failed else found
 
 
 def row_of(shape: Shape, machine: Machine, lift_guard: bool, ceilings: dict[str, float]) -> dict[str, Any]:
@@ -139,13 +143,26 @@ def row_of(shape: Shape, machine: Machine, lift_guard: bool, ceilings: dict[str,
     name = "x".join(map(str, (shape.batch, shape.time, shape.key_heads, shape.value_heads, shape.d)))
     least = roofline(shape, ceilings)
     row: dict[str, Any] = {"shape": name, "roofline_s": least, "contenders": {}, "layer": {}}
-    for who, found in rules(shape, machine, lift_guard, least):
-        row["contenders"][who] = found
-        print(name, who, json.dumps(found), flush=True)
+    row["self_test"] = attempt(partial(verdict, shape, machine), machine)
+    print(name, "self-test", json.dumps(row["self_test"]), flush=True)
+
+    def contend() -> dict[str, Any]:
+        for who, found in rules(shape, machine, lift_guard, least):
+            row["contenders"][who] = found
+            print(name, who, json.dumps(found), flush=True)
+        return {}
+
+    row |= attempt(contend, machine)  # "failed" where the inputs could not be made
     for backend in ("triton", "chunked"):
         row["layer"][backend] = attempt(partial(layer, shape, machine, backend), machine)
         print(name, "layer", backend, json.dumps(row["layer"][backend]), flush=True)
     return row
+
+
+def verdict(shape: Shape, machine: Machine) -> dict[str, Any]:
+    """Whether the Triton kernels are right at this shape."""
+    (result,) = self_test(machine.device, [shape])
+    return {"ok": result.ok, "said": str(result)}
 
 
 def rules(
@@ -169,8 +186,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'shape':22}{'':24}{'forward':>10}{'both':>10}{'eager':>10}{'memory':>10}"]
     for row in rows:
         groups = {"": row["contenders"], "layer, ": row["layer"]}
-        ours = row["contenders"]["triton"]
-        if "failed" not in ours:
+        ours = row["contenders"].get("triton")
+        if ours and "failed" not in ours:
             shares = "".join(f"{ours[key]:10.2f}" for key in ("forward_share", "both_share"))
             lines.append(f"{row['shape']:22}{'share of the roofline':24}{shares}")
         for prefix, found in groups.items():
@@ -181,17 +198,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def run(machine: Machine, shapes: list[tuple[int, ...]], lift_guard: bool, report: dict[str, Any], out: Any) -> None:
-    """All of it; what there is by then is written after every shape."""
+def run(machine: Machine, shapes: list[tuple[int, ...]], lift_guard: bool, report: dict[str, Any], out: Any) -> bool:
+    """All of it; what there is by then is written after every shape. Whether the Triton kernels were right at all."""
     report |= {"ceilings": machine.ceilings(), "rows": []}
     print(json.dumps(report["ceilings"]))
     for sizes in shapes:
-        shape = Shape(*sizes)
-        print(*self_test(machine.device, [shape]), flush=True)
-        report["rows"].append(row_of(shape, machine, lift_guard, report["ceilings"]))
+        report["rows"].append(row_of(Shape(*sizes), machine, lift_guard, report["ceilings"]))
         if out:
             out.write_text(json.dumps(report, indent=1))
     print(f"\n{table(report['rows'])}")
+    return all(row["self_test"].get("ok", False) for row in report["rows"])
 
 
 def run_cpu() -> dict[str, Any]:
@@ -234,17 +250,19 @@ def main() -> int:
     parser.add_argument("--dry", action="store_true", help="one tiny shape in Triton's interpreter: does it run?")
     arguments = parser.parse_args()
     report: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "versions": versions()}
+    right = True
     if arguments.dry:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is first imported
-        run(Dry(), TINY, arguments.lift_guard, report, arguments.json)
+        right = run(Dry(), TINY, arguments.lift_guard, report, arguments.json)
     elif torch.cuda.is_available():
-        run(Gpu(arguments.replays), SHAPES[: arguments.shapes], arguments.lift_guard, report, arguments.json)
+        shapes = SHAPES[: arguments.shapes]
+        right = run(Gpu(arguments.replays), shapes, arguments.lift_guard, report, arguments.json)
     else:
         print("no GPU run")
         report |= run_cpu()
         if arguments.json:
             arguments.json.write_text(json.dumps(report, indent=1))
-    return 0
+    return 0 if right else 1
 
 
 if __name__ == "__main__":

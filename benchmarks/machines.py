@@ -34,7 +34,8 @@ class Gpu:
         return {"copy_bytes_per_s": 2 * source.numel() / copy, "matmul_flop_per_s": 2 * 8192**3 / matmul}
 
     def seconds(self, calls: Sequence[Call]) -> float:
-        """Median time of a call on the device over replays of the calls' CUDA graphs, going round them."""
+        """Median time of a call on the device over replays of the calls' CUDA graphs, going round them. All replays are
+        handed over before the first is waited for: a device that waits for a launch would count that as the call's."""
         graphs, stream = [], torch.cuda.Stream()
         for call in calls:
             with torch.cuda.stream(stream):
@@ -45,15 +46,15 @@ class Gpu:
             with torch.cuda.graph(graph, stream=stream):
                 call()
             graphs.append(graph)
-        times = []
+        pairs = []
         for index in range(self.replays + len(graphs)):
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             graphs[index % len(graphs)].replay()
             stop.record()
-            stop.synchronize()
-            times.append(start.elapsed_time(stop) / 1e3)
-        return statistics.median(times[len(graphs) :])
+            pairs.append((start, stop))
+        torch.cuda.synchronize()
+        return statistics.median(start.elapsed_time(stop) / 1e3 for start, stop in pairs[len(graphs) :])
 
     def wall_seconds(self, call: Call, calls: int = 200) -> float:
         """Wall-clock time of one of `calls` calls back to back, launched one by one."""

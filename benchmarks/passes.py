@@ -3,16 +3,20 @@
     python benchmarks/passes.py --json OUT     milliseconds, tokens a second and MFU of `configs/hybrid-1b.yaml`
     python benchmarks/passes.py --dry          does it run? a toy on a CPU
 
-`benchmarks/gpu.sh measure` calls it. A step is one row of four windows, all but the last with two passes,
+`benchmarks/gpu.sh passes` calls it. A step is one row of four windows, all but the last with two passes,
 forward and backward on the tape with `train.retain: pass`; no optimizer, no DeepSpeed. The time of a step is divided by its
-passes. `launch` is how long the host takes to hand a pass to the device: what graphs are for. What is compiled are the
-mixers, MLPs and norms of all blocks. MFU is of the data sheet's bf16 peak, passes counted, recomputing not. Without a GPU it
+passes. "launching" is how long the host was busy until the last launch of a pass, which is what graphs shorten. It is an upper
+bound of the host's own work: after about a thousand launches the queue is full and the host waits for the device, so that
+next to the time of a pass itself it says nothing. Peak bytes are of the steps that are timed; "warm_up" of the steps before,
+which compile, record and check. What recordings keep counts as reserved, not as allocated. What is compiled are the mixers,
+MLPs and norms of all blocks. MFU is of the data sheet's bf16 peak, passes counted, recomputing not. Without a GPU it
 says "no GPU run".
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -82,11 +86,13 @@ def trainer(
     return Trainer(model.to(dtype), sleep, compile(sleep, windows, len(config.pattern)), policy, replays)
 
 
-def measure(one: Trainer, steps: int, wait: Callable[[], None]) -> dict[str, float]:
-    """Seconds of a step, the median, and of handing it to the device."""
+def measure(one: Trainer, steps: int, device: torch.device) -> dict[str, float]:
+    """Seconds of a step, the median, and an upper bound of the host's part of it; on a GPU bytes, too."""
+    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for seed in range(4):  # compile, record, check
         one.step(seed)
     wait()
+    found = peaks(device, "warm_up_peak")
     whole, handed = [], []
     for seed in range(steps):
         start = time.perf_counter()
@@ -94,37 +100,61 @@ def measure(one: Trainer, steps: int, wait: Callable[[], None]) -> dict[str, flo
         handed.append(time.perf_counter() - start)
         wait()
         whole.append(time.perf_counter() - start)
-    return {"step_s": statistics.median(whole), "launch_s": statistics.median(handed)}
+    found |= peaks(device, "peak")
+    return {"step_s": statistics.median(whole), "launch_at_most_s": statistics.median(handed)} | found
 
 
-def compare(config: Model, sleep: Sleep, dtype: torch.dtype, steps: int, dry: bool) -> dict[str, Any]:
-    """Every mode on the same model."""
+def peaks(device: torch.device, name: str) -> dict[str, float]:
+    """The most bytes allocated and reserved on a GPU since the last call, which start anew from what is in use."""
+    if device.type != "cuda":
+        return {}
+    found = {
+        f"{name}_bytes": torch.cuda.max_memory_allocated(),
+        f"{name}_reserved_bytes": torch.cuda.max_memory_reserved(),
+    }
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return found
+
+
+def mode(name: str, config: Model, sleep: Sleep, dtype: torch.dtype, steps: int, dry: bool) -> dict[str, Any]:
+    """One of MODES on a new model."""
     device = torch.device("cpu" if dry else "cuda")
-    rows: dict[str, Any] = {}
-    for name, (compiled, recorded) in MODES.items():
-        recorder: Recorder | None = (Rerun() if dry else CudaRecorder()) if recorded else None
-        one = trainer(config, sleep, device, dtype, "pass", recorder)
-        if compiled:
-            torch._dynamo.reset()
-            for block in one.model.layers:
-                for part in (block.norm1, block.mixer, block.norm2, block.mlp):
-                    part.compile(fullgraph=True, dynamic=False, backend="aot_eager" if dry else "inductor")
-        try:
-            found = measure(one, steps, (lambda: None) if dry else torch.cuda.synchronize)
-        except Exception as error:  # that something cannot run here is a result, too
-            rows[name] = {"failed": f"{type(error).__name__}: {error}"[:300]}
-        else:
-            rows[name] = found | rates(one, found["step_s"], "bf16" if dtype == torch.bfloat16 else "fp32")
-            if not dry:
-                rows[name]["peak_bytes"] = torch.cuda.max_memory_allocated()
-                torch.cuda.reset_peak_memory_stats()
-        print(f"{name:18}{shown(rows[name])}", flush=True)
-        del one
-        if not dry:
-            torch.cuda.empty_cache()
+    compiled, recorded = MODES[name]
+    gc.collect()
+    peaks(device, "of the mode before")
+    recorder: Recorder | None = (Rerun() if dry else CudaRecorder()) if recorded else None
+    one = trainer(config, sleep, device, dtype, "pass", recorder)
+    if compiled:
+        torch._dynamo.reset()
+        for block in one.model.layers:
+            for part in (block.norm1, block.mixer, block.norm2, block.mlp):
+                part.compile(fullgraph=True, dynamic=False, backend="aot_eager" if dry else "inductor")
+    found = measure(one, steps, device)
+    return found | rates(one, found["step_s"], "bf16" if dtype == torch.bfloat16 else "fp32")
+
+
+def compare(
+    config: Model, sleep: Sleep, dtype: torch.dtype, steps: int, report: dict[str, Any], out: Path | None
+) -> None:
+    """Every mode on the same model, into the report, which is written after each."""
     with torch.device("meta"):
         count = parameters(LanguageModel(config))["total"]
-    return {"parameters": count, "window": sleep.window, "windows": WINDOWS, "modes": rows}
+    report |= {"parameters": count, "window": sleep.window, "windows": WINDOWS, "modes": {}}
+    for name in MODES:
+        try:
+            found = mode(name, config, sleep, dtype, steps, report["dry"])
+        except Exception as error:  # that something cannot run here is a result, too
+            found = {"failed": f"{type(error).__name__}: {error}"[:300]}
+        report["modes"][name] = found
+        print(f"{name:18}{shown(found)}", flush=True)
+        write(out, report)
+
+
+def write(out: Path | None, report: dict[str, Any]) -> None:
+    """What is known by now, if it is to be kept."""
+    if out:
+        out.write_text(json.dumps(report, indent=1))
 
 
 def rates(one: Trainer, seconds: float, precision: str) -> dict[str, float | None]:
@@ -143,10 +173,9 @@ def shown(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"failed: {row['failed']}"
     mfu = "n/a" if row["mfu"] is None else f"{row['mfu']:.1%}"
-    per = [1e3 * row[key] / row["passes"] for key in ("step_s", "launch_s")]
-    return (
-        f"{per[0]:9.2f} ms a pass  {per[1]:9.2f} ms of it launching  {row['tokens_per_s']:10,.0f} tokens/s  MFU {mfu}"
-    )
+    per = [1e3 * row[key] / row["passes"] for key in ("step_s", "launch_at_most_s")]
+    speed = f"{row['tokens_per_s']:10,.0f} tokens/s  MFU {mfu}"
+    return f"{per[0]:9.2f} ms a pass, at most {per[1]:9.2f} ms of it launching  {speed}"
 
 
 def about(dry: bool) -> dict[str, Any]:
@@ -166,13 +195,12 @@ def main() -> int:
     report = about(arguments.dry)
     if not (torch.cuda.is_available() or arguments.dry):
         print("no GPU run")
+        write(arguments.json, report)
     elif arguments.dry:
-        report |= compare(TOY, Sleep(16, 2, Loop(trigger="every")), torch.float32, 1, dry=True)
+        compare(TOY, Sleep(16, 2, Loop(trigger="every")), torch.float32, 1, report, arguments.json)
     else:
         recipe = load_recipe("hybrid-1b", [f"model.vocab={VOCAB}"]).value
-        report |= compare(recipe.model, recipe.sleep, torch.bfloat16, arguments.steps, dry=False)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1))
+        compare(recipe.model, recipe.sleep, torch.bfloat16, arguments.steps, report, arguments.json)
     return 0
 
 

@@ -3,21 +3,22 @@
     python benchmarks/recordings.py --json OUT     `benchmarks/gpu.sh verify` calls it
     python benchmarks/recordings.py --dry          does it run? smaller still, on a CPU, functions run again instead of replayed
 
-Exit status 1 where losses or gradients differ by more than rounding, or a recording could not be used.
+Exit status 1 where losses or gradients differ by more than rounding, a recording could not be used, or a check failed; the
+others are made all the same, and what is known by then is written after each.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from passes import TOY, about, trainer
+from passes import TOY, about, trainer, write
 
 from sleeptrain.model.config import Attention, DeltaNet, Mlp
 from sleeptrain.model.language import LanguageModel
@@ -66,37 +67,47 @@ class Said(logging.Handler):
 
 
 def check(name: str, dtype: torch.dtype, dry: bool) -> dict[str, Any]:
-    """Steps with recordings and without from the same weights, each step's weights being those of the ones without: how far
-    losses and gradients are apart, relative, and whether that is rounding and all recordings were used."""
-    sleep, policy, padded = CHECKED[name]
+    """What `compare` finds, printed; that something fails is a finding too, and not ok."""
     said, log = Said(), logging.getLogger("sleeptrain")
+    found: dict[str, Any] = {"name": name, "dtype": str(dtype), "ok": False, "said": said.lines}
+    log.addHandler(said)
+    try:
+        found |= compare(name, dtype, dry)
+    except Exception as error:
+        found["failed"] = f"{type(error).__name__}: {error}"[:1000]
+        words = f"failed: {found['failed']}"
+    else:
+        found["ok"] = found["apart"] <= ROUNDING[dtype] and found["replayed"] > 0 and not said.lines
+        words = f"{found['replayed']} replays, furthest {found['apart']:.2g} apart"
+    finally:
+        log.removeHandler(said)
+    print(f"{'ok' if found['ok'] else 'NOT OK'}: {name}, {dtype}: {words}", *said.lines, flush=True)
+    return found
+
+
+def compare(name: str, dtype: torch.dtype, dry: bool) -> dict[str, Any]:
+    """Steps with recordings and without from the same weights, each step's weights being those of the ones without: how far
+    losses and gradients are apart, relative, and how often a recording was used."""
+    sleep, policy, padded = CHECKED[name]
     recorder: Recorder = Rerun() if dry else CudaRecorder()
     config, sleep = (DRY, replace(sleep, window=16)) if dry else (SMALL, sleep)
     device = torch.device("cpu" if dry else "cuda")
     one, other = (trainer(config, sleep, device, dtype, policy, made) for made in (None, recorder))
     one.padded = other.padded = padded
-    apart = 0.0
-    log.addHandler(said)
+    apart = []
     for seed in range(4):
         losses = [one.step(seed), other.step(seed)]
         pairs = [
             losses,
             *([a.grad, b.grad] for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True)),
         ]
-        apart = max(apart, *(float((b - a).double().norm() / a.double().norm().clamp_min(1e-30)) for a, b in pairs))
+        apart += [float((b - a).double().norm() / a.double().norm().clamp_min(1e-30)) for a, b in pairs]
         descend(one.model)
         other.model.load_state_dict(one.model.state_dict())
-    log.removeHandler(said)
     assert other.replays is not None
-    replayed = other.replays.replayed
-    ok = apart <= ROUNDING[dtype] and replayed > 0 and not said.lines
-    found = {"name": name, "dtype": str(dtype), "ok": ok, "apart": apart, "replayed": replayed, "said": said.lines}
-    print(
-        f"{'ok' if ok else 'NOT OK'}: {name}, {dtype}: {replayed} replays, furthest {apart:.2g} apart",
-        *said.lines,
-        flush=True,
-    )
-    return found
+    # max() passes over NaN, which must not count as near.
+    worst = max(apart) if all(map(math.isfinite, apart)) else math.inf
+    return {"apart": worst, "replayed": other.replays.replayed}
 
 
 def main() -> int:
@@ -104,16 +115,18 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results, hardware and versions there")
     parser.add_argument("--dry", action="store_true", help="on a CPU")
     arguments = parser.parse_args()
-    report, ok = about(arguments.dry), True
+    report: dict[str, Any] = about(arguments.dry)
+    cases: list[tuple[str, torch.dtype]] = []
     if torch.cuda.is_available() or arguments.dry:
         types = [torch.float32] if arguments.dry else [torch.float32, torch.bfloat16]
-        report["checks"] = [check(name, dtype, arguments.dry) for name in CHECKED for dtype in types]
-        ok = all(found["ok"] for found in report["checks"])
+        cases = [(name, dtype) for name in CHECKED for dtype in types]
     else:
         print("no GPU run")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1))
-    return 0 if ok else 1
+        write(arguments.json, report)
+    for name, dtype in cases:
+        report.setdefault("checks", []).append(check(name, dtype, arguments.dry))
+        write(arguments.json, report)
+    return 0 if all(found["ok"] for found in report.get("checks", [])) else 1
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ def test_a_dry_run_measures_a_pass_in_every_mode(tmp_path: Path) -> None:
     for name, row in report["modes"].items():
         assert "failed" not in row, (name, row)
         assert row["passes"] == 7 and row["tokens_per_s"] > 0 and row["mfu"] is None and row["refused"] == 0
-        assert (row["replayed"] > 0) == ("graphs" in name)
+        assert (row["replayed"] > 0) == ("graphs" in name) and 0 < row["launch_at_most_s"] <= row["step_s"]
     assert printed.count("ms a pass") == 4 and "MFU n/a" in printed
 
 
@@ -49,3 +52,96 @@ def test_a_dry_run_checks_recordings_of_every_kind(tmp_path: Path) -> None:
     printed, report = script("recordings", tmp_path / "out.json", "--dry")
     assert len(report["checks"]) == 4 and all(found["ok"] and found["apart"] == 0.0 for found in report["checks"])
     assert printed.count("ok: ") == 4
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def test_a_check_that_fails_leaves_the_others(
+    module: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recordings, out, written = module("recordings"), tmp_path / "out.json", []
+    results = iter([{"apart": 0.0, "replayed": 3}, RuntimeError("illegal address"), {"apart": 1.0, "replayed": 3}])
+
+    def compare(*_: Any) -> Any:
+        written.append(len(json.loads(out.read_text())["checks"]) if out.exists() else 0)
+        result = next(results, {"apart": 0.0, "replayed": 0})
+        if isinstance(result, Exception):
+            logging.getLogger("sleeptrain").warning("a recording differs")
+            raise result
+        return result
+
+    monkeypatch.setattr(recordings, "compare", compare)
+    monkeypatch.setattr("sys.argv", ["recordings", "--dry", "--json", str(out)])
+    assert recordings.main() == 1
+    checks = json.loads(out.read_text())["checks"]
+    assert [found["ok"] for found in checks] == [True, False, False, False] and written == [0, 1, 2, 3]
+    assert checks[1]["failed"] == "RuntimeError: illegal address" and checks[1]["said"] == ["a recording differs"]
+    assert not any(isinstance(handler, recordings.Said) for handler in logging.getLogger("sleeptrain").handlers)
+    printed = capsys.readouterr().out
+    assert printed.count("NOT OK: ") == 3 and "failed: RuntimeError: illegal address a recording differs" in printed
+
+
+def test_losses_that_are_not_numbers_are_not_near(
+    module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recordings = module("recordings")
+    right = recordings.trainer
+
+    def spoilt(*arguments: Any) -> Any:
+        made = right(*arguments)
+        if arguments[-1] is not None:
+            with torch.no_grad():
+                next(made.model.parameters()).fill_(float("nan"))
+        return made
+
+    monkeypatch.setattr(recordings, "trainer", spoilt)
+    found = recordings.check("hard, every", torch.float32, dry=True)
+    assert not found["ok"] and found["apart"] == float("inf") and "NOT OK" in capsys.readouterr().out
+
+
+def test_a_mode_that_fails_leaves_the_others(
+    module: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passes, out, written = module("passes"), tmp_path / "out.json", []
+
+    def mode(name: str, *_: Any) -> Any:
+        written.append(list(json.loads(out.read_text())["modes"]) if out.exists() else [])
+        if name == "eager":
+            raise RuntimeError("out of memory")
+        return {"passes": 1, "step_s": 0.2, "launch_at_most_s": 0.1, "tokens_per_s": 1.0, "mfu": 0.5}
+
+    monkeypatch.setattr(passes, "mode", mode)
+    monkeypatch.setattr("sys.argv", ["passes", "--dry", "--json", str(out)])
+    assert passes.main() == 0
+    names = list(passes.MODES)
+    assert written == [names[:count] for count in range(4)]
+    report = json.loads(out.read_text())
+    assert report["modes"]["eager"] == {"failed": "RuntimeError: out of memory"} and report["parameters"] > 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["eager", "failed:", "RuntimeError:", "out", "of", "memory"]
+    assert all("200.00 ms a pass, at most    100.00 ms of it launching" in line for line in printed[1:])
+
+
+def test_peaks_are_those_since_the_warm_up(module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device whose peaks grow by one with every step, and are forgotten when that is asked for."""
+    passes, count = module("passes"), [0]
+
+    class Stepper:
+        def step(self, seed: int) -> None:
+            count[0] += 1
+
+    stand_ins: dict[str, Callable[..., Any]] = {
+        "max_memory_allocated": lambda: count[0], "max_memory_reserved": lambda: 100 + count[0],
+        "empty_cache": lambda: None, "synchronize": lambda: None,
+        "reset_peak_memory_stats": lambda: count.__setitem__(0, 0),
+    }  # fmt: skip
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    found = passes.measure(Stepper(), 3, torch.device("cuda"))
+    assert (found["warm_up_peak_bytes"], found["peak_bytes"]) == (4, 3)
+    assert (found["warm_up_peak_reserved_bytes"], found["peak_reserved_bytes"]) == (104, 103)
+    assert "peak_bytes" not in passes.measure(Stepper(), 1, torch.device("cpu"))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def test_a_dry_run_measures_everything_beside_fla(tmp_path: Path) -> None:
     (package / "__init__.py").write_text(FLA)
     out = benchmark("--dry", "--json", str(tmp_path / "out.json"), path=str(tmp_path))
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["self_test"]["ok"] and row["self_test"]["said"].startswith("ok: triton") and "failed" not in row
     assert set(row["contenders"]) == {"triton", "chunked", "fla"} and set(row["layer"]) == {"triton", "chunked"}
     for found in row["contenders"].values():
         assert len(found["errors"]) == 8 and max(found["errors"].values()) < 1e-2
@@ -80,3 +82,92 @@ def test_what_cannot_run_is_a_result(kernels: Any) -> None:
     assert kernels.attempt(breaks, kernels.Dry()) == {"failed": "RuntimeError: Triton >= 3.4.0 and < 3.7.1"}
     row = {"shape": "1", "contenders": {"triton": {"failed": ""}, "fla": {"failed": ""}}, "layer": {}}
     assert len(kernels.table([row]).splitlines()) == 1
+
+
+def test_a_lost_device_is_a_result(kernels: Any) -> None:
+    class Lost(kernels.Dry):  # type: ignore[misc, name-defined]
+        def settle(self) -> None:
+            raise RuntimeError("illegal address")
+
+    def breaks() -> Any:
+        raise ValueError("no")
+
+    assert kernels.attempt(breaks, Lost()) == {"failed": "ValueError: no; RuntimeError: illegal address"}
+    assert kernels.attempt(dict, Lost()) == {"failed": "RuntimeError: illegal address"}
+
+
+def test_a_shape_that_fails_leaves_the_others(
+    kernels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, good = tmp_path / "out.json", {key: 2.0 for key in ("forward_s", "both_s", "eager_both_s", "peak_bytes")}
+    good |= {"forward_share": 0.25, "both_share": 0.5}
+    written = []
+
+    def verdict(shape: Any, machine: Any) -> Any:
+        if out.exists():
+            written.append([row["shape"] for row in json.loads(out.read_text())["rows"]])
+        if shape.time == 1:
+            raise RuntimeError("OutOfResources")
+        return {"ok": True, "said": ""}
+
+    def rules(shape: Any, *_: Any) -> Any:
+        yield "triton", good
+        if shape.time == 2:
+            raise RuntimeError("out of memory")
+        yield "chunked", good
+
+    for name, stand_in in {"verdict": verdict, "rules": rules, "layer": lambda *_: good}.items():
+        monkeypatch.setattr(kernels, name, stand_in)
+    report: dict[str, Any] = {}
+    assert not kernels.run(kernels.Dry(), [(1, time, 1, 1, 16) for time in (1, 2, 3)], False, report, out)
+    assert json.loads(out.read_text())["rows"] == json.loads(json.dumps(report["rows"]))
+    assert written == [["1x1x1x1x16"], ["1x1x1x1x16", "1x2x1x1x16"]], "what there was by then"
+    first, second, third = report["rows"]
+    assert first["self_test"] == {"failed": "RuntimeError: OutOfResources"} and set(first["contenders"]) == {
+        "triton",
+        "chunked",
+    }
+    assert second["failed"] == "RuntimeError: out of memory" and set(second["contenders"]) == {"triton"}
+    assert third["self_test"]["ok"] and "failed" not in third
+    lines = capsys.readouterr().out.split("\n\n")[-1].splitlines()
+    assert [line.split()[0] for line in lines[1:]] == [*3 * ["1x1x1x1x16"], *2 * ["1x2x1x1x16"], *3 * ["1x3x1x1x16"]]
+    assert kernels.run(kernels.Dry(), [(1, 3, 1, 1, 16)], False, {}, None)
+
+
+def test_replays_are_handed_over_before_any_is_waited_for(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a device that only writes down what it is told, whose clock goes on by the call's number when it replays."""
+    told: list[str] = []
+    clock = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at = float("nan")
+
+        def record(self) -> None:
+            self.at = clock[0]
+            told.append("event")
+
+        def elapsed_time(self, other: Event) -> float:
+            return other.at - self.at
+
+    class Graph:
+        made = 0
+
+        def __init__(self) -> None:
+            Graph.made += 1
+            self.milliseconds = float(Graph.made)
+
+        def replay(self) -> None:
+            clock[0] += self.milliseconds
+            told.append(f"replay {self.milliseconds:g}")
+
+    stand_ins = {"Event": Event, "CUDAGraph": Graph, "Stream": nullcontext, "synchronize": lambda: told.append("wait")}
+    stand_ins |= {"stream": lambda stream: nullcontext(), "graph": lambda graph, stream: nullcontext()}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    calls = [lambda i=i: told.append(f"call {i}") for i in range(3)]
+    seconds = kernels.Gpu(replays=7).seconds(calls)
+    begin = told.index("event")
+    around = [["event", f"replay {1 + i % 3}", "event"] for i in range(10)]
+    assert told[begin:] == [*(word for words in around for word in words), "wait"]
+    assert seconds == 2e-3, "the median of 1, 2, 3, 1, 2, 3, 1 ms"

@@ -1,6 +1,8 @@
 """The self-test itself: that it passes right kernels and fails wrong ones, and marks the table."""
 
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from sleep_kernels import choice, comparison, self_test, verified
-from sleep_kernels.comparison import Shape
+from sleep_kernels.comparison import Result, Shape
 from sleep_kernels.self_test import self_test as run
 
 SHAPE = Shape(4, 1029, 4, 8, 16, torch.float32)
@@ -50,18 +52,101 @@ def test_triton_passes_under_the_interpreter(interpreted: Any) -> None:
     assert interpreted(interpreted_case).startswith("ok: triton, torch.bfloat16, d=16")
 
 
-def test_marks_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = tmp_path / "verified.json"
-    shutil.copy(verified.TABLE, table)
-    monkeypatch.setattr(verified, "TABLE", table)
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the table, as on a GPU that it has entries for."""
+    copy = tmp_path / "verified.json"
+    shutil.copy(verified.TABLE, copy)
+    monkeypatch.setattr(verified, "TABLE", copy)
     monkeypatch.setattr(choice, "triton_version", lambda: "3.7.1")
-    for ok in (True, False):
-        self_test._mark([("bfloat16", 128, ok)], "sm_90")
-        verified.table.cache_clear()
-        marked = [(e["triton"], e["d"]) for e in verified.table() if e["verified_on_gpu"]]
-        assert marked == ([("3.7.1", 128)] if ok else [])
+    monkeypatch.setattr(self_test, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     verified.table.cache_clear()
-    assert table.read_text() == Path(__file__).parents[2].joinpath("kernels/sleep_kernels/verified.json").read_text()
+    yield copy
+    verified.table.cache_clear()
+
+
+def marked() -> list[tuple[str, str, int]]:
+    verified.table.cache_clear()
+    return [(e["triton"], e["dtype"], e["d"]) for e in verified.table() if e["verified_on_gpu"]]
+
+
+def test_marks_the_table(table: Path) -> None:
+    before = table.read_text()
+    (entry,) = (e for e in verified.table() if (e["triton"], e["dtype"], e["d"]) == ("3.7.1", "bfloat16", 128))
+    for ok in (True, False):
+        self_test._mark(entry, ok)
+        assert marked() == ([("3.7.1", "bfloat16", 128)] if ok else [])
+    assert table.read_text() == before and list(table.parent.iterdir()) == [table]
+
+
+CHILDREN = {
+    "bfloat16-64": "print('all is well')",
+    "bfloat16-128": "import os; print('one was well', flush=True); os.abort()",
+    "bfloat16-256": "raise RuntimeError('OutOfResources')",
+    "float32-64": "import sys; print('FAILED'); sys.exit(1)",
+    "float32-128": "print('all is well')",
+}
+
+
+def test_an_entry_whose_process_dies_leaves_the_others(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(self_test, "_command", lambda one: [sys.executable, "-c", CHILDREN[one]])
+    monkeypatch.setattr("sys.argv", ["self_test", "--write"])
+    assert self_test.main() == 1
+    assert marked() == [("3.7.1", "bfloat16", 64), ("3.7.1", "float32", 128)]
+    out = capsys.readouterr().out
+    assert "one was well\nended with status -6\nNOT OK: bfloat16-128\n" in out
+    assert "RuntimeError: OutOfResources\nended with status 1\nNOT OK: bfloat16-256\n" in out
+    assert "FAILED\nended with status 1\nNOT OK: float32-64\n" in out
+    assert out.count("all is well\nok: ") == 2
+
+
+def test_marks_at_once(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What had passed before everything ended is in the table."""
+
+    def ended(names: list[str]) -> Iterator[tuple[str, bool, str]]:
+        yield names[1], True, ""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(self_test, "_each", ended)
+    monkeypatch.setattr("sys.argv", ["self_test", "--write"])
+    with pytest.raises(KeyboardInterrupt):
+        self_test.main()
+    assert marked() == [("3.7.1", "bfloat16", 128)]
+
+
+def test_an_entry_that_never_ends_is_stopped() -> None:
+    code = "import threading; threading.Event().wait()"
+    assert self_test._child([sys.executable, "-c", code], 0.1) == (False, "stopped after 0.1 s")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_an_entry_is_tested_by_this_program() -> None:
+    ok, said = self_test._child(self_test._command("bfloat16-128"), 300)
+    assert not ok and said.startswith("no GPU here") and said.endswith("ended with status 2")
+
+
+def test_one_entry_in_this_process(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def verify(device: torch.device, entry: dict[str, Any]) -> Iterator[Result]:
+        asked.append((entry["triton"], entry["dtype"], entry["d"]))
+        for error in (0.0, 1.0 if entry["d"] == 64 else 0.0, 0.0):
+            yield Result(SHAPE, "triton", {"o": error}, True, 0.0)
+
+    monkeypatch.setattr(self_test, "verify", verify)
+    status = {}
+    for name in ("float32-128", "float32-64", "float32-7"):
+        monkeypatch.setattr("sys.argv", ["self_test", "--only", name])
+        status[name] = self_test.main()
+    assert status == {"float32-128": 0, "float32-64": 1, "float32-7": 2}
+    assert asked == [("3.7.1", "float32", 128), ("3.7.1", "float32", 64)] and marked() == []
+    assert "the table has no entry float32-7 for Triton 3.7.1 on sm_90" in capsys.readouterr().out
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
