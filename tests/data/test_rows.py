@@ -14,6 +14,7 @@ import pytest
 import torch.distributed as dist
 
 from sleeptrain.data import Data, Reader, Source
+from tests.distributed import run
 
 SHARED_MEMORY = Path("/dev/shm")
 FORK = multiprocessing.get_context("fork")
@@ -93,23 +94,21 @@ def test_killed_jobs_do_not_disturb_the_next(data, fresh):
             resource_tracker.unregister(f"/{name}", "shared_memory")
 
 
-def test_in_a_process_group(data, tmp_path, monkeypatch):
+def read_in_a_group(data):
+    """What this process reads alone, which the first one does not; what it reads as one of two."""
+    dist.init_process_group("gloo")
+    rank, environment = dist.get_rank(), dict(os.environ)
+    alone = read(data) if rank else None
+    found = read(data, rank=rank, world=2, steps=10)
+    assert environment.items() <= os.environ.items() and dist.get_world_size() == 2
+    dist.destroy_process_group()
+    return alone, found
+
+
+def test_in_a_process_group(data):
     """The environment and the group stay as they are, and nobody needs to read at the same time."""
     expected = read(data)
-
-    def work(rank):
-        environment = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-        os.environ.update(environment)
-        if dist.is_initialized():  # inherited by the fork from tests that ran before
-            dist.destroy_process_group()
-        dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=rank, world_size=2)
-        alone = read(data) if rank else None
-        found = read(data, rank=rank, world=2, steps=10)
-        assert environment.items() <= os.environ.items() and dist.get_world_size() == 2
-        dist.destroy_process_group()
-        return alone, found
-
-    (_, first), (alone, second) = finish([start(lambda _, rank=rank: work(rank)) for rank in range(2)])
+    (_, first), (alone, second) = run(read_in_a_group, 2, data)
     assert alone == expected
     for step in range(10):
         dealt = [row for pair in zip(*first[step], *second[step], strict=True) for row in pair]
@@ -143,6 +142,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from sleeptrain.data import Data, Reader, Source
+from tests.distributed import run
 reader = Reader(Data([Source(sys.argv[1])], workers=1), micro=4)
 reader.next_step()
 prefix = f"{reader._rows._shm_prefix_int:06}"
