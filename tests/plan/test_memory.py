@@ -339,7 +339,8 @@ def stepped(overrides):
     now = existing()
     between = sum(storage.nbytes() for address, storage in now.items() if address not in before)
     if place.world == 1:
-        peak = allocated(lambda: step(engine, forward))
+        # gloo's threads work here too, if seldom for long enough to be the last hold: the least of three misses nothing.
+        peak = min(allocated(lambda: step(engine, forward)) for _ in range(3))
     else:
         with Made(now) as made:
             step(engine, forward)
