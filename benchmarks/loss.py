@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from allocated import allocated
 from figures import Figure, interleaved, median_ratio, part
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from sleep_kernels import linear_cross_entropy
 
@@ -77,19 +76,6 @@ def kept(loss: Loss, inputs: Inputs) -> int:
     return sum(sizes.values())
 
 
-def peak(work: Callable[[], None]) -> int:
-    """The most that torch's allocator holds at a time of all that `work` allocates."""
-    os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler writes to stderr otherwise
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        work()
-    now = most = 0
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
-
-
 def figures(quick: bool) -> list[Figure]:
     """Ratios of times, and megabytes, for each type and vocabulary."""
     torch.set_num_threads(1)
@@ -109,7 +95,7 @@ def figures(quick: bool) -> list[Figure]:
                 found.append(Figure(f"{what}: {label}", ratio, "x in a row", at_most=NO_SLOWER, detail={"ms": best}))
             for label, size in (
                 ("kept", kept),
-                ("peak", lambda loss, inputs: peak(partial(once, loss, inputs))),
+                ("peak", lambda loss, inputs: allocated(partial(once, loss, inputs))[1]),
             ):
                 ours, theirs = (size(loss, inputs) / 2**20 for loss in (linear_cross_entropy, in_a_row))
                 found.append(

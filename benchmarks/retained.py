@@ -12,14 +12,12 @@ cache is a part of that state; all passes over a window share it.
 from __future__ import annotations
 
 import dataclasses
-import os
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler writes to stderr otherwise
+from functools import partial
 
 import torch
+from allocated import allocated
 from figures import Figure, part
 from steps import batch, text
-from torch.profiler import ProfilerActivity, profile
 
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
@@ -58,10 +56,10 @@ def kept(retain: str, evict: str, rows: int, passes: int, windows: int) -> tuple
     initialise(model, 0, layout[-1].stop)
     data, program = batch(layout, rows, VOCAB), compile(recipe.sleep, layout, len(recipe.model.pattern))
     state = model.zero_state(recipe.sleep, rows)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        result = run(model, data.tokens, data.targets, state, program, recipe.sleep, retain=POLICIES[retain])
-    assert result.nll.requires_grad  # and so the graph is alive
-    bytes_ = sum(event.nbytes() for event in seen.profiler.kineto_results.events() if event.name() == "[memory]")
+    # The result holds the graph.
+    bytes_, _ = allocated(
+        partial(run, model, data.tokens, data.targets, state, program, recipe.sleep, retain=POLICIES[retain])
+    )
     sizes = {"kv": 0, "rest": 0}
     for leaf in leaves(model.config, recipe.sleep):
         size = rows * leaf.dtype.itemsize * torch.Size(leaf.shape).numel()

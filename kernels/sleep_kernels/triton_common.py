@@ -19,7 +19,7 @@ def matmul(a, b, PRECISION: tl.constexpr):
     """a @ b with a float32 result. PRECISION is of float32 operands alone.
 
     On Hopper, Triton 3.4 to 3.7.0 miscompiles some products whose first operand is the transpose of a product
-    (fla-org/flash-linear-attention issue 640), so no kernel here transposes anything but what it has loaded.
+    (github.com/fla-org/flash-linear-attention, #640), so no kernel here transposes anything but what it has loaded.
     """
     if INTERPRETED:
         a = a.to(tl.float32)

@@ -131,7 +131,7 @@ def train(args: argparse.Namespace) -> int:
             raise
     import torch.distributed
 
-    from sleeptrain.engine.process import init_distributed, leave, telling_who_is_lost
+    from sleeptrain.engine.process import init_distributed, leave, telling_of_a_lost_process
     from sleeptrain.plan import stages_balance
     from sleeptrain.train.kernels import check_kernels
     from sleeptrain.train.loop import train as loop
@@ -158,7 +158,7 @@ def train(args: argparse.Namespace) -> int:
             print(stages_balance(setup.job, windows, setup.split), file=sys.stderr)
         if setup.step and place.rank == 0:
             print(f"{folder}: continuing at step {setup.step} of {setup.steps}", file=sys.stderr)
-        with telling_who_is_lost(place):
+        with telling_of_a_lost_process(place):
             outcome = loop(setup)
     except RunFailed:
         if place.rank != 0:

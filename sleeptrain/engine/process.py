@@ -100,7 +100,7 @@ class ProcessLost(RuntimeError):
 
 
 @contextmanager
-def telling_who_is_lost(place: Place) -> Iterator[None]:
+def telling_of_a_lost_process(place: Place) -> Iterator[None]:
     """A collective that fails inside since another process is gone raises ProcessLost."""
     try:
         yield

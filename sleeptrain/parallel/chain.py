@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sleeptrain.parallel.sums import Sums
+from sleeptrain.parallel.sums import Sums, plus
 from sleeptrain.parallel.units import Node, Unit, build, evaluate, pull
 
 
@@ -85,6 +85,14 @@ def through(node: Node, d_out: Tensor | None, sums: Sums) -> Tensor | None:
     for weight, gradient in gradients:
         sums.add(weight, gradient)
     return d_h
+
+
+def returned(sent: Sequence[Tensor], norm: Unit | None, out: Tensor, sums: Sums) -> Tensor | None:
+    """The adjoint of the features leaving a chain from what other stages sent back, who read them through `norm` if given."""
+    total: Tensor | None = None
+    for d in sent:
+        total = plus(total, d)
+    return total if norm is None else through(build(norm, out.detach(), {}), total, sums)
 
 
 def _last_first(units: Sequence[Unit], inputs: Inputs, between: Sequence[Tensor], nodes: list[Node]) -> Iterator[Node]:

@@ -150,15 +150,13 @@ def _back(
     inputs = chain.Inputs(named.get("h"), named, frame.wants_h, frame.wants)
     between = [named[f"between.{k}"] for k in range(frame.between)]
     nodes = chain.last_of(units, inputs, between)
-    out, d_out, d_sent = nodes[-1].out.detach(), named.get("d.h"), None
+    out, d_out = nodes[-1].out.detach(), named.get("d.h")
     if "d.nll" in named:
         d_out = plus(d_out, chain.through(build(_head(model, frame, named), out, {}), named["d.nll"], sums))
-    for name in (name for name in named if name.startswith("sent.")):
-        d_sent = plus(d_sent, named[name])
-    if frame.normed:
-        d_sent = chain.through(build(final_norm(model), out, {}), d_sent, sums)
+    sent = [d for name, d in named.items() if name.startswith("sent.")]
+    d_out = plus(d_out, chain.returned(sent, final_norm(model) if frame.normed else None, out, sums))
     d_changed = {name: named[f"d.{name}"] for unit in units for name in unit.leaves if f"d.{name}" in named}
-    d_h, d_leaves = chain.back(units, inputs, between, nodes, plus(d_out, d_sent), d_changed, sums)
+    d_h, d_leaves = chain.back(units, inputs, between, nodes, d_out, d_changed, sums)
     return {f"d.{name}": d for name, d in d_leaves.items()} | ({} if d_h is None else {"d.h": d_h})
 
 

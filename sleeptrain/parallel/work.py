@@ -142,13 +142,8 @@ class Worker:
         self, work: Work, d_sent: Sequence[Tensor], d_out: Tensor | None, d_state: Mapping[str, Tensor]
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """From the adjoints of features (sent back by other stages, and given here) and leaves to those of what was read."""
-        nodes, d_from_there = self._get("graph", work), None
-        for d in d_sent:
-            d_from_there = plus(d_from_there, d)
-        if work.item.normed:
-            node = build(final_norm(self.model), nodes[-1].out.detach(), {})
-            d_from_there = chain.through(node, d_from_there, self.sums)
-        d_out = plus(d_out, d_from_there)
+        nodes, norm = self._get("graph", work), final_norm(self.model) if work.item.normed else None
+        d_out = plus(d_out, chain.returned(d_sent, norm, nodes[-1].out, self.sums))
         return chain.back(self._units(work), self._inputs(work), self._between(work), nodes, d_out, d_state, self.sums)
 
     def _inputs(self, work: Work) -> chain.Inputs:

@@ -91,10 +91,10 @@ def lose_each_other() -> str:
         process.leave()
         return "gone"
     with pytest.raises(process.ProcessLost, match="rank 0 of 2 cannot reach another process"):
-        with process.telling_who_is_lost(place):
+        with process.telling_of_a_lost_process(place):
             for _ in range(1000):
                 dist.all_reduce(torch.ones(1))
-    with pytest.raises(RuntimeError, match="my own"), process.telling_who_is_lost(place):
+    with pytest.raises(RuntimeError, match="my own"), process.telling_of_a_lost_process(place):
         raise RuntimeError("my own")
     return "told"
 

@@ -1,16 +1,15 @@
 """Planned memory against what real runs hold: kept for backward by our own accounting, and all that exists in a whole step."""
 
 import gc
-import os
 from itertools import pairwise
 
 import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.allocated import allocated
 from sleeptrain.data.batch import IGNORED, Batch
 from sleeptrain.engine.build import build
 from sleeptrain.engine.process import init_distributed
@@ -258,18 +257,6 @@ def existing():
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors if not tensor.is_meta}
 
 
-def allocated(work):
-    """The most that exists at a time of all that `work` allocates, by torch's allocator."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        work()
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
-
-
 class Made(TorchDispatchMode):
     """The most that exists at a time of all that operators make, other than `held`; what they need in between is not seen.
 
@@ -294,9 +281,8 @@ class Made(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab", [1024, 150000])
-def test_the_head_needs_what_was_planned(vocab, dtype, monkeypatch):
+def test_the_head_needs_what_was_planned(vocab, dtype):
     """Few logits, which are kept, and many, which come in tiles."""
-    monkeypatch.setenv("KINETO_LOG_LEVEL", "6")  # the profiler writes to stderr otherwise
     plan = plan_of(f"model.vocab={vocab}", "train.micro=4", "train.batch=8")
     rows, sleep = group_of(plan, model_of(plan))[0], plan.job.sleep
     model = model_of(plan).to(dtype)
@@ -309,12 +295,11 @@ def test_the_head_needs_what_was_planned(vocab, dtype, monkeypatch):
         pull(node, torch.ones_like(node.out), {})
 
     planned = count(plan.job.model, sleep, 4, op.stop - op.start, dtype, False).head
-    assert allocated(work) == pytest.approx(planned.kept + planned.work, rel=0.05)
+    assert allocated(work)[1] == pytest.approx(planned.kept + planned.work, rel=0.05)
 
 
 def stepped(overrides):
     """Bytes that exist between steps and the most that a step adds, together; and what was planned."""
-    os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler writes to stderr otherwise
     place, plan = init_distributed(), plan_of(*LARGE, "train.retain=window", *overrides)
     job, split = plan.job, plan.split
     axes = join(job.mesh, place.rank, place.world)
@@ -340,7 +325,7 @@ def stepped(overrides):
     between = sum(storage.nbytes() for address, storage in now.items() if address not in before)
     if place.world == 1:
         # gloo's threads work here too, if seldom for long enough to be the last hold: the least of three misses nothing.
-        peak = min(allocated(lambda: step(engine, forward)) for _ in range(3))
+        peak = min(allocated(lambda: step(engine, forward))[1] for _ in range(3))
     else:
         with Made(now) as made:
             step(engine, forward)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.allocated import allocated
 from sleeptrain.model.config import Attention, DeltaNet, Mlp, Model
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
@@ -30,10 +30,13 @@ def kept(retain: str, passes: int, windows: int) -> int:
     initialise(model, 0, 64)
     tokens = torch.randint(VOCAB, (ROWS, windows * LENGTH), generator=torch.Generator().manual_seed(0))
     state, program = model.zero_state(sleep, ROWS), compile(sleep, layout, 2)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        result = run(model, tokens, tokens, state, program, sleep, retain=POLICIES[retain])
-    assert result.nll.requires_grad
-    return sum(e.nbytes() for e in seen.profiler.kineto_results.events() if e.name() == "[memory]")
+    held = []  # by the graph
+
+    def forward() -> None:
+        held.append(run(model, tokens, tokens, state, program, sleep, retain=POLICIES[retain]))
+        assert held[0].nll.requires_grad
+
+    return allocated(forward)[0]
 
 
 @pytest.mark.parametrize(
