@@ -256,7 +256,7 @@ def main() -> int:
         right = run(Dry(), TINY, arguments.lift_guard, report, arguments.json)
     elif torch.cuda.is_available():
         shapes = SHAPES[: arguments.shapes]
-        right = run(Gpu(arguments.replays), shapes, arguments.lift_guard, report, arguments.json)
+        right = run(Gpu(arguments.graph_cache), shapes, arguments.lift_guard, report, arguments.json)
     else:
         print("no GPU run")
         report |= run_cpu()

@@ -39,7 +39,7 @@ def inputs_of(vocab: int, tokens: int, dtype: torch.dtype) -> Inputs:
 
 
 def once(loss: Loss, inputs: Inputs) -> None:
-    """Forward with a graph and backward, as under `train.retain=none`."""
+    """Forward with a graph and backward, as under `train.recompute=none`."""
     found = loss(*inputs)
     torch.autograd.grad(found.mean(), inputs[:2])
 
@@ -83,7 +83,7 @@ def figures(quick: bool) -> list[Figure]:
     for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
         for vocab, tokens in ({8192: 1024} if quick else SHAPES).items():
             inputs, what = inputs_of(vocab, tokens, dtype), f"loss, {name}, {vocab} words, {tokens} tokens"
-            for mode, label in ((once, "time, retain none"), (twice, "time, other policies")):
+            for mode, label in ((once, "time, recompute none"), (twice, "time, other policies")):
                 calls = 1 if quick else max(1, 2**24 // (vocab * tokens))
                 runs = {
                     loss.__name__: partial(seconds, partial(mode, loss, inputs), calls)

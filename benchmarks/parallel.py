@@ -31,8 +31,8 @@ from stage_orders import orders
 from stage_slots import idle_slots, planned_slots
 from teams import Team
 
-from sleeptrain.plan import Plan, draw_up, laid_out, planned_world
-from sleeptrain.recipe import environment, load_recipe
+from sleeptrain.plan import Plan, make_plan, planned_world, resolve_data
+from sleeptrain.recipe.recipe import environment, load_recipe
 
 HERE = Path(__file__).resolve().parent
 POLICIES = ("window", "pass", "block", "none")
@@ -68,10 +68,10 @@ def plans_of(layout: Mapping[str, int], quick: bool) -> dict[str, Plan]:
     found = {}
     for policy in POLICIES:
         mesh = [f"mesh.{axis}={size}" for axis, size in layout.items()]
-        words = [*MODEL, *(small if quick else []), *mesh, f"train.retain={policy}"]
-        resolved, windows = laid_out(load_recipe("text-small", words), 2 if quick else 4)
+        words = [*MODEL, *(small if quick else []), *mesh, f"train.recompute={policy}"]
+        resolved, windows = resolve_data(load_recipe("text-small", words), 2 if quick else 4)
         windows = replace(windows, padded=False)
-        found[policy] = draw_up(resolved, windows, planned_world(resolved.value, None))
+        found[policy] = make_plan(resolved, windows, planned_world(resolved.value, None))
     return found
 
 
@@ -107,7 +107,9 @@ def _times(times: Mapping[str, Sequence[float]], policy: str, plans: Mapping[str
         }  # fmt: skip
         label = "" if name == "one process" else ": over one process"
         value = sorted(series)[len(series) // 2] if name == "one process" else median_ratio(series, one)
-        found.append(Figure(f"step, retain {policy}, {name}{label}", value, "s" if not label else "x", detail=detail))
+        found.append(
+            Figure(f"step, recompute {policy}, {name}{label}", value, "s" if not label else "x", detail=detail)
+        )
     return found
 
 
@@ -123,9 +125,9 @@ def _memory(name: str, policy: str, plan: Plan, weighed: Sequence[dict[str, Any]
     resident = max(p["resident"] for p in weighed)
     held = [plan.memory[p["stage"]].total for p in weighed]
     return [
-        Figure(f"kept, retain {policy}, {name}: over plan", ratio, "x", detail=detail),
+        Figure(f"kept, recompute {policy}, {name}: over plan", ratio, "x", detail=detail),
         Figure(
-            f"peak, retain {policy}, {name}: {weighed[0]['by']}", resident / 2**20, "MiB",
+            f"peak, recompute {policy}, {name}: {weighed[0]['by']}", resident / 2**20, "MiB",
             detail={"by_process": [p["resident"] for p in weighed], "planned_without_program": held},
         ),
     ]  # fmt: skip
@@ -137,16 +139,16 @@ def _idle(name: str, policy: str, plan: Plan, traces: Sequence[dict[str, Any]]) 
     for trace in traces:
         first.setdefault(trace["stage"], trace)
     stages = [first[stage] for stage in sorted(first)]
-    executed, planned = idle_slots([stage["events"] for stage in stages]), planned_slots(plan.timeline)
+    executed, planned = idle_slots([stage["events"] for stage in stages]), planned_slots(plan.schedule)
     waited = sum(stage["waited"] for stage in stages) / sum(stage["seconds"] for stage in stages)
     apart = float(sum(abs(a - b) for a, b in zip(executed, planned, strict=True)))
     return [
         Figure(
-            f"idle slots, retain {policy}, {name}: executed less planned", apart, "slots", at_most=0.0,
+            f"idle slots, recompute {policy}, {name}: executed less planned", apart, "slots", at_most=0.0,
             detail={"executed": executed, "planned": planned},
         ),
         Figure(
-            f"idle, retain {policy}, {name}: by the clock", waited, "of all time",
+            f"idle, recompute {policy}, {name}: by the clock", waited, "of all time",
             detail={"planned_by_flops": plan.price.bubble, "seconds": [stage["seconds"] for stage in stages]},
         ),
     ]  # fmt: skip

@@ -4,7 +4,7 @@
     python benchmarks/passes.py --dry          does it run? a toy on a CPU
 
 `benchmarks/gpu.sh passes` calls it. A step is one row of four windows, all but the last with two passes,
-forward and backward on the tape with `train.retain: pass`; no optimizer, no DeepSpeed. The time of a step is divided by its
+forward and backward on the tape with `train.recompute: pass`; no optimizer, no DeepSpeed. The time of a step is divided by its
 passes. "launching" is how long the host was busy until the last launch of a pass, which is what graphs shorten. It is an upper
 bound of the host's own work: after about a thousand launches the queue is full and the host waits for the device, so that
 next to the time of a pass itself it says nothing. Peak bytes are of the steps that are timed; "warm_up" of the steps before,
@@ -29,24 +29,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sleeptrain.model.config import Attention, DeltaNet, Mlp, Model
+from sleeptrain.execute.autograd import CheckpointedExecutor, RecomputeName
+from sleeptrain.execute.cuda_graphs import GraphCache
+from sleeptrain.execute.graph_capture import CudaGraphRecorder, EagerReplay, GraphRecorder
+from sleeptrain.execute.segments import MicroBatch
+from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.counts import parameters, step_flops
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.parallel.recorders import CudaRecorder, Recorder, Rerun
-from sleeptrain.parallel.replay import Replays
-from sleeptrain.parallel.tape import Policy, Tape
-from sleeptrain.parallel.units import Rows
 from sleeptrain.program import Loop, Program, Sleep, Window, compile
-from sleeptrain.recipe import load_recipe
+from sleeptrain.recipe.recipe import load_recipe
 from sleeptrain.train.setup import peak_of
 
 VOCAB, WINDOWS = 32768, 4
 MODES = {"eager": (False, False), "compiled": (True, False), "graphs": (False, True), "compiled, graphs": (True, True)}
 """Whether blocks are compiled, and whether passes are recorded."""
 TOY = Model(
-    width=32, layers="GA", vocab=50, attention=Attention(heads=2, kv_heads=1, head_dim=16), deltanet=DeltaNet(2, 2, 16),
-    mlp=Mlp(48), tie=False,
+    width=32, layers="GA", vocab=50, attention=AttentionConfig(heads=2, kv_heads=1, head_dim=16), deltanet=DeltaNetConfig(2, 2, 16),
+    mlp=MlpConfig(48), tie=False,
 )  # fmt: skip
 
 
@@ -57,8 +57,8 @@ class Trainer:
     model: LanguageModel
     sleep: Sleep
     program: Program
-    policy: Policy
-    replays: Replays | None
+    policy: RecomputeName
+    graph_cache: GraphCache | None
     padded: bool = False
 
     def step(self, seed: int) -> Tensor:
@@ -68,22 +68,29 @@ class Trainer:
         tokens = torch.randint(self.model.config.vocab or 0, (1, length), generator=drawn).to(device)
         valid = torch.ones_like(tokens, dtype=torch.bool)
         valid[:, : 3 + seed % 5] = False
-        rows = Rows(tokens, tokens, self.model.zero_state(self.sleep, 1), valid if self.padded else None)
-        (result,) = Tape(self.model, [rows], self.program, self.sleep, self.policy, replays=self.replays).run()
+        rows = MicroBatch(tokens, tokens, self.model.zero_state(self.sleep, 1), valid if self.padded else None)
+        (result,) = CheckpointedExecutor(
+            self.model, [rows], self.program, self.sleep, self.policy, graph_cache=self.graph_cache
+        ).run()
         self.model.zero_grad()
         result.nll.sum().backward()
         return result.nll.detach()
 
 
 def trainer(
-    config: Model, sleep: Sleep, device: torch.device, dtype: torch.dtype, policy: Policy, recorder: Recorder | None
+    config: Model,
+    sleep: Sleep,
+    device: torch.device,
+    dtype: torch.dtype,
+    policy: RecomputeName,
+    recorder: GraphRecorder | None,
 ) -> Trainer:
     """A new model with the same weights each time, over windows that are all predicted."""
     model = LanguageModel(config).to(device)
     windows = [Window(i * sleep.window, (i + 1) * sleep.window, True) for i in range(WINDOWS)]
     initialise(model, 0, 2 * windows[-1].stop)
-    replays = None if recorder is None else Replays(recorder, torch.float32)
-    return Trainer(model.to(dtype), sleep, compile(sleep, windows, len(config.pattern)), policy, replays)
+    graph_cache = None if recorder is None else GraphCache(recorder, torch.float32)
+    return Trainer(model.to(dtype), sleep, compile(sleep, windows, len(config.pattern)), policy, graph_cache)
 
 
 def measure(one: Trainer, steps: int, device: torch.device) -> dict[str, float]:
@@ -123,7 +130,7 @@ def mode(name: str, config: Model, sleep: Sleep, dtype: torch.dtype, steps: int,
     compiled, recorded = MODES[name]
     gc.collect()
     peaks(device, "of the mode before")
-    recorder: Recorder | None = (Rerun() if dry else CudaRecorder()) if recorded else None
+    recorder: GraphRecorder | None = (EagerReplay() if dry else CudaGraphRecorder()) if recorded else None
     one = trainer(config, sleep, device, dtype, "pass", recorder)
     if compiled:
         torch._dynamo.reset()
@@ -163,8 +170,8 @@ def rates(one: Trainer, seconds: float, precision: str) -> dict[str, float | Non
     flops = step_flops(one.model.config, one.program, one.sleep) / seconds
     return {
         "passes": passes, "tokens_per_s": WINDOWS * one.sleep.window / seconds, "flops_per_s": flops,
-        "mfu": flops / peak if peak else None, "replayed": one.replays.replayed if one.replays else 0,
-        "refused": one.replays.refused if one.replays else 0,
+        "mfu": flops / peak if peak else None, "replayed": one.graph_cache.replayed if one.graph_cache else 0,
+        "refused": one.graph_cache.refused if one.graph_cache else 0,
     }  # fmt: skip
 
 

@@ -15,27 +15,28 @@ import torch.distributed as dist
 from steps import batch
 from teams import Orders
 
-from sleeptrain.engine.build import Engine, build
-from sleeptrain.engine.process import init_distributed
+from sleeptrain.engine.build import Engine, build_engine
+from sleeptrain.execute.autograd import FinalizeGrads, run_with_autograd
+from sleeptrain.execute.executor import StageExecutor
+from sleeptrain.execute.gradients import GradAccumulator
+from sleeptrain.execute.p2p import P2PChannels
+from sleeptrain.execute.segments import MicroBatch
+from sleeptrain.execute.stage_plan import StagePlan as StagePlan
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.sleep import Result
-from sleeptrain.parallel.edges import Edges
-from sleeptrain.parallel.mesh import Axes, join
-from sleeptrain.parallel.plan import Plan as StagePlan
-from sleeptrain.parallel.stages import StageRun
-from sleeptrain.parallel.sums import Sums
-from sleeptrain.parallel.tape import AddUp, carry_out
-from sleeptrain.parallel.units import Rows
+from sleeptrain.model.sleep import ProgramOutput
+from sleeptrain.parallel.mesh import MeshAxes, init_mesh
+from sleeptrain.parallel.process import init_distributed
 from sleeptrain.plan import Plan
-from sleeptrain.program import Action, Program
-from sleeptrain.train.share import new_model
+from sleeptrain.program import Program
+from sleeptrain.schedule import ScheduleAction
+from sleeptrain.train.build_model import new_model
 from sleeptrain.train.step import train_step
 
-Watching = Callable[[StageRun, str, Any], None]
+Watching = Callable[[StageExecutor, str, Any], None]
 
 
 def orders(plans: dict[str, Plan]) -> Orders:
-    """Join the group and build this process's share; `plans` by `train.retain`."""
+    """Join the group and build this process's share; `plans` by `train.recompute`."""
     process = _Process.made(plans)
     return {"step": process.step, "weigh": process.weigh, "trace": process.trace}
 
@@ -46,32 +47,32 @@ class _Process:
 
     plans: dict[str, Plan]
     engine: Engine
-    axes: Axes
-    edges: Edges | None
-    add_up: AddUp | None
+    axes: MeshAxes
+    edges: P2PChannels | None
+    finalize_grads: FinalizeGrads | None
     batches: list[Any]
     stages: dict[str, StagePlan] = field(default_factory=dict)
 
     @classmethod
     def made(cls, plans: dict[str, Plan]) -> _Process:
         """Model, engine and the ways between stages."""
-        place, plan = init_distributed(), next(iter(plans.values()))
+        process, plan = init_distributed(), next(iter(plans.values()))
         job, split = plan.job, plan.split
-        axes = join(job.mesh, place.rank, place.world)
-        model, add_up = new_model(job, axes, job.model.deltanet.horizon or 1, place.device)
-        engine = build(
+        axes = init_mesh(job.mesh, process.rank, process.world)
+        model, finalize_grads = new_model(job, axes, job.model.deltanet.horizon or 1, process.device)
+        engine = build_engine(
             model, job.optim, precision=job.train.precision, zero=job.mesh.zero, micro_rows=split.micro * split.group,
             accumulation=split.accumulation, mpu=axes.mpu,
         )  # fmt: skip
         edges = None
         if axes.pipe.size > 1:
-            edges = Edges(axes.pipes)
+            edges = P2PChannels(axes.pipes)
             for each in plans.values():
-                edges.open(each.timeline.channels, place.device)
+                edges.open(each.schedule.channels, process.device)
         pieces = split.group * split.accumulation
         rows = [batch(plan.layout.windows, split.micro, plan.layout.manifest.vocab) for _ in range(pieces)]
-        stages = {policy: StagePlan(each.timeline, axes.pipe.rank) for policy, each in plans.items()}
-        made = cls(plans, engine, axes, edges, add_up, rows, stages)
+        stages = {policy: StagePlan(each.schedule, axes.pipe.rank) for policy, each in plans.items()}
+        made = cls(plans, engine, axes, edges, finalize_grads, rows, stages)
         for policy in plans:  # to warm up
             made.step(policy)
         return made
@@ -81,17 +82,19 @@ class _Process:
         plan = self.plans[policy]
         job = plan.job
 
-        def forward(model: LanguageModel, group: Sequence[Rows], program: Program) -> list[Result]:
-            stage = StageRun(model, group, self.stages[policy], self.edges, Sums(getattr(torch, job.optim.sum_dtype)))
+        def forward(model: LanguageModel, group: Sequence[MicroBatch], program: Program) -> list[ProgramOutput]:
+            stage = StageExecutor(
+                model, group, self.stages[policy], self.edges, GradAccumulator(getattr(torch, job.optim.sum_dtype))
+            )
             if watching:
-                stage.watch = stage.store.watch = lambda what, subject: watching(stage, what, subject)
-            return carry_out(stage, self.add_up)
+                stage.observer = stage.store.observer = lambda what, subject: watching(stage, what, subject)
+            return run_with_autograd(stage, self.finalize_grads)
 
-        if self.engine.place.world > 1:
+        if self.engine.process.world > 1:
             dist.barrier()
         began = time.perf_counter()
         train_step(
-            self.engine, self.batches, plan.timeline.program, job.sleep, plan.layout.windows, plan.layout.manifest.pad,
+            self.engine, self.batches, plan.schedule.program, job.sleep, plan.layout.windows, plan.layout.manifest.pad,
             forward, plan.split.group, self.axes, 1e-6,
         )  # fmt: skip
         _wait()
@@ -105,7 +108,7 @@ class _Process:
         resident, by = _peak()
         found = {"kept": 0, "most": 0}
 
-        def heavier(stage: StageRun, what: str, subject: Any) -> None:
+        def heavier(stage: StageExecutor, what: str, subject: Any) -> None:
             # When backward is through a graph, there is nothing left of it to be weighed.
             if what == "begin" or (what == "end" and subject.kind in ("FWD", "RECOMPUTE", "RECV")):
                 held = sum(stage.bytes().values())
@@ -119,17 +122,17 @@ class _Process:
     def trace(self, policy: str) -> dict[str, Any]:
         """What this process's stage did in the first backward of a step and its forward, in order; how long it waited."""
         events: list[tuple[str, str, int, int, Any]] = []
-        first: list[StageRun] = []
+        first: list[StageExecutor] = []
         clock = {"waited": 0.0, "begun": 0.0, "from": 0.0, "to": 0.0}
 
-        def note(stage: StageRun, what: str, subject: Any) -> None:
+        def note(stage: StageExecutor, what: str, subject: Any) -> None:
             now = time.perf_counter()
             if not first:
                 first.append(stage)
                 clock["from"] = now
             if stage is not first[0]:
                 return
-            if isinstance(subject, Action):
+            if isinstance(subject, ScheduleAction):
                 edge = None if subject.edge is None else tuple(subject.edge)
                 events.append((what, subject.kind, subject.op, subject.micro, edge))
                 if what == "begin":

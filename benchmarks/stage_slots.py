@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sleeptrain.program import Costs, Pass, Sizes, Timeline, price
+from sleeptrain.program import Pass
+from sleeptrain.schedule import Costs, Schedule, ValueSizes, estimate
 
 ITEMS = {"FWD": 1.0, "RECOMPUTE": 1.0, "BWD": 2.0}
 """Slots of an item."""
@@ -38,14 +39,14 @@ def idle_slots(traces: Sequence[Sequence[Event]]) -> list[float]:
     return [max(clocks) - b for b in busy]
 
 
-def planned_slots(timeline: Timeline) -> list[float]:
+def planned_slots(schedule: Schedule) -> list[float]:
     """Idle slots of every stage of a plan. All windows must be of one length."""
-    (tokens,) = {op.stop - op.start for op in timeline.program.ops if isinstance(op, Pass)}
-    depth = timeline.stages[-1].slice.stop
+    (tokens,) = {op.stop - op.start for op in schedule.program.ops if isinstance(op, Pass)}
+    depth = schedule.stages[-1].slice.stop
     nothing, share = (0.0,) * depth, [0.0] * depth
-    for stage in timeline.stages:
+    for stage in schedule.stages:
         blocks = range(stage.slice.start, stage.slice.stop)
         for b in blocks:
             share[b] = 1 / len(blocks)
-    costs = Costs(Sizes(1.0, nothing, nothing, nothing, nothing), tuple(share), nothing, speed=tokens)
-    return [stage.idle for stage in price(timeline, costs).stages]
+    costs = Costs(ValueSizes(1.0, nothing, nothing, nothing, nothing), tuple(share), nothing, speed=tokens)
+    return [stage.idle for stage in estimate(schedule, costs).stages]

@@ -21,7 +21,7 @@ from figures import Figure, interleaved, part
 IMPORTS = {
     "torch": "import torch",
     "sleeptrain": "import torch, sleeptrain",
-    "training": "import torch, sleeptrain.recipe, sleeptrain.train.loop",
+    "training": "import torch, sleeptrain.recipe.recipe, sleeptrain.train.loop",
 }
 
 

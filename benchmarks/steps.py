@@ -15,15 +15,15 @@ import torch
 from figures import Figure, interleaved, median_ratio, part
 
 from sleeptrain.data.batch import IGNORED, Batch
-from sleeptrain.engine.build import build
-from sleeptrain.engine.process import leave
+from sleeptrain.engine.build import build_engine
 from sleeptrain.model.counts import parameters
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.parallel.mesh import join
+from sleeptrain.parallel.mesh import init_mesh
+from sleeptrain.parallel.process import shutdown_distributed
 from sleeptrain.program import Window, compile
-from sleeptrain.recipe import load_recipe
-from sleeptrain.train.share import on_tape
+from sleeptrain.recipe.recipe import load_recipe
+from sleeptrain.train.build_model import checkpointed_forward
 from sleeptrain.train.step import train_step
 
 PASSES = 4
@@ -80,10 +80,14 @@ def stepper(case: Case, rows: int) -> tuple[dict[int, Callable[[], float]], dict
     detail = {
         "recipe": case.recipe, "rows": rows, "tokens_of_a_row": length, "width": recipe.model.width,
         "layers": recipe.model.pattern, "parameters": parameters(model)["total"], "optimizer": recipe.optim.name,
-        "retain": recipe.train.retain,
+        "recompute": recipe.train.recompute,
     }  # fmt: skip
-    engine = build(model, recipe.optim, precision="fp32", zero=recipe.mesh.zero, micro_rows=rows, accumulation=1)
-    data, forward, axes = batch(case.layout, rows, case.vocab), on_tape(recipe, None), join(recipe.mesh, 0, 1)
+    engine = build_engine(model, recipe.optim, precision="fp32", zero=recipe.mesh.zero, micro_rows=rows, accumulation=1)
+    data, forward, axes = (
+        batch(case.layout, rows, case.vocab),
+        checkpointed_forward(recipe, None),
+        init_mesh(recipe.mesh, 0, 1),
+    )
     programs = {n: compile(recipe.sleep, case.layout, len(recipe.model.pattern), n) for n in (1, PASSES)}
 
     def step(n: int) -> float:
@@ -112,7 +116,7 @@ def figures(quick: bool) -> list[Figure]:
                 f"step, N = {PASSES} over N = 1: {case.name}", median_ratio(many, one), "x", at_most=most, detail=detail
             )
         )
-    leave()
+    shutdown_distributed()
     return found
 
 

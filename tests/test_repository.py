@@ -88,7 +88,7 @@ def test_importing_is_quick() -> None:
 
 def test_heavy_packages_are_imported_where_they_are_used() -> None:
     """A recipe, its model and the loop can be imported without any of them."""
-    code = "import sys, sleeptrain.recipe, sleeptrain.train.loop, sleeptrain.evaluate.runs, sleeptrain.inference; print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "import sys, sleeptrain.recipe.recipe, sleeptrain.train.loop, sleeptrain.evaluate.runs, sleeptrain.inference; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not HEAVY & set(done.stdout.split())
 

@@ -37,7 +37,7 @@ def save(
     `state` is this rank's own and must be JSON-able; `mesh` is how the processes of `engine` stand. `keep` > 0 then removes all but the newest that many. It is written
     beside its place and renamed when complete, so that a process that dies leaves no half checkpoint that looks whole.
     """
-    first = engine.place.rank == 0
+    first = engine.process.rank == 0
     final = folder / f"step-{step:08d}"
     staging = folder / f".{final.name}.part"
     if first:
@@ -45,7 +45,7 @@ def save(
         (staging / "state").mkdir(parents=True)
     dist.barrier()
     engine.save(staging)
-    _write_json(staging / "state" / f"{engine.place.rank:05d}.json", state)
+    _write_json(staging / "state" / f"{engine.process.rank:05d}.json", state)
     weights = engine.weights()
     if first and weights is not None:
         from safetensors.torch import save_file
@@ -84,9 +84,9 @@ def load(engine: Engine, path: Path, *, mesh: Mesh = DATA_ONLY) -> dict[str, Any
     UserError, of which rank 0 has the words, where `path` is no checkpoint, or was written by processes that stood otherwise.
     """
     if wrong := _other_layout(path, _layout(engine, mesh)):
-        raise UserError([wrong] if engine.place.rank == 0 else [])
+        raise UserError([wrong] if engine.process.rank == 0 else [])
     engine.load(path)
-    return json.loads((path / "state" / f"{engine.place.rank:05d}.json").read_text())
+    return json.loads((path / "state" / f"{engine.process.rank:05d}.json").read_text())
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def _layout(engine: Engine, mesh: Mesh) -> dict[str, Any]:
     return {
-        "processes": engine.place.world,
+        "processes": engine.process.world,
         "data": engine.data,
         "pipe": mesh.pipe,
         "tensor": mesh.tensor,

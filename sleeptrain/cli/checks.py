@@ -37,7 +37,7 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """One line of the table."""
 
     name: str
@@ -53,27 +53,27 @@ class Check:
     """A function that yields results; what it raises becomes a failed one with `advice`."""
 
     name: str
-    find: Callable[[], Iterator[Result]]
+    find: Callable[[], Iterator[CheckResult]]
     advice: str
     needed: bool = True
 
 
-def examine(check: Check) -> list[Result]:
+def examine(check: Check) -> list[CheckResult]:
     """The results of one check, whatever happens in it."""
-    results: list[Result] = []
+    results: list[CheckResult] = []
     try:
         results += check.find()
     except Exception as error:
         first = next(iter(str(error).splitlines()), "")
         status: Literal["missing", "failed"] = "missing" if isinstance(error, ImportError) else "failed"
-        results.append(Result(check.name, status, f"{type(error).__name__}: {first}", check.advice, check.needed))
+        results.append(CheckResult(check.name, status, f"{type(error).__name__}: {first}", check.advice, check.needed))
     return results
 
 
-def check_python() -> Iterator[Result]:
+def check_python() -> Iterator[CheckResult]:
     """The interpreter against the oldest supported one."""
     right = sys.version_info >= (3, 11)
-    yield Result(
+    yield CheckResult(
         "python",
         "ok" if right else "failed",
         f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -81,7 +81,7 @@ def check_python() -> Iterator[Result]:
     )
 
 
-def check_versions() -> Iterator[Result]:
+def check_versions() -> Iterator[CheckResult]:
     """Installed versions against the pinned ones, which were run together."""
     pinned = dict(re.findall(r"(?m)^([\w.-]+)==([\w.]+)", "\n".join(metadata.requires("sleeptrain") or [])))
     for name in REPORTED:
@@ -90,38 +90,40 @@ def check_versions() -> Iterator[Result]:
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Result(name, "missing", f"{wanted} is pinned", advice, needed)
+            yield CheckResult(name, "missing", f"{wanted} is pinned", advice, needed)
             continue
         if found.partition("+")[0] == wanted:
-            yield Result(name, "ok", found, needed=needed)
+            yield CheckResult(name, "ok", found, needed=needed)
         else:
-            yield Result(
+            yield CheckResult(
                 name, "failed", f"{found}, but {wanted} is pinned", f"{advice}; others may work, untested", False
             )
 
 
-def check_devices() -> Iterator[Result]:
+def check_devices() -> Iterator[CheckResult]:
     """GPUs that torch can use."""
     import torch
 
     if not torch.cuda.is_available():
-        yield Result("gpu", "missing", "torch sees none", "training runs on the CPU: right for toy sizes only", False)
+        yield CheckResult(
+            "gpu", "missing", "torch sees none", "training runs on the CPU: right for toy sizes only", False
+        )
         return
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
         major, minor = about.major, about.minor
-        yield Result(
+        yield CheckResult(
             f"gpu {index}", "ok", f"{about.name}, {about.total_memory / GIB:.0f} GiB, sm_{major}{minor}", needed=False
         )
 
 
-def check_gloo() -> Iterator[Result]:
+def check_gloo() -> Iterator[CheckResult]:
     """A process group of one, and a sum over it."""
     import torch
     import torch.distributed as dist
 
     if dist.is_initialized():
-        yield Result("gloo", "ok", f"this process is in a group of {dist.get_world_size()} already")
+        yield CheckResult("gloo", "ok", f"this process is in a group of {dist.get_world_size()} already")
         return
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=20))
     try:
@@ -130,10 +132,10 @@ def check_gloo() -> Iterator[Result]:
         right = value.tolist() == [1.0, 1.0]
     finally:
         dist.destroy_process_group()
-    yield Result("gloo", "ok" if right else "failed", "all_reduce over one process")
+    yield CheckResult("gloo", "ok" if right else "failed", "all_reduce over one process")
 
 
-def check_kernels() -> Iterator[Result]:
+def check_kernels() -> Iterator[CheckResult]:
     """The chunked kernel against the float64 reference: output, final state, and all gradients, the state's among them.
     On a GPU the fused ones too."""
     import torch
@@ -148,14 +150,14 @@ def check_kernels() -> Iterator[Result]:
     finite = all(torch.isfinite(tensor).all() for tensor in found.values())
     detail = f"largest relative error {worst:.1e}, in {name}"
     good = finite and worst < TOLERANCE
-    yield Result(
+    yield CheckResult(
         "kernels", "ok" if good else "failed", detail, "" if good else "report it with this machine's CPU model"
     )
     if torch.cuda.is_available():
         yield from _fused_kernels(torch.device("cuda", torch.cuda.current_device()))
 
 
-def _fused_kernels(device: Any) -> Iterator[Result]:
+def _fused_kernels(device: Any) -> Iterator[CheckResult]:
     """Every kernel of the table for this GPU and Triton, around a chunk's end, two value heads a key head."""
     import torch
 
@@ -165,17 +167,17 @@ def _fused_kernels(device: Any) -> Iterator[Result]:
     found = entries(device)
     if not found:
         advice = "training runs plain torch on this GPU"
-        yield Result("fused kernels", "missing", f"none for {architecture(device)} and this Triton", advice, False)
+        yield CheckResult("fused kernels", "missing", f"none for {architecture(device)} and this Triton", advice, False)
     for entry in found:
         (result,) = self_test(device, [Shape(2, 129, 4, 8, entry["d"], getattr(torch, entry["dtype"]))])
         name = f"fused kernels, {entry['dtype']}, d {entry['d']}"
         if not result.ok:
-            yield Result(name, "failed", str(result), "train.kernels=chunked does without them; report it", False)
+            yield CheckResult(name, "failed", str(result), "train.kernels=chunked does without them; report it", False)
         elif not entry["verified_on_gpu"]:
             advice = "python -m sleep_kernels.self_test --write"
-            yield Result(name, "missing", f"{result}; not used before they are verified", advice, False)
+            yield CheckResult(name, "missing", f"{result}; not used before they are verified", advice, False)
         else:
-            yield Result(name, "ok", str(result), needed=False)
+            yield CheckResult(name, "ok", str(result), needed=False)
 
 
 def _kernel_inputs() -> list[Any]:
@@ -215,7 +217,7 @@ def _zip(found: dict[str, Any], expected: dict[str, Any]) -> Iterator[tuple[str,
         yield name, found[name], right
 
 
-def check_shards() -> Iterator[Result]:
+def check_shards() -> Iterator[CheckResult]:
     """Shards written by mosaicml-streaming and read back."""
     import numpy as np
 
@@ -231,10 +233,10 @@ def check_shards() -> Iterator[Result]:
         [stored] = Evaluation(Data([Source(str(out))]), micro=8, split="train")
     made = np.concatenate([block["tokens"] for block in task.blocks("train", 8, 0)])
     equal = bool((stored.tokens.numpy() == made).all())
-    yield Result("streaming", "ok" if equal else "failed", "8 samples written and read back")
+    yield CheckResult("streaming", "ok" if equal else "failed", "8 samples written and read back")
 
 
-def check_space() -> Iterator[Result]:
+def check_space() -> Iterator[CheckResult]:
     """Free space where runs, temporary files and shared memory go."""
     for name, path, enough in (
         ("disk", Path.cwd(), 5),
@@ -242,23 +244,25 @@ def check_space() -> Iterator[Result]:
         ("/dev/shm", SHARED_MEMORY, 1),
     ):
         if not path.is_dir():
-            yield Result(name, "missing", str(path), "data workers need shared memory; mount a tmpfs there", False)
+            yield CheckResult(name, "missing", str(path), "data workers need shared memory; mount a tmpfs there", False)
             continue
         usage = shutil.disk_usage(path)
         good = usage.free >= enough * GIB
         detail = f"{usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free in {path}"
-        yield Result(name, "ok" if good else "failed", detail, "" if good else f"free at least {enough} GiB", False)
+        yield CheckResult(
+            name, "ok" if good else "failed", detail, "" if good else f"free at least {enough} GiB", False
+        )
 
 
-def check_leftovers() -> Iterator[Result]:
+def check_leftovers() -> Iterator[CheckResult]:
     """Files in shared memory that ended runs have left."""
     found = leftovers(SHARED_MEMORY, _mapped())
     if not found:
-        yield Result("leftovers", "ok", f"none in {SHARED_MEMORY}", needed=False)
+        yield CheckResult("leftovers", "ok", f"none in {SHARED_MEMORY}", needed=False)
         return
     size = sum(path.lstat().st_size for path in found) / GIB
     shown = " ".join(map(str, found[:3])) + (" ..." if len(found) > 3 else "")
-    yield Result(
+    yield CheckResult(
         "leftovers", "failed", f"{len(found)} of ended runs, {size:.1f} GiB: {shown}", "remove them with rm", False
     )
 

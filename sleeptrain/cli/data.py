@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from sleeptrain.cli.help import add_verb
+from sleeptrain.cli.help import add_command
 from sleeptrain.config import UserError
 
 EXAMPLES = {
@@ -29,10 +29,12 @@ EXAMPLES = {
 
 def add(subparsers: Any) -> None:
     """Add this verb to the program's parser."""
-    parser = add_verb(subparsers, "data", "make or look at shards", "Make shards, or look at them.", EXAMPLES["data"])
+    parser = add_command(
+        subparsers, "data", "make or look at shards", "Make shards, or look at them.", EXAMPLES["data"]
+    )
     actions = parser.add_subparsers(title="actions", dest="action", required=True, metavar="ACTION")
 
-    build = add_verb(
+    build = add_command(
         actions, "build", "write the shards of a task",
         "Write the shards of a task and their manifest. The same request gives the same bytes; a folder that already\n"
         "holds them is left alone.", EXAMPLES["build"],
@@ -45,7 +47,7 @@ def add(subparsers: Any) -> None:
     build.add_argument("--json", action="store_true", help="print the manifest")
     build.set_defaults(run=run_build)
 
-    inspect = add_verb(
+    inspect = add_command(
         actions, "inspect", "show what a folder of shards holds",
         "Show the task, the layout, the counts and the first samples of a folder of shards.", EXAMPLES["inspect"],
     )  # fmt: skip

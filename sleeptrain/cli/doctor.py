@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any
 
-from sleeptrain.cli.help import add_verb
+from sleeptrain.cli.help import add_command
 
 DESCRIPTION = """\
 Try what training needs on this machine: versions, devices, a process group, the kernels against their float64
@@ -18,7 +18,7 @@ EXAMPLES = ["sleeptrain doctor", "sleeptrain doctor --json"]
 
 def add(subparsers: Any) -> None:
     """Add this verb to the program's parser."""
-    parser = add_verb(subparsers, "doctor", "what works on this machine", DESCRIPTION, EXAMPLES)
+    parser = add_command(subparsers, "doctor", "what works on this machine", DESCRIPTION, EXAMPLES)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.cli.help import add_verb
+from sleeptrain.cli.help import add_command
 from sleeptrain.config import UserError
 
 EXAMPLES = (
@@ -26,7 +26,7 @@ def add(subparsers: Any) -> None:
         "Accuracy and loss by task label with baselines beside them, state norm, pass residual and retention, "
         "at the number of passes trained with or at several."
     )
-    parser = add_verb(subparsers, "eval", "measure trained runs", description, EXAMPLES)
+    parser = add_command(subparsers, "eval", "measure trained runs", description, EXAMPLES)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or checkpoints in them")
     parser.add_argument(
         "--passes", type=_numbers, metavar="N,N,...", help="numbers of passes at test (default: as trained)"
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Do it; 0."""
     from sleeptrain.evaluate.report import print_table, to_json, write
     from sleeptrain.evaluate.runs import evaluate
-    from sleeptrain.recipe import environment
+    from sleeptrain.recipe.recipe import environment
 
     if args.out:
         _prepare(args.out)

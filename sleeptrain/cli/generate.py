@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.cli.help import add_verb
+from sleeptrain.cli.help import add_command
 from sleeptrain.config import UserError
 
 EXAMPLES = (
@@ -25,7 +25,7 @@ def add(subparsers: Any) -> None:
         "are evicted; each new token costs one pass, whatever the number of passes is, and memory stays "
         "constant."
     )
-    parser = add_verb(subparsers, "generate", "continue a prompt", description, EXAMPLES)
+    parser = add_command(subparsers, "generate", "continue a prompt", description, EXAMPLES)
     parser.add_argument("folder", metavar="RUN", help="a run folder, or a checkpoint in one")
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="text; for a task with symbols, its symbols separated by spaces")
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from sleeptrain.inference import SleepSession
     from sleeptrain.inference.sampling import Sampling
     from sleeptrain.inference.text import Codec
-    from sleeptrain.trained import open_trained
+    from sleeptrain.recipe.load_trained import open_trained
 
     _check(args)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)

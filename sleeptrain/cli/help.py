@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\nsee {self.prog} --help\n")
 
 
-def add_verb(subparsers: Any, name: str, summary: str, description: str, examples: Sequence[str]) -> Parser:
+def add_command(subparsers: Any, name: str, summary: str, description: str, examples: Sequence[str]) -> Parser:
     """A parser for a verb.
 
     summary       a few words, shown in the list of verbs

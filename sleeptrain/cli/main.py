@@ -19,7 +19,7 @@ from sleeptrain import __version__
 from sleeptrain.cli.help import PROGRAM, Parser
 from sleeptrain.config.errors import RunFailed, UserError
 
-VERBS = ("data", "plan", "train", "eval", "generate", "doctor")
+COMMANDS = ("data", "plan", "train", "eval", "generate", "doctor")
 """The modules of this package that are verbs, in the order of `--help`."""
 EXAMPLES = """\
 Examples:
@@ -61,10 +61,10 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments of a command line, with the verb's `run`. Raises UserError for an unknown verb, SystemExit as argparse does."""
     words = [word for word in argv if not word.startswith("-")]
-    if words and words[0] not in VERBS:
-        near = get_close_matches(words[0], VERBS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}"
-        raise UserError(f"there is no verb {words[0]!r}; {hint}")
+    if words and words[0] not in COMMANDS:
+        near = get_close_matches(words[0], COMMANDS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f"there is no command {words[0]!r}; {hint}")
     parser = build_parser()
     args, left = parser.parse_known_args(argv)
     # argparse takes `recipe --option key=value` for a complete request with a word too many: it fills positionals in one go.
@@ -82,7 +82,7 @@ def build_parser() -> Parser:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subparsers = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB", parser_class=Parser)
-    for verb in VERBS:
+    for verb in COMMANDS:
         importlib.import_module(f"sleeptrain.cli.{verb}").add(subparsers)
     return parser
 

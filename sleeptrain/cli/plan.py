@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.cli.help import add_verb
+from sleeptrain.cli.help import add_command
 from sleeptrain.config import UserError
 
 EXAMPLES = (
@@ -26,7 +26,7 @@ def add(subparsers: Any) -> None:
         "evenly the stages of a pipeline are cut and how long they wait. No GPU, no data and no memory of the model's size "
         "are needed; where there is no data yet, windows are those of the task that its folder is named after."
     )
-    parser = add_verb(subparsers, "plan", "what a recipe needs, before it is queued", description, EXAMPLES)
+    parser = add_command(subparsers, "plan", "what a recipe needs, before it is queued", description, EXAMPLES)
     parser.add_argument("recipe", help="a YAML file, or the name of one in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as mesh.pipe=4")
     parser.add_argument("--processes", type=int, metavar="N", help="of the whole run (default: those that mesh names)")
@@ -42,12 +42,12 @@ def run(args: argparse.Namespace) -> int:
     """Do it; 0."""
     _check(args)
     from sleeptrain import plan
-    from sleeptrain.program import draw
-    from sleeptrain.recipe import load_recipe
+    from sleeptrain.recipe.recipe import load_recipe
+    from sleeptrain.schedule import draw
 
-    resolved, layout = plan.laid_out(load_recipe(args.recipe, args.overrides), args.windows)
-    found = plan.draw_up(resolved, layout, plan.planned_world(resolved.value, args.processes), args.speed)
-    picture = draw(found.timeline, found.costs) if args.draw or args.svg else None
+    resolved, layout = plan.resolve_data(load_recipe(args.recipe, args.overrides), args.windows)
+    found = plan.make_plan(resolved, layout, plan.planned_world(resolved.value, args.processes), args.speed)
+    picture = draw(found.schedule, found.costs) if args.draw or args.svg else None
     if args.svg and picture:
         _write(args.svg, picture.svg)
     if args.json:

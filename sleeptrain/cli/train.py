@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.cli.help import add_verb
+from sleeptrain.cli.help import add_command
 from sleeptrain.config import RunFailed, UserError
 
 EXAMPLES = (
@@ -31,7 +31,7 @@ def add(subparsers: Any) -> None:
         "Train a recipe: a file, or the name of one in configs/. A run folder that already has a checkpoint "
         "is continued. Works in one process, and under torchrun, srun or the deepspeed launcher in several."
     )
-    parser = add_verb(subparsers, "train", "train a recipe", description, EXAMPLES)
+    parser = add_command(subparsers, "train", "train a recipe", description, EXAMPLES)
     parser.add_argument("recipe", help="a YAML file, or the name of one in configs/")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as sleep.passes=4"
@@ -45,7 +45,7 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; 0, or 128 + the signal that stopped it."""
-    from sleeptrain.recipe import load_recipe
+    from sleeptrain.recipe.recipe import load_recipe
 
     if not args.explain and not args.dry_run:
         return train(args)
@@ -75,20 +75,20 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     Under a launcher it is for the launched processes, without one for as many as the mesh names.
     """
     from sleeptrain import checkpoint, plan
-    from sleeptrain.engine.process import device_here, number
-    from sleeptrain.recipe import check_processes, check_run, run_folder
+    from sleeptrain.parallel.process import env_int, local_device
+    from sleeptrain.recipe.recipe import check_processes, check_run, run_folder
     from sleeptrain.train.setup import check_device
 
-    world = number("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else plan.planned_world(resolved.value, None)
+    world = env_int("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else plan.planned_world(resolved.value, None)
     check_processes(resolved, world)
-    check_device(resolved.value, device_here())
+    check_device(resolved.value, local_device())
     with naming_data(resolved):
         read_ahead(resolved.value, world)
-    resolved, layout = plan.laid_out(resolved)
+    resolved, layout = plan.resolve_data(resolved)
     folder = run_folder(resolved.value, args.recipe)
     check_run(resolved, folder, layout.manifest)
     check_writable(resolved, folder)
-    print(plan.text(plan.draw_up(resolved, layout, world)))
+    print(plan.text(plan.make_plan(resolved, layout, world)))
     newest = checkpoint.latest(folder / "checkpoints")
     how = "would begin" if newest is None else f"would go on from {newest.name}"
     print(f"\nThis was checked and not run: it {how} in {folder}.")
@@ -121,7 +121,7 @@ def train(args: argparse.Namespace) -> int:
     What is wrong with the recipe is told by the first process of a machine before any has joined; if that one can read it,
     together with the ranks that cannot. What is wrong later is told once.
     """
-    from sleeptrain.recipe import check_processes, load_recipe, open_run
+    from sleeptrain.recipe.recipe import check_processes, load_recipe, open_run
 
     resolved: Any = None
     try:
@@ -131,54 +131,54 @@ def train(args: argparse.Namespace) -> int:
             raise
     import torch.distributed
 
-    from sleeptrain.engine.process import init_distributed, leave, telling_of_a_lost_process
-    from sleeptrain.plan import stages_balance
+    from sleeptrain.parallel.process import explain_lost_process, init_distributed, shutdown_distributed
+    from sleeptrain.plan import stage_balance
     from sleeptrain.train.kernels import check_kernels
     from sleeptrain.train.loop import train as loop
-    from sleeptrain.train.setup import agree, check_device, on_every_rank, on_first_rank, set_up
+    from sleeptrain.train.setup import assert_same_on_all_ranks, check_device, on_every_rank, on_first_rank, set_up
 
     try:
-        place = init_distributed() if resolved else init_distributed(ALONE)
+        process = init_distributed() if resolved else init_distributed(ALONE)
     except torch.distributed.DistError:
         if resolved:
             raise
         return 2  # nobody is there any more: the first process has told it and ended
     try:
-        resolved = on_every_rank(place, lambda: resolved or load_recipe(args.recipe, args.overrides))
-        agree(place, {path: value for path, value, _ in resolved.rows()})
-        on_first_rank(place, lambda: check_processes(resolved, place.world))
-        on_every_rank(place, lambda: check_device(resolved.value, place.device))
-        resolved, reader = on_every_rank(place, lambda: open_data(resolved, place))
+        resolved = on_every_rank(process, lambda: resolved or load_recipe(args.recipe, args.overrides))
+        assert_same_on_all_ranks(process, {path: value for path, value, _ in resolved.rows()})
+        on_first_rank(process, lambda: check_processes(resolved, process.world))
+        on_every_rank(process, lambda: check_device(resolved.value, process.device))
+        resolved, reader = on_every_rank(process, lambda: open_data(resolved, process))
         job, windows = resolved.value, reader.manifest.windows
-        on_every_rank(place, lambda: check_kernels(job.model, job.train, windows, place.device))
-        folder = on_first_rank(place, lambda: open_run(resolved, args.recipe, reader.manifest))
+        on_every_rank(process, lambda: check_kernels(job.model, job.train, windows, process.device))
+        folder = on_first_rank(process, lambda: open_run(resolved, args.recipe, reader.manifest))
         args.failures = folder
-        setup = set_up(job, {path: value for path, value, _ in resolved.rows()}, folder, reader, place)
-        if setup.axes.pipe.size > 1 and place.rank == 0:
-            print(stages_balance(setup.job, windows, setup.split), file=sys.stderr)
-        if setup.step and place.rank == 0:
+        setup = set_up(job, {path: value for path, value, _ in resolved.rows()}, folder, reader, process)
+        if setup.axes.pipe.size > 1 and process.rank == 0:
+            print(stage_balance(setup.job, windows, setup.split), file=sys.stderr)
+        if setup.step and process.rank == 0:
             print(f"{folder}: continuing at step {setup.step} of {setup.steps}", file=sys.stderr)
-        with telling_of_a_lost_process(place):
+        with explain_lost_process(process):
             outcome = loop(setup)
     except RunFailed:
-        if place.rank != 0:
+        if process.rank != 0:
             return 1  # it is raised on all ranks, and rank 0 says it
         raise
     finally:
-        leave()
-    if place.rank == 0:
+        shutdown_distributed()
+    if process.rank == 0:
         how = "done" if outcome.signal is None else "stopped and saved; the same command continues it"
         print(f"{folder}: step {outcome.step} of {outcome.steps}, {how}", file=sys.stderr)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
-def open_data(resolved: Any, place: Any) -> tuple[Any, Any]:
+def open_data(resolved: Any, process: Any) -> tuple[Any, Any]:
     """The recipe with what the data decides, and this process's reader. Raises UserError with where the data was named."""
-    from sleeptrain.recipe import complete
+    from sleeptrain.recipe.recipe import complete
     from sleeptrain.train.setup import open_reader
 
     with naming_data(resolved):
-        reader = open_reader(resolved.value, place)
+        reader = open_reader(resolved.value, process)
     return complete(resolved, reader.manifest), reader
 
 

@@ -48,9 +48,9 @@ class Evaluation:
 
     def __iter__(self) -> Iterator[Batch]:
         """UserError if a shard is damaged or contradicts the manifest."""
-        from sleeptrain.data.rows import Rows
+        from sleeptrain.data.rows import RowDataset
 
-        rows = Rows(self._sources)
+        rows = RowDataset(self._sources)
         try:
             for number in range(len(self)):
                 first = (number * self._world + self._rank) * self._micro

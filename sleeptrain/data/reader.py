@@ -23,7 +23,7 @@ from sleeptrain.data.sources import open_sources
 if TYPE_CHECKING:
     from streaming import StreamingDataLoader
 
-    from sleeptrain.data.rows import Rows
+    from sleeptrain.data.rows import RowDataset
 
 GRACE = 30.0
 """Seconds that a worker goes on after SIGTERM, which SLURM sends to all processes at once: the main one saves first."""
@@ -58,7 +58,7 @@ class Reader:
         self._sources = open_sources(data, self.split)
         self._epoch = 0
         self._sample = 0
-        self._rows: Rows | None = None
+        self._rows: RowDataset | None = None
         self._loader: StreamingDataLoader | None = None
         self._iterator: Iterator[dict[str, Any]] | None = None
         # Else Python would send SIGTERM to the workers at its end, and wait for as long as they go on.
@@ -154,11 +154,11 @@ class Reader:
             batches.append(batch)
         return batches
 
-    def _open(self) -> tuple[Rows, StreamingDataLoader]:
-        from sleeptrain.data.rows import Rows, StreamingDataLoader
+    def _open(self) -> tuple[RowDataset, StreamingDataLoader]:
+        from sleeptrain.data.rows import RowDataset, StreamingDataLoader
 
         workers = self._data.workers
-        rows = Rows(
+        rows = RowDataset(
             self._sources, batch=self._micro, shuffle=self._data.shuffle, seed=self._seed, weighted=True,
             rank=self._rank, world=self._world,
         )  # fmt: skip

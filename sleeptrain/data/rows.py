@@ -35,7 +35,7 @@ from streaming.base.world import World  # noqa: E402
 from sleeptrain.data.shards import Shards, unpacked  # noqa: E402
 from sleeptrain.data.sources import Sources  # noqa: E402
 
-__all__ = ["Rows", "StreamingDataLoader"]
+__all__ = ["RowDataset", "StreamingDataLoader"]
 
 BLOCK = 1 << 18
 """Rows within which each shard is spread: about 200 shards of 4,096-token samples at 64 MiB a shard."""
@@ -48,7 +48,7 @@ UNGROUPED = SimpleNamespace(is_available=lambda: False)
 """Stands for torch.distributed where there is none."""
 
 
-class Rows(StreamingDataset):
+class RowDataset(StreamingDataset):
     """Samples of one split of all sources: each a dict of its columns and "row", its number; or {"error": why}.
 
     Iterated, it gives the rows of rank `rank` of `world`: those at positions rank, rank + world, ... of the order of an

@@ -1,20 +1,7 @@
-"""The engine of a run: optimizer and schedule, and DeepSpeed behind a small interface."""
+"""The engine of a run: optimizer, learning-rate schedule, and DeepSpeed behind a small interface."""
 
-from sleeptrain.engine.build import Engine, StepReport, build
-from sleeptrain.engine.config import Optim, Schedule
-from sleeptrain.engine.process import Place, init_distributed, leave
-from sleeptrain.engine.recompute import recompute
-from sleeptrain.engine.schedule import multiplier
+from sleeptrain.engine.build import Engine, StepResult, build_engine
+from sleeptrain.engine.config import LRSchedule, Optim
+from sleeptrain.engine.lr_schedule import lr_multiplier
 
-__all__ = [
-    "Engine",
-    "Optim",
-    "Place",
-    "Schedule",
-    "StepReport",
-    "build",
-    "init_distributed",
-    "leave",
-    "multiplier",
-    "recompute",
-]
+__all__ = ["Engine", "LRSchedule", "Optim", "StepResult", "build_engine", "lr_multiplier"]

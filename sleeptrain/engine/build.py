@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from sleeptrain.config.errors import UserError
 from sleeptrain.engine import optimizers
 from sleeptrain.engine.config import Optim
-from sleeptrain.engine.muon import Muon, layout_of
-from sleeptrain.engine.patches.again import keep_in_backward
-from sleeptrain.engine.patches.quiet import quiet
-from sleeptrain.engine.patches.uses import uses_counted_by_backward
-from sleeptrain.engine.process import Place, init_distributed
-from sleeptrain.engine.settings import Precision, gathering, merged, settings
-from sleeptrain.parallel.parts import Parts
+from sleeptrain.engine.muon import Muon, matrix_partition
+from sleeptrain.engine.patches.zero3_reentry import keep_in_backward
+from sleeptrain.engine.patches.zero3_reuse import uses_counted_by_backward
+from sleeptrain.engine.settings import Precision, merge_overrides, settings, zero3_gathering
+from sleeptrain.parallel.gather import StateGatherer
+from sleeptrain.parallel.patches.deepspeed_logging import deepspeed_quiet
+from sleeptrain.parallel.process import Process, init_distributed
 
 TAG = "deepspeed"
 """The subfolder of a checkpoint that DeepSpeed's own files are in."""
 
 
 @dataclass(frozen=True)
-class StepReport:
+class StepResult:
     """What a step did."""
 
     grad_norm: float
@@ -43,11 +43,16 @@ class Engine:
     """
 
     def __init__(
-        self, deepspeed_engine: Any, place: Place, settings: dict[str, Any], precision: Precision, parts: Parts | None
+        self,
+        deepspeed_engine: Any,
+        process: Process,
+        settings: dict[str, Any],
+        precision: Precision,
+        parts: StateGatherer | None,
     ) -> None:
         self._deepspeed = deepspeed_engine
         self._parts = parts
-        self.place = place
+        self.process = process
         self.settings = settings
         self.precision: Precision = precision
         self._ready = False
@@ -107,7 +112,7 @@ class Engine:
         if not self._ready:
             engine.step()
 
-    def step(self, lr_multiplier: float = 1.0) -> StepReport:
+    def step(self, lr_multiplier: float = 1.0) -> StepResult:
         """Updates the parameters, every learning rate being its full value times `lr_multiplier`; or skips, on all ranks."""
         if not self._ready:
             raise RuntimeError(f"step needs {self.accumulation} calls of backward first")
@@ -116,16 +121,16 @@ class Engine:
         self._deepspeed.step()
         self._ready = False
         skipped = not self._deepspeed.was_step_applied()
-        return StepReport(float("inf") if skipped else float(self._deepspeed.get_global_grad_norm()), skipped)
+        return StepResult(float("inf") if skipped else float(self._deepspeed.get_global_grad_norm()), skipped)
 
     def save(self, folder: Path) -> None:
         """Writes DeepSpeed's files into `folder`; a collective, between steps."""
-        with quiet():
+        with deepspeed_quiet():
             self._deepspeed.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
     def load(self, folder: Path) -> None:
         """Reads what `save` wrote, at the same layout; a collective. Rates and other settings stay those of this run."""
-        with quiet():
+        with deepspeed_quiet():
             self._deepspeed.load_checkpoint(str(folder), tag=TAG)
         # The file brings back the settings of the run that wrote it, which would silently win over the configuration.
         for group, rule in zip(self.optimizer.param_groups, self._rules, strict=True):
@@ -139,7 +144,7 @@ class Engine:
         """All parameters by name, whole, in fp32 on the CPU, on rank 0 (None elsewhere); a collective."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        keeps = self.place.rank == 0 if self._parts is None else self._parts.collects
+        keeps = self.process.rank == 0 if self._parts is None else self._parts.is_gatherer
         found = {}
         for name, parameter in self.module.named_parameters():
             if name == optimizers.STAND_IN:
@@ -158,7 +163,7 @@ def device_memory(device: torch.device) -> int | None:
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
-def build(
+def build_engine(
     model: nn.Module,
     optim: Optim,
     *,
@@ -168,7 +173,7 @@ def build(
     accumulation: int,
     overrides: Mapping[str, Any] | None = None,
     mpu: Any = None,
-    parts: Parts | None = None,
+    parts: StateGatherer | None = None,
     looped: int = 0,
 ) -> Engine:
     """Spreads `model` (fp32; it is changed in place) over the processes, joining them first if that has not been done.
@@ -184,18 +189,18 @@ def build(
         raise UserError(
             "optim.name muon needs mesh.tensor 1: tensor parallelism cuts matrices, and Muon needs whole ones"
         )
-    place = init_distributed()
+    process = init_distributed()
     if mpu is not None:
-        optimizers.fill_groups(model, place.device)
+        optimizers.fill_groups(model, process.device)
     derived = settings(
         model, clip=optim.clip, precision=precision, zero=zero, micro=micro_rows, accumulation=accumulation
     )
     if zero == 3:
-        derived["zero_optimization"] |= gathering(model, looped, precision, device_memory(place.device))
-    configuration = merged(derived, overrides or {})
+        derived["zero_optimization"] |= zero3_gathering(model, looped, precision, device_memory(process.device))
+    configuration = merge_overrides(derived, overrides or {})
     made = optimizers.optimizer(model, optim)
     matrices = [p for group in made.param_groups if group["muon"] for p in group["params"]]
-    with quiet():
+    with deepspeed_quiet():
         import deepspeed
 
         # DeepSpeed writes into the dictionary it is given.
@@ -203,5 +208,5 @@ def build(
             model=model, optimizer=made, config=dict(configuration), dist_init_required=False, mpu=mpu
         )
     if isinstance(made, Muon):
-        made.attach(layout_of(matrices, engine.optimizer.dp_process_group))
-    return Engine(engine, place, configuration, precision, parts)
+        made.attach(matrix_partition(matrices, engine.optimizer.dp_process_group))
+    return Engine(engine, process, configuration, precision, parts)

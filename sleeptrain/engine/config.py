@@ -9,7 +9,7 @@ from sleeptrain.config.errors import Problem
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LRSchedule:
     """How the learning rate changes over a run; `engine.schedule.multiplier` computes it."""
 
     name: Literal["constant", "cosine", "wsd"] = "cosine"
@@ -55,7 +55,7 @@ class Optim:
     loses about 1 % of it at 64 uses, 4 % at 1,024."""
     clip: float = 1.0
     """Largest norm of the whole gradient, taken before any optimizer sees it; 0 does not clip."""
-    schedule: Schedule = field(default_factory=Schedule)
+    schedule: LRSchedule = field(default_factory=LRSchedule)
 
     def problems(self) -> list[Problem]:
         """What is wrong with the values, one by one (the schedule reports its own)."""

@@ -51,7 +51,7 @@ class Fragment:
 
 
 @dataclass(frozen=True)
-class Layout:
+class MatrixPartition:
     """Which parts of which matrices every process of the data group holds."""
 
     shapes: list[tuple[int, int]]
@@ -82,9 +82,9 @@ class Muon(torch.optim.AdamW):
         super().__init__(groups, **adam)
         self.momentum = momentum
         self.ns_dtype = ns_dtype
-        self.layout: Layout | None = None
+        self.layout: MatrixPartition | None = None
 
-    def attach(self, layout: Layout) -> None:
+    def attach(self, layout: MatrixPartition) -> None:
         """From now on the one parameter of the muon group is a flat partition with this layout."""
         self.layout = layout
 
@@ -133,7 +133,7 @@ class Muon(torch.optim.AdamW):
         return orthogonalise(direction, self.ns_dtype).to(direction.dtype) * max(1.0, rows / cols) ** 0.5
 
 
-def exchange(flat: Tensor, layout: Layout) -> dict[int, list[tuple[Fragment, Tensor]]]:
+def exchange(flat: Tensor, layout: MatrixPartition) -> dict[int, list[tuple[Fragment, Tensor]]]:
     """The parts, held by others, of the matrices this process holds a part of: by matrix, (fragment, its values).
 
     One all-to-all, of nothing but matrices that lie in several partitions; none at all where there are no such.
@@ -157,7 +157,7 @@ def exchange(flat: Tensor, layout: Layout) -> dict[int, list[tuple[Fragment, Ten
     return received
 
 
-def layout_of(parameters: list[torch.nn.Parameter], group: Any) -> Layout:
+def matrix_partition(parameters: list[torch.nn.Parameter], group: Any) -> MatrixPartition:
     """The layout of the partition that DeepSpeed's ZeRO 1 or 2 made of `parameters`; a collective over `group`.
 
     Reads the map from a parameter to its part of the partition that DeepSpeed keeps for its own checkpoints.
@@ -171,4 +171,4 @@ def layout_of(parameters: list[torch.nn.Parameter], group: Any) -> Layout:
     everyone: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, mine, group=group)
     shapes = [(p.shape[0], p.shape[1]) for p in parameters]
-    return Layout(shapes, everyone, dist.get_rank(group), group)
+    return MatrixPartition(shapes, everyone, dist.get_rank(group), group)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from sleeptrain.config.errors import UserError
-from sleeptrain.engine.known import refused
+from sleeptrain.engine.deepspeed_keys import refused_keys
 
 Precision = Literal["fp32", "bf16"]
 
@@ -55,7 +55,7 @@ def settings(
     }
 
 
-def gathering(model: nn.Module, looped: int, precision: Precision, memory: int | None) -> dict[str, int]:
+def zero3_gathering(model: nn.Module, looped: int, precision: Precision, memory: int | None) -> dict[str, int]:
     """Which parameters ZeRO 3 keeps whole: keys of DeepSpeed's `zero_optimization`.
 
     The smallest ones for good, up to a hundredth of the model: a message each costs more than they do. And from one use to
@@ -73,10 +73,10 @@ def gathering(model: nn.Module, looped: int, precision: Precision, memory: int |
     return keys
 
 
-def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def merge_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the user's `deepspeed:` section over it, key by key at every depth. UserError for keys in
     OURS, and for what DeepSpeed does not know or take."""
-    if wrong := [f"deepspeed.{path}: {why}" for path, why in refused(overrides, OURS)]:
+    if wrong := [f"deepspeed.{path}: {why}" for path, why in refused_keys(overrides, OURS)]:
         raise UserError(wrong)
     return _merge(base, overrides)
 

@@ -76,7 +76,7 @@ def measure(model: LanguageModel, sleep: Sleep, manifest: Manifest, batches: Ite
             there = batch.to(device)
             result = run(
                 model, there.tokens, there.targets, model.zero_state(sleep, batch.rows), program, sleep,
-                valid=None if valid is None else valid.to(device), retain=retention.retain(), predict=True,
+                valid=None if valid is None else valid.to(device), recompute=retention.recompute(), predict=True,
             )  # fmt: skip
             assert result.predicted is not None
             _tally(found, batch, result.predicted.cpu(), result.nll.double().cpu(), manifest.windows)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sleeptrain.model.deltanet import DeltaNet
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.sleep import Retain
+from sleeptrain.model.sleep import RecomputeWrappers
 
 
 class Retention:
@@ -44,11 +44,11 @@ class Retention:
         for handle in self._handles:
             handle.remove()
 
-    def retain(self) -> Retain:
+    def recompute(self) -> RecomputeWrappers:
         """A new batch begins; give this to `sleep.run`, so that windows are counted."""
         self._close()
         self._window = -1
-        return Retain(window=self._around)
+        return RecomputeWrappers(window=self._around)
 
     def by_head(self) -> dict[int, list[float]]:
         """Mean over rows, by layer, of each value head. Empty where there is only one window."""

@@ -14,8 +14,8 @@ from sleeptrain.data.evaluation import Evaluation
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.evaluate.measure import Measured, measure
 from sleeptrain.evaluate.report import Entry
+from sleeptrain.recipe.load_trained import Trained, open_trained
 from sleeptrain.train.log import read_metrics
-from sleeptrain.trained import Trained, open_trained
 
 
 def evaluate(

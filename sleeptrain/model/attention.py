@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sleeptrain.model.config import Attention as Config
+from sleeptrain.model.config import AttentionConfig as Config
 from sleeptrain.model.config import rotary_dims
 from sleeptrain.model.norm import RMSNorm
 

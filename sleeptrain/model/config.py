@@ -11,7 +11,7 @@ from sleeptrain.config.errors import Problem
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionConfig:
     """Grouped-query attention: per-head q/k RMSNorm, rotary positions on a fraction of each head, output gate."""
 
     heads: int = 8
@@ -27,7 +27,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class DeltaNet:
+class DeltaNetConfig:
     """Gated DeltaNet: state of `value_heads` matrices [head_dim, head_dim] per layer."""
 
     key_heads: int = 4
@@ -44,7 +44,7 @@ class DeltaNet:
 
 
 @dataclass(frozen=True)
-class Mlp:
+class MlpConfig:
     """SwiGLU."""
 
     hidden: int = 1024
@@ -57,9 +57,9 @@ class Model:
     width: int = 256
     layers: str = "AGAG"
     """One letter a block, groups repeat: `AGAG`, `(GGGA)x8`."""
-    attention: Attention = field(default_factory=Attention)
-    deltanet: DeltaNet = field(default_factory=DeltaNet)
-    mlp: Mlp = field(default_factory=Mlp)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    deltanet: DeltaNetConfig = field(default_factory=DeltaNetConfig)
+    mlp: MlpConfig = field(default_factory=MlpConfig)
     vocab: int | None = None
     """Rows of the embedding; null: what the data's manifest says."""
     tie: bool = True
@@ -108,7 +108,7 @@ class Model:
             yield Problem("init_std" if self.init_std <= 0 else "eps", "must be above 0")
 
 
-def rotary_dims(attention: Attention) -> int:
+def rotary_dims(attention: AttentionConfig) -> int:
     """How many dimensions of a head are rotated."""
     return int(attention.head_dim * attention.rotary)
 

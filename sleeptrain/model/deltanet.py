@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sleep_kernels import delta_inputs, gated_delta_rule, gated_rms_norm, log_decay
-from sleeptrain.model.config import DeltaNet as Config
+from sleeptrain.model.config import DeltaNetConfig as Config
 
 
 class DeltaNet(nn.Module):

@@ -17,7 +17,7 @@ from sleeptrain.program import Boundary, Pass, Program, Sleep, blocks_of
 
 
 @dataclass(frozen=True)
-class Retain:
+class RecomputeWrappers:
     """What is kept for backward: how the work of a window, of a pass, of a block and of the head are called."""
 
     window: Around = plainly
@@ -26,12 +26,12 @@ class Retain:
     head: Around = plainly
 
 
-KEEP_ALL = Retain()
+KEEP_ALL = RecomputeWrappers()
 """Plain autograd."""
 
 
 @dataclass(frozen=True)
-class Result:
+class ProgramOutput:
     """What a program leaves behind."""
 
     nll: Tensor
@@ -45,8 +45,8 @@ class Result:
 
 def run(
     model: LanguageModel, tokens: Tensor, targets: Tensor, state: State, program: Program, sleep: Sleep,
-    *, valid: Tensor | None = None, retain: Retain = KEEP_ALL, predict: bool = False,
-) -> Result:  # fmt: skip
+    *, valid: Tensor | None = None, recompute: RecomputeWrappers = KEEP_ALL, predict: bool = False,
+) -> ProgramOutput:  # fmt: skip
     """Run `program` over a batch: `tokens`, `targets` [batch, time] (-100: not scored), from `state`.
 
     `valid` [batch, time] marks real tokens; None means that all are. Gradients flow through windows and passes wherever
@@ -58,19 +58,19 @@ def run(
         seen = None if valid is None else valid[:, part]
         # What is called again in backward holds no tensor of its own: those would stay whatever the policy says.
         form = state.hollow()
-        work = partial(run_window, model, passes, boundary, sleep, program.span, form, retain, predict, None, None)
-        nll, residual, guess, *flat = retain.window(work, tokens[:, part], targets[:, part], seen, *state.flat())
+        work = partial(run_window, model, passes, boundary, sleep, program.span, form, recompute, predict, None, None)
+        nll, residual, guess, *flat = recompute.window(work, tokens[:, part], targets[:, part], seen, *state.flat())
         state = state.unflat(flat)
         nlls.append(nll)
         residuals.append(residual)
         guesses.append(guess)
     predicted = torch.cat(guesses, 1) if predict else None
-    return Result(torch.cat(nlls, 1), state, torch.cat(residuals), predicted)
+    return ProgramOutput(torch.cat(nlls, 1), state, torch.cat(residuals), predicted)
 
 
 def run_window(
     model: LanguageModel, passes: Sequence[Pass], boundary: Boundary | None, sleep: Sleep, span: int, spec: State,
-    retain: Retain, predict: bool, above: Tensor | None, exit_: Tensor | None,
+    recompute: RecomputeWrappers, predict: bool, above: Tensor | None, exit_: Tensor | None,
     tokens: Tensor, targets: Tensor, valid: Tensor | None, *flat: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Passes over one window and the eviction after it: (nll, residuals, predictions, *state).
@@ -88,11 +88,11 @@ def run_window(
             above, exit_ = (h if h is None else h.detach() for h in (above, exit_))
         h = {"tokens": None, "above": above}.get(op.reads, exit_)
         blocks, form = blocks_of(op.layers, sleep, depth), state.hollow()
-        work = partial(run_pass, model, op, blocks, span, form, retain.block, tokens, valid)
+        work = partial(run_pass, model, op, blocks, span, form, recompute.block, tokens, valid)
         with nullcontext() if op.grad else torch.no_grad():
-            h, *left = retain.passes(work, h, *state.flat())
+            h, *left = recompute.passes(work, h, *state.flat())
             if op.loss:
-                nll, best = retain.head(partial(score, model, predict), h, targets)
+                nll, best = recompute.head(partial(score, model, predict), h, targets)
                 guess = best if predict else guess
         state = state.unflat(left)
         if op.layers == "prelude":

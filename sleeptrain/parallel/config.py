@@ -8,7 +8,8 @@ from math import gcd
 
 from sleeptrain.config.errors import Problem
 from sleeptrain.model.config import Model
-from sleeptrain.program import Sleep, balance, loop_range
+from sleeptrain.program import Sleep, loop_range
+from sleeptrain.schedule import balance
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Mesh:
         return found
 
 
-def shared(model: Model) -> Mapping[str, int]:
+def divided_sizes(model: Model) -> Mapping[str, int]:
     """What tensor parallelism divides, by field of the `model:` section: heads of the mixers there are, and the MLP."""
     found = {"mlp.hidden": model.mlp.hidden}
     if "A" in model.pattern:
@@ -57,23 +58,23 @@ def shared(model: Model) -> Mapping[str, int]:
     return found
 
 
-def undivided(model: Model, tensor: int) -> str | None:
+def tensor_obstacle(model: Model, tensor: int) -> str | None:
     """Why a model cannot be shared by `tensor` processes, with the sizes that work; None if it can."""
-    wrong = [f"model.{field} = {size}" for field, size in shared(model).items() if size % tensor]
+    wrong = [f"model.{field} = {size}" for field, size in divided_sizes(model).items() if size % tensor]
     if not wrong:
         return None
-    common = gcd(*shared(model).values())
+    common = gcd(*divided_sizes(model).values())
     sizes = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
     return f"{' and '.join(wrong)} cannot be shared by {tensor} processes; mesh.tensor can be {sizes} for this model"
 
 
-def padded(vocab: int, tensor: int) -> int:
+def padded_vocab(vocab: int, tensor: int) -> int:
     """Rows of the embedding when `tensor` processes share it: equal parts, each a multiple of 64, which tensor cores like."""
     return vocab if tensor == 1 else -(-vocab // (64 * tensor)) * 64 * tensor
 
 
 @dataclass(frozen=True)
-class Split:
+class BatchLayout:
     """How one process goes through its rows of a batch."""
 
     micro: int
@@ -84,7 +85,7 @@ class Split:
     """Backwards of a step."""
 
 
-def split(batch: int, micro: int | None, mesh: Mesh, data: int) -> Split:
+def batch_layout(batch: int, micro: int | None, mesh: Mesh, data: int) -> BatchLayout:
     """Rows into micro-batches, micro-batches into groups. Without a pipeline a group is one micro-batch, unless
     `mesh.group` says more; with one it is as many as fit, up to two more than stages, which hides slow links.
 
@@ -104,7 +105,7 @@ def split(batch: int, micro: int | None, mesh: Mesh, data: int) -> Split:
                 f"{_either(sizes)} micro-batches (mesh.group, mesh.pipe = {mesh.pipe}); the nearest batch that does is "
                 f"{-(-share // sizes[-1]) * sizes[-1] * data}"
             )
-        return Split(share // fits[0], fits[0], 1)
+        return BatchLayout(share // fits[0], fits[0], 1)
     if share % micro:
         raise ValueError(
             f"train.micro = {micro}: does not divide the {share} rows of each of {data} processes (train.batch = {batch})"
@@ -117,14 +118,14 @@ def split(batch: int, micro: int | None, mesh: Mesh, data: int) -> Split:
             f"groups of {_either(sizes)} (mesh.group, mesh.pipe = {mesh.pipe}); the nearest batch that does is "
             f"{-(-pieces // sizes[-1]) * sizes[-1] * micro * data}"
         )
-    return Split(micro, fits[0], pieces // fits[0])
+    return BatchLayout(micro, fits[0], pieces // fits[0])
 
 
 def _either(sizes: list[int]) -> str:
     return " or ".join(map(str, sorted(sizes)))
 
 
-def unstaged(model: Model, mesh: Mesh) -> str | None:
+def pipeline_obstacle(model: Model, mesh: Mesh) -> str | None:
     """Why a model cannot be cut into `mesh.pipe` stages; None if it can."""
     depth = len(model.pattern)
     if mesh.pipe > depth:
@@ -132,7 +133,7 @@ def unstaged(model: Model, mesh: Mesh) -> str | None:
     return None
 
 
-def cuts(model: Model, sleep: Sleep, pipe: int) -> tuple[int, ...]:
+def stage_cuts(model: Model, sleep: Sleep, pipe: int) -> tuple[int, ...]:
     """The blocks before which the stack is cut, so that stages cost alike; a block costs by the size of its matrices."""
     a, g, width = model.attention, model.deltanet, model.width
     mixers = {

@@ -10,7 +10,7 @@ from sleeptrain.parallel.config import Mesh, data_size
 
 
 @dataclass(frozen=True)
-class Axis:
+class MeshAxis:
     """Where this process stands among those that differ from it along one axis only."""
 
     rank: int
@@ -20,12 +20,12 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Axes:
+class MeshAxes:
     """This process on the mesh."""
 
-    data: Axis
-    pipe: Axis
-    tensor: Axis
+    data: MeshAxis
+    pipe: MeshAxis
+    tensor: MeshAxis
     mpu: Any
     """What DeepSpeed asks for groups; None where the data axis is the only one."""
 
@@ -41,7 +41,7 @@ class Axes:
         return self.pipe.size * self.tensor.size
 
 
-def join(mesh: Mesh, rank: int, world: int) -> Axes:
+def init_mesh(mesh: Mesh, rank: int, world: int) -> MeshAxes:
     """Arrange the processes, which must have joined one process group; a collective. Tensor neighbours have neighbouring
     ranks, so that they share a node; pipe neighbours are farthest.
 
@@ -53,10 +53,10 @@ def join(mesh: Mesh, rank: int, world: int) -> Axes:
     except ValueError as error:
         raise UserError(str(error)) from None
     if mesh.pipe == mesh.tensor == 1:
-        return Axes(Axis(rank, world, None), Axis(0, 1, None), Axis(0, 1, None), None)
-    from sleeptrain.parallel.patches.device import allow_sequences_on_cpu
-    from sleeptrain.parallel.patches.mpu import Mpu
-    from sleeptrain.parallel.patches.silence import import_megatron
+        return MeshAxes(MeshAxis(rank, world, None), MeshAxis(0, 1, None), MeshAxis(0, 1, None), None)
+    from sleeptrain.parallel.patches.deepspeed_mpu import Mpu
+    from sleeptrain.parallel.patches.megatron_warnings import import_megatron
+    from sleeptrain.parallel.patches.sequence_parallel_on_cpu import allow_sequences_on_cpu
 
     import_megatron()
     if mesh.sequence:
@@ -68,10 +68,10 @@ def join(mesh: Mesh, rank: int, world: int) -> Axes:
         state.destroy_model_parallel()
     if not state.model_parallel_is_initialized():
         state.initialize_model_parallel(mesh.tensor, mesh.pipe, create_gloo_process_groups=False)
-    return Axes(
-        Axis(state.get_data_parallel_rank(), data, state.get_data_parallel_group()),
-        Axis(state.get_pipeline_model_parallel_rank(), mesh.pipe, state.get_pipeline_model_parallel_group()),
-        Axis(state.get_tensor_model_parallel_rank(), mesh.tensor, state.get_tensor_model_parallel_group()),
+    return MeshAxes(
+        MeshAxis(state.get_data_parallel_rank(), data, state.get_data_parallel_group()),
+        MeshAxis(state.get_pipeline_model_parallel_rank(), mesh.pipe, state.get_pipeline_model_parallel_group()),
+        MeshAxis(state.get_tensor_model_parallel_rank(), mesh.tensor, state.get_tensor_model_parallel_group()),
         Mpu(state),
     )
 

@@ -16,30 +16,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sleeptrain.config.errors import UserError
+from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.model.config import Model
 from sleeptrain.model.init import initial
 from sleeptrain.model.language import IGNORED, LanguageModel
 from sleeptrain.parallel import sequence
-from sleeptrain.parallel.config import padded, undivided
-from sleeptrain.parallel.mesh import Axis
-from sleeptrain.parallel.shards import COLUMNS, ROWS, Shards
-from sleeptrain.parallel.sums import Sums
+from sleeptrain.parallel.config import padded_vocab, tensor_obstacle
+from sleeptrain.parallel.mesh import MeshAxis
+from sleeptrain.parallel.tp_layout import COLUMNS, ROWS, TPLayout
 
 
-class ShardedModel(LanguageModel):
+class TensorParallelModel(LanguageModel):
     """One process's share of a language model. Parameter names are those of the whole model.
 
     With `share_tokens` the features between blocks are this process's slice of a window's tokens; windows must divide.
     """
 
-    def __init__(self, config: Model, axis: Axis, share_tokens: bool = False) -> None:
+    def __init__(self, config: Model, axis: MeshAxis, share_tokens: bool = False) -> None:
         assert config.vocab is not None
-        if reason := undivided(config, axis.size):
+        if reason := tensor_obstacle(config, axis.size):
             raise UserError(f"mesh.tensor = {axis.size}: {reason}")
         with torch.device("meta"):
             shapes = {name: p.shape for name, p in LanguageModel(config).named_parameters()}
-        super().__init__(share(config, axis.size))
-        self.shards = Shards(shapes, axis)
+        super().__init__(local_config(config, axis.size))
+        self.shards = TPLayout(shapes, axis)
         self.vocab = config.vocab
         self.slices = axis.size if share_tokens else 1
         self._divide(config)
@@ -63,7 +63,7 @@ class ShardedModel(LanguageModel):
         """As the whole model's, of the whole window; a collective over the tensor axis where tokens are shared."""
         if self.slices == 1:
             return super().moved(h, before)
-        change, size = sequence.norms(self.shards.axis, h - before, before)
+        change, size = sequence.full_norms(self.shards.axis, h - before, before)
         return (change / size.clamp_min(1e-12)).float()
 
     def initialise(self, seed: int, horizon: int) -> None:
@@ -75,7 +75,7 @@ class ShardedModel(LanguageModel):
                 # DeepSpeed asks for this when it takes the norm of all gradients: others would be counted several times.
                 parameter.tensor_model_parallel = self.shards.dim(name) is not None  # type: ignore[attr-defined]
 
-    def add_up(self, sums: Sums) -> None:
+    def finalize_grads(self, sums: GradAccumulator) -> None:
         """Complete the gradients of parameters of which every process saw a part only: its heads, or its tokens. A
         collective over the tensor axis."""
         partial = [p for name, p in self.named_parameters() if self.shards.partial(name, self.slices > 1)]
@@ -91,7 +91,7 @@ class ShardedModel(LanguageModel):
         from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 
         if self.slices > 1:
-            return sequence.gathered(x, self.shards.axis)
+            return sequence.gather_tokens(x, self.shards.axis)
         return copy_to_tensor_model_parallel_region(x)
 
     def _divide(self, whole: Model) -> None:
@@ -114,7 +114,7 @@ class ShardedModel(LanguageModel):
             made = ColumnParallelLinear(
                 linear.in_features, linear.out_features * size, bias=False, disable_grad_reduce=True, **common
             )
-            made.register_forward_hook(_first)
+            made.register_forward_hook(_drop_bias)
             return made
 
         def row(linear: nn.Linear) -> nn.Module:
@@ -122,8 +122,8 @@ class ShardedModel(LanguageModel):
                 linear.in_features * size, linear.out_features, bias=False, input_is_parallel=True, skip_bias_add=False, **scattered
             )  # fmt: skip
             if sliced:
-                made.register_forward_pre_hook(lambda _, args: sequence.cut(args[0], size))
-            made.register_forward_hook(_first)
+                made.register_forward_pre_hook(lambda _, args: sequence.split_tokens(args[0], size))
+            made.register_forward_hook(_drop_bias)
             return made
 
         def for_all(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -139,14 +139,14 @@ class ShardedModel(LanguageModel):
                 part.register_forward_pre_hook(for_all)
         assert whole.vocab is not None
         self.embed = VocabParallelEmbedding(
-            padded(whole.vocab, size), whole.width, reduce_scatter_embeddings=sliced, **common
+            padded_vocab(whole.vocab, size), whole.width, reduce_scatter_embeddings=sliced, **common
         )
         if sliced:
             # It exchanges the first two dimensions before it scatters the first one.
-            self.embed.register_forward_pre_hook(lambda _, args: sequence.cut(args[0], size).t())
+            self.embed.register_forward_pre_hook(lambda _, args: sequence.split_tokens(args[0], size).t())
 
 
-def share(model: Model, size: int) -> Model:
+def local_config(model: Model, size: int) -> Model:
     """The sizes of one process's share."""
     assert model.vocab is not None
     a, g = model.attention, model.deltanet
@@ -155,10 +155,10 @@ def share(model: Model, size: int) -> Model:
         attention=replace(a, heads=a.heads // size, kv_heads=a.kv_heads // size),
         deltanet=replace(g, key_heads=g.key_heads // size, value_heads=g.value_heads // size),
         mlp=replace(model.mlp, hidden=model.mlp.hidden // size),
-        vocab=padded(model.vocab, size) // size,
+        vocab=padded_vocab(model.vocab, size) // size,
     )
 
 
-def _first(_: nn.Module, args: Any, outputs: tuple[Tensor, Any]) -> Tensor:
+def _drop_bias(_: nn.Module, args: Any, outputs: tuple[Tensor, Any]) -> Tensor:
     """megatron-core's layers return a bias apart, even where there is none."""
     return outputs[0]

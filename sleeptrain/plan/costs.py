@@ -11,36 +11,36 @@ import torch
 from sleeptrain.model.config import Model
 from sleeptrain.model.counts import block_flops, head_flops
 from sleeptrain.model.state import Leaf, leaves
-from sleeptrain.parallel.tensor import share
-from sleeptrain.plan.graphs import Graph, Graphs, count
-from sleeptrain.plan.layout import Layout
-from sleeptrain.program import POLICIES, Costs, Retain, Sizes
+from sleeptrain.parallel.tensor import local_config
+from sleeptrain.plan.activations import ActivationMemory, SegmentMemory, measure_activations
+from sleeptrain.plan.data_layout import DataLayout
+from sleeptrain.schedule import RECOMPUTE_POLICIES, Costs, RecomputePolicy, ValueSizes
 from sleeptrain.train.job import Job
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Types of parameters and features by `train.precision`."""
 
 
-def retained(job: Job) -> Retain:
+def recompute_policy(job: Job) -> RecomputePolicy:
     """What the recipe keeps for backward."""
-    return replace(POLICIES[job.train.retain], offload=job.train.offload)
+    return replace(RECOMPUTE_POLICIES[job.train.recompute], offload=job.train.offload)
 
 
-def graphs_of(job: Job, layout: Layout, micro: int) -> Graphs:
+def activations_of(job: Job, layout: DataLayout, micro: int) -> ActivationMemory:
     """What backward of a block and of the head needs on one process, in micro-batches of `micro` rows."""
     longest = max(w.stop - w.start for w in layout.windows)
-    return count(
-        share(job.model, job.mesh.tensor), job.sleep, micro, longest, TYPES[job.train.precision], layout.padded
+    return measure_activations(
+        local_config(job.model, job.mesh.tensor), job.sleep, micro, longest, TYPES[job.train.precision], layout.padded
     )
 
 
-def costs_of(job: Job, micro: int, graphs: Graphs | None = None, speed: float | None = None) -> Costs:
+def costs_of(job: Job, micro: int, graphs: ActivationMemory | None = None, speed: float | None = None) -> Costs:
     """Costs on one process, in micro-batches of `micro` rows. The job must be complete.
 
     Without `graphs` what backward needs costs nothing: enough for FLOPs, seconds and traffic. `speed` are FLOPs a second;
     without it seconds are FLOPs.
     """
-    model, pattern, mesh = share(job.model, job.mesh.tensor), job.model.pattern, job.mesh
+    model, pattern, mesh = local_config(job.model, job.mesh.tensor), job.model.pattern, job.mesh
     dtype = TYPES[job.train.precision]
     flops = {letter: block_flops(model, letter) for letter in set(pattern)}
     sums = torch.promote_types(dtype, getattr(torch, job.optim.sum_dtype)).itemsize
@@ -55,7 +55,7 @@ def costs_of(job: Job, micro: int, graphs: Graphs | None = None, speed: float | 
     )
 
 
-def _sizes(job: Job, model: Model, dtype: torch.dtype, micro: int, graphs: Graphs | None) -> Sizes:
+def _sizes(job: Job, model: Model, dtype: torch.dtype, micro: int, graphs: ActivationMemory | None) -> ValueSizes:
     """Bytes of what one process keeps. Where the tensor processes share the tokens between layers, features are divided."""
     width, among = model.width * dtype.itemsize, job.mesh.tensor if job.mesh.sequence else 1
     spec, pattern = leaves(model, job.sleep, dtype), model.pattern
@@ -67,7 +67,7 @@ def _sizes(job: Job, model: Model, dtype: torch.dtype, micro: int, graphs: Graph
         )
 
     zeros = (0.0,) * len(pattern)
-    sizes = Sizes(
+    sizes = ValueSizes(
         h=width / among,
         fast=per_block("fast", lambda f: math.prod(f.shape)),
         conv=per_block("conv", lambda f: math.prod(f.shape)),
@@ -80,7 +80,7 @@ def _sizes(job: Job, model: Model, dtype: torch.dtype, micro: int, graphs: Graph
     # Between layers every process keeps its tokens alone: the two norms of a block, or that of the head.
     norm = graphs.norm.kept / tokens * (1 - 1 / among)
 
-    def beyond(full: Graph) -> float:
+    def beyond(full: SegmentMemory) -> float:
         return (full.kept - graphs.blocks["A"].kept) / (graphs.rows * max(1, graphs.tokens - 1))
 
     cached = zeros if graphs.cached is None else tuple(beyond(graphs.cached) if c == "A" else 0.0 for c in pattern)

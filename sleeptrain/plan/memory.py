@@ -13,10 +13,10 @@ import torch
 
 from sleeptrain.engine.optimizers import Kind
 from sleeptrain.engine.settings import LARGEST_BUCKET
+from sleeptrain.plan.activations import ActivationMemory, SegmentMemory
 from sleeptrain.plan.costs import TYPES
-from sleeptrain.plan.graphs import Graph, Graphs
-from sleeptrain.plan.shares import Share
-from sleeptrain.program import StagePrice
+from sleeptrain.plan.ownership import StageParameters
+from sleeptrain.schedule import StageEstimate
 from sleeptrain.train.job import Job
 
 FP32 = 4
@@ -25,7 +25,7 @@ WHOLE_BUCKET = 500_000_000
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepPhase:
     """One moment of a step: bytes by component, beside parameters and optimizer."""
 
     name: str
@@ -41,13 +41,13 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Memory:
+class ProcessMemory:
     """Bytes of one process of a stage."""
 
     parameters: float
     optimizer: float
     """Master weights in fp32 and moments, this process's part."""
-    moments: tuple[Moment, ...]
+    moments: tuple[StepPhase, ...]
     """Of a step, in order."""
     turn: Mapping[str, float]
     """What waits for backward when it could begin, on the device."""
@@ -55,7 +55,7 @@ class Memory:
     """What waits there in the host's memory."""
 
     @property
-    def worst(self) -> Moment:
+    def worst(self) -> StepPhase:
         """The moment that needs most."""
         return max(self.moments, key=lambda moment: moment.total)
 
@@ -65,31 +65,33 @@ class Memory:
         return self.parameters + self.optimizer + self.worst.total
 
 
-def memory_of(job: Job, share: Share, data: int, accumulation: int, price: StagePrice, graphs: Graphs) -> Memory:
+def memory_of(
+    job: Job, share: StageParameters, data: int, accumulation: int, price: StageEstimate, graphs: ActivationMemory
+) -> ProcessMemory:
     """Bytes of a process that holds `share`, when `data` processes share the rows and a step has `accumulation` backwards."""
     weight, part = TYPES[job.train.precision].itemsize, share.partition(data)
     moments: Mapping[Kind, int] = {"matrix": 1 if job.optim.name == "muon" else 2, "other": 2, "plain": 2}
     optimizer = sum(FP32 * (1 + moments[which]) * n for which, n in part.items())
     parameters = weight * (share.elements if job.mesh.zero < 3 else sum(part.values()))
     gradients = _gradients(job, share, part, accumulation)
-    backward = Moment("backward", gradients["backward"], price.peak, _work(job, share, graphs))
-    rest = [Moment(name, size, {}) for name, size in gradients.items() if name != "backward"]
-    return Memory(parameters, optimizer, (backward, *rest), price.kept, price.host)
+    backward = StepPhase("backward", gradients["backward"], price.peak, _work(job, share, graphs))
+    rest = [StepPhase(name, size, {}) for name, size in gradients.items() if name != "backward"]
+    return ProcessMemory(parameters, optimizer, (backward, *rest), price.kept, price.host)
 
 
-def _work(job: Job, share: Share, graphs: Graphs) -> float:
+def _work(job: Job, share: StageParameters, graphs: ActivationMemory) -> float:
     """What the hungriest piece of work of a stage needs for itself. The head's graph is kept by one policy only, so under the
     others it counts here."""
     first, stop = share.blocks
-    pieces: list[Graph] = [graphs.blocks[letter] for letter in set(job.model.pattern[first:stop])]
+    pieces: list[SegmentMemory] = [graphs.blocks[letter] for letter in set(job.model.pattern[first:stop])]
     pieces += [graphs.cached] if graphs.cached is not None and "A" in job.model.pattern[first:stop] else []
     found = [float(piece.work) for piece in pieces]
     if stop == len(job.model.pattern):
-        found.append(graphs.head.work + (0 if job.train.retain == "none" else graphs.head.kept))
+        found.append(graphs.head.work + (0 if job.train.recompute == "none" else graphs.head.kept))
     return max(found)
 
 
-def _gradients(job: Job, share: Share, part: Mapping[Kind, int], accumulation: int) -> dict[str, float]:
+def _gradients(job: Job, share: StageParameters, part: Mapping[Kind, int], accumulation: int) -> dict[str, float]:
     """Bytes of gradients, and of what is made of them, in the last backward, in its reduction over the data axis, and in the
     update. In every one of them the whole gradient of this process's parameters exists until the end of backward: a looped
     weight's is complete only there, whatever the ZeRO stage."""
@@ -117,7 +119,7 @@ def _gradients(job: Job, share: Share, part: Mapping[Kind, int], accumulation: i
         waiting = FP32 * p if again else 0
         reduction, update, flat = weight * n + (weight + FP32) * bucket + FP32 * p, FP32 * p, 0
     # Recordings add to sums that stay where they are.
-    stays = sums if job.train.graphs else 0
+    stays = sums if job.train.cuda_graphs else 0
     return {
         "backward": float(sums + waiting),
         "reduction": float(reduction + stays),
@@ -125,7 +127,7 @@ def _gradients(job: Job, share: Share, part: Mapping[Kind, int], accumulation: i
     }
 
 
-def _updating(job: Job, share: Share, part: Mapping[Kind, int], flat: int) -> float:
+def _updating(job: Job, share: StageParameters, part: Mapping[Kind, int], flat: int) -> float:
     """What the optimizer itself needs, one group of parameters after the other: AdamW two numbers for every one, Muon one and
     the largest matrix several times. `flat`: bytes of a copy of the gradient made for it."""
     found = []

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sleeptrain.plan.memory import Memory
+from sleeptrain.plan.memory import ProcessMemory
 from sleeptrain.plan.plan import Plan
 from sleeptrain.plan.traffic import Traffic
 
@@ -27,7 +27,7 @@ def _sizes(plan: Plan) -> Iterator[str]:
     job, p, split = plan.job, plan.parameters, plan.split
     mesh, windows = job.mesh, plan.layout.windows
     parts = ", ".join(f"{name} {n:,}" for name, n in p.parts.items() if n and name != "total")
-    asleep = max(op.of for ops, _ in plan.timeline.program.by_window() for op in ops)
+    asleep = max(op.of for ops, _ in plan.schedule.program.by_window() for op in ops)
     yield f"parameters   {p.total:,}: {parts}"
     if p.held > p.total:
         among = mesh.pipe * mesh.tensor
@@ -75,13 +75,13 @@ def _work(plan: Plan) -> Iterator[str]:
             f"seconds of a step  {plan.seconds:.4g} for forward and backward at {plan.speed:.4g} FLOPs a second and process, "
             f"{plan.tokens / plan.seconds:,.0f} tokens a second"
         )
-    if len(plan.price.stages) == 1:
+    if len(plan.estimate.stages) == 1:
         return
-    for line, stage in zip(str(plan.balance).splitlines(), plan.price.stages, strict=False):
+    for line, stage in zip(str(plan.balance).splitlines(), plan.estimate.stages, strict=False):
         seconds = "" if plan.seconds is None else f" ({stage.idle * plan.split.accumulation:.3g} s)"
         yield f"{line}  idle {stage.bubble:.1%}{seconds}"
     yield str(plan.balance).splitlines()[-1]
-    yield f"idle               {plan.price.bubble:.1%} of all stages' time"
+    yield f"idle               {plan.estimate.bubble:.1%} of all stages' time"
 
 
 def _traffic(plan: Plan) -> Iterator[str]:
@@ -104,9 +104,9 @@ def _notes(plan: Plan) -> Iterator[str]:
         left += ["time of messages and of the optimizer"]
     if plan.job.mesh.zero == 3:
         left += ["when ZeRO 3 gathers parameters: all are counted as gathered"]
-    if plan.job.train.graphs:
+    if plan.job.train.cuda_graphs:
         left += [
-            "what train.graphs keeps besides sums of gradients: inputs and outputs of recordings, work of the largest"
+            "what train.cuda_graphs keeps besides sums of gradients: inputs and outputs of recordings, work of the largest"
         ]
     if plan.job.deepspeed:
         left += ["what the keys of deepspeed: change"]
@@ -151,13 +151,13 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "copies": plan.parameters.copies, "padding": plan.parameters.padding,
         },
         "flops": plan.flops, "flops_again": plan.again, "seconds": plan.seconds, "speed": plan.speed,
-        "idle": plan.price.bubble, "uneven": plan.balance.waste,
+        "idle": plan.estimate.bubble, "uneven": plan.balance.waste,
         "stages": stages,
     }  # fmt: skip
 
 
-def _stage(plan: Plan, s: int, memory: Memory, traffic: Traffic) -> dict[str, Any]:
-    share, price = plan.parameters.stages[s], plan.price.stages[s]
+def _stage(plan: Plan, s: int, memory: ProcessMemory, traffic: Traffic) -> dict[str, Any]:
+    share, price = plan.parameters.stages[s], plan.estimate.stages[s]
     return {
         "blocks": list(share.blocks), "elements": share.elements, "optimizer_elements": share.partition(plan.data),
         "flops": {"forward": price.forward, "again": price.again, "backward": price.backward}, "idle": price.bubble,

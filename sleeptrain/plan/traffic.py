@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from sleeptrain.plan.costs import TYPES
-from sleeptrain.plan.shares import Share
-from sleeptrain.program import Costs, Pass, Price, Timeline
+from sleeptrain.plan.ownership import StageParameters
+from sleeptrain.program import Pass
+from sleeptrain.schedule import Costs, Estimate, Schedule
 from sleeptrain.train.job import Job
 
 Traffic = dict[str, float | None]
@@ -12,19 +13,19 @@ Traffic = dict[str, float | None]
 
 
 def traffic_of(
-    job: Job, stage: int, share: Share, data: int, accumulation: int, timeline: Timeline, costs: Costs, price: Price
+    job: Job, stage: int, share: StageParameters, data: int, accumulation: int, schedule: Schedule, costs: Costs, price: Estimate
 ) -> Traffic:  # fmt: skip
     """What one process of a stage sends in a step of `accumulation` backwards."""
     pipe = sum(size for edge, size in price.traffic.items() if edge.src == stage)
     return {
         "data": _over_data(job, share, data, accumulation),
         "pipe": pipe * accumulation,
-        "tensor": _over_tensor(job, stage, timeline, costs) * accumulation,
+        "tensor": _over_tensor(job, stage, schedule, costs) * accumulation,
         "host": 2 * price.stages[stage].host * accumulation,
     }
 
 
-def _over_data(job: Job, share: Share, data: int, accumulation: int) -> float | None:
+def _over_data(job: Job, share: StageParameters, data: int, accumulation: int) -> float | None:
     """Gradients are summed in fp32, once a step or, at ZeRO 2, once a backward; new parameters are collected. At ZeRO 3 it
     depends on what DeepSpeed keeps gathered between uses."""
     if job.mesh.zero == 3:
@@ -34,17 +35,17 @@ def _over_data(job: Job, share: Share, data: int, accumulation: int) -> float | 
     return ring * (sums + weight * share.elements)
 
 
-def _over_tensor(job: Job, stage: int, timeline: Timeline, costs: Costs) -> float:
+def _over_tensor(job: Job, stage: int, schedule: Schedule, costs: Costs) -> float:
     """Features are summed behind the mixer and the MLP of every block, their gradients before them; and once at the entry of
     tokens and in the backward of the head. Sharing the tokens in between (mesh.sequence) sends as much."""
-    size, at = job.mesh.tensor, timeline.stages[stage]
+    size, at = job.mesh.tensor, schedule.stages[stage]
     if size == 1:
         return 0.0
     sums = 0
     for n, action in enumerate((*at.forward, *at.backward)):
         if action.edge is not None:
             continue
-        op, item = timeline.program.ops[action.op], at.items[action.op]
+        op, item = schedule.program.ops[action.op], at.items[action.op]
         assert isinstance(op, Pass)
         tokens = (op.stop - op.start) * costs.sizes.rows
         if action.kind == "LOSS":

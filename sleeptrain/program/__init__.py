@@ -1,12 +1,6 @@
-"""What runs when: the `sleep:` section, the program compiled from it, and its timeline on stages. Pure Python, no torch."""
+"""The order of work: the `sleep:` section and the program compiled from it. Pure Python, no torch."""
 
-from sleeptrain.program.balance import Balance, balance
-from sleeptrain.program.check import check
 from sleeptrain.program.config import Draw, Evict, Gradient, Loop, Ramp, Sleep
-from sleeptrain.program.draw import Picture, draw
-from sleeptrain.program.memory import Sizes
-from sleeptrain.program.place import own_channels, place
-from sleeptrain.program.price import Costs, Price, StagePrice, pairs_seen, price
 from sleeptrain.program.program import (
     Boundary,
     Layers,
@@ -18,25 +12,10 @@ from sleeptrain.program.program import (
     compile,
     kept_tokens,
     loop_range,
+    pairs_seen,
 )
-from sleeptrain.program.timeline import (
-    POLICIES,
-    Action,
-    Edge,
-    Item,
-    Retain,
-    Slice,
-    Source,
-    Stage,
-    Timeline,
-    Value,
-    slices,
-)
-from sleeptrain.program.values import results, touches
 
 __all__ = [
-    "POLICIES", "Action", "Balance", "Boundary", "Costs", "Draw", "Edge", "Evict", "Gradient", "Item", "Layers",
-    "Loop", "Op", "Pass", "Picture", "Price", "Program", "Ramp", "Retain", "Sizes", "Sleep", "Slice", "Source",
-    "Stage", "StagePrice", "Timeline", "Value", "Window", "balance", "blocks_of", "check", "compile", "draw",
-    "kept_tokens", "loop_range", "own_channels", "pairs_seen", "place", "price", "results", "slices", "touches",
+    "Boundary", "Draw", "Evict", "Gradient", "Layers", "Loop", "Op", "Pass", "Program", "Ramp", "Sleep", "Window",
+    "blocks_of", "compile", "kept_tokens", "loop_range", "pairs_seen",
 ]  # fmt: skip

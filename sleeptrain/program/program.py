@@ -139,6 +139,17 @@ def blocks_of(layers: Layers, sleep: Sleep, depth: int) -> tuple[int, int]:
     return {"prelude": (0, first), "loop": (first, stop), "coda": (stop, depth)}[layers]
 
 
+def pairs_seen(program: Program, op: Pass, reach: int | None = None) -> float:
+    """How many pairs of a token and a key attention computes in one op and row: causal, over the window and what is left
+    in the cache, at most `program.span` keys a token (`reach`, where that is less)."""
+    span, tokens = min(program.span, reach or program.span), op.stop - op.start
+    cached = min(span - 1, op.start) if op.kv_read else 0
+    if cached + tokens <= span:
+        return tokens * cached + tokens * (tokens + 1) / 2
+    growing = max(0, span - cached)
+    return (tokens - growing) * span + sum(range(cached + 1, cached + growing + 1))
+
+
 def _passes_of(sleep: Sleep, window: Window, n: int, last: bool) -> int:
     """How many passes this window gets."""
     sleeps = not window.targets if sleep.loop.trigger == "context" else not last

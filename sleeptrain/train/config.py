@@ -24,17 +24,17 @@ class Train:
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     """Decides initial values and the order of the data."""
-    retain: Literal["none", "block", "pass", "window"] = "none"
+    recompute: Literal["none", "block", "pass", "window"] = "none"
     """What is kept for backward: `none` recomputes nothing, `block` keeps the features entering every block and the state
     entering every pass, `pass` features and state entering every pass, `window` the state at window starts (and, while
     one window is recomputed, its passes' inputs)."""
     offload: bool = False
-    """What `retain` keeps waits for backward in the host's memory."""
+    """What `recompute` keeps waits for backward in the host's memory."""
     kernels: Literal["auto", "chunked", "require_fused"] = "auto"
     """What runs the fast-weight operators: `auto`, fused kernels on a GPU that has verified them and passes this run's
     self-test, else plain torch; `chunked`, plain torch; `require_fused`, fused kernels or none: the run does not start."""
 
-    graphs: bool = False
+    cuda_graphs: bool = False
     """Every kind of pass (forward; again and backward) is recorded once as a CUDA graph and replayed, so that a pass is
     launched in a few calls. Each recording is first held against the pass itself; one that differs is not used."""
 

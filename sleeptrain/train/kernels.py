@@ -12,10 +12,10 @@ from sleep_kernels.choice import why_plain
 from sleep_kernels.comparison import Shape
 from sleep_kernels.self_test import self_test
 from sleeptrain.config import UserError
-from sleeptrain.engine.process import Place
 from sleeptrain.model.config import Model
 from sleeptrain.model.deltanet import DeltaNet
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.parallel.process import Process
 from sleeptrain.program import Window
 from sleeptrain.train.config import Train
 
@@ -33,7 +33,7 @@ def check_kernels(model: Model, train: Train, windows: Iterable[Window], device:
         raise UserError(_refusal(obstacle))
 
 
-def use_kernels(model: LanguageModel, train: Train, windows: Iterable[Window], rows: int, place: Place) -> None:
+def use_kernels(model: LanguageModel, train: Train, windows: Iterable[Window], rows: int, process: Process) -> None:
     """Tell every Gated DeltaNet block of `model` which implementation to call, as `train.kernels` says.
 
     On a GPU where fused kernels are verified, this run's shapes (`windows` of tokens by `rows` rows) are first compared
@@ -44,14 +44,14 @@ def use_kernels(model: LanguageModel, train: Train, windows: Iterable[Window], r
     """
     mixers, windows = [module for module in model.modules() if isinstance(module, DeltaNet)], list(windows)
     backend = "chunked"
-    if train.kernels == "require_fused" or (train.kernels == "auto" and place.device.type != "cpu"):
+    if train.kernels == "require_fused" or (train.kernels == "auto" and process.device.type != "cpu"):
         shapes = [_shape(mixer, train, length, rows) for mixer in mixers for length in _lengths(windows)]
-        obstacle = _first(_obstacle(shapes, place.device), place)
+        obstacle = _first(_obstacle(shapes, process.device), process)
         if obstacle is None:
             backend = "auto"
         elif train.kernels == "require_fused":
-            raise UserError(_refusal(obstacle) if place.rank == 0 else [])
-        elif place.rank == 0:
+            raise UserError(_refusal(obstacle) if process.rank == 0 else [])
+        elif process.rank == 0:
             _LOG.warning("plain torch is used instead of fused kernels: %s", obstacle)
     for mixer in mixers:
         mixer.backend = backend
@@ -82,10 +82,10 @@ def _obstacle(shapes: Sequence[Shape], device: torch.device) -> str | None:
     return None
 
 
-def _first(obstacle: str | None, place: Place) -> str | None:
+def _first(obstacle: str | None, process: Process) -> str | None:
     """The first rank's obstacle that has one, on all ranks."""
-    if place.world == 1:
+    if process.world == 1:
         return obstacle
-    found: list[str | None] = [None] * place.world
+    found: list[str | None] = [None] * process.world
     dist.all_gather_object(found, obstacle)
     return next((f"rank {rank}: {said}" if rank else said for rank, said in enumerate(found) if said), None)

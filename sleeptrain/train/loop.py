@@ -10,12 +10,12 @@ from typing import Any
 
 from sleeptrain import checkpoint
 from sleeptrain.config import RunFailed
-from sleeptrain.engine.schedule import multiplier
+from sleeptrain.engine.lr_schedule import lr_multiplier
 from sleeptrain.program import Program, compile
+from sleeptrain.run.stop import StopRequest
 from sleeptrain.train.log import Logs
 from sleeptrain.train.setup import Setup
-from sleeptrain.train.step import StepReport, read, train_step
-from sleeptrain.train.stop import StopRequest
+from sleeptrain.train.step import StepReport, read_step, train_step
 
 SKIPS_IN_A_ROW = 3
 """So many unsafe steps one after another mean that more data will not help."""
@@ -37,11 +37,11 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
     """
     step, steps, skips = setup.step, setup.steps, 0
     programs = programs_by_step(setup)
-    with StopRequest(tell=setup.place.rank == 0 and not quiet) as stop, open_logs(setup, step, steps, quiet) as logs:
-        while step < steps and not stop.agreed(setup.place.device):
+    with StopRequest(tell=setup.process.rank == 0 and not quiet) as stop, open_logs(setup, step, steps, quiet) as logs:
+        while step < steps and not stop.agreed(setup.process.device):
             began = perf_counter()
             program = programs(step)
-            batches, rate = read(setup.reader), multiplier(setup.job.optim.schedule, step, steps)
+            batches, rate = read_step(setup.reader), lr_multiplier(setup.job.optim.schedule, step, steps)
             report = train_step(
                 setup.engine, batches, program, setup.job.sleep, setup.manifest.windows, setup.manifest.pad,
                 setup.forward, setup.split.group, setup.axes, rate,
@@ -63,7 +63,7 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
 
 def open_logs(setup: Setup, step: int, steps: int, quiet: bool) -> Logs:
     """The logs of this run, on rank 0."""
-    return Logs(setup.job.log, setup.folder, setup.flat_config, step, steps, setup.place.rank, quiet)
+    return Logs(setup.job.log, setup.folder, setup.flat_config, step, steps, setup.process.rank, quiet)
 
 
 def programs_by_step(setup: Setup) -> Callable[[int], Program]:

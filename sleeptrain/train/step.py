@@ -15,14 +15,14 @@ from sleeptrain.config.errors import UserError
 from sleeptrain.data.batch import IGNORED, Batch
 from sleeptrain.data.reader import Reader
 from sleeptrain.engine.build import Engine
-from sleeptrain.engine.process import Place
+from sleeptrain.execute.segments import MicroBatch
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.sleep import Result
-from sleeptrain.parallel.mesh import Axes
-from sleeptrain.parallel.units import Rows
+from sleeptrain.model.sleep import ProgramOutput
+from sleeptrain.parallel.mesh import MeshAxes
+from sleeptrain.parallel.process import Process
 from sleeptrain.program import Program, Sleep, Window
 
-Forward = Callable[[LanguageModel, Sequence[Rows], Program], list[Result]]
+Forward = Callable[[LanguageModel, Sequence[MicroBatch], Program], list[ProgramOutput]]
 """Runs a program over a group of micro-batches so that gradients flow back from the losses."""
 
 
@@ -42,7 +42,7 @@ class StepReport:
     """A loss or gradient was not finite on some rank, so no rank stepped."""
 
 
-def read(reader: Reader) -> list[Batch] | UserError:
+def read_step(reader: Reader) -> list[Batch] | UserError:
     """This rank's part of the next step; or why it cannot be read, of which `train_step` tells all ranks."""
     try:
         return reader.next_step()
@@ -52,7 +52,7 @@ def read(reader: Reader) -> list[Batch] | UserError:
 
 def train_step(
     engine: Engine, batches: Sequence[Batch] | UserError, program: Program, sleep: Sleep, windows: Sequence[Window], pad: int,
-    forward: Forward, group: int, axes: Axes, lr_multiplier: float,
+    forward: Forward, group: int, axes: MeshAxes, lr_multiplier: float,
 ) -> StepReport:  # fmt: skip
     """Forward and backward of all micro-batches of this rank, `group` of them at a time, then one optimizer step at
     `lr_multiplier` times the full rate.
@@ -60,10 +60,10 @@ def train_step(
     The loss is the sum over targets divided by their number in the global batch, whatever the split over ranks and
     micro-batches: targets are counted first. Raises UserError on all ranks where one could not read its part.
     """
-    device, model = engine.place.device, cast(LanguageModel, engine.module)
+    device, model = engine.process.device, cast(LanguageModel, engine.module)
     counts = _sum_over_ranks(_scored(batches, windows).to(device) / axes.copies)
     if isinstance(batches, UserError) or counts.isnan().any():
-        raise _of_all(engine.place, batches)
+        raise _of_all(engine.process, batches)
     total, pieces = max(1, round(float(counts.sum()))), len(batches)
     sums = torch.zeros(len(windows) + 3, dtype=torch.float64, device=device)
     for first in range(0, pieces, group):
@@ -92,21 +92,21 @@ def _scored(batches: Sequence[Batch] | UserError, windows: Sequence[Window]) -> 
     return torch.stack([_by_window((b.targets != IGNORED).float(), windows) for b in batches]).sum(0)
 
 
-def _of_all(place: Place, mine: Sequence[Batch] | UserError) -> UserError:
+def _of_all(process: Process, mine: Sequence[Batch] | UserError) -> UserError:
     """What any rank has to say, once; rank 0 says it. A collective."""
-    said: list[list[str]] = [mine.errors if isinstance(mine, UserError) else []] * place.world
-    if place.world > 1:
+    said: list[list[str]] = [mine.errors if isinstance(mine, UserError) else []] * process.world
+    if process.world > 1:
         dist.all_gather_object(said, said[0])
-    return UserError(list(dict.fromkeys(line for lines in said for line in lines)) if place.rank == 0 else [])
+    return UserError(list(dict.fromkeys(line for lines in said for line in lines)) if process.rank == 0 else [])
 
 
-def _rows(batch: Batch, model: LanguageModel, sleep: Sleep, pad: int, device: torch.device) -> Rows:
+def _rows(batch: Batch, model: LanguageModel, sleep: Sleep, pad: int, device: torch.device) -> MicroBatch:
     valid = batch.real(pad)
     batch, state = batch.to(device), model.zero_state(sleep, batch.rows)
-    return Rows(batch.tokens, batch.targets, state, None if valid is None else valid.to(device))
+    return MicroBatch(batch.tokens, batch.targets, state, None if valid is None else valid.to(device))
 
 
-def _measures(result: Result, windows: Sequence[Window], axes: Axes) -> Tensor:
+def _measures(result: ProgramOutput, windows: Sequence[Window], axes: MeshAxes) -> Tensor:
     """Loss sums by window, rows, mean residual, squared state norm: one vector, so that one copy leaves the device.
 
     To be summed over all processes: what several of them know alike, each gives its share of. One stage alone knows losses

@@ -10,20 +10,21 @@ import pytest
 
 from benchmarks.stage_slots import idle_slots, planned_slots
 from benchmarks.teams import Team
-from sleeptrain.program import POLICIES, Loop, Sleep, Window, compile, place, slices
+from sleeptrain.program import Loop, Sleep, Window, compile
+from sleeptrain.schedule import RECOMPUTE_POLICIES, build_schedule, stage_blocks
 
 ROOT = Path(__file__).parents[2]
 
 
-def timeline(policy, group, windows=3, passes=3):
+def schedule(policy, group, windows=3, passes=3):
     sleep = Sleep(window=4, passes=passes, loop=Loop(trigger="every"))
     program = compile(sleep, [Window(4 * i, 4 * i + 4, True) for i in range(windows)], 4)
-    return place(program, slices(sleep, 4, (1,)), group, POLICIES[policy])
+    return build_schedule(program, stage_blocks(sleep, 4, (1,)), group, RECOMPUTE_POLICIES[policy])
 
 
 @pytest.mark.parametrize("group", [2, 4])
 def test_planned_slots_are_those_of_the_formula_however_unevenly_blocks_are_cut(group):
-    assert planned_slots(timeline("none", group)) == pytest.approx([1 + 2, 1 + 2])
+    assert planned_slots(schedule("none", group)) == pytest.approx([1 + 2, 1 + 2])
 
 
 def test_slots_of_what_two_stages_did_by_hand():
@@ -73,11 +74,12 @@ def test_the_quick_form_runs_and_writes_every_figure(tmp_path):
     assert all(name in made.stdout for name in figures)
     for policy in ("none", "block", "pass", "window"):
         for layout in ("data=2", "tensor=2", "pipe=2"):
-            assert figures[f"step, retain {policy}, {layout}: over one process"]["value"] > 0
-            assert figures[f"kept, retain {policy}, {layout}: over plan"]["value"] == pytest.approx(1, rel=0.05)
-        assert figures[f"idle slots, retain {policy}, pipe=2: executed less planned"]["value"] == 0
-        assert 0 < figures[f"idle, retain {policy}, pipe=2: by the clock"]["value"] < 1
+            assert figures[f"step, recompute {policy}, {layout}: over one process"]["value"] > 0
+            assert figures[f"kept, recompute {policy}, {layout}: over plan"]["value"] == pytest.approx(1, rel=0.05)
+        assert figures[f"idle slots, recompute {policy}, pipe=2: executed less planned"]["value"] == 0
+        assert 0 < figures[f"idle, recompute {policy}, pipe=2: by the clock"]["value"] < 1
     kept = [
-        max(figures[f"kept, retain {p}, pipe=2: over plan"]["detail"]["by_process"]) for p in ("window", "pass", "none")
+        max(figures[f"kept, recompute {p}, pipe=2: over plan"]["detail"]["by_process"])
+        for p in ("window", "pass", "none")
     ]
     assert kept == sorted(kept)

@@ -38,13 +38,13 @@ def resumed(folder: str, cases: list[tuple[str, str, int]]) -> dict[Any, Any]:
     """For every case: whether the resumed run equals the one that was not stopped, and what came back with it."""
     results = {}
     for case in cases:
-        place = Path(folder) / "-".join(map(str, case))
+        process = Path(folder) / "-".join(map(str, case))
         whole = fresh(*case)
         train(whole, range(4))
         first = fresh(*case)
         train(first, range(2))
-        state = {"step": 2, "rank": first.place.rank}
-        path = checkpoint.save(first, place, 2, state, config="train: {}\n")
+        state = {"step": 2, "rank": first.process.rank}
+        path = checkpoint.save(first, process, 2, state, config="train: {}\n")
         # Saving changes nothing for the one that goes on.
         train(first, range(2, 4))
         second = fresh(*case, seed=5)

@@ -39,10 +39,10 @@ def run_named(lines: Mapping[str, Sequence[str]], folder: Path, timeout: float =
 
 def _run_here(lines: list[list[str]], folder: str) -> list[Line]:
     from sleeptrain.cli.main import main
-    from sleeptrain.engine import process
+    from sleeptrain.parallel import process
 
     # DeepSpeed keeps the group it joined first for as long as the process lives.
-    process.leave = lambda: None
+    process.shutdown_distributed = lambda: None
     os.chdir(folder)
     found = []
     for words in lines:

@@ -45,7 +45,7 @@ def test_it_is_told_before_any_process_is_joined(
 ) -> None:
     changes, message = STATIC[name]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sleeptrain.engine.process.init_distributed", lambda: pytest.fail("joined"))
+    monkeypatch.setattr("sleeptrain.parallel.process.init_distributed", lambda: pytest.fail("joined"))
     ran = sleeptrain("train", "rule110-tiny", *changes)
     assert (ran.status, ran.out) == (2, ""), ran.err
     assert ran.err.startswith("error: ") and ran.err.count("\n") == 1 and message in ran.err, ran.err
@@ -90,8 +90,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("data", Rule110, 0), ("one", OneWindow, 0), ("spoiled", Spoiled, 0), ("elsewhere/data", Rule110, 1)
     ):  # fmt: skip
         shards.build(kind(**sizes), made / name, {"train": 64, "test": 8}, seed)
-    for place in (made, made / "elsewhere"):
-        (place / "small.yaml").write_text("sleep: {window: 9}\ntrain: {steps: 2, batch: 8}\n")
+    for process in (made, made / "elsewhere"):
+        (process / "small.yaml").write_text("sleep: {window: 9}\ntrain: {steps: 2, batch: 8}\n")
     return made
 
 
@@ -117,10 +117,10 @@ def test_windows_that_would_never_sleep(folder: Path) -> None:
 def told(folders: list[str], lines: list[list[list[str]]]) -> list[Line]:
     """What this rank says to the command lines that are its own: a folder for each rank, and for each line words for each rank."""
     from sleeptrain.cli.main import main
-    from sleeptrain.engine import process
+    from sleeptrain.parallel import process
 
     # DeepSpeed keeps the group it joined first for as long as the process lives.
-    process.leave = lambda: None
+    process.shutdown_distributed = lambda: None
     rank = int(os.environ["RANK"])
     os.chdir(folders[rank])
     found = []

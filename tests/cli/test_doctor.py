@@ -11,26 +11,26 @@ from typing import Any
 import pytest
 
 from sleeptrain.cli import checks
-from sleeptrain.cli.checks import Check, Result, examine, leftovers
+from sleeptrain.cli.checks import Check, examine, leftovers
 
 
-def finds(*results: Result) -> Iterator[Result]:
+def finds(*results: Check) -> Iterator[Check]:
     yield from results
 
 
-def breaks() -> Iterator[Result]:
-    yield Result("first", "ok", "fine")
+def breaks() -> Iterator[Check]:
+    yield Check("first", "ok", "fine")
     raise RuntimeError("broken\nin two lines")
 
 
-def lacks() -> Iterator[Result]:
+def lacks() -> Iterator[Check]:
     import no_such_package  # noqa: F401
 
-    yield Result("never", "ok", "")
+    yield Check("never", "ok", "")
 
 
-GOOD = Check("good", lambda: finds(Result("good", "ok", "fine")), "")
-SPARE = Check("spare", lambda: finds(Result("spare", "missing", "none", "get one", needed=False)), "")
+GOOD = Check("good", lambda: finds(Check("good", "ok", "fine")), "")
+SPARE = Check("spare", lambda: finds(Check("spare", "missing", "none", "get one", needed=False)), "")
 BROKEN = Check("broken", breaks, "mend it")
 LACKING = Check("lacking", lacks, "install it", needed=False)
 

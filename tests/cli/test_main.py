@@ -13,8 +13,8 @@ import pytest
 
 import sleeptrain as package
 from sleeptrain.cli import doctor
-from sleeptrain.cli.help import Parser, add_verb
-from sleeptrain.cli.main import VERBS, parse
+from sleeptrain.cli.help import Parser, add_command
+from sleeptrain.cli.main import COMMANDS, parse
 from sleeptrain.config import UserError
 
 HEAVY = {
@@ -43,7 +43,7 @@ def test_help_is_quick(words: list[str]) -> None:
 def test_every_help_has_examples_that_parse(
     parsers: dict[str, Any], examples: Callable[[str], list[list[str]]]
 ) -> None:
-    assert {f"sleeptrain {verb}" for verb in VERBS} < set(parsers)
+    assert {f"sleeptrain {verb}" for verb in COMMANDS} < set(parsers)
     for prog in parsers:
         verb = prog.removeprefix("sleeptrain").strip()
         for words in examples(verb):
@@ -60,8 +60,8 @@ def test_module_and_version(sleeptrain: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trian"], "error: there is no verb 'trian'; did you mean train?\n"),
-        (["xyz"], f"error: there is no verb 'xyz'; there are {', '.join(VERBS)}\n"),
+        (["trian"], "error: there is no command 'trian'; did you mean train?\n"),
+        (["xyz"], f"error: there is no command 'xyz'; there are {', '.join(COMMANDS)}\n"),
         ([], "error: the following arguments are required: VERB\nsee sleeptrain --help\n"),
         (["doctor", "--jsn"], "error: unrecognized arguments: --jsn\nsee sleeptrain --help\n"),
         (["doctor", "a=b"], "error: unrecognized arguments: a=b\nsee sleeptrain --help\n"),
@@ -156,4 +156,4 @@ def test_verbs_cannot_go_without_good_examples() -> None:
     subparsers = Parser(prog="sleeptrain").add_subparsers()
     for examples in ([], ["python -m sleeptrain"]):
         with pytest.raises(ValueError, match="examples must be"):
-            add_verb(subparsers, "verb", "", "", examples)
+            add_command(subparsers, "verb", "", "", examples)

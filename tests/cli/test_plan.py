@@ -102,14 +102,14 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "dry: groups": (["train", "rule110-tiny", "--dry-run", "mesh.pipe=2", "train.micro=64"], ["train.micro = 64", "groups of 2 or 3 or 4"]),
     "dry: window": (["train", "rule110-tiny", "--dry-run", "sleep.window=8"], ["sleep.window = 8 (command line)", "windows of 9 tokens"]),
     "dry: folder": (["train", "rule110-tiny", "--dry-run", "run_dir=afile/run"], ['run_dir = "afile/run" (command line): afile/run cannot be written (afile is a file)']),
-    "dry: graphs": (["train", "rule110-tiny", "--dry-run", "train.graphs=true", "train.retain=pass"], ["train.graphs = true needs a GPU"]),
+    "dry: graphs": (["train", "rule110-tiny", "--dry-run", "train.cuda_graphs=true", "train.recompute=pass"], ["train.cuda_graphs = true needs a GPU"]),
     "dry: another run": (["train", "rule110-tiny", "--dry-run", "run_dir=other"], ["other holds a run of another configuration", "train.batch = 64", "was 32"]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_does_not_fit_is_told_and_nothing_is_written(sleeptrain: Any, folder: Path, name: str) -> None:
-    from sleeptrain.recipe import load_recipe
+    from sleeptrain.recipe.recipe import load_recipe
 
     (folder / "afile").write_text("")
     (folder / "other").mkdir()

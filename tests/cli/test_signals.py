@@ -135,7 +135,7 @@ def test_two_processes_stop_at_the_same_step(folder: Path, number: signal.Signal
 def test_the_same_signal_twice_ends_at_once() -> None:
     code = """
 import os, signal
-from sleeptrain.train.stop import StopRequest
+from sleeptrain.run.stop import StopRequest
 with StopRequest() as stop:
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)

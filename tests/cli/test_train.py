@@ -131,7 +131,7 @@ WRONG: dict[str, tuple[list[str], Sequence[str]]] = {
     "trigger": (recipe("data.sources=[{path: text}]", "sleep.window=16", "sleep.passes=2"), ['sleep.loop.trigger = "context" (default)', "set sleep.loop.trigger=every"]),
     "processes": (recipe("mesh.data=2"), ["mesh.data = 2 (command line): 1 processes were started", "torchrun --nproc_per_node 2", "mesh.data=0"]),
     "too large a batch": (recipe("train.batch=1000"), ["1000", "use a smaller batch or more data"]),
-    "graphs": (recipe("train.graphs=true", "train.retain=pass"), ["train.graphs = true needs a GPU, and torch sees none here; train.graphs=false"]),
+    "graphs": (recipe("train.cuda_graphs=true", "train.recompute=pass"), ["train.cuda_graphs = true needs a GPU, and torch sees none here; train.cuda_graphs=false"]),
     "kernels": (recipe("train.kernels=require_fused", "model.layers=AG"), ["train.kernels = require_fused, but ", "train.kernels=auto trains in plain torch"]),
     "run folder is a file": (recipe(run="afile"), ['run_dir = "afile" (command line)', "cannot be written", "run_dir=..."]),
     "run folder below a file": (recipe(run="afile/run"), ['run_dir = "afile/run" (command line)', "cannot be written"]),
@@ -219,7 +219,7 @@ def test_many_passes_are_only_slow(ran: dict[str, Line], folder: Path) -> None:
 
 def test_a_folder_in_which_no_step_was_made_takes_other_values(tmp_path: Path) -> None:
     """A run that failed on its data, say, which are then named rightly."""
-    from sleeptrain.recipe import check_run, load_recipe
+    from sleeptrain.recipe.recipe import check_run, load_recipe
 
     (tmp_path / "config.yaml").write_text(load_recipe("rule110-tiny", ["train.batch=32"]).to_yaml())
     check_run(load_recipe("rule110-tiny"), tmp_path)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sleeptrain.config.errors import UserError
 from sleeptrain.engine import Optim
-from sleeptrain.engine.settings import merged
+from sleeptrain.engine.settings import merge_overrides
 from tests.distributed import run
 from tests.engine.tiny import Tiny, batch, made, train
 
@@ -144,13 +144,13 @@ def test_the_order_of_calls_is_checked_and_refusals_are_for_users() -> None:
 def test_overrides_are_merged_at_depth_and_ours_are_refused() -> None:
     base = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 5}, "bf16": {"enabled": False}}
     over = {"zero_optimization": {"reduce_bucket_size": 7, "overlap_comm": True}, "flops_profiler": {"enabled": True}}
-    assert merged(base, over) == {
+    assert merge_overrides(base, over) == {
         "zero_optimization": {"stage": 1, "reduce_bucket_size": 7, "overlap_comm": True},
         "bf16": {"enabled": False},
         "flops_profiler": {"enabled": True},
     }
     with pytest.raises(UserError) as caught:
-        merged(base, {"gradient_clipping": 1.0, "optimizer": {}, "zero_optimization": {"stage": 2}})
+        merge_overrides(base, {"gradient_clipping": 1.0, "optimizer": {}, "zero_optimization": {"stage": 2}})
     assert len(caught.value.errors) == 3 and "set optim.clip instead" in str(caught.value)
 
 

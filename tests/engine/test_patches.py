@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sleeptrain.engine import Optim, build, init_distributed, recompute
+from sleeptrain.engine import Optim, build_engine
 from sleeptrain.engine.optimizers import kind
+from sleeptrain.execute.activation_checkpoint import activation_checkpoint
+from sleeptrain.parallel.process import init_distributed
 from tests.distributed import run
 from tests.engine.tiny import Tiny, batch, train
 
@@ -39,12 +41,12 @@ def test_shared_memory_operator_is_still_compiled() -> None:
 def test_bf16_optimizer_still_prints(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     # By name: the package's `build` is the function.
     monkeypatch.setattr(importlib.import_module("sleeptrain.engine.build"), "quiet", contextlib.nullcontext)
-    build(Tiny(), Optim(), precision="bf16", zero=1, micro_rows=1, accumulation=1)
+    build_engine(Tiny(), Optim(), precision="bf16", zero=1, micro_rows=1, accumulation=1)
     assert capfd.readouterr().out
 
 
 def test_zero_3_still_calls_collectives_by_their_old_names() -> None:
-    engine = build(Tiny(), Optim(), precision="fp32", zero=3, micro_rows=4, accumulation=1)
+    engine = build_engine(Tiny(), Optim(), precision="fp32", zero=3, micro_rows=4, accumulation=1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(engine, range(1))
@@ -104,7 +106,7 @@ class Passes(nn.Module):
     def loss(self) -> Tensor:
         x, state = torch.linspace(0, 1, 6).view(3, 2), torch.zeros(8)
         for _ in range(2):
-            h, state = recompute(self.once, x, state)
+            h, state = activation_checkpoint(self.once, x, state)
         return h.square().sum() + state.square().sum()
 
 
@@ -117,7 +119,7 @@ def trained_in_parts(without: str | None) -> tuple[list[float], bool, int]:
     if without is not None:
         # By name: the package's `build` is the function.
         setattr(importlib.import_module("sleeptrain.engine.build"), without, lambda _: lambda: None)
-    engine = build(Passes(), Optim(lr=0.01), precision="fp32", zero=3, micro_rows=1, accumulation=1)
+    engine = build_engine(Passes(), Optim(lr=0.01), precision="fp32", zero=3, micro_rows=1, accumulation=1)
     losses = []
     for _ in range(3):
         loss = engine.module.loss()  # type: ignore[operator]

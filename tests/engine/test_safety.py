@@ -25,7 +25,7 @@ def spoiled(engine: Engine, step: int, spoil: str) -> Any:
     """One step, spoiled on the last rank only."""
     what, when = spoil.split()[0], 0 if "first" in spoil else 1
     for micro in range(2):
-        bad = engine.place.rank == engine.place.world - 1 and micro == when
+        bad = engine.process.rank == engine.process.world - 1 and micro == when
         loss = loss_of(engine, step, micro)
         handle = None
         if bad and what == "loss":

@@ -7,7 +7,7 @@ import gc
 import torch
 from torch import Tensor, nn
 
-from sleeptrain.engine import Engine, Optim, StepReport, build
+from sleeptrain.engine import Engine, Optim, StepResult, build_engine
 
 VOCAB, WIDTH, PASSES = 11, 6, 3
 
@@ -82,11 +82,11 @@ def loss_of(engine: Engine, step: int, micro: int, rows: int = 4) -> Tensor:
     tokens, targets = batch(step, rows)
     scale = engine.scale(int((targets != -100).sum()))
     each = rows // (engine.data * engine.accumulation)
-    first = (engine.place.rank * engine.accumulation + micro) * each
+    first = (engine.process.rank * engine.accumulation + micro) * each
     return engine.module(tokens[first : first + each], targets[first : first + each]) * scale
 
 
-def train(engine: Engine, steps: range, rows: int = 4) -> list[StepReport]:
+def train(engine: Engine, steps: range, rows: int = 4) -> list[StepResult]:
     """Full steps; the learning rate changes from step to step."""
     reports = []
     for step in steps:
@@ -118,7 +118,7 @@ def made(model: nn.Module, rule: Optim, precision: str, zero: int, *, accumulati
 
     DeepSpeed collects garbage eight times while it builds its bf16 optimizer: a second and a half of looking at modules.
     """
-    built = build(
+    built = build_engine(
         model,
         rule,
         precision=precision,

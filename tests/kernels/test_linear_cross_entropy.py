@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sleep_kernels import linear_cross_entropy
-from sleeptrain.plan.graphs import Live
+from sleeptrain.plan.activations import LiveBytes
 
 module = importlib.import_module("sleep_kernels.linear_cross_entropy")
 
@@ -166,9 +166,9 @@ def test_there_is_never_more_than_a_tile_of_logits(dtype: torch.dtype) -> None:
     with FakeTensorMode():
         x, weight = torch.empty(2048, 64, dtype=dtype), torch.empty(32768, 64, dtype=dtype)
         targets, loss = torch.empty(2048, dtype=torch.int64), torch.empty(2048)
-        with Live([x, weight, targets, loss]) as forward:
+        with LiveBytes([x, weight, targets, loss]) as forward:
             module.forward(x, weight, targets, None, -100)
-        with Live([x, weight, targets, loss]) as backward:
+        with LiveBytes([x, weight, targets, loss]) as backward:
             module.backward(loss, x, weight, targets, loss, -100)
     assert 4 << 20 < forward.peak < 13 << 20
     assert backward.peak < (13 << 20) + 2 * (x.nbytes + weight.nbytes)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sleeptrain.model.config import Attention, DeltaNet, Mlp, Model
+from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import run
@@ -15,10 +15,10 @@ TIME = 70
 
 def ours(layers, std, **changes):
     sizes = {
-        "attention": Attention(heads=4, kv_heads=2, head_dim=32, rotary=0.25),
-        "deltanet": DeltaNet(2, 4, 16),
+        "attention": AttentionConfig(heads=4, kv_heads=2, head_dim=32, rotary=0.25),
+        "deltanet": DeltaNetConfig(2, 4, 16),
     } | changes
-    config = Model(width=64, layers=layers, mlp=Mlp(96), vocab=101, tie=False, init_std=std, **sizes)
+    config = Model(width=64, layers=layers, mlp=MlpConfig(96), vocab=101, tie=False, init_std=std, **sizes)
     model = LanguageModel(config)
     initialise(model, seed=0, horizon=400)
     generator = torch.Generator().manual_seed(1)
@@ -111,9 +111,12 @@ CASES = {
     "attention": {"layers": "AA"},
     "deltanet": {"layers": "GG"},
     "attention first": {"layers": "AGGG"},
-    "four value heads a key head": {"layers": "GA", "deltanet": DeltaNet(1, 4, 16)},
-    "full rotary": {"layers": "AG", "attention": Attention(heads=4, kv_heads=1, head_dim=32, rotary=1.0, theta=1e6)},
-    "three taps": {"layers": "GA", "deltanet": DeltaNet(2, 2, 16, conv=3)},
+    "four value heads a key head": {"layers": "GA", "deltanet": DeltaNetConfig(1, 4, 16)},
+    "full rotary": {
+        "layers": "AG",
+        "attention": AttentionConfig(heads=4, kv_heads=1, head_dim=32, rotary=1.0, theta=1e6),
+    },
+    "three taps": {"layers": "GA", "deltanet": DeltaNetConfig(2, 2, 16, conv=3)},
 }
 
 

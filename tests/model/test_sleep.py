@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from sleeptrain.model.config import Attention, DeltaNet
+from sleeptrain.model.config import AttentionConfig, DeltaNetConfig
 from sleeptrain.model.sleep import plainly
 from sleeptrain.program import Evict, Gradient, Loop, Sleep, Window
 from tests.model import toy
@@ -78,9 +78,9 @@ def test_the_oracle_notices_a_batch_and_a_tied_head():
 
 
 def test_blocks_outside_the_exportable_family_equal_the_oracle():
-    wide = DeltaNet(key_heads=2, value_heads=4, head_dim=4, negative_eigenvalues=True)
+    wide = DeltaNetConfig(key_heads=2, value_heads=4, head_dim=4, negative_eigenvalues=True)
     against_oracle(toy.model(norm="sandwich", deltanet=wide), *CASES["context"])
-    ungated = Attention(heads=2, kv_heads=2, head_dim=6, rotary=1.0, gate=False)
+    ungated = AttentionConfig(heads=2, kv_heads=2, head_dim=6, rotary=1.0, gate=False)
     against_oracle(toy.model("AG", attention=ungated), *CASES["every"])
 
 
@@ -209,7 +209,7 @@ def test_residuals_and_predictions():
 
 
 def test_a_retain_policy_sees_every_window_and_every_pass():
-    from sleeptrain.model.sleep import Retain
+    from sleeptrain.model.sleep import RecomputeWrappers
 
     calls = {"window": 0, "passes": 0}
 
@@ -221,5 +221,13 @@ def test_a_retain_policy_sees_every_window_and_every_pass():
         return call
 
     m, (tokens, targets) = toy.model(), toy.batch(CONTEXT)
-    toy.forward(m, Sleep(window=4), CONTEXT, tokens, targets, 3, retain=Retain(counting("window"), counting("passes")))
+    toy.forward(
+        m,
+        Sleep(window=4),
+        CONTEXT,
+        tokens,
+        targets,
+        3,
+        recompute=RecomputeWrappers(counting("window"), counting("passes")),
+    )
     assert calls == {"window": 3, "passes": 7}

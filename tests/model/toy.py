@@ -2,7 +2,7 @@
 
 import torch
 
-from sleeptrain.model.config import Attention, DeltaNet, Mlp, Model
+from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import run
@@ -13,9 +13,9 @@ VOCAB = 11
 
 def config(layers="AGAG", **changes):
     sizes = {
-        "width": 12, "tie": False, "vocab": VOCAB, "mlp": Mlp(hidden=16), "init_std": 0.15,
-        "attention": Attention(heads=4, kv_heads=2, head_dim=4, rotary=0.5),
-        "deltanet": DeltaNet(key_heads=2, value_heads=4, head_dim=4),
+        "width": 12, "tie": False, "vocab": VOCAB, "mlp": MlpConfig(hidden=16), "init_std": 0.15,
+        "attention": AttentionConfig(heads=4, kv_heads=2, head_dim=4, rotary=0.5),
+        "deltanet": DeltaNetConfig(key_heads=2, value_heads=4, head_dim=4),
     }  # fmt: skip
     return Model(layers=layers, **(sizes | changes))
 

@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 
 from sleeptrain.parallel import Mesh
-from sleeptrain.parallel.config import cuts, data_size, padded, split, undivided, unstaged
+from sleeptrain.parallel.config import (
+    batch_layout,
+    data_size,
+    padded_vocab,
+    pipeline_obstacle,
+    stage_cuts,
+    tensor_obstacle,
+)
 from sleeptrain.program import Loop, Sleep
 from tests.model import toy
 
@@ -42,11 +49,11 @@ def test_worlds_that_fit() -> None:
 
 def test_heads_that_cannot_be_shared_are_named_with_the_sizes_that_can() -> None:
     model = toy.config()  # 4 heads, 2 of keys and values; 2 key heads, 4 value heads; 16 columns
-    assert undivided(model, 2) is None
-    reason = undivided(model, 4)
+    assert tensor_obstacle(model, 2) is None
+    reason = tensor_obstacle(model, 4)
     assert reason is not None and "model.attention.kv_heads = 2 and model.deltanet.key_heads = 2" in reason
     assert "mesh.tensor can be 1, 2" in reason
-    assert undivided(replace(model, layers="AA", attention=replace(model.attention, kv_heads=4)), 4) is None
+    assert tensor_obstacle(replace(model, layers="AA", attention=replace(model.attention, kv_heads=4)), 4) is None
 
 
 @pytest.mark.parametrize(
@@ -61,7 +68,7 @@ def test_heads_that_cannot_be_shared_are_named_with_the_sizes_that_can() -> None
     ],
 )
 def test_rows_become_micro_batches_and_groups(batch, micro, mesh, data, expected) -> None:
-    made = split(batch, micro, mesh, data)
+    made = batch_layout(batch, micro, mesh, data)
     assert (made.micro, made.group, made.accumulation) == expected
     assert made.micro * made.group * made.accumulation * data == batch
 
@@ -77,16 +84,16 @@ def test_rows_become_micro_batches_and_groups(batch, micro, mesh, data, expected
 )
 def test_rows_that_do_not_divide_are_told_the_nearest_that_do(batch, micro, mesh, data, message) -> None:
     with pytest.raises(ValueError, match=message):
-        split(batch, micro, mesh, data)
+        batch_layout(batch, micro, mesh, data)
 
 
 def test_stages_share_the_work_and_too_many_are_refused() -> None:
     model, sleep = toy.config("AGAGAGAG"), Sleep(passes=4, loop=Loop(layers=(2, 8)))
-    assert cuts(toy.config("GGGG"), Sleep(), 2) == (2,)
-    assert cuts(model, sleep, 2) == (5,)  # two of eight blocks run once a window, the others four times
-    assert unstaged(model, Mesh(pipe=8)) is None
-    assert "mesh.pipe can be 1 to 8" in str(unstaged(model, Mesh(pipe=9)))
+    assert stage_cuts(toy.config("GGGG"), Sleep(), 2) == (2,)
+    assert stage_cuts(model, sleep, 2) == (5,)  # two of eight blocks run once a window, the others four times
+    assert pipeline_obstacle(model, Mesh(pipe=8)) is None
+    assert "mesh.pipe can be 1 to 8" in str(pipeline_obstacle(model, Mesh(pipe=9)))
 
 
 def test_the_vocabulary_is_padded_to_equal_parts() -> None:
-    assert (padded(11, 1), padded(11, 2), padded(128, 2), padded(129, 2)) == (11, 128, 128, 256)
+    assert (padded_vocab(11, 1), padded_vocab(11, 2), padded_vocab(128, 2), padded_vocab(129, 2)) == (11, 128, 128, 256)

@@ -6,15 +6,15 @@ import sys
 import pytest
 import torch
 
-from sleeptrain.engine.process import init_distributed
 from sleeptrain.parallel import Mesh
-from sleeptrain.parallel.mesh import join
-from sleeptrain.parallel.patches.device import allow_sequences_on_cpu
-from sleeptrain.parallel.patches.mpu import Mpu
+from sleeptrain.parallel.mesh import init_mesh
+from sleeptrain.parallel.patches.deepspeed_mpu import Mpu
+from sleeptrain.parallel.patches.sequence_parallel_on_cpu import allow_sequences_on_cpu
+from sleeptrain.parallel.process import init_distributed
 from tests.distributed import run
 
 IMPORT = "import megatron.core.tensor_parallel"
-QUIETLY = "from sleeptrain.parallel.patches.silence import import_megatron; import_megatron()"
+QUIETLY = "from sleeptrain.parallel.patches.megatron_warnings import import_megatron; import_megatron()"
 
 
 @pytest.mark.slow
@@ -49,15 +49,15 @@ def test_megatron_still_lacks_the_names_that_deepspeed_calls():
 
 def gathered_and_scattered():
     """Errors without the work-around, and what comes of two slices with it."""
-    place = init_distributed()
-    group = join(Mesh(tensor=2), place.rank, place.world).tensor.group
+    process = init_distributed()
+    group = init_mesh(Mesh(tensor=2), process.rank, process.world).tensor.group
     from megatron.core import tensor_parallel
 
     ways = (
         tensor_parallel.gather_from_sequence_parallel_region,
         tensor_parallel.reduce_scatter_to_sequence_parallel_region,
     )
-    mine, errors = torch.arange(4.0) + 4 * place.rank, []
+    mine, errors = torch.arange(4.0) + 4 * process.rank, []
     for way in ways:
         try:
             way(mine, group=group)

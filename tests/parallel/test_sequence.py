@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from sleeptrain.engine.process import init_distributed
+from sleeptrain.execute.autograd import CheckpointedExecutor
+from sleeptrain.execute.segments import MicroBatch
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel import Mesh
-from sleeptrain.parallel.mesh import join
-from sleeptrain.parallel.sequence import cut, joined
-from sleeptrain.parallel.tape import Tape
-from sleeptrain.parallel.tensor import ShardedModel
-from sleeptrain.parallel.units import Rows
+from sleeptrain.parallel.mesh import init_mesh
+from sleeptrain.parallel.process import init_distributed
+from sleeptrain.parallel.sequence import join_tokens, split_tokens
+from sleeptrain.parallel.tensor import TensorParallelModel
 from sleeptrain.program import Evict, Gradient, Loop, Sleep, compile
 from tests.distributed import run
 from tests.model import toy
@@ -35,7 +35,7 @@ def neutral_no_more(model, name, whole):
 
 def models(config, axis):
     """A whole model and this process's share of it."""
-    whole, mine = LanguageModel(config), ShardedModel(config, axis, share_tokens=True)
+    whole, mine = LanguageModel(config), TensorParallelModel(config, axis, share_tokens=True)
     initialise(whole, 0, 64)
     mine.initialise(0, 64)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def models(config, axis):
     return whole.double(), mine.double()
 
 
-def taped(model, case, policy, add_up=None):
+def taped(model, case, policy, finalize_grads=None):
     """What a case leaves behind, its gradients, and the bytes of features kept for backward."""
     sleep, layout, _, padding = case
     tokens, targets = toy.batch(layout, rows=3)
@@ -54,8 +54,10 @@ def taped(model, case, policy, add_up=None):
         # Of an uneven number of tokens, also across the border between two processes.
         valid[0, :3] = valid[1, 5:6] = False
         targets[~valid] = -100
-    rows = Rows(tokens, targets, model.zero_state(sleep, 3), valid if padding else None)
-    tape = Tape(model, [rows], compile(sleep, layout, len(model.layers), 3), sleep, policy, add_up=add_up)
+    rows = MicroBatch(tokens, targets, model.zero_state(sleep, 3), valid if padding else None)
+    tape = CheckpointedExecutor(
+        model, [rows], compile(sleep, layout, len(model.layers), 3), sleep, policy, finalize_grads=finalize_grads
+    )
     (result,) = tape.run()
     features = tape.bytes()["h"]
     result.nll.square().sum().backward()
@@ -64,14 +66,14 @@ def taped(model, case, policy, add_up=None):
 
 def compare():
     """Run by every process: what differs between its share, put together, and the whole model."""
-    place = init_distributed()
-    axis = join(Mesh(tensor=2, sequence=True), place.rank, place.world).tensor
+    process = init_distributed()
+    axis = init_mesh(Mesh(tensor=2, sequence=True), process.rank, process.world).tensor
     found = {}
     for name, case in CASES.items():
         whole, mine = models(toy.config(**case[2]), axis)
         expected, gradients, features = taped(whole, case, "pass")
         for policy in ("none", "block", "pass", "window"):
-            result, ours, half = taped(mine, case, policy, mine.add_up)
+            result, ours, half = taped(mine, case, policy, mine.finalize_grads)
             ours = {key: mine.shards.whole(key, g) for key, g in ours.items()}
             state = [
                 result.state[leaf.name] - expected.state[leaf.name].chunk(2, leaf.tensor_dim)[axis.rank]
@@ -103,5 +105,5 @@ def test_two_processes_compute_the_gradients_of_one():
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_slices_are_of_all_rows_and_come_back(size):
     x = torch.arange(3 * 8 * 2).view(3, 8, 2)
-    assert torch.equal(cut(x, size).chunk(size)[-1], x[:, 8 - 8 // size :])
-    assert torch.equal(joined(cut(x, size), size), x)
+    assert torch.equal(split_tokens(x, size).chunk(size)[-1], x[:, 8 - 8 // size :])
+    assert torch.equal(join_tokens(split_tokens(x, size), size), x)

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from sleeptrain.config.errors import UserError
-from sleeptrain.engine.process import init_distributed
+from sleeptrain.execute.autograd import CheckpointedExecutor
+from sleeptrain.execute.segments import MicroBatch
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel import Mesh
-from sleeptrain.parallel.mesh import Axis, join
-from sleeptrain.parallel.shards import Shards
-from sleeptrain.parallel.tape import Tape
-from sleeptrain.parallel.tensor import ShardedModel
-from sleeptrain.parallel.units import Rows
+from sleeptrain.parallel.mesh import MeshAxis, init_mesh
+from sleeptrain.parallel.process import init_distributed
+from sleeptrain.parallel.tensor import TensorParallelModel
+from sleeptrain.parallel.tp_layout import TPLayout
 from sleeptrain.program import compile
 from tests.distributed import run
 from tests.model import toy
@@ -23,7 +23,7 @@ from tests.model.test_sleep import CASES
 NAMES = ["every", "normed", "sliding, range, every", "last two passes, range, embeddings"]
 
 
-def taped(model, case, policy, add_up=None):
+def taped(model, case, policy, finalize_grads=None):
     """Loss, state and gradients of one case, with padding in one row."""
     sleep, layout, passes = CASES[case]
     tokens, targets = toy.batch(layout, rows=3)
@@ -31,27 +31,27 @@ def taped(model, case, policy, add_up=None):
     valid[0, :2] = False
     targets[~valid] = -100
     program = compile(sleep, layout, len(model.layers), passes)
-    rows = Rows(tokens, targets, model.zero_state(sleep, 3), valid)
-    (result,) = Tape(model, [rows], program, sleep, policy, add_up=add_up).run()
+    rows = MicroBatch(tokens, targets, model.zero_state(sleep, 3), valid)
+    (result,) = CheckpointedExecutor(model, [rows], program, sleep, policy, finalize_grads=finalize_grads).run()
     result.nll.square().sum().backward()
     return result, {name: p.grad for name, p in model.named_parameters()}
 
 
 def compare():
     """Run by every process: what differs between its share, put together, and the whole model."""
-    place = init_distributed()
-    axis = join(Mesh(tensor=2), place.rank, place.world).tensor
+    process = init_distributed()
+    axis = init_mesh(Mesh(tensor=2), process.rank, process.world).tensor
     found = {}
     for name in NAMES:
         config = toy.config(tie=name == "every")
-        whole, mine = LanguageModel(config), ShardedModel(config, axis)
+        whole, mine = LanguageModel(config), TensorParallelModel(config, axis)
         initialise(whole, 0, 64)
         mine.initialise(0, 64)
         mine, whole = mine.double(), whole.double()  # megatron-core's cross-entropy alone rounds to float32
         for key, p in mine.named_parameters():
             assert torch.equal(mine.shards.whole(key, p.detach()), whole.get_parameter(key)), key
         expected, gradients = taped(whole, name, "none")
-        result, ours = taped(mine, name, "window", mine.add_up)
+        result, ours = taped(mine, name, "window", mine.finalize_grads)
         ours = {key: mine.shards.whole(key, g) for key, g in ours.items()}
         state = {
             leaf.name: result.state[leaf.name] - expected.state[leaf.name].chunk(2, leaf.tensor_dim)[axis.rank]
@@ -77,7 +77,7 @@ def test_two_processes_compute_the_gradients_of_one():
 def test_parts_are_cut_by_heads_and_the_vocabulary_is_padded():
     with torch.device("meta"):
         shapes = {n: p.shape for n, p in LanguageModel(toy.config()).named_parameters()}
-    first, second = (Shards(shapes, Axis(rank, 2, None)) for rank in (0, 1))
+    first, second = (TPLayout(shapes, MeshAxis(rank, 2, None)) for rank in (0, 1))
     for name, shape in shapes.items():
         whole = torch.randn(shape)
         parts = [first.cut(name, whole), second.cut(name, whole)]
@@ -92,4 +92,4 @@ def test_parts_are_cut_by_heads_and_the_vocabulary_is_padded():
 
 def test_a_model_that_cannot_be_shared_is_refused_by_name():
     with pytest.raises(UserError, match=r"mesh\.tensor = 4: .*kv_heads = 2.* can be 1, 2 "):
-        ShardedModel(replace(toy.config(), layers="A"), Axis(0, 4, None))
+        TensorParallelModel(replace(toy.config(), layers="A"), MeshAxis(0, 4, None))

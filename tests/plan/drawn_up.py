@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from sleeptrain.plan import draw_up, laid_out, planned_world
-from sleeptrain.recipe import load_recipe
+from sleeptrain.plan import make_plan, planned_world, resolve_data
+from sleeptrain.recipe.recipe import load_recipe
 
 SMALL = [
     "model.width=32", "model.layers=GAGA", "model.attention.heads=4", "model.attention.kv_heads=2", "model.attention.head_dim=8",
@@ -16,11 +16,11 @@ SMALL = [
 
 def resolved_of(*overrides, windows=3, padded=False):
     """A complete recipe and its layout; rows without padding unless told otherwise."""
-    resolved, layout = laid_out(load_recipe("text-small", [*SMALL, *overrides]), windows)
+    resolved, layout = resolve_data(load_recipe("text-small", [*SMALL, *overrides]), windows)
     return resolved, replace(layout, padded=padded)
 
 
 def plan_of(*overrides, windows=3, padded=False, world=None):
     """A plan, by the way that `sleeptrain plan` takes."""
     resolved, layout = resolved_of(*overrides, windows=windows, padded=padded)
-    return draw_up(resolved, layout, planned_world(resolved.value, world))
+    return make_plan(resolved, layout, planned_world(resolved.value, world))

@@ -5,7 +5,7 @@ import pytest
 from sleeptrain.model.counts import step_flops
 from sleeptrain.plan.costs import costs_of
 from sleeptrain.plan.plan import program_of
-from sleeptrain.program import price
+from sleeptrain.schedule import estimate
 from tests.plan.drawn_up import plan_of, resolved_of
 
 PROGRAMS = {
@@ -20,7 +20,7 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_flops_are_those_that_the_trainer_counts(name):
     """Forward once and backward twice, of every stage, over all rows; what is computed again does not count."""
-    for mesh in (["train.retain=window"], ["mesh.pipe=2"], ["mesh.tensor=2", "model.vocab=384"]):
+    for mesh in (["train.recompute=window"], ["mesh.pipe=2"], ["mesh.tensor=2", "model.vocab=384"]):
         plan = plan_of(*PROGRAMS[name], *mesh)
         groups = plan.split.accumulation * plan.data * plan.job.mesh.tensor
         counted = groups * sum(stage.forward + stage.backward for stage in plan.price.stages)
@@ -48,7 +48,7 @@ def test_bf16_halves_all_but_fast_weights_and_tensor_processes_share_all_but_fea
 
 
 def test_sharing_tokens_between_layers_keeps_less():
-    plans = [plan_of("mesh.tensor=2", "train.retain=none", f"mesh.sequence={on}") for on in ("false", "true")]
+    plans = [plan_of("mesh.tensor=2", "train.recompute=none", f"mesh.sequence={on}") for on in ("false", "true")]
     whole, spread = (plan.memory[0].turn for plan in plans)
     assert spread["h"] == whole["h"] / 2 and spread["S"] == whole["S"] and 0.5 < spread["body"] / whole["body"] < 0.9
 
@@ -67,5 +67,5 @@ def test_a_tied_matrix_travels_once_in_the_type_of_the_sums():
 def test_speed_makes_seconds_of_flops():
     plain, quick = plan_of("mesh.pipe=2"), plan_of("mesh.pipe=2")
     costs = costs_of(quick.job, quick.split.micro, speed=1e6)
-    assert price(plain.timeline, costs).seconds == pytest.approx(plain.price.seconds / 1e6)
+    assert estimate(plain.schedule, costs).seconds == pytest.approx(plain.price.seconds / 1e6)
     assert plain.seconds is None

@@ -11,22 +11,22 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.allocated import allocated
 from sleeptrain.data.batch import IGNORED, Batch
-from sleeptrain.engine.build import build
-from sleeptrain.engine.process import init_distributed
+from sleeptrain.engine.build import build_engine
+from sleeptrain.execute import segments
+from sleeptrain.execute.autograd import CheckpointedExecutor, run_with_autograd
+from sleeptrain.execute.executor import StageExecutor
+from sleeptrain.execute.gradients import GradAccumulator
+from sleeptrain.execute.p2p import P2PChannels
+from sleeptrain.execute.segments import MicroBatch, forward_no_grad, loss_segment, vjp
+from sleeptrain.execute.stage_plan import StagePlan as StagePlan
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.parallel import units
-from sleeptrain.parallel.edges import Edges
-from sleeptrain.parallel.mesh import join
-from sleeptrain.parallel.plan import Plan as StagePlan
-from sleeptrain.parallel.stages import StageRun
-from sleeptrain.parallel.sums import Sums
-from sleeptrain.parallel.tape import Tape, carry_out
-from sleeptrain.parallel.units import Rows, evaluate, head, pull
+from sleeptrain.parallel.mesh import init_mesh
+from sleeptrain.parallel.process import init_distributed
+from sleeptrain.plan.activations import measure_activations
 from sleeptrain.plan.costs import TYPES
-from sleeptrain.plan.graphs import count
 from sleeptrain.program import Pass
-from sleeptrain.train.share import forward_of, looped, new_model
+from sleeptrain.train.build_model import looped_elements, make_forward, new_model
 from sleeptrain.train.step import train_step
 from tests.distributed import run
 from tests.plan.drawn_up import plan_of
@@ -66,7 +66,7 @@ def group_of(plan, model, seed=0):
         valid = (
             torch.arange(windows[-1].stop).expand(tokens.shape) < windows[-1].stop - 3 if plan.layout.padded else None
         )
-        found.append(Rows(tokens, targets, model.zero_state(plan.job.sleep, plan.split.micro), valid))
+        found.append(MicroBatch(tokens, targets, model.zero_state(plan.job.sleep, plan.split.micro), valid))
     return found
 
 
@@ -74,7 +74,9 @@ def taped(plan, model=None, seed=0):
     """What the tape keeps when backward could begin."""
     model, train = model or model_of(plan), plan.job.train
     group = group_of(plan, model, seed)
-    tape = Tape(model, group, plan.timeline.program, plan.job.sleep, train.retain, offload=train.offload)
+    tape = CheckpointedExecutor(
+        model, group, plan.schedule.program, plan.job.sleep, train.recompute, offload=train.offload
+    )
     results = tape.run()
     kept = tape.bytes()
     torch.stack([result.nll.sum() for result in results]).sum().backward()
@@ -93,7 +95,7 @@ def test_what_one_stage_keeps_is_what_was_planned_under_every_policy(case):
     totals = {}
     # Graphs cannot be put away.
     for policy in POLICIES[:3] if case == "offload" else POLICIES:
-        plan = plan_of(*CASES[case], f"train.retain={policy}", padded=case == "padded")
+        plan = plan_of(*CASES[case], f"train.recompute={policy}", padded=case == "padded")
         kept = taped(plan)
         close(kept, plan.memory[0].turn, (case, policy))
         totals[policy] = sum(kept.values()) + plan.memory[0].host
@@ -109,7 +111,7 @@ def state_bytes(model, plan):
 
 
 def test_under_window_one_more_window_costs_its_state():
-    more = ["train.retain=window", "sleep.evict.mode=sliding"]
+    more = ["train.recompute=window", "sleep.evict.mode=sliding"]
     plans = [plan_of(*more, windows=count) for count in (3, 4, 5)]
     model = model_of(plans[0])
     state, kept = state_bytes(model, plans[0]), [taped(plan) for plan in plans]
@@ -125,7 +127,7 @@ def growth(few, many):
 
 
 def test_what_is_kept_does_not_grow_with_the_number_of_backwards():
-    once, often = (plan_of("train.retain=pass", f"train.batch={rows}") for rows in (4, 12))
+    once, often = (plan_of("train.recompute=pass", f"train.batch={rows}") for rows in (4, 12))
     assert (once.split.accumulation, often.split.accumulation) == (1, 3)
     assert once.memory[0].turn == often.memory[0].turn and once.price.stages == often.price.stages
     model = model_of(often)
@@ -140,10 +142,12 @@ STAGED = ["mesh.pipe=2", "train.batch=6", "mesh.group=3", "model.tie=false"]
 def held(plan, edges):
     """Bytes of this process's stage at the turn, and their largest sum; and what was planned."""
     mine = model_of(plan)
-    part = plan.timeline.stages[edges.stage].slice
+    part = plan.schedule.stages[edges.stage].slice
     mine.keep(part.start, part.stop)
-    edges.open(plan.timeline.channels, torch.device("cpu"))
-    stage = StageRun(mine, group_of(plan, mine), StagePlan(plan.timeline, edges.stage), edges, Sums(torch.float32))
+    edges.open(plan.schedule.channels, torch.device("cpu"))
+    stage = StageExecutor(
+        mine, group_of(plan, mine), StagePlan(plan.schedule, edges.stage), edges, GradAccumulator(torch.float32)
+    )
     found = {"peak": 0}
 
     def weigh(what, subject):
@@ -153,8 +157,8 @@ def held(plan, edges):
         if what == "begin" and subject == stage.stage.backward[0]:
             found["turn"] = stage.bytes()
 
-    stage.watch = weigh
-    torch.stack([result.nll.sum() for result in carry_out(stage)]).sum().backward()
+    stage.observer = weigh
+    torch.stack([result.nll.sum() for result in run_with_autograd(stage)]).sum().backward()
     memory = plan.memory[edges.stage]
     backward = memory.moments[0]
     assert backward.name == "backward"
@@ -163,7 +167,7 @@ def held(plan, edges):
 
 def in_stages_held(plans):
     init_distributed()
-    edges = Edges([[0, 1]])
+    edges = P2PChannels([[0, 1]])
     return {key: held(plan, edges) for key, plan in plans.items()}
 
 
@@ -171,7 +175,7 @@ def in_stages_held(plans):
 def two():
     keys = [*((policy, 3) for policy in POLICIES), ("window", 4)]
     return run(
-        in_stages_held, 2, {key: plan_of(*STAGED, f"train.retain={key[0]}", windows=key[1]) for key in keys}
+        in_stages_held, 2, {key: plan_of(*STAGED, f"train.recompute={key[0]}", windows=key[1]) for key in keys}
     )  # fmt: skip
 
 
@@ -196,10 +200,10 @@ def test_under_window_a_stage_keeps_the_state_and_what_it_received_in_every_pass
 
 def sharded(plans):
     """What each of the tensor processes keeps under every policy; and what was planned."""
-    place, found = init_distributed(), {}
+    process, found = init_distributed(), {}
     for key, plan in plans.items():
-        axes = join(plan.job.mesh, place.rank, place.world)
-        model, _ = new_model(plan.job, axes, 64, place.device)
+        axes = init_mesh(plan.job.mesh, process.rank, process.world)
+        model, _ = new_model(plan.job, axes, 64, process.device)
         found[key] = taped(plan, model.to(TYPES[plan.job.train.precision])), dict(plan.memory[0].turn)
     return found
 
@@ -207,8 +211,8 @@ def sharded(plans):
 @pytest.mark.slow
 def test_what_two_tensor_processes_keep_is_what_was_planned():
     changes = ["mesh.tensor=2", "sleep.evict.mode=sliding"]
-    plans = {policy: plan_of(*changes, f"train.retain={policy}") for policy in POLICIES}
-    plans["bf16"] = plan_of(*changes, "train.retain=none", "train.precision=bf16")
+    plans = {policy: plan_of(*changes, f"train.recompute={policy}") for policy in POLICIES}
+    plans["bf16"] = plan_of(*changes, "train.recompute=none", "train.precision=bf16")
     for found in run(sharded, 2, plans):
         for key, (kept, planned) in found.items():
             close(kept, planned, key)
@@ -229,11 +233,11 @@ WHOLE = {
     "fp32, several backwards": ["train.batch=8"],
     "fp32, zero 2": ["mesh.zero=2", "train.batch=8"],
     "muon": ["optim.name=muon", "optim.adam_lr=0.001", "train.batch=8"],
-    "graphs kept": ["train.retain=none"],
-    "bf16": ["train.precision=bf16", "train.retain=block"],
+    "graphs kept": ["train.recompute=none"],
+    "bf16": ["train.precision=bf16", "train.recompute=block"],
     "bf16, several backwards": ["train.precision=bf16", "train.batch=8"],
     "bf16, zero 2": ["train.precision=bf16", "mesh.zero=2", "train.batch=8"],
-    "offload": ["train.offload=true", "train.retain=pass"],
+    "offload": ["train.offload=true", "train.recompute=pass"],
     "fp32, zero 3": ["mesh.zero=3"],
     "large vocabulary": ["model.vocab=40000"],
     "large vocabulary, bf16": ["model.vocab=40000", "train.precision=bf16"],
@@ -286,44 +290,44 @@ def test_the_head_needs_what_was_planned(vocab, dtype):
     plan = plan_of(f"model.vocab={vocab}", "train.micro=4", "train.batch=8")
     rows, sleep = group_of(plan, model_of(plan))[0], plan.job.sleep
     model = model_of(plan).to(dtype)
-    op = next(op for op in plan.timeline.program.ops if isinstance(op, Pass) and op.loss)
-    unit, h = head(model, op, rows), torch.randn(4, op.stop - op.start, plan.job.model.width).to(dtype)
+    op = next(op for op in plan.schedule.program.ops if isinstance(op, Pass) and op.loss)
+    unit, h = loss_segment(model, op, rows), torch.randn(4, op.stop - op.start, plan.job.model.width).to(dtype)
 
     def work():
-        evaluate(unit, h, {})
-        node = units.build(unit, h, {})
-        pull(node, torch.ones_like(node.out), {})
+        forward_no_grad(unit, h, {})
+        node = segments.forward_with_grad(unit, h, {})
+        vjp(node, torch.ones_like(node.out), {})
 
-    planned = count(plan.job.model, sleep, 4, op.stop - op.start, dtype, False).head
+    planned = measure_activations(plan.job.model, sleep, 4, op.stop - op.start, dtype, False).head
     assert allocated(work)[1] == pytest.approx(planned.kept + planned.work, rel=0.05)
 
 
 def stepped(overrides):
     """Bytes that exist between steps and the most that a step adds, together; and what was planned."""
-    place, plan = init_distributed(), plan_of(*LARGE, "train.retain=window", *overrides)
+    process, plan = init_distributed(), plan_of(*LARGE, "train.recompute=window", *overrides)
     job, split = plan.job, plan.split
-    axes = join(job.mesh, place.rank, place.world)
+    axes = init_mesh(job.mesh, process.rank, process.world)
     tokens = torch.randint(0, 1024, (split.micro, plan.layout.manifest.length))
     batch = Batch(tokens, tokens.clone(), torch.full_like(tokens, -1), torch.arange(len(tokens)), {})
     batches = [batch] * (split.group * split.accumulation)
 
     def step(engine, forward):
         train_step(
-            engine, batches, plan.timeline.program, job.sleep, plan.layout.windows, 1025, forward, split.group, axes, 1.0
+            engine, batches, plan.schedule.program, job.sleep, plan.layout.windows, 1025, forward, split.group, axes, 1.0
         )  # fmt: skip
 
     before = existing()
-    model, add_up = new_model(job, axes, 64, place.device)
-    engine = build(
+    model, finalize_grads = new_model(job, axes, 64, process.device)
+    engine = build_engine(
         model, job.optim, precision=job.train.precision, zero=job.mesh.zero, micro_rows=split.micro * split.group,
         accumulation=split.accumulation, mpu=axes.mpu,
-        looped=looped(model, plan.timeline.program, job.sleep) if job.mesh.zero == 3 else 0,
+        looped=looped_elements(model, plan.schedule.program, job.sleep) if job.mesh.zero == 3 else 0,
     )  # fmt: skip
-    forward = forward_of(job, axes, add_up)
+    forward = make_forward(job, axes, finalize_grads)
     step(engine, forward)  # the first one makes moments
     now = existing()
     between = sum(storage.nbytes() for address, storage in now.items() if address not in before)
-    if place.world == 1:
+    if process.world == 1:
         # gloo's threads work here too, if seldom for long enough to be the last hold: the least of three misses nothing.
         peak = min(allocated(lambda: step(engine, forward))[1] for _ in range(3))
     else:

@@ -3,7 +3,7 @@
 import pytest
 
 from sleeptrain.config import UserError
-from sleeptrain.plan import planned_world, stages_balance, text, to_json
+from sleeptrain.plan import planned_world, stage_balance, text, to_json
 from sleeptrain.plan.show import size
 from tests.plan.drawn_up import plan_of, resolved_of
 
@@ -44,7 +44,7 @@ def test_traffic_over_the_data_axis_by_hand():
 
 
 def test_traffic_between_stages_by_hand():
-    plan = plan_of("mesh.pipe=2", "train.batch=8", "train.retain=none", "model.tie=false")
+    plan = plan_of("mesh.pipe=2", "train.batch=8", "train.recompute=none", "model.tie=false")
     h = 2 * LENGTH * WIDTH * 4  # two rows of a window
     backwards, micro = plan.split.accumulation, plan.split.group
     assert (backwards, micro) == (2, 2)
@@ -54,27 +54,27 @@ def test_traffic_between_stages_by_hand():
 
 def test_traffic_over_the_tensor_axis_by_hand():
     """Twice in every block, forward and back, for every pass; once for every embedding, and once for every head's backward."""
-    plan = plan_of("mesh.tensor=2", "train.retain=none")
+    plan = plan_of("mesh.tensor=2", "train.recompute=none")
     h = ROWS * LENGTH * WIDTH * 4
     assert plan.traffic[0]["tensor"] == h * (2 * 4 * PASSES * 2 + 3 + 3)
-    again = plan_of("mesh.tensor=2", "train.retain=pass")
+    again = plan_of("mesh.tensor=2", "train.recompute=pass")
     assert again.traffic[0]["tensor"] == plan.traffic[0]["tensor"] + h * (2 * 4 * PASSES + 3)
 
 
 def test_what_goes_to_the_host_comes_back():
-    plan = plan_of("train.offload=true", "train.retain=pass", "train.batch=8")
+    plan = plan_of("train.offload=true", "train.recompute=pass", "train.batch=8")
     assert plan.traffic[0]["host"] == 2 * plan.memory[0].host * plan.split.accumulation > 0
-    assert plan.memory[0].total < plan_of("train.retain=pass", "train.batch=8").memory[0].total
+    assert plan.memory[0].total < plan_of("train.recompute=pass", "train.batch=8").memory[0].total
 
 
 def test_stages_are_weighed_by_what_they_compute():
-    plan = plan_of("mesh.pipe=2", "train.retain=pass")
+    plan = plan_of("mesh.pipe=2", "train.recompute=pass")
     first, last = plan.balance.costs
     stages = plan.price.stages
     assert first == stages[0].forward + stages[0].again + stages[0].backward
     assert last > first > 0.8 * last  # the head
     assert plan.balance.cuts == (2,)
-    assert stages_balance(plan.job, plan.layout.windows, plan.split) == plan.balance
+    assert stage_balance(plan.job, plan.layout.windows, plan.split) == plan.balance
     waste = 1 - (first + last) / (2 * last)
     assert plan.balance.waste == pytest.approx(waste) and plan.price.bubble > waste
 
@@ -89,7 +89,7 @@ def test_it_says_what_it_takes_for_granted_and_what_it_leaves_out():
 
 def test_sums_that_recordings_add_to_stay_and_the_rest_of_them_is_said_to_be_left_out():
     for more in (["train.precision=bf16"], ["train.precision=fp32", "mesh.zero=2"]):
-        plain, graphs = (plan_of("train.retain=pass", *more, *graphs) for graphs in ([], ["train.graphs=true"]))
+        plain, graphs = (plan_of("train.recompute=pass", *more, *graphs) for graphs in ([], ["train.cuda_graphs=true"]))
         sums = 4 * plain.parameters.total
         before, after = ({m.name: m.gradients for m in plan.memory[0].moments} for plan in (plain, graphs))
         assert after == before | {name: before[name] + sums for name in ("reduction", "update")}

@@ -8,8 +8,8 @@ import torch
 
 from sleep_data import shards
 from sleep_data.tasks import make
-from sleeptrain.engine.process import init_distributed
-from sleeptrain.recipe import complete, load_recipe, open_run
+from sleeptrain.parallel.process import init_distributed
+from sleeptrain.recipe.recipe import complete, load_recipe, open_run
 from sleeptrain.train.log import read_metrics
 from sleeptrain.train.loop import train
 from sleeptrain.train.setup import on_first_rank, open_reader, set_up
@@ -56,14 +56,14 @@ def recipe_file(folder: Path) -> str:
 
 def trained(folder: Path, name: str, data: Path, overrides: list[str], spoil=None):
     """Train (or continue) the run `name`; returns (metrics rows, weights by name on rank 0)."""
-    place = init_distributed()
+    process = init_distributed()
     resolved = load_recipe(
         recipe_file(folder), [*SMALL, f"data.sources=[{{path: {data}}}]", f"run_dir={folder / name}", *overrides]
     )
-    reader = open_reader(resolved.value, place)
+    reader = open_reader(resolved.value, process)
     resolved = complete(resolved, reader.manifest)
-    run = on_first_rank(place, lambda: open_run(resolved, name, reader.manifest))
-    setup = set_up(resolved.value, {}, run, reader, place)
+    run = on_first_rank(process, lambda: open_run(resolved, name, reader.manifest))
+    setup = set_up(resolved.value, {}, run, reader, process)
     if spoil is not None:
         spoil(setup)
     train(setup, quiet=True)

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from sleep_data import shards
 from sleep_data.task import IGNORED, NO_GROUP, Arrays, Vocabulary, Window, generator, in_blocks
 from sleeptrain.engine.optimizers import STAND_IN
-from sleeptrain.train.share import by_autograd
+from sleeptrain.train.build_model import autograd_forward
 from tests.distributed import run
-from tests.parallel import bf16
+from tests.execute import bf16
 from tests.train.jobs import recipe_file, trained
 
 BOUND = 1e-5
@@ -50,30 +50,32 @@ PROGRAMS = {
     "every, hard, tied, Muon": [EVERY, HARD, TIED, *MUON],
 }
 AUTOGRAD = "plain autograd"
-POLICIES = {f"tape, retain {policy}": [f"train.retain={policy}"] for policy in ("none", "block", "pass", "window")}
+POLICIES = {
+    f"tape, recompute {policy}": [f"train.recompute={policy}"] for policy in ("none", "block", "pass", "window")
+}
 LAYOUTS: dict[int, dict[str, list[str]]] = {
     1: {
         AUTOGRAD: [],
         **POLICIES,
-        "tape, retain window, offload": ["train.retain=window", "train.offload=true"],
-        "tape, micro-batches of 2": ["train.micro=2", "train.retain=pass"],
+        "tape, recompute window, offload": ["train.recompute=window", "train.offload=true"],
+        "tape, micro-batches of 2": ["train.micro=2", "train.recompute=pass"],
     },
     2: {
-        "data=2, ZeRO 1": ["mesh.data=2", "mesh.zero=1", "train.retain=pass"],
-        "data=2, ZeRO 2": ["mesh.data=2", "mesh.zero=2", "train.retain=window", "train.micro=2"],
+        "data=2, ZeRO 1": ["mesh.data=2", "mesh.zero=1", "train.recompute=pass"],
+        "data=2, ZeRO 2": ["mesh.data=2", "mesh.zero=2", "train.recompute=window", "train.micro=2"],
         "data=2, ZeRO 3": ["mesh.data=2", "mesh.zero=3"],
-        "data=2, ZeRO 3, retain window": ["mesh.data=2", "mesh.zero=3", "train.micro=2", "train.retain=window"],
-        "tensor=2": ["mesh.tensor=2", "train.retain=pass"],
-        "tensor=2, sequence": ["mesh.tensor=2", "mesh.sequence=true", "train.retain=window"],
-        "pipe=2": ["mesh.pipe=2", "train.retain=window"],
+        "data=2, ZeRO 3, recompute window": ["mesh.data=2", "mesh.zero=3", "train.micro=2", "train.recompute=window"],
+        "tensor=2": ["mesh.tensor=2", "train.recompute=pass"],
+        "tensor=2, sequence": ["mesh.tensor=2", "mesh.sequence=true", "train.recompute=window"],
+        "pipe=2": ["mesh.pipe=2", "train.recompute=window"],
     },
     4: {
-        "tensor=4": ["mesh.tensor=4", "train.retain=window"],
+        "tensor=4": ["mesh.tensor=4", "train.recompute=window"],
         "tensor=4, sequence": ["mesh.tensor=4", "mesh.sequence=true"],
-        "pipe=4": ["mesh.pipe=4", "train.retain=pass"],
-        "pipe=2, tensor=2": ["mesh.pipe=2", "mesh.tensor=2", "train.retain=window"],
+        "pipe=4": ["mesh.pipe=4", "train.recompute=pass"],
+        "pipe=2, tensor=2": ["mesh.pipe=2", "mesh.tensor=2", "train.recompute=window"],
         "pipe=2, tensor=2, sequence": ["mesh.pipe=2", "mesh.tensor=2", "mesh.sequence=true"],
-        "data=2, pipe=2": ["mesh.data=2", "mesh.pipe=2", "train.retain=block"],
+        "data=2, pipe=2": ["mesh.data=2", "mesh.pipe=2", "train.recompute=block"],
         "data=2, pipe=2, ZeRO 2, groups of 2": [
             "mesh.data=2",
             "mesh.pipe=2",
@@ -81,7 +83,7 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
             "train.micro=1",
             "mesh.group=2",
         ],
-        "data=2, tensor=2, sequence": ["mesh.data=2", "mesh.tensor=2", "mesh.sequence=true", "train.retain=block"],
+        "data=2, tensor=2, sequence": ["mesh.data=2", "mesh.tensor=2", "mesh.sequence=true", "train.recompute=block"],
         "data=2, tensor=2, ZeRO 2": ["mesh.data=2", "mesh.tensor=2", "mesh.zero=2"],
     },
 }
@@ -181,7 +183,7 @@ def _trainings(folder: str, layouts: Mapping[str, list[str]]) -> Grid:
             def prepare(setup: Any, first: dict[str, torch.Tensor] = first, layout: str = layout) -> None:
                 _watch(setup, first)
                 if layout == AUTOGRAD:
-                    object.__setattr__(setup, "forward", by_autograd(setup.job))
+                    object.__setattr__(setup, "forward", autograd_forward(setup.job))
 
             name, data = f"{program} {layout}".replace(", ", "-"), where / f"asked-{CONTEXT in options}"
             rows, weights = trained(where, name, data, [*COMMON, *options, *spread], prepare)
@@ -245,7 +247,7 @@ def table(found: Grid) -> str:
         "fp32 on one process through plain autograd, against the tape and every layout. Each cell: the largest relative difference of",
         "a step's loss / of a step's gradient norm / of a tensor of step one's gradients, un-sharded (norm of the difference over the",
         f"norm). The bound is {BOUND:.0e}, held by a test. *Same bits*: losses, norms, gradients and final weights equal those of the row",
-        "`tape, retain none` in every bit. A range: blocks 1 and 2 are looped, block 0 is prelude and block 3 coda.",
+        "`tape, recompute none` in every bit. A range: blocks 1 and 2 are looped, block 0 is prelude and block 3 coda.",
         "",
         f"Made by `python -m tests.train.parity docs/parity.md` on {platform.system()} {platform.machine()} CPUs with gloo; {versions}.",
         "No GPU run.",
@@ -278,7 +280,7 @@ def _cell(found: Grid, program: str, layout: str) -> str:
     ran, reference = found[program, layout], found[program, AUTOGRAD]
     loss, norm = difference(ran.losses, reference.losses), difference(ran.norms, reference.norms)
     gradients, _ = furthest(ran.gradients, reference.gradients)
-    bits = layout in POLICIES and same_bits(ran, found[program, "tape, retain none"])
+    bits = layout in POLICIES and same_bits(ran, found[program, "tape, recompute none"])
     return f"{loss:.0e} / {norm:.0e} / {gradients:.0e}" + (", same bits" if bits else "")
 
 

@@ -11,30 +11,30 @@ import torch
 
 from sleep_kernels.comparison import Result, Shape
 from sleeptrain.config import UserError
-from sleeptrain.engine.process import Place, init_distributed
-from sleeptrain.model.config import Attention, DeltaNet, Mlp, Model
+from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.parallel.process import Process, init_distributed
 from sleeptrain.program import Window
 from sleeptrain.train import kernels
 from sleeptrain.train.config import Train
 from sleeptrain.train.kernels import use_kernels
 from tests.distributed import run
 
-CPU, GPU = (Place(0, 1, 0, torch.device(kind, 0)) for kind in ("cpu", "cuda"))
+CPU, GPU = (Process(0, 1, 0, torch.device(kind, 0)) for kind in ("cpu", "cuda"))
 WINDOWS = [Window(0, 300, False), Window(300, 600, False), Window(600, 605, True), Window(605, 606, True)]
 SHAPES = [Shape(2, length, 2, 4, 64, torch.bfloat16) for length in (5, 128 + 300 % 64)]
 
 
 def model(layers: str = "AGG") -> LanguageModel:
-    sizes = {"attention": Attention(2, 1, 8), "deltanet": DeltaNet(2, 4, 64), "mlp": Mlp(8)}
+    sizes = {"attention": AttentionConfig(2, 1, 8), "deltanet": DeltaNetConfig(2, 4, 64), "mlp": MlpConfig(8)}
     with torch.device("meta"):
         return LanguageModel(Model(16, layers, vocab=4, **sizes))
 
 
-def use(choice: str, place: Place, layers: str = "AGG") -> list[str]:
+def use(choice: str, process: Process, layers: str = "AGG") -> list[str]:
     """The backend of every Gated DeltaNet block."""
     made = model(layers)
-    use_kernels(made, Train(kernels=choice, precision="bf16"), WINDOWS, 3, place)  # type: ignore[arg-type]
+    use_kernels(made, Train(kernels=choice, precision="bf16"), WINDOWS, 3, process)  # type: ignore[arg-type]
     return [block.mixer.backend for block, letter in zip(made.layers, layers, strict=True) if letter == "G"]
 
 
@@ -117,9 +117,9 @@ def test_a_miss_falls_back_once_or_ends_the_run(
 
 def in_two_processes() -> list[str]:
     """The first process has a stage without fast weights."""
-    place = init_distributed()
+    process = init_distributed()
     try:
-        use("require_fused", place, "AG"[place.rank])
+        use("require_fused", process, "AG"[process.rank])
     except UserError as error:
         return error.errors
     return ["trains"]

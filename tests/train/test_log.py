@@ -102,13 +102,13 @@ def records(file: Path) -> Iterator[Any]:
     """What a W&B file holds, in order: after seven bytes, records of checksum, length and kind, as in LevelDB's log."""
     from wandb.proto import wandb_internal_pb2
 
-    data, place = file.read_bytes(), 7
+    data, process = file.read_bytes(), 7
     assert data.startswith(b":W&B") and len(data) < 2**15, "one block, so that no record is cut"
-    while place < len(data):
-        _, length, kind = struct.unpack_from("<IHB", data, place)
+    while process < len(data):
+        _, length, kind = struct.unpack_from("<IHB", data, process)
         assert kind == 1, "a whole record"
-        yield wandb_internal_pb2.Record.FromString(data[place + 7 : place + 7 + length])
-        place += 7 + length
+        yield wandb_internal_pb2.Record.FromString(data[process + 7 : process + 7 + length])
+        process += 7 + length
 
 
 def test_offline_goes_on_as_the_same_run_and_asks_nobody(tmp_path: Path, server: list[str]) -> None:

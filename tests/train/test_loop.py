@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sleeptrain.program import Draw, Sleep
-from sleeptrain.train.share import by_autograd
+from sleeptrain.train.build_model import autograd_forward
 from tests.distributed import run
 from tests.train.jobs import recipe_file, rule110_data, text_data, trained
 
@@ -34,9 +34,11 @@ def in_one_process(folder: str):
     found = {"plain": trained(where, "plain", where / "text", TEXT)}
     found["micro"] = trained(where, "micro", where / "text", [*TEXT, "train.micro=2"])
     for policy in ("block", "pass", "window"):
-        found[policy] = trained(where, policy, where / "text", [*TEXT, f"train.retain={policy}"])
-    found["offload"] = trained(where, "offload", where / "text", [*TEXT, "train.retain=pass", "train.offload=true"])
-    found["autograd"] = trained(where, "autograd", where / "text", [*TEXT, "train.retain=window"], spoil=use_autograd)
+        found[policy] = trained(where, policy, where / "text", [*TEXT, f"train.recompute={policy}"])
+    found["offload"] = trained(where, "offload", where / "text", [*TEXT, "train.recompute=pass", "train.offload=true"])
+    found["autograd"] = trained(
+        where, "autograd", where / "text", [*TEXT, "train.recompute=window"], spoil=use_autograd
+    )
     trained(where, "resumed", where / "text", [*TEXT, "train.steps=4", "optim.schedule.name=constant"])
     found["resumed"] = trained(where, "resumed", where / "text", [*TEXT, "optim.schedule.name=constant"])
     found["whole"] = trained(where, "whole", where / "text", [*TEXT, "optim.schedule.name=constant"])
@@ -57,7 +59,7 @@ def in_two_processes(folder: str):
 
 
 def use_autograd(setup):
-    object.__setattr__(setup, "forward", by_autograd(setup.job))
+    object.__setattr__(setup, "forward", autograd_forward(setup.job))
 
 
 def spoil_second_step(setup):
@@ -68,7 +70,7 @@ def spoil_second_step(setup):
     step = setup.engine.step
 
     def spoiling(gradient):
-        return gradient * math.nan if setup.place.rank == 1 and count["steps"] == 1 else gradient
+        return gradient * math.nan if setup.process.rank == 1 and count["steps"] == 1 else gradient
 
     def watched(*args, **kwargs):
         held = [p.detach().clone() for p in setup.engine.module.parameters()]

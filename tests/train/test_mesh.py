@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from sleeptrain.config.errors import UserError
-from sleeptrain.engine.process import Place
-from sleeptrain.recipe import load_recipe
+from sleeptrain.parallel.process import Process
+from sleeptrain.recipe.recipe import load_recipe
 from sleeptrain.train.setup import open_reader
 from tests.distributed import run
 from tests.train.jobs import SMALL, recipe_file, text_data, trained
 
 STEPS = [
     "sleep.window=16", "sleep.passes=3", "sleep.loop.trigger=every", "train.batch=8", "train.steps=12", "checkpoint.every=0",
-    "model.attention.kv_heads=2", "model.deltanet.key_heads=2", "optim.clip=0.3", "train.retain=window",
+    "model.attention.kv_heads=2", "model.deltanet.key_heads=2", "optim.clip=0.3", "train.recompute=window",
 ]  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def spoil(setup):
     """On the last rank alone a gradient becomes NaN in the second step; no weight of any rank may change by it."""
     engine, done = setup.engine, {"steps": 0}
     weight = next(p for n, p in engine.module.named_parameters() if n.endswith("mlp.up.weight"))
-    last, step = setup.place.rank == setup.place.world - 1, engine.step
+    last, step = setup.process.rank == setup.process.world - 1, engine.step
 
     def watched(*args, **kwargs):
         held = [p.detach().clone() for p in engine.module.parameters()]
@@ -115,7 +115,7 @@ def test_a_world_that_does_not_fit_is_an_error_of_the_user(folder):
     data = f"data.sources=[{{path: {folder}/text}}]"
     job = load_recipe(recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", data]).value
     with pytest.raises(UserError, match="does not fill 1 process: start 2"):
-        open_reader(job, Place(0, 1, 0, torch.device("cpu")))
+        open_reader(job, Process(0, 1, 0, torch.device("cpu")))
     for wrong, message in (("mesh.tensor=4", "kv_heads = 2"), ("optim.name=muon", "use optim.name=adamw")):
         with pytest.raises(UserError, match=message):
             load_recipe(recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", "optim.adam_lr=0.1", wrong, data])

@@ -17,7 +17,7 @@ STEPS = [
 
 def training(folder: str, name: str, overrides: list[str]):
     where = Path(folder)
-    return trained(where, name, where / "text", [*STEPS, "train.retain=window", *overrides])
+    return trained(where, name, where / "text", [*STEPS, "train.recompute=window", *overrides])
 
 
 @pytest.fixture(scope="module")

@@ -7,35 +7,35 @@ from typing import Any
 import pytest
 
 from sleeptrain.config import UserError
-from sleeptrain.engine.process import init_distributed
-from sleeptrain.parallel.config import Mesh, split
+from sleeptrain.parallel.config import Mesh, batch_layout
+from sleeptrain.parallel.process import init_distributed
 from sleeptrain.train.setup import on_every_rank, on_first_rank
 from tests.distributed import run
 
 
 def test_rows_of_a_micro_batch_times_micro_batches_times_processes_are_the_batch() -> None:
     for (batch, micro, world), wanted in {(64, None, 1): (64, 1), (64, None, 4): (16, 1), (64, 2, 4): (2, 8)}.items():
-        found = split(batch, micro, Mesh(), world)
+        found = batch_layout(batch, micro, Mesh(), world)
         assert (found.micro, found.group * found.accumulation) == wanted
     for wrong in ((64, None, 3), (64, 3, 1), (64, 32, 4), (2, None, 4)):
         with pytest.raises(ValueError, match="does not divide"):
-            split(wrong[0], wrong[1], Mesh(), wrong[2])
+            batch_layout(wrong[0], wrong[1], Mesh(), wrong[2])
 
 
 def talk() -> list[Any]:
-    place = init_distributed()
+    process = init_distributed()
     found: list[Any] = [
-        on_first_rank(place, lambda: f"from {place.rank}"),
-        on_every_rank(place, lambda: f"from {place.rank}"),
+        on_first_rank(process, lambda: f"from {process.rank}"),
+        on_every_rank(process, lambda: f"from {process.rank}"),
     ]
 
     def fails(*ranks: int) -> None:
-        if place.rank in ranks:
+        if process.rank in ranks:
             raise UserError("no data here")
 
     for on, ranks in ((on_first_rank, (0,)), (on_every_rank, (1,)), (on_every_rank, (0, 1))):
         try:
-            on(place, lambda ranks=ranks: fails(*ranks))
+            on(process, lambda ranks=ranks: fails(*ranks))
             found.append("fine")
         except UserError as error:
             found.append(error.errors)

@@ -34,19 +34,19 @@ NOTHING_KEPT = [
 ]
 # (What the parity grid of test_parity.py does not have.)
 GRID = {
-    ("tied", "pass"): [*ZERO, "train.retain=pass"],
-    ("untied", "none"): [*ZERO, "train.retain=none"],
-    ("tied, range", "none"): [*ZERO, "train.retain=none"],
-    ("untied, range", "window"): [*ZERO, "train.retain=window"],
-    ("untied, range", "block"): [*ZERO, "train.retain=block"],
-    ("sliding", "pass"): [*ZERO, "train.retain=pass"],
-    ("normed, last two passes", "window"): [*ZERO, "train.retain=window"],
-    ("ramp", "pass"): [*ZERO, "train.retain=pass"],
-    ("large vocabulary", "none"): [*ZERO, "train.retain=none"],
-    ("large vocabulary, tied", "nothing kept"): [*ZERO, "train.retain=pass", *NOTHING_KEPT],
-    ("context", "block"): [*ZERO, "train.retain=block"],
-    ("tied", "micro-batches"): [*ZERO, "train.retain=pass", "train.micro=1", "mesh.group=2"],
-    ("tied, range", "nothing kept"): [*ZERO, "train.retain=window", *NOTHING_KEPT],
+    ("tied", "pass"): [*ZERO, "train.recompute=pass"],
+    ("untied", "none"): [*ZERO, "train.recompute=none"],
+    ("tied, range", "none"): [*ZERO, "train.recompute=none"],
+    ("untied, range", "window"): [*ZERO, "train.recompute=window"],
+    ("untied, range", "block"): [*ZERO, "train.recompute=block"],
+    ("sliding", "pass"): [*ZERO, "train.recompute=pass"],
+    ("normed, last two passes", "window"): [*ZERO, "train.recompute=window"],
+    ("ramp", "pass"): [*ZERO, "train.recompute=pass"],
+    ("large vocabulary", "none"): [*ZERO, "train.recompute=none"],
+    ("large vocabulary, tied", "nothing kept"): [*ZERO, "train.recompute=pass", *NOTHING_KEPT],
+    ("context", "block"): [*ZERO, "train.recompute=block"],
+    ("tied", "micro-batches"): [*ZERO, "train.recompute=pass", "train.micro=1", "mesh.group=2"],
+    ("tied, range", "nothing kept"): [*ZERO, "train.recompute=window", *NOTHING_KEPT],
 }  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_two_processes_follow_one(folder):
     """The embedding is the head, and a window's passes are run again in backward."""
     few = ["train.steps=4"]
     expected = run(training, 1, folder, "tied", "alone, few", few)[0]
-    equal(run(training, 2, folder, "tied", "few", [*ZERO, *few, "train.retain=window"], timeout=300)[0], expected)
+    equal(run(training, 2, folder, "tied", "few", [*ZERO, *few, "train.recompute=window"], timeout=300)[0], expected)
 
 
 @pytest.mark.slow
@@ -101,17 +101,17 @@ def test_whatever_the_program_and_the_policy(folder):
             raise AssertionError(f"{program}, {name}") from error
 
 
-def stopped_and_resumed(folder: str, retain: str, precision: str):
+def stopped_and_resumed(folder: str, recompute: str, precision: str):
     """Twelve steps at once, and in two halves."""
-    more = [*ZERO, f"train.retain={retain}", f"train.precision={precision}", "optim.schedule.name=constant"]
+    more = [*ZERO, f"train.recompute={recompute}", f"train.precision={precision}", "optim.schedule.name=constant"]
     training(folder, "tied", f"{precision} halves", [*more, "train.steps=6"])
     return training(folder, "tied", f"{precision} halves", more), training(folder, "tied", f"{precision} whole", more)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("retain", "precision"), [("window", "fp32"), ("none", "bf16")])
-def test_resume_continues_exactly(folder, retain, precision):
-    halves, whole = run(stopped_and_resumed, 2, folder, retain, precision, timeout=300)[0]
+@pytest.mark.parametrize(("recompute", "precision"), [("window", "fp32"), ("none", "bf16")])
+def test_resume_continues_exactly(folder, recompute, precision):
+    halves, whole = run(stopped_and_resumed, 2, folder, recompute, precision, timeout=300)[0]
     for key in ("loss", "grad_norm"):
         assert [row[key] for row in halves[0]] == [row[key] for row in whole[0]]
     assert len(whole[1]) > 20 and all(torch.equal(weight, whole[1][name]) for name, weight in halves[1].items())
@@ -124,7 +124,7 @@ def spoil(setup):
     """On the last rank alone a gradient becomes NaN in the second step; nothing of any rank may change by it."""
     engine, done = setup.engine, {"steps": 0}
     weight = next(p for n, p in engine.module.named_parameters() if n.endswith("mlp.up.weight"))
-    last, step = setup.place.rank == setup.place.world - 1, engine.step
+    last, step = setup.process.rank == setup.process.world - 1, engine.step
 
     def watched(*args, **kwargs):
         held = snapshot(engine)
@@ -140,7 +140,7 @@ def spoil(setup):
 
 
 def spoiled(folder: str):
-    return training(folder, "tied", "spoiled", [*ZERO, "train.retain=pass", "train.steps=4"], spoil)
+    return training(folder, "tied", "spoiled", [*ZERO, "train.recompute=pass", "train.steps=4"], spoil)
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def gathers(folder: str, overrides: list[str]):
 
 
 def gathered(folder: str):
-    more = ["train.steps=5", "train.batch=2", "train.retain=pass"]
+    more = ["train.steps=5", "train.batch=2", "train.recompute=pass"]
     return {
         "two": gathers(folder, ["sleep.passes=2", *more]),
         "five": gathers(folder, ["sleep.passes=5", *more]),

@@ -1,0 +1,1 @@
+"""Runs a schedule on one process: segments, executor, activation store, gradients, P2P messages, CUDA graphs."""

@@ -1,0 +1,92 @@
+"""The windows that a recipe's data has, or would have: the manifest says it, or the task that builds the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sleep_data.task import Vocabulary
+from sleep_data.tasks import make
+from sleep_data.tokenize import Bytes, File
+from sleeptrain.config import Resolved, UserError
+from sleeptrain.data.build import recipes, task_file
+from sleeptrain.data.config import is_remote
+from sleeptrain.data.manifest import Manifest
+from sleeptrain.data.sources import open_sources
+from sleeptrain.program import Window
+from sleeptrain.recipe.recipe import Recipe, complete
+
+
+@dataclass(frozen=True)
+class DataLayout:
+    """The windows of every sample."""
+
+    manifest: Manifest
+    padded: bool
+    """Samples hold padding, or may hold it."""
+    assumed: str | None
+    """What was taken for granted since there is no data yet; None where there is."""
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """In order and without gaps."""
+        return self.manifest.windows
+
+
+def resolve_data(resolved: Resolved[Recipe], windows: int | None = None) -> tuple[Resolved[Recipe], DataLayout]:
+    """A complete recipe and its windows: those of its data, or those of the task that its data folder is named after.
+
+    `windows` is how many windows of text a sample would have. Raises UserError where the data is damaged or does not fit the
+    recipe, and where neither data nor task say what the windows are, with the command that builds the data.
+    """
+    sources = resolved.value.data.sources
+    missing = [source.path for source in sources if not is_remote(source.path) and not Path(source.path).exists()]
+    try:
+        layout = _of_task(resolved.value, missing[0], windows) if missing else _of_data(resolved.value)
+    except UserError as error:
+        raise UserError([f"{resolved.at('data.sources')}: {line}" for line in error.errors]) from None
+    return complete(resolved, layout.manifest), layout
+
+
+def _of_data(recipe: Recipe) -> DataLayout:
+    manifest = open_sources(recipe.data, recipe.data.split).manifest
+    split = manifest.splits[recipe.data.split]
+    return DataLayout(manifest, split["tokens"] < split["samples"] * manifest.length, None)
+
+
+def _of_task(recipe: Recipe, path: str, count: int | None) -> DataLayout:
+    name = Path(path).name
+    if name not in recipes():
+        raise UserError(
+            f"data folder {path} does not exist, and no task is called {name!r} that would say what its windows are; "
+            f"build the data first: sleeptrain data build TASK --out {path}  (tasks: {', '.join(recipes())})"
+        )
+    file = task_file(name)
+    given: dict[str, Any] = file.get("parameters") or {}
+    if file["task"] == "text":
+        # Its parameters come with the documents; a window of text is as long as the model's.
+        length, count = recipe.sleep.window, count or given["windows_per_sample"]
+        windows = tuple(Window(i * length, (i + 1) * length, True) for i in range(count))
+        vocabulary = (File(given["tokenizer"]) if given.get("tokenizer") else Bytes()).vocabulary
+    else:
+        task = make(file["task"], given)
+        windows = tuple(Window(w.start, w.stop, w.targets) for w in task.windows())
+        vocabulary = task.vocabulary()
+    ids = recipe.model.vocab or vocabulary.size
+    plural = "s" if len(windows) > 1 else ""
+    assumed = (
+        f"{path} is not there yet; taken for granted, as task {name!r} builds it: {len(windows)} window{plural} of "
+        f"{max(w.stop - w.start for w in windows)} tokens, {ids:,} token ids"
+        + (" (bytes; model.vocab=N for a tokenizer)" if vocabulary.kind == "bytes" and not recipe.model.vocab else "")
+    )
+    return DataLayout(_manifest(file["task"], windows, vocabulary), file["task"] != "rule110", assumed)
+
+
+def _manifest(task: str, windows: tuple[Window, ...], vocabulary: Vocabulary) -> Manifest:
+    """What the manifest of data that is not there would say about its form."""
+    return Manifest(
+        task=task, vocab=vocabulary.size, pad=vocabulary.pad, query=vocabulary.query, length=windows[-1].stop,
+        windows=windows, tokenizer={"kind": vocabulary.kind}, label=None, label_values=(), labels={}, baselines={}, splits={},
+        hash="", body={},
+    )  # fmt: skip

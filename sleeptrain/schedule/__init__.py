@@ -1,0 +1,28 @@
+"""From a program to the actions of every pipeline stage: build, check, estimate, draw. Pure Python, no torch."""
+
+from sleeptrain.schedule.balance import Balance, balance
+from sleeptrain.schedule.build import build_schedule, channel_per_edge
+from sleeptrain.schedule.check import check
+from sleeptrain.schedule.draw import Picture, draw
+from sleeptrain.schedule.estimate import Costs, Estimate, StageEstimate, estimate
+from sleeptrain.schedule.memory import ValueSizes
+from sleeptrain.schedule.reads_writes import outputs, reads_writes
+from sleeptrain.schedule.schedule import (
+    RECOMPUTE_POLICIES,
+    Edge,
+    Producer,
+    RecomputePolicy,
+    Schedule,
+    ScheduleAction,
+    StageBlocks,
+    StageOp,
+    StageSchedule,
+    Value,
+    stage_blocks,
+)
+
+__all__ = [
+    "RECOMPUTE_POLICIES", "Balance", "Costs", "Edge", "Estimate", "Picture", "Producer", "RecomputePolicy", "Schedule",
+    "ScheduleAction", "StageBlocks", "StageEstimate", "StageOp", "StageSchedule", "Value", "ValueSizes", "balance",
+    "build_schedule", "channel_per_edge", "check", "draw", "estimate", "outputs", "reads_writes", "stage_blocks",
+]  # fmt: skip

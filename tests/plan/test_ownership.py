@@ -1,0 +1,148 @@
+"""Who holds which parameters: a model of seven billion on 64 processes without its memory, and small ones that exist."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from sleeptrain.engine.build import build_engine
+from sleeptrain.parallel.mesh import init_mesh
+from sleeptrain.parallel.process import init_distributed
+from sleeptrain.parallel.tensor import TensorParallelModel
+from sleeptrain.plan.ownership import parameter_ownership
+from sleeptrain.train.build_model import new_model, stages_of
+from tests.distributed import run
+from tests.plan.drawn_up import plan_of, resolved_of
+
+MESH = ["mesh.data=4", "mesh.pipe=4", "mesh.tensor=4"]
+SEVEN = ["data.sources=[{path: nowhere/text}]", "model.vocab=50257"]
+
+
+def seven(*overrides):
+    """The shipped recipe, complete."""
+    from sleeptrain.plan import resolve_data
+    from sleeptrain.recipe.recipe import load_recipe
+
+    return resolve_data(load_recipe("hybrid-7b", [*SEVEN, *MESH, *overrides]))[0].value
+
+
+def count_by_hand(model):
+    """Parameters of a model, from its sizes."""
+    width, a, g = model.width, model.attention, model.deltanet
+    attention = width * a.head_dim * (3 * a.heads + 2 * a.kv_heads) + 2 * a.head_dim
+    keys, values = g.key_heads * g.head_dim, g.value_heads * g.head_dim
+    deltanet = (
+        width * (2 * keys + 3 * values + 2 * g.value_heads)
+        + g.conv * (2 * keys + values)
+        + 2 * g.value_heads
+        + g.head_dim
+    )
+    block = 3 * width * model.mlp.hidden + 2 * width
+    mixers = {"A": attention, "G": deltanet}
+    ends = model.vocab * width * (1 if model.tie else 2) + width
+    return sum(mixers[letter] + block for letter in model.pattern) + ends
+
+
+def parts_of(job):
+    """Names and shapes of the parameters of all 16 (pipe, tensor) processes, out of the layers that a run would build, in a
+    run of 64 processes whose messages go nowhere."""
+    from megatron.core import parallel_state
+
+    found = {}
+    for rank in range(16 * 4):
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=64)
+        axes = init_mesh(job.mesh, rank, 64)
+        if axes.data.rank == 0:
+            with torch.device("meta"):
+                model = TensorParallelModel(job.model, axes.tensor)
+            part = stages_of(job)[axes.pipe.rank]
+            model.keep(part.start, part.stop)
+            shapes = {name: (tuple(p.shape), model.shards.dim(name)) for name, p in model.named_parameters()}
+            found[axes.pipe.rank, axes.tensor.rank] = shapes
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+    return found
+
+
+TIES = pytest.mark.parametrize("tie", [False, True])
+
+
+@TIES
+def test_seven_billion_parameters_on_sixteen_processes_add_up_to_those_of_one(tie):
+    """What is left when every divided parameter counts once, without the rows that pad it, and every other one once in all."""
+    job = seven(f"model.tie={str(tie).lower()}")
+    found, width, blocks = parameter_ownership(job), job.model.width, job.model.pattern
+    assert found.total == count_by_hand(job.model)
+    norms = 2 * width * len(blocks) + width + 2 * 128 * blocks.count("A") + 128 * blocks.count("G")
+    assert found.copies == 3 * norms + (50257 * width if tie else 0)
+    padding = 4 * math.ceil(50257 / (4 * 64)) * 64 - 50257
+    assert found.padding == 2 * padding * width  # embedding and head, or the embedding on two stages
+    assert found.held == 4 * sum(share.elements for share in found.stages)
+    assert found.held - found.copies - found.padding == found.total
+    assert [share.blocks for share in found.stages] == [(0, 8), (8, 16), (16, 24), (24, 32)]
+
+
+@pytest.mark.slow
+@TIES
+def test_the_layers_that_sixteen_processes_would_build_hold_what_was_planned(tie):
+    job = seven(f"model.tie={str(tie).lower()}")
+    found, parts = parameter_ownership(job), run(parts_of, 1, job, timeout=300)[0]
+    assert set(parts) == {(stage, rank) for stage in range(4) for rank in range(4)}
+    for (stage, _), shapes in parts.items():
+        assert {name: math.prod(shape) for name, (shape, _) in shapes.items()} == dict(found.stages[stage].sizes)
+    assert sum(math.prod(shape) for shapes in parts.values() for shape, _ in shapes.values()) == found.held
+    copies = sum(
+        math.prod(shape) for (_, rank), shapes in parts.items() for shape, dim in shapes.values() if dim is None and rank > 0
+    )  # fmt: skip
+    assert found.copies == copies + (50257 * job.model.width if tie else 0)
+
+
+def test_optimizers_of_four_data_ranks_hold_every_parameter_once():
+    job = seven()
+    for share in parameter_ownership(job).stages:
+        for which, n in share.partition(4).items():
+            assert share.kinds[which] <= 4 * n < share.kinds[which] + 8
+    plan = plan_of(*MESH, "train.batch=48", "mesh.group=6", "model.layers=GGGG", "model.deltanet.key_heads=4")
+    weights = plan.parameters.stages[0].elements
+    assert plan.memory[0].optimizer == pytest.approx(12 * weights / 4, rel=1e-3)
+
+
+def laid_down(job):
+    """Elements of parameters, master weights and moments on this process of a run."""
+    process = init_distributed()
+    axes = init_mesh(job.mesh, process.rank, process.world)
+    model, _ = new_model(job, axes, 64, process.device)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    engine = build_engine(
+        model, job.optim, precision=job.train.precision, zero=job.mesh.zero, micro_rows=1, accumulation=1, mpu=axes.mpu
+    )  # fmt: skip
+    masters = {g["name"]: sum(p.numel() for p in g["params"]) for g in engine.optimizer.param_groups}
+    return axes.pipe.rank, sizes, masters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["mesh.tensor=2"],
+        ["mesh.pipe=2", "mesh.tensor=2", "model.tie=false"],
+        ["mesh.data=2", "mesh.pipe=2", "optim.name=muon", "optim.adam_lr=0.1"],
+    ],
+    ids=str,
+)
+def test_processes_hold_what_was_planned(overrides):
+    """Four blocks of toy size in real processes."""
+    job = resolved_of(*overrides, "train.batch=8", "train.micro=null")[0].value
+    planned, data = parameter_ownership(job), max(1, job.mesh.data)
+    for stage, sizes, masters in run(laid_down, data * job.mesh.pipe * job.mesh.tensor, job):
+        assert sizes == dict(planned.stages[stage].sizes)
+        assert masters == planned.stages[stage].partition(data)
+
+
+def test_a_model_on_one_process_has_no_copies_and_no_padding():
+    found = parameter_ownership(resolved_of()[0].value)
+    assert (found.copies, found.padding) == (0, 0) and found.held == found.total
+    assert SimpleNamespace(**found.parts).head == 0  # tied

@@ -1,0 +1,80 @@
+"""A recipe against the processes it was started in, and what a run may change when it goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sleeptrain.config import UserError
+from sleeptrain.recipe.recipe import check_processes, load_recipe, run_folder
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 64])
+def test_a_batch_that_divides_is_fine(world: int) -> None:
+    check_processes(load_recipe("rule110-tiny"), world)
+    check_processes(load_recipe("rule110-tiny", [f"mesh.data={world}"]), world)
+
+
+@pytest.mark.parametrize(
+    ("changes", "world", "errors"),
+    [
+        ([], 3, ["train.batch = 64 (rule110-tiny.yaml:16): does not divide over 3 processes; the nearest that does is 63"]),
+        (["train.batch=2"], 8, ["train.batch = 2 (command line): does not divide over 8 processes; the nearest that does is 8"]),
+        (
+            ["train.micro=32"],
+            4,
+            ["train.micro = 32 (command line): does not divide the 16 rows of each of 4 processes (train.batch = 64 (rule110-tiny.yaml:16)); choose a divisor of 16"],
+        ),
+        (
+            ["mesh.data=2", "train.batch=8"],
+            3,
+            ["mesh.data = 2 (command line): 3 processes were started; start 2, for instance with torchrun --nproc_per_node 2 -m sleeptrain train ..., or set mesh.data=0 to take all there are"],
+        ),
+        (["mesh.tensor=2"], 3, ["mesh.data = 0 (default) with mesh.tensor = 2 (command line): 3 processes were started; start 2 or 4, for instance with torchrun --nproc_per_node 2 -m sleeptrain train ..."]),
+        (["mesh.tensor=2", "mesh.pipe=2"], 1, ["mesh.data = 0 (default) with mesh.pipe = 2 (command line) with mesh.tensor = 2 (command line): 1 processes were started; start 4, for instance with torchrun --nproc_per_node 4 -m sleeptrain train ..."]),
+        (["mesh.data=2", "mesh.pipe=2"], 3, ["mesh.data = 2 (command line) with mesh.pipe = 2 (command line): 3 processes were started; start 4, for instance with torchrun --nproc_per_node 4 -m sleeptrain train ..."]),
+        (
+            ["mesh.pipe=2", "train.batch=20", "train.micro=2"],
+            4,
+            ["train.batch = 20 (command line) with train.micro = 2 (command line) with mesh.group = 0 (default) with mesh.pipe = 2 (command line): "
+             "the 5 micro-batches of each of 2 processes (train.batch = 20) do not make groups of 2 or 3 or 4 (mesh.group, mesh.pipe = 2); the nearest batch that does is 24"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_processes(changes: list[str], world: int, errors: list[str]) -> None:
+    line = (ROOT / "configs" / "rule110-tiny.yaml").read_text().splitlines().index("  batch: 64") + 1
+    with pytest.raises(UserError) as caught:
+        check_processes(load_recipe("rule110-tiny", changes), world)
+    assert caught.value.errors == [error.replace("tiny.yaml:16", f"tiny.yaml:{line}") for error in errors]
+
+
+def test_a_run_is_called_like_its_recipe() -> None:
+    recipe = load_recipe("rule110-tiny").value
+    assert (
+        run_folder(recipe, "rule110-tiny")
+        == run_folder(recipe, "somewhere/rule110-tiny.yaml")
+        == Path("runs/rule110-tiny")
+    )
+    assert run_folder(load_recipe("rule110-tiny", ["run_dir=there"]).value, "rule110-tiny") == Path("there")
+
+
+@pytest.mark.parametrize(
+    "gradient", ["{passes: 2}", "{passes: 2, windows: 1}", "{passes: 4, windows: 3}", "{windows: 3}"]
+)
+def test_a_horizon_is_fine_where_gradient_crosses_windows(gradient: str) -> None:
+    load_recipe("rule110-tiny", ["sleep.passes=4", f"sleep.gradient={gradient}"])
+    with pytest.raises(UserError, match="no gradient crosses a sleeping window"):
+        load_recipe("rule110-tiny", ["sleep.passes=4", "sleep.gradient={passes: 3, windows: 2}"])
+
+
+def test_keys_of_deepspeed_are_told_with_what_else_is_wrong() -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("rule110-tiny", ["mesh.sequence=true", "deepspeed.optimizer.type=Adam", "deepspeed.dump_stat=true"])
+    assert [error.partition(" = ")[0] for error in caught.value.errors] == [
+        "deepspeed.optimizer",
+        "deepspeed.dump_stat",
+        "mesh.sequence",
+    ]

@@ -1,0 +1,128 @@
+"""Every shipped recipe loads, says where its values come from, names how its data is built, and trains at toy size."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sleep_data.tasks import make
+from sleeptrain.config import configs_root
+from sleeptrain.recipe.recipe import load_recipe
+from tests.cli.lines import TINY, Line, run_lines
+
+NAMES = sorted(path.stem for path in configs_root().glob("*.yaml"))
+NEEDED = {"rule110-tiny", "rule110-small", "rule110", "depo", "text-small", "hybrid-1b", "hybrid-7b"}
+TASKS = {
+    "rule110": (["rule110", "strings=2", "width=8", "transitions=2", "holdout=8", "variant=paper"], 8),
+    "depo": (["depo-tiny"], 16),
+    "text": (["text", "paths=[documents]", "window=8", "windows_per_sample=3", "holdout=6"], 8),
+}
+"""Data of each task at toy size: what is built, and its windows."""
+
+
+def task_of(name: str) -> str:
+    """The task that a recipe's comment builds data of."""
+    return next(task for task in TASKS if re.search(rf"data build {task}\b", comment(name)))
+
+
+def comment(name: str) -> str:
+    """What a recipe says at its head."""
+    lines = (configs_root() / f"{name}.yaml").read_text().splitlines()
+    return "\n".join(line for line in lines if line.startswith("#"))
+
+
+def toy(name: str) -> list[str]:
+    """The command line that trains a recipe for two steps at toy size."""
+    task = task_of(name)
+    changes = [
+        "train.steps=2", "train.tokens=null", "train.batch=4", "train.precision=fp32", "data.workers=0", "log.every=1",
+        f"data.sources=[{{path: data/{task}}}]", f"sleep.window={TASKS[task][1]}", f"run_dir=toy/{name}",
+    ]  # fmt: skip
+    micro = ["train.micro=2"] if load_recipe(name).value.train.micro else []
+    return ["train", name, *TINY, *changes, *micro]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("recipes")
+    (made / "documents").mkdir()
+    for i in range(30):
+        (made / "documents" / f"{i}.txt").write_text(f"sleep number {i}. " * (i % 7 + 1))
+    return made
+
+
+@pytest.fixture(scope="module")
+def ran(folder: Path) -> dict[str, Line]:
+    """All recipes in one process, after their data."""
+    builds = [["data", "build", *words, "--out", f"data/{task}"] for task, (words, _) in TASKS.items()]
+    builds = [words if "text" in words else [*words, "train=32", "test=8"] for words in builds]
+    lines = run_lines([*builds, *(toy(name) for name in NAMES)], folder)
+    assert [line.status for line in lines[: len(builds)]] == [0] * len(builds), lines[: len(builds)]
+    return dict(zip(NAMES, lines[len(builds) :], strict=True))
+
+
+def test_the_names_that_others_rely_on_are_there() -> None:
+    assert set(NAMES) >= NEEDED
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_has_a_source(name: str) -> None:
+    resolved = load_recipe(name)
+    text = {file: (configs_root() / file).read_text().splitlines() for file in _files(resolved.sources)}
+    for path, value, source in resolved.rows():
+        if source == "default":
+            continue
+        file, line = source.split(":")
+        assert path.split(".")[-1] in text[file][int(line) - 1] or path.startswith("data.sources"), (
+            path,
+            value,
+            source,
+        )
+    own = {path for path, source in resolved.sources.items() if source.startswith(f"{name}.yaml:")}
+    assert {"sleep.window", "optim.name", "train.batch"} <= own
+    assert resolved.sources["model.width"].startswith("model/")
+
+
+def _files(sources: dict[str, str]) -> set[str]:
+    return {source.partition(":")[0] for source in sources.values()} - {"default"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_explain_shows_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from sleeptrain.cli.main import main
+
+    assert main(["train", name, "--explain"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{name}.yaml:" in shown and "model/" in shown and "default" in shown and "train.batch" in shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_comment_builds_the_data_it_reads(name: str) -> None:
+    from sleeptrain.cli.main import parse
+
+    command = re.search(r"sleeptrain data build .*", comment(name))
+    assert command, f"{name}.yaml does not say how its data is built"
+    args: Any = parse(shlex.split(command[0])[1:])
+    assert [source.path for source in load_recipe(name).value.data.sources] == [args.out]
+    given = dict(word.split("=", 1) for word in args.overrides)
+    window = load_recipe(name).value.sleep.window
+    if args.task == "text":
+        assert "paths" in given and int(given["window"]) == window
+        return
+    task = yaml.safe_load((configs_root() / "task" / f"{args.task}.yaml").read_text())
+    assert max(w.stop - w.start for w in make(task["task"], task["parameters"]).windows()) == window
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_steps_at_toy_size(ran: dict[str, Line], folder: Path, name: str) -> None:
+    assert ran[name].status == 0, ran[name].err
+    rows = [json.loads(line) for line in (folder / "toy" / name / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["loss"] > 0 and row["grad_norm"] > 0 and not row["skipped"] for row in rows)
+    assert rows[0]["passes"] == load_recipe(name).value.sleep.max_passes

@@ -1,0 +1,155 @@
+"""What works together: every pair of values that is not refused is trained, and every refusal is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sleeptrain.config import UserError
+from sleeptrain.config.rules import reason
+from sleeptrain.config.tree import plain, show
+from sleeptrain.recipe.recipe import load_recipe
+from sleeptrain.recipe.rules import RULES
+from sleeptrain.recipe.support_matrix import AXES, BASE, base, completed, every_pair, page, pairs, refusals, words
+from tests.distributed import run
+from tests.train.jobs import recipe_file, rule110_data, trained
+
+ROOT = Path(__file__).parents[1]
+MOST = 4
+"""Processes of the largest of these trainings."""
+
+REFUSED = {
+    (("mesh.tensor", 1), ("mesh.sequence", True)): ["sequence-tensor"],
+    (("mesh.pipe", 2), ("mesh.zero", 3)): ["zero3-pipe"],
+    (("mesh.tensor", 2), ("mesh.zero", 3)): ["zero3-tensor"],
+    (("mesh.sequence", True), ("mesh.zero", 3)): ["sequence-tensor", "zero3-tensor"],
+    (("mesh.zero", 3), ("train.offload", True)): ["zero3-offload"],
+    (("mesh.zero", 3), ("optim.name", "muon")): ["zero3-muon"],
+    (("mesh.zero", 3), ("optim.sum_dtype", "bfloat16")): ["zero3-sum"],
+    (("mesh.pipe", 2), ("mesh.group", 1)): ["group-stages"],
+    (("mesh.tensor", 2), ("optim.name", "muon")): ["muon-tensor"],
+    (("mesh.sequence", True), ("optim.name", "muon")): ["sequence-tensor", "muon-tensor"],
+    (("train.recompute", "none"), ("train.offload", True)): ["offload-none"],
+    (("sleep.loop.layers", (1, 3)), ("sleep.loop.feedback", "normed")): ["normed-coda"],
+    (("sleep.gradient.passes", 1), ("sleep.gradient.windows", 2)): ["gradient-horizon"],
+}
+"""What cannot meet, by hand, and the rules that say so."""
+
+
+def test_the_page_is_what_the_rules_say() -> None:
+    told = "print it again: python -m sleeptrain.recipe.support_matrix > docs/support.md"
+    assert (ROOT / "docs" / "support.md").read_text() == page(), told
+
+
+def test_the_pairs_that_are_refused() -> None:
+    found = {pair: [rule.name for rule in rules] for pair in every_pair() if (rules := refusals(dict(pair)))}
+    assert found == REFUSED
+
+
+@pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: "-".join(words(dict(pair))))
+def test_a_refused_pair_is_told_by_its_rule(pair: Any) -> None:
+    """In settings where nothing else is wrong."""
+    (rule,) = [rule for rule in RULES if rule.name == REFUSED[pair][0]]
+    choice = {"train.offload": False, "train.recompute": "pass"} | dict(pair)
+    (said,) = errors(*words(choice))
+    values = [f"{path} = {show(plain(value))} (command line)" for path, value in pair if path in rule.fields]
+    assert values and all(value in said for value in values)
+    assert said.endswith(f": {reason(rule, base(*words(choice)))}; {rule.fix}")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_every_rule_has_an_example_that_breaks_it_alone(rule: Any) -> None:
+    (said,) = errors(*rule.example)
+    why = f": {reason(rule, base(*rule.example))}; {rule.fix}"
+    assert said.endswith(why)
+    assert [value.partition(" = ")[0] for value in said.removesuffix(why).split(" with ")] == list(rule.fields)
+
+
+def errors(*changes: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_recipe("rule110-tiny", [*BASE, *changes])
+    return caught.value.errors
+
+
+def feasible(asked: dict[str, Any]) -> bool:
+    """Whether what is asked for can be had with few processes."""
+    found = completed(asked)
+    return found is not None and processes(found) <= MOST
+
+
+def processes(choice: dict[str, Any]) -> int:
+    return choice["mesh.data"] * choice["mesh.pipe"] * choice["mesh.tensor"]
+
+
+def covering() -> list[dict[str, Any]]:
+    """Choices that every pair of values is in one of, unless it is refused: each takes a pair that is still missing, and then,
+    axis by axis, the value that brings most others along."""
+    missing = dict.fromkeys(pair for pair in every_pair() if pair not in REFUSED)
+    found = []
+    while missing:
+        choice = dict(next(iter(missing)))
+        for axis in AXES:
+            if axis.path not in choice:
+                ways = [{**choice, axis.path: value} for value in axis.values]
+                gains = {i: sum(pair in missing for pair in pairs(way)) for i, way in enumerate(ways)}
+                best = next(i for i in sorted(gains, key=lambda i: (-gains[i], i)) if feasible(ways[i]))
+                choice = ways[best]
+        found.append(choice)
+        for pair in pairs(choice):
+            missing.pop(pair, None)
+    return found
+
+
+def test_the_choices_hold_every_pair_and_can_be_loaded() -> None:
+    choices = covering()
+    held = {pair for choice in choices for pair in pairs(choice)}
+    assert held == {pair for pair in every_pair() if pair not in REFUSED}
+    assert {processes(choice) for choice in choices} == {1, 2, 4}
+    for choice in choices:
+        load_recipe("rule110-tiny", [*BASE, *words(choice)])
+
+
+SIZES = [
+    "model.layers=AGGA", "model.attention.kv_heads=2", "model.deltanet.key_heads=2", "sleep.window=8", "train.batch=8", "train.steps=2",
+    "optim.adam_lr=0.001", "checkpoint.every=0",
+]  # fmt: skip
+
+
+def train_all(folder: str, choices: list[dict[str, Any]]) -> list[Any]:
+    """Two steps of every choice, in the processes there are: (metrics, whether all weights are finite)."""
+    found = []
+    for n, choice in enumerate(choices):
+        try:
+            rows, weights = trained(
+                Path(folder), f"{processes(choice)}-{n}", Path(folder) / "rule110", [*SIZES, *words(choice)]
+            )
+        except Exception as error:
+            raise AssertionError(f"this was refused or failed: {' '.join(words(choice))}") from error
+        found.append((rows, weights is None or all(bool(w.isfinite().all()) for w in weights.values())))
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    made = tmp_path_factory.mktemp("support")
+    rule110_data(made, width=7)  # every window has 8 tokens
+    recipe_file(made)
+    return str(made)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_every_pair_trains(folder: str, world: int) -> None:
+    # DeepSpeed keeps the groups of an engine with stages or tensor neighbours, and asks them again for one without: those first.
+    choices = sorted(
+        (choice for choice in covering() if processes(choice) == world), key=lambda choice: choice["mesh.data"] < world
+    )
+    for rank in run(train_all, world, folder, choices, timeout=600):
+        for choice, (rows, finite) in zip(choices, rank, strict=True):
+            assert [row["step"] for row in rows] == [1, 2], words(choice)
+            numbers = torch.tensor([[row["loss"], row["grad_norm"], row["state_norm"]] for row in rows])
+            assert numbers.isfinite().all() and (numbers > 0).all() and finite, words(choice)
+            assert not any(row["skipped"] for row in rows), words(choice)

@@ -1,0 +1,55 @@
+"""What `train.recompute` keeps for backward is what it promises, counted by the allocator: closures and caches included."""
+
+import pytest
+import torch
+
+from benchmarks.allocated import allocated
+from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
+from sleeptrain.model.init import initialise
+from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.sleep import run
+from sleeptrain.program import Loop, Sleep, Window, compile
+from sleeptrain.train.build_model import AUTOGRAD_WRAPPERS
+
+ROWS, LENGTH, WIDTH, VOCAB = 2, 8, 16, 300
+H = ROWS * LENGTH * WIDTH * 4
+S = ROWS * 2 * 8 * 8 * 4  # two value heads of 8 x 8 in one block
+TAIL = ROWS * 3 * (8 + 8 + 16) * 4  # the last three inputs of q, k and v
+SMALL = 1 << 10  # losses of a window and scalars
+
+
+def kept(recompute: str, passes: int, windows: int) -> int:
+    """Bytes allocated in a forward pass that are still there when backward could begin."""
+    layout = [Window(i * LENGTH, (i + 1) * LENGTH, True) for i in range(windows)]
+    sleep = Sleep(window=LENGTH, passes=passes, loop=Loop(trigger="every"))
+    config = Model(
+        width=WIDTH, layers="AG", vocab=VOCAB, mlp=MlpConfig(hidden=16), attention=AttentionConfig(heads=2, kv_heads=1, head_dim=8),
+        deltanet=DeltaNetConfig(key_heads=1, value_heads=2, head_dim=8),
+    )  # fmt: skip
+    model = LanguageModel(config)
+    initialise(model, 0, 64)
+    tokens = torch.randint(VOCAB, (ROWS, windows * LENGTH), generator=torch.Generator().manual_seed(0))
+    state, program = model.zero_state(sleep, ROWS), compile(sleep, layout, 2)
+    held = []  # by the graph
+
+    def forward() -> None:
+        held.append(run(model, tokens, tokens, state, program, sleep, recompute=AUTOGRAD_WRAPPERS[recompute]))
+        assert held[0].nll.requires_grad
+
+    return allocated(forward)[0]
+
+
+@pytest.mark.parametrize(
+    ("recompute", "a_pass", "a_window"),
+    [
+        ("block", 2 * H + S + TAIL, 6 * H + 3 * (S + TAIL)),
+        ("pass", H + S + TAIL, 2 * H + 3 * (S + TAIL)),
+        ("window", 0, S + TAIL),
+    ],
+)
+def test_memory_grows_by_what_the_policy_names(recompute: str, a_pass: int, a_window: int) -> None:
+    """A window's first pass reads tokens, so that three passes keep features twice and state three times; there are two
+    blocks."""
+    base, deeper, longer = kept(recompute, 3, 3), kept(recompute, 4, 3), kept(recompute, 3, 4)
+    assert a_pass <= (deeper - base) / 2 <= a_pass + SMALL  # two of the three windows sleep
+    assert a_window <= longer - base <= a_window + SMALL
