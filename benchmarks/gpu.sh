@@ -24,7 +24,7 @@ case $verb in
 verify)
     trap 'cp "$root/kernels/sleep_kernels/verified.json" "$out/"' EXIT # also where a time limit ends this
     "$python" -m sleep_kernels.self_test --write | tee "$out/self_test.txt" || status=$?
-    script recordings
+    script cuda_graphs
     ;;
 measure) script kernels ${LIFT:-} ;;
 passes) script passes ;;

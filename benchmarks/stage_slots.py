@@ -42,10 +42,10 @@ def idle_slots(traces: Sequence[Sequence[Event]]) -> list[float]:
 def planned_slots(schedule: Schedule) -> list[float]:
     """Idle slots of every stage of a plan. All windows must be of one length."""
     (tokens,) = {op.stop - op.start for op in schedule.program.ops if isinstance(op, Pass)}
-    depth = schedule.stages[-1].slice.stop
+    depth = schedule.stages[-1].blocks.stop
     nothing, share = (0.0,) * depth, [0.0] * depth
     for stage in schedule.stages:
-        blocks = range(stage.slice.start, stage.slice.stop)
+        blocks = range(stage.blocks.start, stage.blocks.stop)
         for b in blocks:
             share[b] = 1 / len(blocks)
     costs = Costs(ValueSizes(1.0, nothing, nothing, nothing, nothing), tuple(share), nothing, speed=tokens)

@@ -70,7 +70,7 @@ def explain(rows: list[tuple[str, Any, str]]) -> None:
 
 
 def dry_run(resolved: Any, args: argparse.Namespace) -> int:
-    """Check everything that needs no other process: batch and mesh, data, timeline, run folder. Writes nothing; 0.
+    """Check everything that needs no other process: batch and mesh, data, schedule, run folder. Writes nothing; 0.
 
     Under a launcher it is for the launched processes, without one for as many as the mesh names.
     """

@@ -1,4 +1,4 @@
-"""What the actions of a timeline do to the values that a stage holds: items forward, again and back, and the head."""
+"""What the actions of a schedule do to the values that a stage holds: items forward, again and back, and the head."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The tape: one autograd function over the parameters, which keeps what a policy says and recomputes the rest.
 
 Plain autograd over the unrolled program sums the uses of a bf16 weight in bf16, keeps every activation, and cannot be cut
-at the stages of a pipeline. Here a timeline is carried out without a graph; backward carries out its second half, sums
+at the stages of a pipeline. Here a schedule is carried out without a graph; backward carries out its second half, sums
 each weight's gradients in a type of its own, and returns each parameter's gradient once, so that whoever watches gradients
 arrive (ZeRO does) sees each of them once, and complete.
 """

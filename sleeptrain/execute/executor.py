@@ -1,6 +1,6 @@
-"""The interpreter of a timeline: one stage's actions over a group of micro-batches, forward and backward, in their order.
+"""The interpreter of a schedule: one stage's actions over a group of micro-batches, forward and backward, in their order.
 
-Every value that the timeline names is held under its name from the action that makes it to the one that frees it. One
+Every value that the schedule names is held under its name from the action that makes it to the one that frees it. One
 stage is the ordinary trainer; the stages of a pipeline differ from it by their messages only.
 """
 
@@ -99,7 +99,7 @@ class StageExecutor:
     def _work(self, action: ScheduleAction, backward: bool) -> None:
         op = self.program.ops[action.op]
         assert isinstance(op, Pass)
-        work = WorkItem(self.stage.items[action.op], op, action.micro, self.group[action.micro])
+        work = WorkItem(self.stage.ops[action.op], op, action.micro, self.group[action.micro])
         match action.kind:
             case "FWD":
                 self.worker.forward(work, again=backward)
@@ -133,7 +133,7 @@ class StageExecutor:
             self.edges.send(edge, weight.new_zeros(shape) if d_h is None else d_h, say)
         else:
             h = self.store.get(Value("h", action.op, action.micro, self.plan.index))
-            if self.stage.items[action.op].normed:
+            if self.stage.ops[action.op].normed:
                 h, _ = forward_no_grad(norm_segment(self.model), h, {})
             self.edges.send(edge, h, say)
 

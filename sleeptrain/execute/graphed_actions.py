@@ -85,7 +85,7 @@ class GraphedActionRunner(ActionRunner):
         self.nll[work.micro][:, work.part] = self.graph_cache(frame, partial(_score, self.model, frame), inputs)["nll"]
 
     def again(self, work: WorkItem) -> None:
-        """Nothing yet: it is run again when it is gone back through. The timeline sees its values all the same."""
+        """Nothing yet: it is run again when it is gone back through. The schedule sees its values all the same."""
         self._put("graph", work, [])
         if work.item.loss:
             self._put("h", work, None)

@@ -1,4 +1,4 @@
-"""The circular pipeline: this process's stage of it, and the timelines that all stages have agreed on."""
+"""The circular pipeline: this process's stage of it, and the schedules that all stages have agreed on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sleeptrain.program import Program
 from sleeptrain.schedule import RecomputePolicy, Schedule, StageBlocks, build_schedule
 
 ScheduleBuilder = Callable[[Program, int], Schedule]
-"""The timeline of a program for a group of that many micro-batches."""
+"""The schedule of a program for a group of that many micro-batches."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Pipeline:
         """Run a program over a group of micro-batches; all stages call this with the same program and rows.
 
         Losses are those of the last stage and zero on the others. `backward` must be called on all of them, once, from all
-        results together. Raises ValueError, before anything is sent, for a timeline that cannot be carried out or that not
+        results together. Raises ValueError, before anything is sent, for a schedule that cannot be carried out or that not
         all processes hold alike; StageLost where another stage does not answer.
         """
         plan = self.plan(program, len(group), next(model.parameters()).device)
@@ -50,10 +50,10 @@ class Pipeline:
         return run_with_autograd(stage, self.finalize_grads)
 
     def plan(self, program: Program, group: int, device: torch.device) -> StagePlan:
-        """This stage's part of a program's timeline; a collective over all processes of the run the first time."""
+        """This stage's part of a program's schedule; a collective over all processes of the run the first time."""
         if (program.key, group) not in self._plans:
             schedule = checked(self.build(program, group))
-            agree(schedule_key(schedule), "timelines")
+            agree(schedule_key(schedule), "schedules")
             self.edges.open(schedule.channels, device)
             self._plans[program.key, group] = StagePlan(schedule, self.edges.stage)
         return self._plans[program.key, group]

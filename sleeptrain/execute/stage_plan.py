@@ -1,4 +1,4 @@
-"""What a stage needs to know of a timeline beyond its actions; worked out once and used in every step."""
+"""What a stage needs to know of a schedule beyond its actions; worked out once and used in every step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sleeptrain.schedule.simulate import describe
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage of a timeline."""
+    """One stage of a schedule."""
 
     schedule: Schedule
     index: int
@@ -55,7 +55,7 @@ class StagePlan:
 
     @cached_property
     def _last_looped(self) -> bool:
-        looped = [s for s, stage in enumerate(self.schedule.stages) if len(range(*stage.slice.part("loop")))]
+        looped = [s for s, stage in enumerate(self.schedule.stages) if len(range(*stage.blocks.part("loop")))]
         return looped[-1] == self.index
 
     def exits(self, item: StageOp) -> bool:
@@ -76,15 +76,15 @@ def single_stage_plan(program: Program, sleep: Sleep, depth: int, group: int, re
 
 
 def checked(schedule: Schedule) -> Schedule:
-    """The timeline, if it can be carried out. Raises ValueError, naming what is wrong, for one that cannot."""
+    """The schedule, if it can be carried out. Raises ValueError, naming what is wrong, for one that cannot."""
     if problems := check(schedule):
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise ValueError(f"this timeline cannot be carried out: {shown}")
+        raise ValueError(f"this schedule cannot be carried out: {shown}")
     return schedule
 
 
 def schedule_key(schedule: Schedule) -> str:
     """A hash of all that stages must agree on."""
-    stages = [(stage.slice, stage.forward, stage.backward) for stage in schedule.stages]
+    stages = [(stage.blocks, stage.forward, stage.backward) for stage in schedule.stages]
     everything = (schedule.program.key, schedule.group, schedule.recompute, sorted(schedule.channels.items()), stages)
     return sha256(repr(everything).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What a stage holds: the values of a timeline by name, from the action that makes each to the one that frees it."""
+"""What a stage holds: the values of a schedule by name, from the action that makes each to the one that frees it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ActivationStore:
         self.values: dict[Value, Any] = {}
 
     def get(self, value: Value) -> Any:
-        """A value, as soon as it is here. KeyError for one that is not held: then the timeline is wrong."""
+        """A value, as soon as it is here. KeyError for one that is not held: then the schedule is wrong."""
         found = self.values[value]
         if isinstance(found, PendingRecv):
             found = self.values[value] = found.tensor()

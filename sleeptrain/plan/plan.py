@@ -117,6 +117,6 @@ def stage_balance(job: Job, windows: Sequence[Window], split: BatchLayout) -> Ba
 
 
 def balance_of(schedule: Schedule, flops: Sequence[float]) -> Balance:
-    """The stages of a timeline with what they compute."""
-    slices = [stage.slice for stage in schedule.stages]
+    """The stages of a schedule with what they compute."""
+    slices = [stage.blocks for stage in schedule.stages]
     return Balance(tuple(part.start for part in slices[1:]), tuple(flops), slices[-1].stop)

@@ -45,7 +45,7 @@ def _over_tensor(job: Job, stage: int, schedule: Schedule, costs: Costs) -> floa
     for n, action in enumerate((*at.forward, *at.backward)):
         if action.edge is not None:
             continue
-        op, item = schedule.program.ops[action.op], at.items[action.op]
+        op, item = schedule.program.ops[action.op], at.ops[action.op]
         assert isinstance(op, Pass)
         tokens = (op.stop - op.start) * costs.sizes.rows
         if action.kind == "LOSS":

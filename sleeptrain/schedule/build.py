@@ -38,7 +38,7 @@ class _PassActions:
 def build_schedule(
     program: Program, stages: Sequence[StageBlocks], group: int, recompute: RecomputePolicy, tied: bool = False
 ) -> Schedule:
-    """The timeline of one group of `group` micro-batches on `stages`; one stage is the ordinary trainer.
+    """The schedule of one group of `group` micro-batches on `stages`; one stage is the ordinary trainer.
 
     `tied`: embedding and head are one matrix, whose gradient the first and the last stage sum at the end.
     Raises ValueError for groups smaller than the number of stages: stages would wait for one another in every pass.
@@ -101,7 +101,7 @@ def _forward(s: int, turn: StagePass, micro: int) -> _PassActions:
 def _backward_steps(
     program: Program,
     s: int,
-    items: Mapping[int, StageOp],
+    ops: Mapping[int, StageOp],
     turns: Sequence[StagePass],
     group: int,
     recompute: RecomputePolicy,
@@ -112,7 +112,7 @@ def _backward_steps(
         if not any(item.backward for item in turn):
             continue
         window = _window(program, turn[0])
-        again = _ops_to_rerun(program, s, items, window, recompute)
+        again = _ops_to_rerun(program, s, ops, window, recompute)
         for m in reversed(range(group)):
             step = _backward(s, turn, m, recompute)
             if (window, m) not in restored:
@@ -169,7 +169,7 @@ def _with_frees(s: int, stage: StageSchedule, group: int, recompute: RecomputePo
     summed, kept = ("dh", "dS", "dkv"), outputs(s, stage, group)
     n, actions = 0, (*stage.forward, *stage.backward)
     for n, action in enumerate(actions):
-        read, made = reads_writes(s, stage.items.get(action.op), action, n >= len(stage.forward), recompute)
+        read, made = reads_writes(s, stage.ops.get(action.op), action, n >= len(stage.forward), recompute)
         for value in made:
             if value in last and value.kind not in summed and value not in kept:
                 frees.setdefault(last[value], []).append(value)

@@ -33,7 +33,7 @@ def _at_once(action: ScheduleAction) -> float:
 
 def _order(schedule: Schedule, s: int, stage: StageSchedule) -> Iterator[str]:
     """Every item once forward, and once backward in the opposite order where it has a backward."""
-    wanted = {(item.op, m): item for item in stage.items.values() for m in range(schedule.group)}
+    wanted = {(item.op, m): item for item in stage.ops.values() for m in range(schedule.group)}
     halves = ((stage.forward, "FWD"), (stage.forward, "LOSS"), (stage.backward, "LOSS"), (stage.backward, "BWD"))
     done = [[(a.op, a.micro) for a in half if a.kind == kind] for half, kind in halves]
     due = [
@@ -57,10 +57,10 @@ def _values(schedule: Schedule, s: int, stage: StageSchedule) -> Iterator[str]:
     freed: dict[Value, ScheduleAction] = {}
     turn = len(stage.forward)
     for n, action in enumerate((*stage.forward, *stage.backward)):
-        if action.edge is None and action.op not in stage.items:
+        if action.edge is None and action.op not in stage.ops:
             yield f"stage {s} has no blocks for {describe(schedule.program, action)}"
             continue
-        read, made = reads_writes(s, stage.items.get(action.op), action, n >= turn, schedule.recompute)
+        read, made = reads_writes(s, stage.ops.get(action.op), action, n >= turn, schedule.recompute)
         for value in read:
             if value not in held:
                 why = (

@@ -1,4 +1,4 @@
-"""Prices a timeline: FLOPs, seconds, idle time, bytes kept, traffic. Costs go in as numbers; nothing is measured here."""
+"""Prices a schedule: FLOPs, seconds, idle time, bytes kept, traffic. Costs go in as numbers; nothing is measured here."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ class Estimate:
 
 
 def estimate(schedule: Schedule, costs: Costs) -> Estimate:
-    """What a timeline costs. Raises ValueError for one that gets stuck."""
+    """What a schedule costs. Raises ValueError for one that gets stuck."""
     run = simulate_costs(schedule, costs)
     if run.problems:
-        raise ValueError(f"a timeline that cannot run has no price: {run.problems[0]}")
+        raise ValueError(f"a schedule that cannot run has no price: {run.problems[0]}")
     stages, traffic, host = [], dict.fromkeys(schedule.channels, 0.0), 0.0
     for s, stage in enumerate(schedule.stages):
         for action in (*stage.forward, *stage.backward):
@@ -99,7 +99,7 @@ def estimate(schedule: Schedule, costs: Costs) -> Estimate:
 
 
 def simulate_costs(schedule: Schedule, costs: Costs) -> Simulation:
-    """The timeline on a clock: how long its actions and messages take follows from `costs`."""
+    """The schedule on a clock: how long its actions and messages take follows from `costs`."""
 
     def transit(action: ScheduleAction) -> float:
         return costs.latency + _message(schedule.program, costs, action) / costs.bandwidth
@@ -157,7 +157,7 @@ def _work(
         if not backward:
             return {"forward": head}
         return {"again": 0.0 if schedule.recompute.body == "all" else head, "backward": costs.backward * head}
-    flops = item_flops(program, costs, action.op, stage.items[action.op].blocks)
+    flops = item_flops(program, costs, action.op, stage.ops[action.op].blocks)
     match action.kind:
         case "BWD":
             return {"backward": costs.backward * flops}

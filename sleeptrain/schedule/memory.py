@@ -107,7 +107,7 @@ def liveness(schedule: Schedule, s: int) -> Iterator[Lifetime]:
     forward: dict[Value, int] = {}
     backward: dict[Value, int] = {}
     for n, action in enumerate(actions):
-        read, made = reads_writes(s, stage.items.get(action.op), action, n >= turn, schedule.recompute)
+        read, made = reads_writes(s, stage.ops.get(action.op), action, n >= turn, schedule.recompute)
         for value in (*read, *made):
             if n < turn:
                 forward[value] = n
@@ -138,11 +138,11 @@ class _Table:
         return self.known[key]
 
     def _bytes(self, kind: str, op: int, stage: int) -> list[tuple[str, float]]:
-        sizes, item = self.sizes, self.stage.items.get(op)
+        sizes, item = self.sizes, self.stage.ops.get(op)
         if kind in ("h", "dh", "rdh"):
             component = "gradients" if kind != "h" else "h" if stage == self.index else "received h"
             return [(component, sizes.h * self._tokens(op))]
-        first, stop = item.blocks if item else (self.stage.slice.start, self.stage.slice.stop)
+        first, stop = item.blocks if item else (self.stage.blocks.start, self.stage.blocks.stop)
         blocks = range(first, stop)
         if kind in ("S", "dS"):
             fast, conv = (sum(per[b] for b in blocks) for per in (sizes.fast, sizes.conv))

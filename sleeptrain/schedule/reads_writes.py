@@ -67,6 +67,6 @@ def _work(stage: int, item: StageOp, kind: str, backward: bool, recompute: Recom
 
 def outputs(stage: int, at: StageSchedule, group: int) -> set[Value]:
     """What is left of a stage when all is done: the state of every micro-batch."""
-    newest = {("S", at.items[op].blocks): op for op in sorted(at.items)}
-    newest |= {("kv", at.items[op].blocks): op for op in sorted(at.items) if at.items[op].makes_kv}
+    newest = {("S", at.ops[op].blocks): op for op in sorted(at.ops)}
+    newest |= {("kv", at.ops[op].blocks): op for op in sorted(at.ops) if at.ops[op].makes_kv}
     return {Value(kind, op, m, stage) for (kind, _), op in newest.items() for m in range(group)}

@@ -1,6 +1,6 @@
 """Who does what, in which order: the actions of every stage over one group of micro-batches, and what they keep.
 
-A program says what happens to one batch; a timeline says how the stages of a pipeline do it for a group of micro-batches,
+A program says what happens to one batch; a schedule says how the stages of a pipeline do it for a group of micro-batches,
 forward and backward. It is data: the trainer carries it out, `check` proves it, `price` and `draw` read it.
 """
 
@@ -154,8 +154,8 @@ class StageOp:
 class StageSchedule:
     """One stage: its blocks, its items by op, and its actions in order, for the two halves of a step."""
 
-    slice: StageBlocks
-    items: Mapping[int, StageOp]
+    blocks: StageBlocks
+    ops: Mapping[int, StageOp]
     forward: tuple[ScheduleAction, ...]
     backward: tuple[ScheduleAction, ...]
 

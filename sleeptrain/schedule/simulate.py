@@ -132,7 +132,7 @@ def awaited_messages(s: int, stage: StageSchedule, action: ScheduleAction, backw
     if action.kind == "REDUCE":
         assert action.edge is not None
         return [(action.edge, action.op, action.micro)]
-    item: StageOp | None = stage.items.get(action.op)
+    item: StageOp | None = stage.ops.get(action.op)
     if item is None:
         return []
     if action.kind == "FWD" and not backward and item.h is not None and item.h.stage != s:

@@ -41,12 +41,12 @@ def test_quick_forms_of_all_parts_run_and_write_the_results(tmp_path):
     body = json.loads(out.read_text())
     assert body["command"].endswith(f"benchmarks/cpu.py --quick --json {out}")
     assert body["hardware"]["cpu"] and body["hardware"]["cores"] >= 1 and body["environment"]["versions"]["torch"]
-    assert set(body["parts"]) == {"operators", "loss", "steps", "retained", "startup"}
+    assert set(body["parts"]) == {"operators", "loss", "steps", "recompute", "startup"}
     for part in body["parts"].values():
         assert part["versions"]["torch"] and part["figures"]
         for figure in part["figures"]:
             assert figure["name"] in made.stdout and figure["unit"] and figure["met"] is None
-    kept = {f["name"]: f["value"] for f in body["parts"]["retained"]["figures"]}
+    kept = {f["name"]: f["value"] for f in body["parts"]["recompute"]["figures"]}
     assert all(
         abs(value - 1) < 0.05
         for name, value in kept.items()

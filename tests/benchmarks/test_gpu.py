@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "kernels/sleep_kernels/verified.json"
-SCRIPTS = {"verify": ["self_test --write", "recordings"], "measure": ["kernels"], "passes": ["passes"]}
+SCRIPTS = {"verify": ["self_test --write", "cuda_graphs"], "measure": ["kernels"], "passes": ["passes"]}
 
 
 def gpu(tmp_path: Path, *words: str, behaviour: str = "") -> tuple[int, list[str], str]:
@@ -30,7 +30,7 @@ def test_every_verb_runs_its_scripts(verb: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     status, asked, said = gpu(tmp_path, verb, str(out))
     benchmarks = {
-        name: f"{ROOT}/benchmarks/{name}.py --json {out}/{name}.json" for name in ("recordings", "kernels", "passes")
+        name: f"{ROOT}/benchmarks/{name}.py --json {out}/{name}.json" for name in ("cuda_graphs", "kernels", "passes")
     }
     assert status == 0
     assert asked == [benchmarks.get(name, f"-m sleep_kernels.{name}") for name in SCRIPTS[verb]]

@@ -30,7 +30,7 @@ def script(name: str, out: Path, *words: str) -> tuple[str, dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-@pytest.mark.parametrize("name", ["passes", "recordings"])
+@pytest.mark.parametrize("name", ["passes", "cuda_graphs"])
 def test_says_that_there_is_no_gpu(name: str, tmp_path: Path) -> None:
     printed, report = script(name, tmp_path / "out.json")
     assert printed == "no GPU run\n" and report["gpu"] == "none"
@@ -49,7 +49,7 @@ def test_a_dry_run_measures_a_pass_in_every_mode(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_dry_run_checks_recordings_of_every_kind(tmp_path: Path) -> None:
-    printed, report = script("recordings", tmp_path / "out.json", "--dry")
+    printed, report = script("cuda_graphs", tmp_path / "out.json", "--dry")
     assert len(report["checks"]) == 4 and all(found["ok"] and found["apart"] == 0.0 for found in report["checks"])
     assert printed.count("ok: ") == 4
 
@@ -63,7 +63,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 def test_a_check_that_fails_leaves_the_others(
     module: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recordings, out, written = module("recordings"), tmp_path / "out.json", []
+    cuda_graphs, out, written = module("cuda_graphs"), tmp_path / "out.json", []
     results = iter([{"apart": 0.0, "replayed": 3}, RuntimeError("illegal address"), {"apart": 1.0, "replayed": 3}])
 
     def compare(*_: Any) -> Any:
@@ -74,13 +74,13 @@ def test_a_check_that_fails_leaves_the_others(
             raise result
         return result
 
-    monkeypatch.setattr(recordings, "compare", compare)
-    monkeypatch.setattr("sys.argv", ["recordings", "--dry", "--json", str(out)])
-    assert recordings.main() == 1
+    monkeypatch.setattr(cuda_graphs, "compare", compare)
+    monkeypatch.setattr("sys.argv", ["cuda_graphs", "--dry", "--json", str(out)])
+    assert cuda_graphs.main() == 1
     checks = json.loads(out.read_text())["checks"]
     assert [found["ok"] for found in checks] == [True, False, False, False] and written == [0, 1, 2, 3]
     assert checks[1]["failed"] == "RuntimeError: illegal address" and checks[1]["said"] == ["a recording differs"]
-    assert not any(isinstance(handler, recordings.Said) for handler in logging.getLogger("sleeptrain").handlers)
+    assert not any(isinstance(handler, cuda_graphs.Said) for handler in logging.getLogger("sleeptrain").handlers)
     printed = capsys.readouterr().out
     assert printed.count("NOT OK: ") == 3 and "failed: RuntimeError: illegal address a recording differs" in printed
 
@@ -88,8 +88,8 @@ def test_a_check_that_fails_leaves_the_others(
 def test_losses_that_are_not_numbers_are_not_near(
     module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recordings = module("recordings")
-    right = recordings.trainer
+    cuda_graphs = module("cuda_graphs")
+    right = cuda_graphs.trainer
 
     def spoilt(*arguments: Any) -> Any:
         made = right(*arguments)
@@ -98,8 +98,8 @@ def test_losses_that_are_not_numbers_are_not_near(
                 next(made.model.parameters()).fill_(float("nan"))
         return made
 
-    monkeypatch.setattr(recordings, "trainer", spoilt)
-    found = recordings.check("hard, every", torch.float32, dry=True)
+    monkeypatch.setattr(cuda_graphs, "trainer", spoilt)
+    found = cuda_graphs.check("hard, every", torch.float32, dry=True)
     assert not found["ok"] and found["apart"] == float("inf") and "NOT OK" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""How stages carry out a timeline: when they wait, what they hold, what they refuse, and what they say when one dies."""
+"""How stages carry out a schedule: when they wait, what they hold, what they refuse, and what they say when one dies."""
 
 import os
 from dataclasses import replace
@@ -147,7 +147,7 @@ def as_priced(found, stage, policy, group=3):
 
 
 def refusals(ways):
-    """What stages say to a timeline with one communicator per direction, and to timelines that differ between stages."""
+    """What stages say to a schedule with one communicator per direction, and to schedules that differ between stages."""
 
     def shared(program, group):
         line = timeline_of(EVERY, 4, (2,), group, "pass")
@@ -166,7 +166,7 @@ def refusals(ways):
     said = {}
     for make in (shared, swapped, own):
         pipe = cut.pipeline(ways, toy.model(), EVERY[0], (2,), "pass")
-        pipe.placing = make
+        pipe.build = make
         with pytest.raises(ValueError) as error:
             pipe.plan(program_of(EVERY, 4), 2, torch.device("cpu"))
         said[make.__name__] = str(error.value)
@@ -202,9 +202,9 @@ def test_stages_hold_what_was_priced(two):
 
 def test_timelines_that_would_block_or_differ_are_refused_before_anything_is_sent(two):
     for found in two:
-        assert "this timeline cannot be carried out: " in found["refused"]["shared"]
+        assert "this schedule cannot be carried out: " in found["refused"]["shared"]
         assert "stage 1 asked for" in found["refused"]["swapped"]
-        assert "processes hold different timelines" in found["refused"]["own"]
+        assert "processes hold different schedules" in found["refused"]["own"]
 
 
 def traced_by_four():

@@ -23,7 +23,7 @@ def test_flops_are_those_that_the_trainer_counts(name):
     for mesh in (["train.recompute=window"], ["mesh.pipe=2"], ["mesh.tensor=2", "model.vocab=384"]):
         plan = plan_of(*PROGRAMS[name], *mesh)
         groups = plan.split.accumulation * plan.data * plan.job.mesh.tensor
-        counted = groups * sum(stage.forward + stage.backward for stage in plan.price.stages)
+        counted = groups * sum(stage.forward + stage.backward for stage in plan.estimate.stages)
         assert counted == pytest.approx(plan.flops, rel=1e-12), (name, mesh)
         one = step_flops(plan.job.model, program_of(plan.job, plan.layout.windows), plan.job.sleep)
         assert plan.flops == one * plan.job.train.batch
@@ -67,5 +67,5 @@ def test_a_tied_matrix_travels_once_in_the_type_of_the_sums():
 def test_speed_makes_seconds_of_flops():
     plain, quick = plan_of("mesh.pipe=2"), plan_of("mesh.pipe=2")
     costs = costs_of(quick.job, quick.split.micro, speed=1e6)
-    assert estimate(plain.schedule, costs).seconds == pytest.approx(plain.price.seconds / 1e6)
+    assert estimate(plain.schedule, costs).seconds == pytest.approx(plain.estimate.seconds / 1e6)
     assert plain.seconds is None

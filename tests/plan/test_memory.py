@@ -129,7 +129,7 @@ def growth(few, many):
 def test_what_is_kept_does_not_grow_with_the_number_of_backwards():
     once, often = (plan_of("train.recompute=pass", f"train.batch={rows}") for rows in (4, 12))
     assert (once.split.accumulation, often.split.accumulation) == (1, 3)
-    assert once.memory[0].turn == often.memory[0].turn and once.price.stages == often.price.stages
+    assert once.memory[0].turn == often.memory[0].turn and once.estimate.stages == often.estimate.stages
     model = model_of(often)
     first, second, third = (taped(often, model, seed) for seed in range(3))
     assert first == second == third
@@ -142,7 +142,7 @@ STAGED = ["mesh.pipe=2", "train.batch=6", "mesh.group=3", "model.tie=false"]
 def held(plan, edges):
     """Bytes of this process's stage at the turn, and their largest sum; and what was planned."""
     mine = model_of(plan)
-    part = plan.schedule.stages[edges.stage].slice
+    part = plan.schedule.stages[edges.stage].blocks
     mine.keep(part.start, part.stop)
     edges.open(plan.schedule.channels, torch.device("cpu"))
     stage = StageExecutor(

@@ -70,13 +70,13 @@ def test_what_goes_to_the_host_comes_back():
 def test_stages_are_weighed_by_what_they_compute():
     plan = plan_of("mesh.pipe=2", "train.recompute=pass")
     first, last = plan.balance.costs
-    stages = plan.price.stages
+    stages = plan.estimate.stages
     assert first == stages[0].forward + stages[0].again + stages[0].backward
     assert last > first > 0.8 * last  # the head
     assert plan.balance.cuts == (2,)
     assert stage_balance(plan.job, plan.layout.windows, plan.split) == plan.balance
     waste = 1 - (first + last) / (2 * last)
-    assert plan.balance.waste == pytest.approx(waste) and plan.price.bubble > waste
+    assert plan.balance.waste == pytest.approx(waste) and plan.estimate.bubble > waste
 
 
 def test_it_says_what_it_takes_for_granted_and_what_it_leaves_out():

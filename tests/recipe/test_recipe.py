@@ -9,7 +9,7 @@ import pytest
 from sleeptrain.config import UserError
 from sleeptrain.recipe.recipe import check_processes, load_recipe, run_folder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 64])

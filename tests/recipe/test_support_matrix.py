@@ -17,7 +17,7 @@ from sleeptrain.recipe.support_matrix import AXES, BASE, base, completed, every_
 from tests.distributed import run
 from tests.train.jobs import recipe_file, rule110_data, trained
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MOST = 4
 """Processes of the largest of these trainings."""
 

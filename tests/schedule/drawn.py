@@ -10,7 +10,7 @@ from sleeptrain.schedule import RECOMPUTE_POLICIES, Schedule, StageBlocks, build
 
 @dataclass(frozen=True)
 class Case:
-    """Everything that a timeline is made of."""
+    """Everything that a schedule is made of."""
 
     sleep: Sleep
     depth: int

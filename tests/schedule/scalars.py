@@ -1,6 +1,6 @@
-"""A model of scalars with its own reverse mode, run in two ways: as one graph, and by carrying out a timeline.
+"""A model of scalars with its own reverse mode, run in two ways: as one graph, and by carrying out a schedule.
 
-Neither asks the library what an action reads or makes: a value that a timeline freed too early is simply gone.
+Neither asks the library what an action reads or makes: a value that a schedule freed too early is simply gone.
 """
 
 from __future__ import annotations
@@ -144,11 +144,11 @@ class Worker:
         self.stage = schedule.stages[index]
         self.actions = (*self.stage.forward, *self.stage.backward)
         self.done = 0
-        self.p = parameters(max(s.slice.stop for s in schedule.stages))
+        self.p = parameters(max(s.blocks.stop for s in schedule.stages))
         self.grads = dict.fromkeys(self.p, 0.0)
         self.loss = 0.0
         cells = {
-            (kind, b): 0.1 * b for kind in ("S", "kv") for b in range(self.stage.slice.start, self.stage.slice.stop)
+            (kind, b): 0.1 * b for kind in ("S", "kv") for b in range(self.stage.blocks.start, self.stage.blocks.stop)
         }
         self.held: dict = {Value("S", -1, m, index): cells for m in range(schedule.group)}
         self.posted: dict = defaultdict(deque)
@@ -176,7 +176,7 @@ class Worker:
                 self.held[asked.popleft()] = self.wires[edge].popleft()
 
     def _inputs(self, action) -> list[Value]:
-        it = self.stage.items[action.op]
+        it = self.stage.ops[action.op]
         if action.kind == "FWD":
             return [] if it.h is None else [Value("h", it.h.op, action.micro, it.h.stage)]
         return [Value("rdh", action.op, action.micro, s) for s in it.returned]
@@ -195,7 +195,7 @@ class Worker:
             payload = self.held[Value("dh", action.op, action.micro, action.edge.dst)]
         else:
             payload = self.held[Value("h", action.op, action.micro, self.index)]
-            if self.stage.items[action.op].normed:
+            if self.stage.ops[action.op].normed:
                 payload = norm(Var(payload), self._vars()).value
         self.wires[action.edge].append(payload)
 
@@ -204,7 +204,7 @@ class Worker:
 
     def _run(self, action) -> dict:
         """An item from detached inputs: its inputs, parameters and outputs as a graph."""
-        it, m = self.stage.items[action.op], action.micro
+        it, m = self.stage.ops[action.op], action.micro
         op, p = self.schedule.program.ops[action.op], self._vars()
         h = None if it.h is None else Var(self.held[Value("h", it.h.op, m, it.h.stage)])
         cells = dict(self.held[Value("S", it.S.op, m, it.S.stage)])
@@ -219,7 +219,7 @@ class Worker:
 
     def fwd(self, action) -> None:
         graph, m, op = self._run(action), action.micro, action.op
-        it = self.stage.items[op]
+        it = self.stage.ops[op]
         new = {k: v.value for k, v in graph["new"].items()}
         self.held[Value("S", op, m, self.index)] = {k: v for k, v in new.items() if k[0] == "S"}
         if it.makes_kv:
@@ -235,7 +235,7 @@ class Worker:
             assert Value("blocks", action.op, action.micro, self.index) in self.held
         graph = self._run(action)
         self.held[Value("graph", action.op, action.micro, self.index)] = graph
-        if self.stage.items[action.op].loss:
+        if self.stage.ops[action.op].loss:
             self.held[Value("h", action.op, action.micro, self.index)] = graph["out"].value
 
     def head(self, action) -> None:
@@ -248,7 +248,7 @@ class Worker:
             out = loss(op, action.micro, h, p)
         if not self.backward:
             self.loss += out.value
-            if all_ and self.stage.items[action.op].backward:
+            if all_ and self.stage.ops[action.op].backward:
                 self.held[kept] = (h, p, out)
             return
         dh, *rest = gradients([(out, 1.0)], [h, *p.values()])
@@ -256,7 +256,7 @@ class Worker:
         self._sum(p, rest)
 
     def bwd(self, action) -> None:
-        it, m, i = self.stage.items[action.op], action.micro, action.op
+        it, m, i = self.stage.ops[action.op], action.micro, action.op
         graph = self.held[Value("graph", i, m, self.index)]
         seeds = [(graph["sent"], self.held[Value("rdh", i, m, s)]) for s in it.returned]
         seeds += [(graph["out"], self.held[Value("dh", i, m, self.index)])] if it.dh else []
@@ -288,7 +288,7 @@ class Worker:
             self.grads[name] += d
 
 
-def by_timeline(schedule: Schedule) -> tuple[float, dict[str, float]]:
+def by_schedule(schedule: Schedule) -> tuple[float, dict[str, float]]:
     """Loss and gradients by carrying out the actions of all stages, summed over stages."""
     wires: dict = defaultdict(deque)
     workers = [Worker(schedule, s, wires) for s in range(len(schedule.stages))]

@@ -31,7 +31,7 @@ def test_one_stage_is_the_ordinary_trainer():
     (stage,) = schedule().stages
     assert words(stage.forward) == "F0.0 F1.0 F3.0 L3.0"
     assert words(stage.backward) == "L3.0 B3.0 B1.0 B0.0"
-    assert [stage.items[i].boundary is not None for i in (0, 1, 3)] == [False, True, False]
+    assert [stage.ops[i].boundary is not None for i in (0, 1, 3)] == [False, True, False]
 
 
 def test_micro_batches_go_one_after_the_other_within_a_pass():
@@ -60,8 +60,8 @@ def test_prelude_belongs_to_the_first_stages_and_coda_to_the_last():
     line = schedule(cuts=(2,), group=2, loop=Loop(layers=(1, 3), trigger="every"), layout=[Window(0, 4, True)] * 2)
     first, last = line.stages
     # Ops: prelude 0, loop 1, coda 2 (in pass 1), loop 3, boundary 4, prelude 5, loop 6, coda 7.
-    assert [first.items[i].blocks for i in first.items] == [(0, 1), (1, 2), (1, 2), (0, 1), (1, 2)]
-    assert [last.items[i].blocks for i in last.items] == [(2, 3), (3, 4), (2, 3), (2, 3), (3, 4)]
+    assert [first.ops[i].blocks for i in first.ops] == [(0, 1), (1, 2), (1, 2), (0, 1), (1, 2)]
+    assert [last.ops[i].blocks for i in last.ops] == [(2, 3), (3, 4), (2, 3), (2, 3), (3, 4)]
     assert words(first.forward).startswith("F0.0 F1.0 S1.0>1 W1.0<1 F0.1 F1.1 S1.1>1 W1.1<1 F3.0 S3.0>1")
     # The way round goes first, then the coda and its head.
     assert words(last.forward).startswith("W1.0<0 W1.1<0 F1.0 S1.0>0 F2.0 L2.0 W3.0<0 F1.1 S1.1>0 F2.1 L2.1")
@@ -70,15 +70,15 @@ def test_prelude_belongs_to_the_first_stages_and_coda_to_the_last():
 def test_what_the_prelude_handed_down_crosses_once_and_its_gradient_comes_back_once():
     first, last = schedule(cuts=(1,), group=2, passes=3, loop=Loop(layers=(1, 4), feedback="embeddings")).stages
     assert words(first.forward) == "F0.0 S0.0>1 F0.1 S0.1>1 F5.0 S5.0>1 F5.1 S5.1>1"
-    assert [i for i in last.items if last.items[i].receives] == [1, 6]
-    assert [i for i in last.items if last.items[i].returns] == [1, 6]
+    assert [i for i in last.ops if last.ops[i].receives] == [1, 6]
+    assert [i for i in last.ops if last.ops[i].returns] == [1, 6]
     assert words(first.backward).endswith("B0.1 B0.0")
 
 
 def test_features_go_round_through_the_final_norm_where_a_pass_reads_them_normed():
     first, last = schedule(cuts=(2,), group=2, loop=Loop(feedback="normed")).stages
-    assert [i for i in last.items if last.items[i].normed] == [0]
-    assert not any(item.normed for item in first.items.values())
+    assert [i for i in last.ops if last.ops[i].normed] == [0]
+    assert not any(item.normed for item in first.ops.values())
 
 
 def test_state_stays_until_backward_under_pass_and_is_restored_under_window():
@@ -109,7 +109,7 @@ def test_truncation_shortens_backward():
     # Ops: passes 0, 1, 2 of the first window, 3 its boundary, 4 the second. Pass 1 keeps its own loss, pass 2 nothing.
     assert words(whole.backward) == "L4.0 B4.0 B2.0 B1.0 L0.0 B0.0"
     assert words(cut.backward) == "L4.0 B4.0 B2.0 L0.0 B0.0"
-    assert not cut.items[2].S.grad and not cut.items[0].dS
+    assert not cut.ops[2].S.grad and not cut.ops[0].dS
     (alone,) = schedule(**every, gradient=Gradient(windows=1)).stages
     assert words(alone.backward) == "L4.0 B4.0 L0.0 B0.0"
 
@@ -125,9 +125,9 @@ def test_cuts_stop_messages_too():
 
 def test_caches_are_values_of_their_own_under_sliding():
     (stage,) = schedule(evict=Evict("sliding"), policy="pass").stages
-    assert [i for i in stage.items if stage.items[i].makes_kv] == [1]
-    assert stage.items[3].kv is not None and stage.items[3].kv.op == 1 and stage.items[3].kv.grad
-    assert stage.items[1].dkv
+    assert [i for i in stage.ops if stage.ops[i].makes_kv] == [1]
+    assert stage.ops[3].kv is not None and stage.ops[3].kv.op == 1 and stage.ops[3].kv.grad
+    assert stage.ops[1].dkv
 
 
 def test_nothing_is_scored_nothing_goes_back():

@@ -1,4 +1,4 @@
-"""What is wrong with a timeline is found and named; what `place` makes is right."""
+"""What is wrong with a schedule is found and named; what `place` makes is right."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def circular(stages=2, policy="pass", group=None, tied=False):
 
 
 def change(schedule, s, half, edit):
-    """The same timeline with one half of one stage's actions edited."""
+    """The same schedule with one half of one stage's actions edited."""
     stages = list(schedule.stages)
     actions = list(getattr(stages[s], half))
     edit(actions)
@@ -35,14 +35,14 @@ def find(actions, kind, nth=0):
 @settings(max_examples=800, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_whatever_is_placed_is_right(case: Case):
-    assert check(case.place()) == []
+    assert check(case.build_schedule()) == []
 
 
 @pytest.mark.slow
 @settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cases(max_windows=6, max_depth=10, max_stages=8))
 def test_whatever_is_placed_is_right_on_more_stages(case: Case):
-    assert check(case.place()) == []
+    assert check(case.build_schedule()) == []
 
 
 @pytest.mark.parametrize("policy", RECOMPUTE_POLICIES)

@@ -1,4 +1,4 @@
-"""Pictures of timelines: a snapshot in text, and SVG that parses."""
+"""Pictures of schedules: a snapshot in text, and SVG that parses."""
 
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -28,7 +28,7 @@ def test_text():
     ]
 
 
-def test_text_of_a_long_timeline_is_a_sample():
+def test_text_of_a_long_schedule_is_a_sample():
     rows = draw(schedule("pass", group=9), columns=40).text.splitlines()[1:3]
     assert all(len(row.split("|")[1]) == 40 for row in rows)
 
@@ -56,7 +56,7 @@ def test_what_is_stuck_is_drawn_as_far_as_it_came():
     assert picture.text.splitlines()[0].endswith("stuck") and ET.fromstring(picture.svg) is not None
 
 
-def test_a_timeline_without_work_that_takes_time():
+def test_a_schedule_without_work_that_takes_time():
     line = schedule("none")
     free = Costs(ValueSizes(0.0, (0.0,) * 4, (0.0,) * 4, (0.0,) * 4, (0.0,) * 4), (0.0,) * 4, (0.0,) * 4)
     assert "0.0% idle" in draw(line, free).text

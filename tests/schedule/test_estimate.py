@@ -187,7 +187,7 @@ def test_every_policy_keeps_less_than_the_one_before(stages):
     assert peaks == sorted(peaks) and len(set(peaks)) == 4
 
 
-def test_groups_repeat_the_same_timeline_and_so_the_same_peak():
+def test_groups_repeat_the_same_schedule_and_so_the_same_peak():
     once = circular(2, 3, 2, 2, "pass", depth=4)
     assert once == circular(2, 3, 2, 2, "pass", depth=4)
     for s, stage in enumerate(once.stages):
@@ -197,7 +197,7 @@ def test_groups_repeat_the_same_timeline_and_so_the_same_peak():
 
 def test_what_cannot_run_has_no_price():
     schedule = circular(2, 2, 2, 2)
-    with pytest.raises(ValueError, match="a timeline that cannot run has no price: deadlock"):
+    with pytest.raises(ValueError, match="a schedule that cannot run has no price: deadlock"):
         estimate(replace(schedule, channels={e: e.direction for e in schedule.channels}), even(2))
 
 
@@ -216,7 +216,7 @@ def clock(schedule, seconds):
             while places[s] < len(mine):
                 action, half = mine[places[s]]
                 needs = [ends.get((s, places[s] - 1), 0.0)]
-                item = schedule.stages[s].items[action.op]
+                item = schedule.stages[s].ops[action.op]
                 if action.kind == "FWD" and not half and item.h is not None and item.h.stage != s:
                     needs.append(ends.get(("h", item.h.op, action.micro, item.h.stage)))
                 if action.kind == "BWD":
@@ -242,14 +242,14 @@ def test_idle_seconds_are_those_of_another_clock(case: Case, seed: int):
         ValueSizes(1.0, *((1.0,) * case.depth,) * 4), tuple(1.0 + (seed >> b) % 3 for b in range(case.depth)),
         (0.0,) * case.depth, head=float(seed % 2),
     )  # fmt: skip
-    schedule = case.place()
+    schedule = case.build_schedule()
 
     def seconds(s, action, half):
         op = case.program.ops[action.op]
         tokens = op.stop - op.start
         if action.kind == "LOSS":
             return costs.head * tokens * ((2 if case.policy == "none" else 3) if half else 1)
-        once = sum(costs.flops[slice(*schedule.stages[s].items[action.op].blocks)]) * tokens
+        once = sum(costs.flops[slice(*schedule.stages[s].ops[action.op].blocks)]) * tokens
         return once * (2 if action.kind == "BWD" else 1)
 
     assert [s.idle for s in estimate(schedule, costs).stages] == pytest.approx(clock(schedule, seconds), abs=1e-9)
@@ -260,7 +260,7 @@ def test_idle_seconds_are_those_of_another_clock(case: Case, seed: int):
 def test_policies_keep_less_in_order_whatever_the_program(case: Case):
     costs = even(case.depth)
     kept = [
-        [sum(s.kept.values()) for s in estimate(case.place(p), costs).stages]
+        [sum(s.kept.values()) for s in estimate(case.build_schedule(p), costs).stages]
         for p in ("window", "pass", "block", "none")
     ]
     for less, more in pairwise(kept):
