@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
+from typing import Any
 
-from sleeptrain.config.errors import Problem
+from sleeptrain.config.errors import Problem, UserError
 from sleeptrain.model.config import Model
 from sleeptrain.program import Sleep, loop_range
 from sleeptrain.schedule import balance
@@ -73,63 +74,81 @@ def padded_vocab(vocab: int, tensor: int) -> int:
     return vocab if tensor == 1 else -(-vocab // (64 * tensor)) * 64 * tensor
 
 
+class LayoutError(UserError):
+    """Fields whose values do not fit together, or do not fit the number of processes."""
+
+    def __init__(self, fields: Mapping[str, Any], reason: str) -> None:
+        """`fields`: values by dotted path. `reason`: what is wrong and what to do about it, without the values."""
+        self.fields, self.reason = dict(fields), reason
+        super().__init__(f"{' with '.join(f'{path} = {value}' for path, value in fields.items())}: {reason}")
+
+
 @dataclass(frozen=True)
 class BatchLayout:
-    """How one process goes through its rows of a batch."""
+    """The batch arithmetic: global batch = data x micro x group x accumulation."""
 
+    data: int
+    """Data-parallel processes, which share the rows of a batch."""
     micro: int
     """Rows of a micro-batch."""
     group: int
     """Micro-batches of one backward."""
     accumulation: int
-    """Backwards of a step."""
+    """Gradient accumulation: backwards of a step."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one process in a step."""
+        return self.group * self.accumulation
+
+    @property
+    def rows_per_backward(self) -> int:
+        """Rows of one process in one backward."""
+        return self.micro * self.group
 
 
 def batch_layout(batch: int, micro: int | None, mesh: Mesh, data: int) -> BatchLayout:
-    """Rows into micro-batches, micro-batches into groups. Without a pipeline a group is one micro-batch, unless
-    `mesh.group` says more; with one it is as many as fit, up to two more than stages, which hides slow links.
+    """Divide `batch` rows over `data` processes into micro-batches, and these into groups of one backward.
 
-    Raises ValueError, naming the fields and the nearest sizes that work.
+    Without a pipeline a group is one micro-batch, unless `mesh.group` says more. With a pipeline it is as many as fit, up to
+    two more than stages, which hides slow links. Raises LayoutError with the nearest sizes that work.
     """
     if batch % data:
-        raise ValueError(
-            f"train.batch = {batch}: does not divide over {data} processes; the nearest that does is {batch // data * data or data}"
+        nearest = max(1, round(batch / data)) * data
+        raise LayoutError(
+            {"train.batch": batch}, f"does not divide over {data} processes; the nearest that does is {nearest}"
         )
     share = batch // data
+    if share % (micro or 1):
+        raise LayoutError(
+            {"train.micro": micro, "train.batch": batch},
+            f"the micro-batch does not divide the {share} rows of each of {data} processes; choose a divisor of {share}",
+        )
     sizes = [mesh.group] if mesh.group else [1] if mesh.pipe == 1 else [mesh.pipe + 2, mesh.pipe + 1, mesh.pipe]
+    pieces = share // micro if micro else share
+    group = next((size for size in sizes if pieces % size == 0), None)
+    if group is None:
+        what = f"{pieces} micro-batches" if micro else f"{share} rows"
+        nearest = -(-pieces // sizes[-1]) * sizes[-1] * (micro or 1) * data
+        raise LayoutError(
+            {"train.batch": batch, "train.micro": micro, "mesh.group": mesh.group, "mesh.pipe": mesh.pipe},
+            f"the {what} of each of {data} processes do not make groups of {_either(sizes)} micro-batches; "
+            f"the nearest batch that does is {nearest}",
+        )
     if micro is None:
-        fits = [g for g in sizes if share % g == 0]
-        if not fits:
-            raise ValueError(
-                f"train.batch = {batch}: the {share} rows of each of {data} processes do not make groups of "
-                f"{_either(sizes)} micro-batches (mesh.group, mesh.pipe = {mesh.pipe}); the nearest batch that does is "
-                f"{-(-share // sizes[-1]) * sizes[-1] * data}"
-            )
-        return BatchLayout(share // fits[0], fits[0], 1)
-    if share % micro:
-        raise ValueError(
-            f"train.micro = {micro}: does not divide the {share} rows of each of {data} processes (train.batch = {batch})"
-        )
-    pieces = share // micro
-    fits = [g for g in sizes if pieces % g == 0]
-    if not fits:
-        raise ValueError(
-            f"train.micro = {micro}: the {pieces} micro-batches of each of {data} processes (train.batch = {batch}) do not make "
-            f"groups of {_either(sizes)} (mesh.group, mesh.pipe = {mesh.pipe}); the nearest batch that does is "
-            f"{-(-pieces // sizes[-1]) * sizes[-1] * micro * data}"
-        )
-    return BatchLayout(micro, fits[0], pieces // fits[0])
+        return BatchLayout(data, share // group, group, 1)
+    return BatchLayout(data, micro, group, pieces // group)
 
 
 def _either(sizes: list[int]) -> str:
     return " or ".join(map(str, sorted(sizes)))
 
 
-def pipeline_obstacle(model: Model, mesh: Mesh) -> str | None:
+def pipeline_obstacle(model: Model, mesh: Mesh) -> LayoutError | None:
     """Why a model cannot be cut into `mesh.pipe` stages; None if it can."""
     depth = len(model.pattern)
     if mesh.pipe > depth:
-        return f"the stack has {depth} blocks; mesh.pipe can be 1 to {depth} for this model"
+        return LayoutError({"mesh.pipe": mesh.pipe}, f"the stack has {depth} blocks; mesh.pipe can be 1 to {depth}")
     return None
 
 
@@ -145,20 +164,18 @@ def stage_cuts(model: Model, sleep: Sleep, pipe: int) -> tuple[int, ...]:
     return balance(costs, pipe, loop_range(sleep, depth), sleep.max_passes, head=width * (model.vocab or 0)).cuts
 
 
-def data_size(mesh: Mesh, world: int) -> int:
-    """Processes of the data axis of a run of `world` processes.
-
-    Raises ValueError, naming the fields and the nearest number of processes that works, where they do not fit.
-    """
+def data_parallel_size(mesh: Mesh, world: int) -> int:
+    """Processes of the data axis of a run of `world` processes. Raises LayoutError with the nearest numbers that fit."""
     model = mesh.pipe * mesh.tensor
-    data = mesh.data or max(1, world // model)
-    if data * model == world:
-        return data
-    low, high = max(1, world // model) * model, -(-world // model) * model
-    near = f"{low}" if low == high or low > world else f"{low} or {high}"
-    ask = near if mesh.data == 0 else f"{data * model}"
-    also = "" if mesh.data == 0 or world % model else f", or set mesh.data = {world // model}"
-    raise ValueError(
-        f"mesh.data = {mesh.data or 'all'} x mesh.pipe = {mesh.pipe} x mesh.tensor = {mesh.tensor} does not fill {world} "
-        f"process{'es' if world > 1 else ''}: start {ask}{also}"
+    below, above = world // model * model, -(-world // model) * model
+    wanted = [mesh.data * model] if mesh.data else [n for n in sorted({below, above}) if n]
+    if world in wanted:
+        return world // model
+    fields = {"mesh.data": mesh.data}
+    fields |= {f"mesh.{axis}": size for axis in ("pipe", "tensor") if (size := getattr(mesh, axis)) > 1}
+    take_all = ", or set mesh.data=0 to take all there are" if mesh.data and world % model == 0 else ""
+    raise LayoutError(
+        fields,
+        f"{world} process{'es were' if world > 1 else ' was'} started; start {' or '.join(map(str, wanted))}, for instance with "
+        f"torchrun --nproc_per_node {wanted[0]} -m sleeptrain train ...{take_all}",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -11,14 +10,15 @@ from typing import Any
 from sleeptrain import checkpoint
 from sleeptrain.config import RunFailed
 from sleeptrain.engine.lr_schedule import lr_multiplier
-from sleeptrain.program import Program, compile
+from sleeptrain.program import Program
 from sleeptrain.run.stop import StopRequest
 from sleeptrain.train.log import Logs
 from sleeptrain.train.setup import Setup
 from sleeptrain.train.step import StepReport, read_step, train_step
+from sleeptrain.train.throughput import mfu, peak_memory, row_flops
 
-SKIPS_IN_A_ROW = 3
-"""So many unsafe steps one after another mean that more data will not help."""
+MAX_SKIPS = 3
+"""Steps that may be skipped one after another; more data will not help then."""
 
 
 @dataclass(frozen=True)
@@ -31,70 +31,58 @@ class Outcome:
 
 
 def train(setup: Setup, quiet: bool = False) -> Outcome:
-    """Train from where the run stands to its last step, or until it is asked to stop. Saves when it ends, however.
+    """Train from the step where the run stands to its last step, or until it is asked to stop; save at the end.
 
     Raises RunFailed, on all ranks, when losses or gradients stay non-finite.
     """
-    step, steps, skips = setup.step, setup.steps, 0
-    programs = programs_by_step(setup)
-    with StopRequest(tell=setup.process.rank == 0 and not quiet) as stop, open_logs(setup, step, steps, quiet) as logs:
+    step, steps, skips = setup.step, setup.layout.steps, 0
+    every = setup.job.checkpoint.every
+    with StopRequest(tell=setup.process.rank == 0 and not quiet) as stop, open_logs(setup, step, quiet) as logs:
         while step < steps and not stop.agreed(setup.process.device):
             began = perf_counter()
-            program = programs(step)
-            batches, rate = read_step(setup.reader), lr_multiplier(setup.job.optim.schedule, step, steps)
-            report = train_step(
-                setup.engine, batches, program, setup.job.sleep, setup.manifest.windows, setup.manifest.pad,
-                setup.forward, setup.split.group, setup.axes, rate,
-            )  # fmt: skip
+            program, batches = setup.layout.program_at(step), read_step(setup.reader)
+            rate = lr_multiplier(setup.job.optim.schedule, step, steps)
+            report = train_step(setup.context, batches, program, rate)
             step += 1
             skips = skips + 1 if report.skipped else 0
-            logs.write(row(setup, step, program, report, rate, perf_counter() - began))
-            if skips == SKIPS_IN_A_ROW:
+            logs.write(metrics(setup, step, program, report, rate, perf_counter() - began))
+            if skips == MAX_SKIPS:
                 raise RunFailed(
-                    f"step {step}: loss or gradient was not finite {skips} times in a row; no weight was changed by them; "
-                    f"lower optim.lr = {setup.job.optim.lr}, or look at {setup.folder / 'metrics.jsonl'}"
+                    f"step {step}: loss or gradient was not finite {skips} times in a row; the weights were not changed by these "
+                    f"steps; lower optim.lr = {setup.job.optim.lr}, or look at {setup.folder / 'metrics.jsonl'}"
                 )
-            if setup.job.checkpoint.every and step % setup.job.checkpoint.every == 0 and step < steps:
+            if every and step % every == 0 and step < steps:
                 save(setup, step)
         if step > setup.step or checkpoint.latest(setup.folder / "checkpoints") is None:
             save(setup, step)
         return Outcome(step, steps, stop.signal if step < steps else None)
 
 
-def open_logs(setup: Setup, step: int, steps: int, quiet: bool) -> Logs:
+def open_logs(setup: Setup, step: int, quiet: bool) -> Logs:
     """The logs of this run, on rank 0."""
-    return Logs(setup.job.log, setup.folder, setup.flat_config, step, steps, setup.process.rank, quiet)
-
-
-def programs_by_step(setup: Setup) -> Callable[[int], Program]:
-    """Programs by step, each number of passes compiled once."""
-    job, compiled = setup.job, dict[int, Program]()
-
-    def program(step: int) -> Program:
-        passes = job.sleep.passes_at(step, job.train.seed)
-        if passes not in compiled:
-            compiled[passes] = compile(job.sleep, setup.manifest.windows, len(job.model.pattern), passes)
-        return compiled[passes]
-
-    return program
+    steps, rank = setup.layout.steps, setup.process.rank
+    return Logs(setup.job.log, setup.folder, setup.flat_config, step, steps, rank, quiet)
 
 
 def save(setup: Setup, step: int) -> None:
-    """A checkpoint of this step; older ones beyond `checkpoint.keep` go."""
+    """Write a checkpoint of this step and delete older ones beyond `checkpoint.keep`."""
     state = {"step": step, "data": setup.reader.state_dict(), "random": checkpoint.random_state()}
     job = setup.job
     checkpoint.save(setup.engine, setup.folder / "checkpoints", step, state, mesh=job.mesh, keep=job.checkpoint.keep)
 
 
-def row(setup: Setup, step: int, program: Program, report: StepReport, rate: float, seconds: float) -> dict[str, Any]:
-    """One line of metrics.jsonl. Losses in nats a target, rates a second, flops per second over all processes."""
-    tokens = setup.job.train.batch * setup.manifest.length
-    work = setup.flops(program) * setup.job.train.batch
+def metrics(
+    setup: Setup, step: int, program: Program, report: StepReport, rate: float, seconds: float
+) -> dict[str, Any]:
+    """One line of metrics.jsonl. Losses in nats per target; rates per second; FLOPs per second over all processes."""
+    job, tokens = setup.job, setup.layout.tokens_per_step
+    flops_per_second = row_flops(job.model, program, job.sleep) * job.train.batch / seconds
     return {
-        "step": step, "tokens": step * tokens, "loss": report.loss, "grad_norm": report.grad_norm, "lr": rate * setup.job.optim.lr,
+        "step": step, "tokens": step * tokens, "loss": report.loss, "grad_norm": report.grad_norm, "lr": rate * job.optim.lr,
         "tokens_per_second": tokens / seconds, "passes": max(p.of for ops, _ in program.by_window() for p in ops),
         "loss_by_window": report.loss_by_window, "targets": report.targets, "residual": report.residual,
         "state_norm": report.state_norm, "skipped": report.skipped, "seconds": seconds,
-        "flops_per_second": work / seconds, "mfu": setup.mfu(work / seconds), "memory_bytes": setup.memory(),
+        "flops_per_second": flops_per_second, "mfu": mfu(flops_per_second, job.train.precision, setup.process.world),
+        "memory_bytes": peak_memory(),
         "perplexity": math.exp(min(report.loss, 50.0)) if math.isfinite(report.loss) else None,
     }  # fmt: skip

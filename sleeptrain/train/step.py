@@ -1,4 +1,4 @@
-"""One training step: count targets over the global batch, run the program forward and backward, step if it is safe."""
+"""One training step: count targets over the global batch, run forward and backward, step the optimizer if it is safe."""
 
 from __future__ import annotations
 
@@ -20,15 +20,33 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import ProgramOutput
 from sleeptrain.parallel.mesh import MeshAxes
 from sleeptrain.parallel.process import Process
-from sleeptrain.program import Program, Sleep, Window
+from sleeptrain.program import Program, Window
+from sleeptrain.train.layout import Layout
 
 Forward = Callable[[LanguageModel, Sequence[MicroBatch], Program], list[ProgramOutput]]
 """Runs a program over a group of micro-batches so that gradients flow back from the losses."""
 
 
 @dataclass(frozen=True)
+class StepContext:
+    """What every training step of a run works with."""
+
+    engine: Engine
+    forward: Forward
+    layout: Layout
+    axes: MeshAxes
+    pad: int
+    """The token id of padding."""
+
+    @property
+    def model(self) -> LanguageModel:
+        """This process's part of the model."""
+        return cast(LanguageModel, self.engine.module)
+
+
+@dataclass(frozen=True)
 class StepReport:
-    """What a step measured, over all ranks. Losses in nats a target."""
+    """What a step measured, over all ranks. Losses in nats per target."""
 
     loss: float
     loss_by_window: list[float | None]
@@ -37,13 +55,13 @@ class StepReport:
     residual: float | None
     """Mean of ||h_n - h_{n-1}|| / ||h_{n-1}|| over passes and windows; None where no window slept."""
     state_norm: float
-    """Root of the mean over rows of the squared norm of all fast weights at the end."""
+    """Root mean square over rows of the norm of all fast weights at the end."""
     skipped: bool
     """A loss or gradient was not finite on some rank, so no rank stepped."""
 
 
 def read_step(reader: Reader) -> list[Batch] | UserError:
-    """This rank's part of the next step; or why it cannot be read, of which `train_step` tells all ranks."""
+    """This rank's micro-batches of the next step, or the error of reading them, which `train_step` raises on all ranks."""
     try:
         return reader.next_step()
     except UserError as error:
@@ -51,71 +69,74 @@ def read_step(reader: Reader) -> list[Batch] | UserError:
 
 
 def train_step(
-    engine: Engine, batches: Sequence[Batch] | UserError, program: Program, sleep: Sleep, windows: Sequence[Window], pad: int,
-    forward: Forward, group: int, axes: MeshAxes, lr_multiplier: float,
-) -> StepReport:  # fmt: skip
-    """Forward and backward of all micro-batches of this rank, `group` of them at a time, then one optimizer step at
-    `lr_multiplier` times the full rate.
+    context: StepContext, batches: Sequence[Batch] | UserError, program: Program, lr_multiplier: float
+) -> StepReport:
+    """Forward and backward of this rank's micro-batches, one group at a time, then one optimizer step.
 
-    The loss is the sum over targets divided by their number in the global batch, whatever the split over ranks and
-    micro-batches: targets are counted first. Raises UserError on all ranks where one could not read its part.
+    `lr_multiplier` is the share of the full learning rate. Targets are counted over the global batch first, so that the loss
+    is the sum over targets divided by their number, whatever the split over ranks and micro-batches. Raises UserError on all
+    ranks where one rank could not read its micro-batches.
     """
-    device, model = engine.process.device, cast(LanguageModel, engine.module)
-    counts = _sum_over_ranks(_scored(batches, windows).to(device) / axes.copies)
+    engine, axes, windows = context.engine, context.axes, context.layout.windows
+    device, group = engine.process.device, context.layout.batch.group
+    counts = _sum_over_ranks(_count_targets(batches, windows).to(device) / axes.copies)
     if isinstance(batches, UserError) or counts.isnan().any():
-        raise _of_all(engine.process, batches)
-    total, pieces = max(1, round(float(counts.sum()))), len(batches)
-    sums = torch.zeros(len(windows) + 3, dtype=torch.float64, device=device)
-    for first in range(0, pieces, group):
-        results = forward(model, [_rows(b, model, sleep, pad, device) for b in batches[first : first + group]], program)
-        engine.backward(torch.stack([result.nll.sum() for result in results]).sum() * engine.scale(total))
-        for result in results:
-            sums += _measures(result, windows, axes)
-    taken = engine.step(lr_multiplier)
-    *losses, count, residual, squares = _sum_over_ranks(sums).tolist()
+        raise _gather_errors(engine.process, batches)
+    total = max(1, round(float(counts.sum())))
+    measures = torch.zeros(len(windows) + 3, dtype=torch.float64, device=device)
+    for first in range(0, len(batches), group):
+        micro_batches = [_to_device(batch, context) for batch in batches[first : first + group]]
+        outputs = context.forward(context.model, micro_batches, program)
+        engine.backward(torch.stack([output.nll.sum() for output in outputs]).sum() * engine.scale(total))
+        for output in outputs:
+            measures += _measure(output, windows, axes)
+    result = engine.step(lr_multiplier)
+    *losses, rows, residual, squares = _sum_over_ranks(measures).tolist()
     asleep = any(op.of > 1 for ops, _ in program.by_window() for op in ops)
     return StepReport(
         loss=sum(losses) / total,
-        loss_by_window=[s / n if n else None for s, n in zip(losses, counts.tolist(), strict=True)],
+        loss_by_window=[loss / n if n else None for loss, n in zip(losses, counts.tolist(), strict=True)],
         targets=total,
-        grad_norm=taken.grad_norm if math.isfinite(taken.grad_norm) else None,
-        residual=residual / (pieces * axes.data.size) if asleep else None,
-        state_norm=(squares / count) ** 0.5,
-        skipped=taken.skipped,
+        grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
+        residual=residual / (len(batches) * axes.data.size) if asleep else None,
+        state_norm=(squares / rows) ** 0.5,
+        skipped=result.skipped,
     )
 
 
-def _scored(batches: Sequence[Batch] | UserError, windows: Sequence[Window]) -> Tensor:
-    """Targets of each window; not numbers where there is no batch, so that the sum over ranks tells it to all."""
+def _count_targets(batches: Sequence[Batch] | UserError, windows: Sequence[Window]) -> Tensor:
+    """Targets of each window, float64. NaN where there is no batch: the sum over ranks carries it to all of them."""
     if isinstance(batches, UserError):
         return torch.full((len(windows),), math.nan, dtype=torch.float64)
-    return torch.stack([_by_window((b.targets != IGNORED).float(), windows) for b in batches]).sum(0)
+    return torch.stack([_by_window((batch.targets != IGNORED).float(), windows) for batch in batches]).sum(0)
 
 
-def _of_all(process: Process, mine: Sequence[Batch] | UserError) -> UserError:
-    """What any rank has to say, once; rank 0 says it. A collective."""
-    said: list[list[str]] = [mine.errors if isinstance(mine, UserError) else []] * process.world
+def _gather_errors(process: Process, batches: Sequence[Batch] | UserError) -> UserError:
+    """The errors of all ranks, each once, for rank 0 to print; an error without text on other ranks. A collective."""
+    mine = batches.errors if isinstance(batches, UserError) else []
+    gathered: list[list[str]] = [mine] * process.world
     if process.world > 1:
-        dist.all_gather_object(said, said[0])
-    return UserError(list(dict.fromkeys(line for lines in said for line in lines)) if process.rank == 0 else [])
+        dist.all_gather_object(gathered, mine)
+    return UserError(list(dict.fromkeys(line for lines in gathered for line in lines)) if process.rank == 0 else [])
 
 
-def _rows(batch: Batch, model: LanguageModel, sleep: Sleep, pad: int, device: torch.device) -> MicroBatch:
-    valid = batch.real(pad)
-    batch, state = batch.to(device), model.zero_state(sleep, batch.rows)
+def _to_device(batch: Batch, context: StepContext) -> MicroBatch:
+    """A micro-batch on the device, with the zero state that it starts from."""
+    device, valid = context.engine.process.device, batch.real(context.pad)
+    batch, state = batch.to(device), context.model.zero_state(context.layout.job.sleep, batch.rows)
     return MicroBatch(batch.tokens, batch.targets, state, None if valid is None else valid.to(device))
 
 
-def _measures(result: ProgramOutput, windows: Sequence[Window], axes: MeshAxes) -> Tensor:
-    """Loss sums by window, rows, mean residual, squared state norm: one vector, so that one copy leaves the device.
+def _measure(output: ProgramOutput, windows: Sequence[Window], axes: MeshAxes) -> Tensor:
+    """Loss sums by window, rows, mean residual, squared state norm: one float64 vector, so that one copy leaves the device.
 
-    To be summed over all processes: what several of them know alike, each gives its share of. One stage alone knows losses
-    (elsewhere they are 0) and residuals; every process has its own part of the state.
+    The vector is summed over all processes. Where several processes hold the same number, each contributes its share. Losses
+    and residuals are known to one pipeline stage (elsewhere they are 0); every process has its own part of the state.
     """
-    losses = _by_window(result.nll.detach(), windows) / axes.tensor.size
-    rows = losses.new_tensor(result.nll.shape[0] / axes.copies)
-    residual = result.residual.double().mean() if result.residual.numel() else losses.new_zeros(())
-    fast = [result.state[leaf.name].detach() for leaf in result.state.spec if leaf.kind == "fast"]
+    losses = _by_window(output.nll.detach(), windows) / axes.tensor.size
+    rows = losses.new_tensor(output.nll.shape[0] / axes.copies)
+    residual = output.residual.double().mean() if output.residual.numel() else losses.new_zeros(())
+    fast = [output.state[leaf.name].detach() for leaf in output.state.spec if leaf.kind == "fast"]
     squares = sum((s.double().square().sum() for s in fast), losses.new_zeros(()))
     return torch.cat([losses, torch.stack([rows, residual / axes.tensor.size, squares])])
 

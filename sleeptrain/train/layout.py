@@ -1,0 +1,96 @@
+"""The layout of a run: batch arithmetic, pipeline stages, program and schedule, resolved once from job, data and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+from sleeptrain.execute.stage_plan import checked
+from sleeptrain.parallel.config import BatchLayout, batch_layout, data_parallel_size, pipeline_obstacle, stage_cuts
+from sleeptrain.program import Program, Sleep, Window, compile
+from sleeptrain.schedule import (
+    RECOMPUTE_POLICIES,
+    RecomputePolicy,
+    Schedule,
+    StageBlocks,
+    build_schedule,
+    stage_blocks,
+)
+from sleeptrain.train.job import Job
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What job, data and number of processes decide together. Trainer, planner and command line all read it here."""
+
+    job: Job
+    """Complete: the data has filled in `model.vocab`."""
+    windows: tuple[Window, ...]
+    """The windows of every row, in order and without gaps."""
+    world: int
+    """Processes of the run."""
+    batch: BatchLayout
+    stages: tuple[StageBlocks, ...]
+    """The blocks of every pipeline stage."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return self.windows[-1].stop
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a global batch, padding included."""
+        return self.job.train.batch * self.length
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run: `train.steps`, or the step that reaches `train.tokens`."""
+        return self.job.train.steps or -(-(self.job.train.tokens or 0) // self.tokens_per_step)
+
+    @property
+    def recompute(self) -> RecomputePolicy:
+        """What is kept for backward, and whether it is offloaded."""
+        return replace(RECOMPUTE_POLICIES[self.job.train.recompute], offload=self.job.train.offload)
+
+    def program(self, passes: int | None = None) -> Program:
+        """The program of a step of `passes` passes; None: the largest number of any step."""
+        passes = self.job.sleep.max_passes if passes is None else passes
+        return _compiled(self.job.sleep, self.windows, len(self.job.model.pattern), passes)
+
+    def program_at(self, step: int) -> Program:
+        """The program of a step (0-based)."""
+        return self.program(self.job.sleep.passes_at(step, self.job.train.seed))
+
+    def build_schedule(self, program: Program, micro_batches: int) -> Schedule:
+        """What every stage does for `micro_batches` micro-batches, forward and backward."""
+        return build_schedule(program, self.stages, micro_batches, self.recompute, self.job.model.tie)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The checked schedule of one forward and backward at the largest number of passes."""
+        return checked(self.build_schedule(self.program(), self.batch.group))
+
+
+def resolve_batch(job: Job, world: int) -> BatchLayout:
+    """The batch arithmetic of a run of `world` processes. Raises LayoutError where mesh or batch do not fit them."""
+    data = data_parallel_size(job.mesh, world)
+    return batch_layout(job.train.batch, job.train.micro, job.mesh, data)
+
+
+def resolve_layout(job: Job, windows: Sequence[Window], world: int) -> Layout:
+    """The layout of a complete job. Raises LayoutError where mesh, batch or model do not fit the processes."""
+    batch = resolve_batch(job, world)
+    if error := pipeline_obstacle(job.model, job.mesh):
+        raise error
+    stages = stage_blocks(
+        job.sleep, len(job.model.pattern), stage_cuts(job.model, job.sleep, job.mesh.pipe)
+    )
+    return Layout(job, tuple(windows), world, batch, stages)
+
+
+@lru_cache(maxsize=64)
+def _compiled(sleep: Sleep, windows: tuple[Window, ...], depth: int, passes: int) -> Program:
+    """A program compiled once for all steps with the same number of passes."""
+    return compile(sleep, windows, depth, passes)
