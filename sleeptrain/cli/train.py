@@ -131,11 +131,12 @@ def train(args: argparse.Namespace) -> int:
             raise
     import torch.distributed
 
+    from sleeptrain.parallel.collectives import on_every_rank, on_first_rank
     from sleeptrain.parallel.process import explain_lost_process, init_distributed, shutdown_distributed
     from sleeptrain.plan import stage_balance
     from sleeptrain.train.kernels import check_kernels
     from sleeptrain.train.loop import train as loop
-    from sleeptrain.train.setup import assert_same_on_all_ranks, check_device, on_every_rank, on_first_rank, set_up
+    from sleeptrain.train.setup import assert_same_config, check_device, set_up
 
     try:
         process = init_distributed() if resolved else init_distributed(ALONE)
@@ -145,7 +146,7 @@ def train(args: argparse.Namespace) -> int:
         return 2  # nobody is there any more: the first process has told it and ended
     try:
         resolved = on_every_rank(process, lambda: resolved or load_recipe(args.recipe, args.overrides))
-        assert_same_on_all_ranks(process, {path: value for path, value, _ in resolved.rows()})
+        assert_same_config(process, {path: value for path, value, _ in resolved.rows()})
         on_first_rank(process, lambda: check_processes(resolved, process.world))
         on_every_rank(process, lambda: check_device(resolved.value, process.device))
         resolved, reader = on_every_rank(process, lambda: open_data(resolved, process))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from sleeptrain import checkpoint
 from sleeptrain.config import UserError
@@ -20,6 +18,7 @@ from sleeptrain.data.reader import Reader
 from sleeptrain.engine.build import Engine, build_engine
 from sleeptrain.model.config import Model
 from sleeptrain.model.counts import step_flops
+from sleeptrain.parallel.collectives import assert_same_on_all_ranks
 from sleeptrain.parallel.config import BatchLayout, batch_layout
 from sleeptrain.parallel.gather import StateGatherer
 from sleeptrain.parallel.mesh import MeshAxes, init_mesh
@@ -30,16 +29,12 @@ from sleeptrain.train.job import Job
 from sleeptrain.train.kernels import use_kernels
 from sleeptrain.train.step import Forward
 
-T = TypeVar("T")
-
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16 FLOPs a second from the vendor's data sheets, by a word of the device's name. Unknown devices have no MFU."""
 
 
-ITS_OWN = ("data.cache", "data.workers")
-"""What may differ from machine to machine."""
-DIFFERENCES = 5
-"""So many of them are named."""
+MACHINE_SPECIFIC = ("data.cache", "data.workers")
+"""Fields that may differ between ranks, since they describe a machine."""
 
 
 @dataclass(frozen=True)
@@ -144,57 +139,7 @@ def split_batch(job: Job, data: int) -> BatchLayout:
         raise UserError(str(error)) from None
 
 
-def assert_same_on_all_ranks(process: Process, mine: Mapping[str, Any]) -> None:
-    """Raise UserError, of which rank 0 has the words, if ranks hold different values: they would deadlock, or learn different
-    things. A collective; `mine` are values by dotted path, such as a recipe's, of which those in ITS_OWN may differ."""
-    shared = {path: str(value) for path, value in mine.items() if path not in ITS_OWN}
-    every: list[Any] = [None] * process.world
-    dist.all_gather_object(every, sha256(repr(sorted(shared.items())).encode()).hexdigest())
-    if len(set(every)) == 1:
-        return
-    dist.all_gather_object(every, shared)
-    found = []
-    for path in dict.fromkeys(path for values in every for path in values):
-        ranks: dict[str, list[int]] = {}
-        for rank, values in enumerate(every):
-            ranks.setdefault(values.get(path, "not given"), []).append(rank)
-        if len(ranks) > 1:
-            said = (f"{value} on rank{'s' * (len(who) > 1)} {', '.join(map(str, who))}" for value, who in ranks.items())
-            found.append(f"{path} is {' and '.join(said)}")
-    more = f"; and {len(found) - DIFFERENCES} more" if len(found) > DIFFERENCES else ""
-    message = f"ranks were started differently: {'; '.join(found[:DIFFERENCES])}{more}; start all with the same recipe, overrides and data"
-    raise UserError([message] if process.rank == 0 else [])
-
-
-def on_first_rank(process: Process, do: Callable[[], T]) -> T:
-    """What `do` returns on rank 0, on every rank. A UserError of rank 0 ends all, so that none waits for ever; rank 0 says it."""
-    said: list[Any] = [_attempt(do) if process.rank == 0 else None]
-    if process.world > 1:
-        dist.broadcast_object_list(said, src=0)
-    result, errors = said[0]
-    _raise_on_all(process, errors)
-    return cast(T, result)
-
-
-def on_every_rank(process: Process, do: Callable[[], T]) -> T:
-    """What `do` returns here. A UserError of any rank ends all; rank 0 says what all ranks had to say."""
-    result, errors = _attempt(do)
-    said: list[list[str]] = [errors] * process.world
-    if process.world > 1:
-        dist.all_gather_object(said, errors)
-    alike = all(lines == said[0] for lines in said)
-    _raise_on_all(process, said[0] if alike else [f"rank {rank}: {line}" for rank, e in enumerate(said) for line in e])
-    return cast(T, result)
-
-
-def _attempt(do: Callable[[], T]) -> tuple[T | None, list[str]]:
-    """What `do` returns, and the errors of its UserError."""
-    try:
-        return do(), []
-    except UserError as error:
-        return None, error.errors
-
-
-def _raise_on_all(process: Process, errors: list[str]) -> None:
-    if errors:
-        raise UserError(errors if process.rank == 0 else [])
+def assert_same_config(process: Process, flat_config: Mapping[str, Any]) -> None:
+    """Raise UserError on every rank unless all ranks read the same configuration, given by dotted path; a collective."""
+    shared = {path: value for path, value in flat_config.items() if path not in MACHINE_SPECIFIC}
+    assert_same_on_all_ranks(process, shared)

@@ -8,11 +8,12 @@ import torch
 
 from sleep_data import shards
 from sleep_data.tasks import make
+from sleeptrain.parallel.collectives import on_first_rank
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.recipe.recipe import complete, load_recipe, open_run
 from sleeptrain.train.log import read_metrics
 from sleeptrain.train.loop import train
-from sleeptrain.train.setup import on_first_rank, open_reader, set_up
+from sleeptrain.train.setup import open_reader, set_up
 
 SMALL = [
     "model.width=32", "model.layers=AG", "model.attention.heads=2", "model.attention.kv_heads=1", "model.attention.head_dim=16",
