@@ -23,7 +23,7 @@ from typing import Any
 from figures import table
 from gated_delta_cpu import cpu_name
 
-from sleeptrain.recipe.recipe import environment
+from sleeptrain.run.environment import environment
 
 HERE = Path(__file__).resolve().parent
 ENGINES = HERE.parent / ".venv-engines" / "bin" / "python"

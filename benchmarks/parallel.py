@@ -32,7 +32,8 @@ from stage_slots import idle_slots, planned_slots
 from teams import Team
 
 from sleeptrain.plan import Plan, make_plan, planned_world, resolve_data
-from sleeptrain.recipe.recipe import environment, load_recipe
+from sleeptrain.recipe import load_recipe
+from sleeptrain.run.environment import environment
 
 HERE = Path(__file__).resolve().parent
 POLICIES = ("window", "pass", "block", "none")
@@ -115,12 +116,12 @@ def _times(times: Mapping[str, Sequence[float]], policy: str, plans: Mapping[str
 
 def _memory(name: str, policy: str, plan: Plan, weighed: Sequence[dict[str, Any]]) -> list[Figure]:
     """What waits for backward, on the process that is farthest from the plan of its stage; the peak of the hungriest one."""
-    planned = [sum(plan.memory[process["stage"]].turn.values()) for process in weighed]
+    planned = [sum(plan.memory[process["stage"]].saved.values()) for process in weighed]
     ratio = max((p["kept"] / size for p, size in zip(weighed, planned, strict=True)), key=lambda found: abs(found - 1))
     detail = {
         "by_process": [p["kept"] for p in weighed], "planned": planned,
         "most_by_process": [p["most"] for p in weighed],
-        "planned_most": [sum(plan.memory[p["stage"]].moments[0].kept.values()) for p in weighed],
+        "planned_most": [sum(plan.memory[p["stage"]].phases[0].kept.values()) for p in weighed],
     }  # fmt: skip
     resident = max(p["resident"] for p in weighed)
     held = [plan.memory[p["stage"]].total for p in weighed]

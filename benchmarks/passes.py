@@ -38,7 +38,7 @@ from sleeptrain.model.counts import parameters, step_flops
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.program import Loop, Program, Sleep, Window, compile
-from sleeptrain.recipe.recipe import load_recipe
+from sleeptrain.recipe import load_recipe
 from sleeptrain.train.setup import peak_of
 
 VOCAB, WINDOWS = 32768, 4

@@ -24,7 +24,7 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import run
 from sleeptrain.model.state import leaves
 from sleeptrain.program import compile
-from sleeptrain.recipe.recipe import load_recipe
+from sleeptrain.recipe import load_recipe
 from sleeptrain.train.build_model import AUTOGRAD_WRAPPERS
 
 VOCAB, LENGTH, ROWS = 257, 64, 16

@@ -57,7 +57,7 @@ class _Process:
     def made(cls, plans: dict[str, Plan]) -> _Process:
         """Model, engine and the ways between stages."""
         process, plan = init_distributed(), next(iter(plans.values()))
-        job, split = plan.job, plan.split
+        job, split = plan.job, plan.layout.batch
         axes = init_mesh(job.mesh, process.rank, process.world)
         model, finalize_grads = new_model(job, axes, job.model.deltanet.horizon or 1, process.device)
         engine = build_engine(
@@ -70,7 +70,7 @@ class _Process:
             for each in plans.values():
                 edges.open(each.schedule.channels, process.device)
         pieces = split.group * split.accumulation
-        rows = [batch(plan.layout.windows, split.micro, plan.layout.manifest.vocab) for _ in range(pieces)]
+        rows = [batch(plan.data_layout.windows, split.micro, plan.data_layout.manifest.vocab) for _ in range(pieces)]
         stages = {policy: StagePlan(each.schedule, axes.pipe.rank) for policy, each in plans.items()}
         made = cls(plans, engine, axes, edges, finalize_grads, rows, stages)
         for policy in plans:  # to warm up
@@ -94,8 +94,8 @@ class _Process:
             dist.barrier()
         began = time.perf_counter()
         train_step(
-            self.engine, self.batches, plan.schedule.program, job.sleep, plan.layout.windows, plan.layout.manifest.pad,
-            forward, plan.split.group, self.axes, 1e-6,
+            self.engine, self.batches, plan.schedule.program, job.sleep, plan.data_layout.windows, plan.data_layout.manifest.pad,
+            forward, plan.layout.batch.group, self.axes, 1e-6,
         )  # fmt: skip
         _wait()
         return time.perf_counter() - began

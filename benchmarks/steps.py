@@ -22,7 +22,7 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import shutdown_distributed
 from sleeptrain.program import Window, compile
-from sleeptrain.recipe.recipe import load_recipe
+from sleeptrain.recipe import load_recipe
 from sleeptrain.train.build_model import checkpointed_forward
 from sleeptrain.train.step import train_step
 

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Do it; 0."""
     from sleeptrain.evaluate.report import print_table, to_json, write
     from sleeptrain.evaluate.runs import evaluate
-    from sleeptrain.recipe.recipe import environment
+    from sleeptrain.run.environment import environment
 
     if args.out:
         _prepare(args.out)

@@ -20,33 +20,40 @@ EXAMPLES = (
 
 
 def add(subparsers: Any) -> None:
-    """Add this verb to the program's parser."""
+    """Add this command to the program's parser."""
     description = (
-        "Say what a recipe needs before it is queued: parameters and memory of every process, FLOPs, what is sent, how "
-        "evenly the stages of a pipeline are cut and how long they wait. No GPU, no data and no memory of the model's size "
-        "are needed; where there is no data yet, windows are those of the task that its folder is named after."
+        "Print what a recipe needs before it is queued: parameters and memory of every process, FLOPs, traffic, balance "
+        "and idle time of pipeline stages. It needs no GPU, no data and no memory of the model's size. Where there is no "
+        "data yet, it takes the windows of the task that the data folder is named after."
     )
     parser = add_command(subparsers, "plan", "what a recipe needs, before it is queued", description, EXAMPLES)
     parser.add_argument("recipe", help="a YAML file, or the name of one in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as mesh.pipe=4")
-    parser.add_argument("--processes", type=int, metavar="N", help="of the whole run (default: those that mesh names)")
-    parser.add_argument("--windows", type=int, metavar="N", help="of a sample of text, where there is no data to ask")
-    parser.add_argument("--speed", type=float, metavar="FLOPS", help="a second and process, to say how many seconds")  # fmt: skip
-    parser.add_argument("--draw", action="store_true", help="show what the stages do, and when")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="write that as a picture")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="processes of the run (default: those that mesh names)"
+    )
+    parser.add_argument(
+        "--windows", type=int, metavar="N", help="windows of a sample of text, where there is no data yet"
+    )
+    parser.add_argument("--speed", type=float, metavar="FLOPS", help="FLOPs a second of one process, to estimate seconds")  # fmt: skip
+    parser.add_argument("--draw", action="store_true", help="draw the schedule of the stages")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the schedule as an SVG picture")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it; 0."""
+    """Run the command; returns 0."""
     _check(args)
     from sleeptrain import plan
-    from sleeptrain.recipe.recipe import load_recipe
+    from sleeptrain.recipe import check_batch, load_recipe
     from sleeptrain.schedule import draw
+    from sleeptrain.train.layout import resolve_layout
 
-    resolved, layout = plan.resolve_data(load_recipe(args.recipe, args.overrides), args.windows)
-    found = plan.make_plan(resolved, layout, plan.planned_world(resolved.value, args.processes), args.speed)
+    resolved, data_layout = plan.resolve_data(load_recipe(args.recipe, args.overrides), args.windows)
+    world = plan.planned_world(resolved.value, args.processes)
+    check_batch(resolved, world)
+    found = plan.make_plan(resolve_layout(resolved.value, data_layout.windows, world), data_layout, args.speed)
     picture = draw(found.schedule, found.costs) if args.draw or args.svg else None
     if args.svg and picture:
         _write(args.svg, picture.svg)

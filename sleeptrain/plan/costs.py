@@ -1,4 +1,4 @@
-"""What work, state and messages of a recipe cost: the `Costs` that `price` takes, for one process of the mesh."""
+"""The costs of work, state and messages on one process of the mesh, as `schedule.estimate` takes them."""
 
 from __future__ import annotations
 
@@ -13,80 +13,85 @@ from sleeptrain.model.counts import block_flops, head_flops
 from sleeptrain.model.state import Leaf, leaves
 from sleeptrain.parallel.tensor import local_config
 from sleeptrain.plan.activations import ActivationMemory, SegmentMemory, measure_activations
-from sleeptrain.plan.data_layout import DataLayout
-from sleeptrain.schedule import RECOMPUTE_POLICIES, Costs, RecomputePolicy, ValueSizes
+from sleeptrain.schedule import Costs, ValueSizes
 from sleeptrain.train.job import Job
+from sleeptrain.train.layout import Layout
 
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""Types of parameters and features by `train.precision`."""
-
-
-def recompute_policy(job: Job) -> RecomputePolicy:
-    """What the recipe keeps for backward."""
-    return replace(RECOMPUTE_POLICIES[job.train.recompute], offload=job.train.offload)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Types of parameters and features, by `train.precision`."""
 
 
-def activations_of(job: Job, layout: DataLayout, micro: int) -> ActivationMemory:
-    """What backward of a block and of the head needs on one process, in micro-batches of `micro` rows."""
-    longest = max(w.stop - w.start for w in layout.windows)
+def layer_activations(layout: Layout, padded: bool) -> ActivationMemory:
+    """What backward of a block and of the head needs on one process. `padded`: rows may hold padding."""
+    job, longest = layout.job, max(w.stop - w.start for w in layout.windows)
     return measure_activations(
-        local_config(job.model, job.mesh.tensor), job.sleep, micro, longest, TYPES[job.train.precision], layout.padded
+        local_config(job.model, job.mesh.tensor),
+        job.sleep,
+        layout.batch.micro,
+        longest,
+        DTYPES[job.train.precision],
+        padded,
     )
 
 
-def costs_of(job: Job, micro: int, graphs: ActivationMemory | None = None, speed: float | None = None) -> Costs:
-    """Costs on one process, in micro-batches of `micro` rows. The job must be complete.
+def costs_of(layout: Layout, activations: ActivationMemory | None = None, speed: float | None = None) -> Costs:
+    """Costs of work, state and messages on one process.
 
-    Without `graphs` what backward needs costs nothing: enough for FLOPs, seconds and traffic. `speed` are FLOPs a second;
-    without it seconds are FLOPs.
+    Without `activations` saved activations take no memory: enough for FLOPs, seconds and traffic. `speed`: FLOPs a second;
+    without it one second is one FLOP.
     """
-    model, pattern, mesh = local_config(job.model, job.mesh.tensor), job.model.pattern, job.mesh
-    dtype = TYPES[job.train.precision]
+    job, pattern = layout.job, layout.job.model.pattern
+    model, dtype = local_config(job.model, job.mesh.tensor), DTYPES[job.train.precision]
     flops = {letter: block_flops(model, letter) for letter in set(pattern)}
-    sums = torch.promote_types(dtype, getattr(torch, job.optim.sum_dtype)).itemsize
+    grad_bytes = torch.promote_types(dtype, getattr(torch, job.optim.sum_dtype)).itemsize
+    tied_across_stages = job.model.tie and job.mesh.pipe > 1
     return Costs(
-        sizes=_sizes(job, model, dtype, micro, graphs),
+        sizes=_sizes(job, model, layout.batch.micro, activations),
         flops=tuple(flops[letter][0] for letter in pattern),
         pairs=tuple(flops[letter][1] for letter in pattern),
         reach=model.attention.window,
         head=head_flops(model),
-        shared=float(sums * model.width * (model.vocab or 0)) if job.model.tie and mesh.pipe > 1 else 0.0,
+        shared=float(grad_bytes * model.width * (model.vocab or 0)) if tied_across_stages else 0.0,
         speed=speed or 1.0,
     )
 
 
-def _sizes(job: Job, model: Model, dtype: torch.dtype, micro: int, graphs: ActivationMemory | None) -> ValueSizes:
-    """Bytes of what one process keeps. Where the tensor processes share the tokens between layers, features are divided."""
-    width, among = model.width * dtype.itemsize, job.mesh.tensor if job.mesh.sequence else 1
+def _sizes(job: Job, model: Model, micro: int, activations: ActivationMemory | None) -> ValueSizes:
+    """Bytes per value on one process. With sequence parallelism the features between layers are divided over the tensor axis."""
+    dtype, sharing = DTYPES[job.train.precision], job.mesh.tensor if job.mesh.sequence else 1
     spec, pattern = leaves(model, job.sleep, dtype), model.pattern
 
     def per_block(kind: str, size: Callable[[Leaf], int]) -> tuple[float, ...]:
         return tuple(
-            float(sum(f.dtype.itemsize * size(f) for f in spec if f.layer == i and f.kind == kind))
+            float(sum(leaf.dtype.itemsize * size(leaf) for leaf in spec if leaf.layer == i and leaf.kind == kind))
             for i in range(len(pattern))
         )
 
     zeros = (0.0,) * len(pattern)
     sizes = ValueSizes(
-        h=width / among,
-        fast=per_block("fast", lambda f: math.prod(f.shape)),
-        conv=per_block("conv", lambda f: math.prod(f.shape)),
-        kv=per_block("kv", lambda f: math.prod(f.shape[1:])),
+        h=model.width * dtype.itemsize / sharing,
+        fast=per_block("fast", lambda leaf: math.prod(leaf.shape)),
+        conv=per_block("conv", lambda leaf: math.prod(leaf.shape)),
+        kv=per_block("kv", lambda leaf: math.prod(leaf.shape[1:])),
         graph=zeros, rows=micro,
     )  # fmt: skip
-    if graphs is None:
+    if activations is None:
         return sizes
-    tokens = graphs.rows * graphs.tokens
-    # Between layers every process keeps its tokens alone: the two norms of a block, or that of the head.
-    norm = graphs.norm.kept / tokens * (1 - 1 / among)
+    tokens = activations.rows * activations.tokens
+    # Between layers a process keeps its own tokens only: inputs of the two norms of a block, and of the head's norm.
+    norm = activations.norm.kept / tokens * (1 - 1 / sharing)
 
-    def beyond(full: SegmentMemory) -> float:
-        return (full.kept - graphs.blocks["A"].kept) / (graphs.rows * max(1, graphs.tokens - 1))
+    def per_cached_token(full: SegmentMemory) -> float:
+        extra = full.kept - activations.blocks["A"].kept
+        return extra / (activations.rows * max(1, activations.tokens - 1))
 
-    cached = zeros if graphs.cached is None else tuple(beyond(graphs.cached) if c == "A" else 0.0 for c in pattern)
+    cached = zeros
+    if activations.cached is not None:
+        with_cache = per_cached_token(activations.cached)
+        cached = tuple(with_cache if letter == "A" else 0.0 for letter in pattern)
     return replace(
         sizes,
-        graph=tuple(graphs.blocks[letter].kept / tokens - 2 * norm for letter in pattern),
+        graph=tuple(activations.blocks[letter].kept / tokens - 2 * norm for letter in pattern),
         cached=cached,
-        head=graphs.head.kept / tokens - norm,
+        head=activations.head.kept / tokens - norm,
     )

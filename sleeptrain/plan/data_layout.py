@@ -1,4 +1,4 @@
-"""The windows that a recipe's data has, or would have: the manifest says it, or the task that builds the data."""
+"""The windows of a recipe's data: from its manifest, or, before it is built, from the task that builds it."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from sleeptrain.data.config import is_remote
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.sources import open_sources
 from sleeptrain.program import Window
-from sleeptrain.recipe.recipe import Recipe, complete
+from sleeptrain.recipe.completion import complete
+from sleeptrain.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class DataLayout:
-    """The windows of every sample."""
+    """Manifest and windows of a recipe's data."""
 
     manifest: Manifest
     padded: bool
-    """Samples hold padding, or may hold it."""
+    """Samples may hold padding."""
     assumed: str | None
-    """What was taken for granted since there is no data yet; None where there is."""
+    """What is assumed because there is no data yet; None where there is."""
 
     @property
     def windows(self) -> tuple[Window, ...]:
-        """In order and without gaps."""
+        """The windows of every sample, in order and without gaps."""
         return self.manifest.windows
 
 
 def resolve_data(resolved: Resolved[Recipe], windows: int | None = None) -> tuple[Resolved[Recipe], DataLayout]:
-    """A complete recipe and its windows: those of its data, or those of the task that its data folder is named after.
+    """A complete recipe and the layout of its data, or of the task that its data folder is named after if there is no data.
 
-    `windows` is how many windows of text a sample would have. Raises UserError where the data is damaged or does not fit the
+    `windows`: how many windows of text a sample would have. Raises UserError where the data is damaged or does not fit the
     recipe, and where neither data nor task say what the windows are, with the command that builds the data.
     """
     sources = resolved.value.data.sources
@@ -76,7 +77,7 @@ def _of_task(recipe: Recipe, path: str, count: int | None) -> DataLayout:
     ids = recipe.model.vocab or vocabulary.size
     plural = "s" if len(windows) > 1 else ""
     assumed = (
-        f"{path} is not there yet; taken for granted, as task {name!r} builds it: {len(windows)} window{plural} of "
+        f"{path} is not there yet; assumed, as task {name!r} builds it: {len(windows)} window{plural} of "
         f"{max(w.stop - w.start for w in windows)} tokens, {ids:,} token ids"
         + (" (bytes; model.vocab=N for a tokenizer)" if vocabulary.kind == "bytes" and not recipe.model.vocab else "")
     )
@@ -84,7 +85,7 @@ def _of_task(recipe: Recipe, path: str, count: int | None) -> DataLayout:
 
 
 def _manifest(task: str, windows: tuple[Window, ...], vocabulary: Vocabulary) -> Manifest:
-    """What the manifest of data that is not there would say about its form."""
+    """The manifest that data of this task would have, without counts."""
     return Manifest(
         task=task, vocab=vocabulary.size, pad=vocabulary.pad, query=vocabulary.query, length=windows[-1].stop,
         windows=windows, tokenizer={"kind": vocabulary.kind}, label=None, label_values=(), labels={}, baselines={}, splits={},

@@ -1,7 +1,8 @@
-"""Bytes that one process needs: parameters, optimizer, gradients, what waits for backward, and what work needs for itself.
+"""Bytes that one process needs: parameters, optimizer, gradients, saved activations, and temporaries of the work itself.
 
-Gradients live differently in every moment of a step, and so does the sum. Which moment needs most depends on precision, ZeRO
-stage and accumulation; all are worked out. What DeepSpeed 0.19.8 holds when was measured with torch's allocator.
+Gradients are held differently in every phase of a step: backward, reduction, update. Which phase has the peak depends on
+precision, ZeRO stage and gradient accumulation, so all are estimated. What DeepSpeed 0.19.8 allocates in which phase was
+measured with torch's allocator.
 """
 
 from __future__ import annotations
@@ -14,29 +15,32 @@ import torch
 from sleeptrain.engine.optimizers import Kind
 from sleeptrain.engine.settings import LARGEST_BUCKET
 from sleeptrain.plan.activations import ActivationMemory, SegmentMemory
-from sleeptrain.plan.costs import TYPES
+from sleeptrain.plan.costs import DTYPES
 from sleeptrain.plan.ownership import StageParameters
 from sleeptrain.schedule import StageEstimate
 from sleeptrain.train.job import Job
+from sleeptrain.train.layout import Layout
 
 FP32 = 4
-WHOLE_BUCKET = 500_000_000
-"""Elements that DeepSpeed's optimizer for bf16 at ZeRO 1 reduces in one message, at most."""
+"""Bytes of a float32 element."""
+BF16_ZERO1_BUCKET = 500_000_000
+"""Largest number of elements that DeepSpeed's bf16 optimizer reduces in one message at ZeRO 1."""
 
 
 @dataclass(frozen=True)
 class StepPhase:
-    """One moment of a step: bytes by component, beside parameters and optimizer."""
+    """One phase of a step: bytes by component, beside parameters and optimizer."""
 
     name: str
     gradients: float
     kept: Mapping[str, float]
-    """What waits for backward: h, received h, S, conv, kv, body (graphs), gradients (adjoints)."""
+    """Saved activations by component: h, received h, S, conv, kv, body (autograd graphs), gradients (of activations)."""
     work: float = 0.0
+    """Temporaries of the operators."""
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """All components together."""
         return self.gradients + sum(self.kept.values()) + self.work
 
 
@@ -46,94 +50,99 @@ class ProcessMemory:
 
     parameters: float
     optimizer: float
-    """Master weights in fp32 and moments, this process's part."""
-    moments: tuple[StepPhase, ...]
+    """This process's partition of fp32 master weights and moments."""
+    phases: tuple[StepPhase, ...]
     """Of a step, in order."""
-    turn: Mapping[str, float]
-    """What waits for backward when it could begin, on the device."""
+    saved: Mapping[str, float]
+    """Saved activations on the device between forward and backward, by component."""
     host: float
-    """What waits there in the host's memory."""
+    """Saved activations offloaded to the host's memory."""
 
     @property
-    def worst(self) -> StepPhase:
-        """The moment that needs most."""
-        return max(self.moments, key=lambda moment: moment.total)
+    def peak(self) -> StepPhase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.total)
 
     @property
     def total(self) -> float:
-        """At that moment."""
-        return self.parameters + self.optimizer + self.worst.total
+        """Bytes at the peak."""
+        return self.parameters + self.optimizer + self.peak.total
 
 
 def memory_of(
-    job: Job, share: StageParameters, data: int, accumulation: int, price: StageEstimate, graphs: ActivationMemory
+    layout: Layout, held: StageParameters, stage: StageEstimate, activations: ActivationMemory
 ) -> ProcessMemory:
-    """Bytes of a process that holds `share`, when `data` processes share the rows and a step has `accumulation` backwards."""
-    weight, part = TYPES[job.train.precision].itemsize, share.partition(data)
+    """Bytes of a process that holds the parameters `held` and runs one stage."""
+    job, partition = layout.job, held.partition(layout.batch.data)
     moments: Mapping[Kind, int] = {"matrix": 1 if job.optim.name == "muon" else 2, "other": 2, "plain": 2}
-    optimizer = sum(FP32 * (1 + moments[which]) * n for which, n in part.items())
-    parameters = weight * (share.elements if job.mesh.zero < 3 else sum(part.values()))
-    gradients = _gradients(job, share, part, accumulation)
-    backward = StepPhase("backward", gradients["backward"], price.peak, _work(job, share, graphs))
+    optimizer = sum(FP32 * (1 + moments[group]) * n for group, n in partition.items())
+    elements = held.elements if job.mesh.zero < 3 else sum(partition.values())
+    gradients = _gradients(job, held, partition, layout.batch.accumulation)
+    backward = StepPhase("backward", gradients["backward"], stage.peak, _work(job, held, activations))
     rest = [StepPhase(name, size, {}) for name, size in gradients.items() if name != "backward"]
-    return ProcessMemory(parameters, optimizer, (backward, *rest), price.kept, price.host)
+    parameters = DTYPES[job.train.precision].itemsize * elements
+    return ProcessMemory(parameters, optimizer, (backward, *rest), stage.kept, stage.host)
 
 
-def _work(job: Job, share: StageParameters, graphs: ActivationMemory) -> float:
-    """What the hungriest piece of work of a stage needs for itself. The head's graph is kept by one policy only, so under the
-    others it counts here."""
-    first, stop = share.blocks
-    pieces: list[SegmentMemory] = [graphs.blocks[letter] for letter in set(job.model.pattern[first:stop])]
-    pieces += [graphs.cached] if graphs.cached is not None and "A" in job.model.pattern[first:stop] else []
-    found = [float(piece.work) for piece in pieces]
+def _work(job: Job, held: StageParameters, activations: ActivationMemory) -> float:
+    """Temporaries of the segment of a stage that needs most. One recompute policy keeps the head's graph; under the others the
+    graph exists only while the head runs and counts here."""
+    first, stop = held.blocks
+    segments: list[SegmentMemory] = [activations.blocks[letter] for letter in set(job.model.pattern[first:stop])]
+    if activations.cached is not None and "A" in job.model.pattern[first:stop]:
+        segments.append(activations.cached)
+    sizes = [float(segment.work) for segment in segments]
     if stop == len(job.model.pattern):
-        found.append(graphs.head.work + (0 if job.train.recompute == "none" else graphs.head.kept))
-    return max(found)
+        graph = 0 if job.train.recompute == "none" else activations.head.kept
+        sizes.append(activations.head.work + graph)
+    return max(sizes)
 
 
-def _gradients(job: Job, share: StageParameters, part: Mapping[Kind, int], accumulation: int) -> dict[str, float]:
-    """Bytes of gradients, and of what is made of them, in the last backward, in its reduction over the data axis, and in the
-    update. In every one of them the whole gradient of this process's parameters exists until the end of backward: a looped
-    weight's is complete only there, whatever the ZeRO stage."""
-    n, p = share.elements, sum(part.values())
-    bucket = max(*share.sizes.values(), min(n, LARGEST_BUCKET))
-    weight, zero = TYPES[job.train.precision].itemsize, job.mesh.zero
-    sums = n * max(weight, getattr(torch, job.optim.sum_dtype).itemsize)
-    again = accumulation > 1
+def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], accumulation: int) -> dict[str, float]:
+    """Bytes of gradients and of their copies in the last backward, in its reduction over the data axis, and in the update.
+
+    The whole gradient of this process's parameters exists until the end of backward, whatever the ZeRO stage: the gradient of
+    a looped weight is complete only there.
+    """
+    n, p = held.elements, sum(partition.values())
+    bucket = max(*held.sizes.values(), min(n, LARGEST_BUCKET))
+    weight, zero = DTYPES[job.train.precision].itemsize, job.mesh.zero
+    accumulator = n * max(weight, getattr(torch, job.optim.sum_dtype).itemsize)
+    several = accumulation > 1
     if zero == 3:
-        # Its bucket and its part of the gradient exist always. Parameters are gathered for their use where they are divided,
-        # all of them where loops use them again and again, and autograd sums their gradients in their own type.
+        # The bucket and this process's gradient partition always exist. Where parameters are partitioned they are gathered
+        # for use, all of them if loops reuse them, and autograd accumulates gradients in the parameters' dtype.
         always, gathered = weight * bucket + FP32 * p, weight * n if p < n else 0
-        sums = weight * n + gathered
-        waiting, reduction, update, flat = always, always + sums, always, 0
+        accumulator = weight * n + gathered
+        earlier, reduction, update, copy = always, always + accumulator, always, 0
     elif weight == FP32:
-        # The sums are the gradients. ZeRO 1 adds those of several backwards up before it reduces; ZeRO 2 their parts.
-        waiting = 0 if not again else FP32 * (n + bucket if zero == 1 else p)
-        reduction = (FP32 * p if again and zero > 1 else 0) + FP32 * (n + max(bucket, p))
-        update, flat = FP32 * p, FP32
+        # The accumulator is the gradient. Over several backwards ZeRO 1 accumulates whole gradients, ZeRO 2 partitions.
+        earlier = 0 if not several else FP32 * (n + bucket if zero == 1 else p)
+        reduction = (FP32 * p if several and zero > 1 else 0) + FP32 * (n + max(bucket, p))
+        update, copy = FP32 * p, FP32
     elif zero == 1:
-        # A whole gradient in fp32 exists always, and rounded ones stay until the step.
-        waiting, update, flat = FP32 * n + (weight * n if again else 0), (FP32 + weight) * n, 0
-        reduction = (FP32 + weight) * n + FP32 * min(n, WHOLE_BUCKET)
+        # A whole fp32 gradient always exists, and bf16 gradients of earlier backwards stay until the step.
+        earlier, update, copy = FP32 * n + (weight * n if several else 0), (FP32 + weight) * n, 0
+        reduction = (FP32 + weight) * n + FP32 * min(n, BF16_ZERO1_BUCKET)
     else:
-        waiting = FP32 * p if again else 0
-        reduction, update, flat = weight * n + (weight + FP32) * bucket + FP32 * p, FP32 * p, 0
-    # Recordings add to sums that stay where they are.
-    stays = sums if job.train.cuda_graphs else 0
+        earlier = FP32 * p if several else 0
+        reduction, update, copy = weight * n + (weight + FP32) * bucket + FP32 * p, FP32 * p, 0
+    # CUDA graphs add to accumulators at fixed addresses, which are never freed.
+    static = accumulator if job.train.cuda_graphs else 0
     return {
-        "backward": float(sums + waiting),
-        "reduction": float(reduction + stays),
-        "update": float(update + stays + _updating(job, share, part, flat)),
+        "backward": float(accumulator + earlier),
+        "reduction": float(reduction + static),
+        "update": float(update + static + _optimizer_work(job, held, partition, copy)),
     }
 
 
-def _updating(job: Job, share: StageParameters, part: Mapping[Kind, int], flat: int) -> float:
-    """What the optimizer itself needs, one group of parameters after the other: AdamW two numbers for every one, Muon one and
-    the largest matrix several times. `flat`: bytes of a copy of the gradient made for it."""
-    found = []
-    for which, n in part.items():
-        if which == "matrix" and job.optim.name == "muon":
-            found.append((flat + FP32) * n + 7 * FP32 * max(share.sizes.values()))
+def _optimizer_work(job: Job, held: StageParameters, partition: Mapping[Kind, int], copy: int) -> float:
+    """Temporaries of the optimizer, one parameter group after the other: two numbers per element for AdamW; one, and the
+    largest matrix seven times, for Muon. `copy`: bytes per element of a copy of the gradient."""
+    sizes = []
+    for group, n in partition.items():
+        if group == "matrix" and job.optim.name == "muon":
+            sizes.append((copy + FP32) * n + 7 * FP32 * max(held.sizes.values()))
         else:
-            found.append((flat + 2 * FP32) * n)
-    return max(found)
+            sizes.append((copy + 2 * FP32) * n)
+    return max(sizes)

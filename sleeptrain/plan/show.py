@@ -1,4 +1,4 @@
-"""A plan in words, and as JSON."""
+"""A plan as text for a terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -12,73 +12,75 @@ from sleeptrain.plan.traffic import Traffic
 
 KEPT = {
     "h": "features", "received h": "features received", "S": "fast weights", "conv": "convolution tails",
-    "kv": "attention cache", "body": "graphs", "gradients": "adjoints",
+    "kv": "attention cache", "body": "autograd graphs", "gradients": "activation grads",
 }  # fmt: skip
-"""What waits for backward, as `price` calls it and in words."""
+"""Components of saved activations, as `estimate` names them and as they are printed."""
 
 
 def text(plan: Plan) -> str:
-    """The plan for a terminal: sizes, what every stage holds, work and waiting, what is taken for granted."""
+    """The plan for a terminal: sizes, memory of every stage, work and idle time, traffic, assumptions."""
     parts = [_sizes(plan), _memory(plan), _work(plan), _traffic(plan), _notes(plan)]
     return "\n\n".join(lines for part in parts if (lines := "\n".join(part)))
 
 
 def _sizes(plan: Plan) -> Iterator[str]:
-    job, p, split = plan.job, plan.parameters, plan.split
+    job, p, batch = plan.job, plan.parameters, plan.layout.batch
     mesh, windows = job.mesh, plan.layout.windows
     parts = ", ".join(f"{name} {n:,}" for name, n in p.parts.items() if n and name != "total")
-    asleep = max(op.of for ops, _ in plan.schedule.program.by_window() for op in ops)
+    passes = max(op.of for ops, _ in plan.schedule.program.by_window() for op in ops)
     yield f"parameters   {p.total:,}: {parts}"
     if p.held > p.total:
-        among = mesh.pipe * mesh.tensor
-        yield f"             {p.held:,} on {among} processes: {p.copies:,} held more than once, {p.padding:,} of padding"
-    yield f"processes    {plan.world} = data {plan.data} x pipe {mesh.pipe} x tensor {mesh.tensor}, ZeRO {mesh.zero}"
+        yield (
+            f"             {p.held:,} on {mesh.pipe * mesh.tensor} processes: {p.copies:,} held more than once, "
+            f"{p.padding:,} of padding"
+        )
+    yield f"processes    {plan.layout.world} = data {batch.data} x pipe {mesh.pipe} x tensor {mesh.tensor}, ZeRO {mesh.zero}"
     yield (
-        f"a step       {job.train.batch} rows of {_several(len(windows), 'window')}, {plan.tokens:,} tokens, "
-        f"{_several(asleep, 'pass')}"
+        f"a step       {job.train.batch} rows of {_several(len(windows), 'window')}, {plan.layout.tokens_per_step:,} tokens, "
+        f"{_several(passes, 'pass')}"
     )
     yield (
-        f"             each process: {_several(split.accumulation, 'backward')} of {_several(split.group, 'micro-batch')} of "
-        f"{_several(split.micro, 'row')}"
+        f"             each process: {_several(batch.accumulation, 'backward')} of {_several(batch.group, 'micro-batch')} of "
+        f"{_several(batch.micro, 'row')}"
     )
 
 
 def _memory(plan: Plan) -> Iterator[str]:
-    """Bytes of one process, a column a stage."""
-    worst = [memory.worst for memory in plan.memory]
+    """Bytes of one process, one column per stage."""
+    peaks = [memory.peak for memory in plan.memory]
     rows: list[tuple[str, Sequence[float]]] = [
         ("parameters", [m.parameters for m in plan.memory]),
         ("optimizer", [m.optimizer for m in plan.memory]),
-        ("gradients", [moment.gradients for moment in worst]),
+        ("gradients", [phase.gradients for phase in peaks]),
     ]
     for name, word in KEPT.items():
-        rows.append((word, [moment.kept.get(name, 0.0) for moment in worst]))
-    rows.append(("work", [moment.work for moment in worst]))
+        rows.append((word, [phase.kept.get(name, 0.0) for phase in peaks]))
+    rows.append(("temporaries", [phase.work for phase in peaks]))
     rows = [(word, sizes) for word, sizes in rows if any(sizes)]
-    rows.append(("all", [m.total for m in plan.memory]))
+    rows.append(("total", [m.total for m in plan.memory]))
     heads = [f"stage {s}" for s in range(len(plan.memory))] if len(plan.memory) > 1 else ["bytes"]
     yield "memory of a process" + "".join(f"{head:>12}" for head in heads)
     held = [f"{share.elements:,}" for share in plan.parameters.stages]
     yield _row("  (elements held)", held)
     for word, sizes in rows:
         yield _row(f"  {word}", [size(n) for n in sizes])
-    yield _row("  needed most in", [moment.name for moment in worst])
+    yield _row("  peak during", [phase.name for phase in peaks])
     if any(m.host for m in plan.memory):
         yield _row("  on the host", [size(m.host) for m in plan.memory])
 
 
 def _work(plan: Plan) -> Iterator[str]:
-    again = plan.again / plan.flops
-    yield f"FLOPs of a step    {plan.flops:.4g}, and {again:.0%} of that for what is computed again"
+    recompute = plan.recompute_flops / plan.flops
+    yield f"FLOPs of a step    {plan.flops:.4g}, and recompute adds {recompute:.0%}"
     if plan.seconds is not None and plan.speed is not None:
         yield (
             f"seconds of a step  {plan.seconds:.4g} for forward and backward at {plan.speed:.4g} FLOPs a second and process, "
-            f"{plan.tokens / plan.seconds:,.0f} tokens a second"
+            f"{plan.layout.tokens_per_step / plan.seconds:,.0f} tokens a second"
         )
     if len(plan.estimate.stages) == 1:
         return
     for line, stage in zip(str(plan.balance).splitlines(), plan.estimate.stages, strict=False):
-        seconds = "" if plan.seconds is None else f" ({stage.idle * plan.split.accumulation:.3g} s)"
+        seconds = "" if plan.seconds is None else f" ({stage.idle * plan.layout.batch.accumulation:.3g} s)"
         yield f"{line}  idle {stage.bubble:.1%}{seconds}"
     yield str(plan.balance).splitlines()[-1]
     yield f"idle               {plan.estimate.bubble:.1%} of all stages' time"
@@ -94,25 +96,25 @@ def _traffic(plan: Plan) -> Iterator[str]:
 
 
 def _notes(plan: Plan) -> Iterator[str]:
-    """What is taken for granted, and what is left out."""
-    if plan.layout.assumed:
-        yield f"Assumed: {plan.layout.assumed}."
-    if plan.job.mesh.data == 0 and plan.data == 1:
-        yield "Assumed: one process on the data axis; mesh.data = 0 takes all there are; mesh.data=N says how many."
-    left = ["what the driver, NCCL and the allocator's fragments take", "reading data, evaluation, saving"]
+    """Assumptions, and what the plan leaves out."""
+    if plan.data_layout.assumed:
+        yield f"Assumed: {plan.data_layout.assumed}."
+    if plan.job.mesh.data == 0 and plan.layout.batch.data == 1:
+        yield "Assumed: one process on the data axis, since mesh.data = 0 takes all that are started; mesh.data=N plans for N."
+    omitted = ["memory of the driver, of NCCL and of fragmentation", "reading data, evaluation, saving"]
     if plan.seconds is not None:
-        left += ["time of messages and of the optimizer"]
+        omitted += ["time of messages and of the optimizer"]
     if plan.job.mesh.zero == 3:
-        left += ["when ZeRO 3 gathers parameters: all are counted as gathered"]
+        omitted += ["when ZeRO 3 gathers which parameters: all count as gathered"]
     if plan.job.train.cuda_graphs:
-        left += [
-            "what train.cuda_graphs keeps besides sums of gradients: inputs and outputs of recordings, work of the largest"
+        omitted += [
+            "memory of CUDA graphs beside gradient accumulators: their inputs and outputs, temporaries of the largest"
         ]
     if plan.job.deepspeed:
-        left += ["what the keys of deepspeed: change"]
+        omitted += ["effects of the keys of deepspeed:"]
     if plan.job.mesh.sequence:
-        left += ["what mesh.sequence gathers in front of a layer beyond one copy"]
-    yield f"Not counted: {'; '.join(left)}."
+        omitted += ["copies beyond one that mesh.sequence gathers in front of a layer"]
+    yield f"Not counted: {'; '.join(omitted)}."
 
 
 def _row(word: str, cells: Iterable[str]) -> str:
@@ -125,7 +127,7 @@ def _several(n: int, word: str) -> str:
 
 
 def size(n: float) -> str:
-    """Bytes in words: `3.74 GiB`."""
+    """Bytes with a unit: `3.74 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(n) < 1024 or unit == "TiB":
             break
@@ -140,33 +142,34 @@ def to_json(plan: Plan) -> dict[str, Any]:
         for s, (memory, traffic) in enumerate(zip(plan.memory, plan.traffic, strict=True))
     ]
     return {
-        "processes": {"all": plan.world, "data": plan.data, "pipe": plan.job.mesh.pipe, "tensor": plan.job.mesh.tensor},
+        "processes": {"all": plan.layout.world, "data": plan.layout.batch.data, "pipe": plan.job.mesh.pipe, "tensor": plan.job.mesh.tensor},
         "zero": plan.job.mesh.zero,
-        "assumed": plan.layout.assumed,
+        "assumed": plan.data_layout.assumed,
         "windows": [asdict(window) for window in plan.layout.windows],
-        "rows": {"batch": plan.job.train.batch} | asdict(plan.split),
-        "tokens": plan.tokens,
+        "rows": {"batch": plan.job.train.batch} | {name: n for name, n in asdict(plan.layout.batch).items() if name != "data"},
+        "tokens": plan.layout.tokens_per_step,
         "parameters": {
             "by_part": dict(plan.parameters.parts), "total": plan.parameters.total, "held": plan.parameters.held,
             "copies": plan.parameters.copies, "padding": plan.parameters.padding,
         },
-        "flops": plan.flops, "flops_again": plan.again, "seconds": plan.seconds, "speed": plan.speed,
+        "flops": plan.flops, "recompute_flops": plan.recompute_flops, "seconds": plan.seconds, "speed": plan.speed,
         "idle": plan.estimate.bubble, "uneven": plan.balance.waste,
         "stages": stages,
     }  # fmt: skip
 
 
 def _stage(plan: Plan, s: int, memory: ProcessMemory, traffic: Traffic) -> dict[str, Any]:
-    share, price = plan.parameters.stages[s], plan.estimate.stages[s]
+    held, stage = plan.parameters.stages[s], plan.estimate.stages[s]
     return {
-        "blocks": list(share.blocks), "elements": share.elements, "optimizer_elements": share.partition(plan.data),
-        "flops": {"forward": price.forward, "again": price.again, "backward": price.backward}, "idle": price.bubble,
+        "blocks": list(held.blocks), "elements": held.elements,
+        "optimizer_elements": held.partition(plan.layout.batch.data),
+        "flops": {"forward": stage.forward, "recompute": stage.again, "backward": stage.backward}, "idle": stage.bubble,
         "memory": {
             "all": memory.total, "parameters": memory.parameters, "optimizer": memory.optimizer, "host": memory.host,
-            "most_in": memory.worst.name, "kept_for_backward": dict(memory.turn),
-            "moments": {
-                moment.name: {"gradients": moment.gradients, "kept": dict(moment.kept), "work": moment.work}
-                for moment in memory.moments
+            "peak_during": memory.peak.name, "saved_activations": dict(memory.saved),
+            "phases": {
+                phase.name: {"gradients": phase.gradients, "kept": dict(phase.kept), "work": phase.work}
+                for phase in memory.phases
             },
         },
         "sent": traffic,

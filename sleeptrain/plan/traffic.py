@@ -1,56 +1,60 @@
-"""Bytes that one process sends in a step, by axis of the mesh. Sums over several processes are priced as rings send them."""
+"""Bytes that one process sends in a step, by axis of the mesh. Reductions are counted as ring collectives send them."""
 
 from __future__ import annotations
 
-from sleeptrain.plan.costs import TYPES
+from sleeptrain.plan.costs import DTYPES
 from sleeptrain.plan.ownership import StageParameters
 from sleeptrain.program import Pass
-from sleeptrain.schedule import Costs, Estimate, Schedule
-from sleeptrain.train.job import Job
+from sleeptrain.schedule import Costs, Estimate
+from sleeptrain.train.layout import Layout
 
 Traffic = dict[str, float | None]
-"""By axis: `data`, `pipe`, `tensor`, and `host` for what is put away there and fetched again. None: not worked out."""
+"""Bytes by axis: `data`, `pipe`, `tensor`, and `host` for activation offload and its return. None: not estimated."""
 
 
-def traffic_of(
-    job: Job, stage: int, share: StageParameters, data: int, accumulation: int, schedule: Schedule, costs: Costs, price: Estimate
-) -> Traffic:  # fmt: skip
-    """What one process of a stage sends in a step of `accumulation` backwards."""
-    pipe = sum(size for edge, size in price.traffic.items() if edge.src == stage)
+def traffic_of(layout: Layout, stage: int, held: StageParameters, costs: Costs, estimated: Estimate) -> Traffic:
+    """Bytes that one process of a stage sends in a step."""
+    accumulation = layout.batch.accumulation
+    pipe = sum(size for edge, size in estimated.traffic.items() if edge.src == stage)
     return {
-        "data": _over_data(job, share, data, accumulation),
+        "data": _data_axis(layout, held),
         "pipe": pipe * accumulation,
-        "tensor": _over_tensor(job, stage, schedule, costs) * accumulation,
-        "host": 2 * price.stages[stage].host * accumulation,
+        "tensor": _tensor_axis(layout, stage, costs) * accumulation,
+        "host": 2 * estimated.stages[stage].host * accumulation,
     }
 
 
-def _over_data(job: Job, share: StageParameters, data: int, accumulation: int) -> float | None:
-    """Gradients are summed in fp32, once a step or, at ZeRO 2, once a backward; new parameters are collected. At ZeRO 3 it
-    depends on what DeepSpeed keeps gathered between uses."""
-    if job.mesh.zero == 3:
+def _data_axis(layout: Layout, held: StageParameters) -> float | None:
+    """Gradients are reduced in fp32, once a step or, under ZeRO 2, once a backward; then new parameters are gathered.
+
+    Under ZeRO 3 the traffic depends on which parameters DeepSpeed keeps gathered between uses.
+    """
+    data, zero = layout.batch.data, layout.job.mesh.zero
+    if zero == 3:
         return None if data > 1 else 0.0
-    ring, weight = (data - 1) / data, TYPES[job.train.precision].itemsize
-    sums = 2 * 4 * share.elements * (accumulation if job.mesh.zero == 2 else 1)
-    return ring * (sums + weight * share.elements)
+    ring, weight_bytes = (data - 1) / data, DTYPES[layout.job.train.precision].itemsize
+    reduced = 2 * 4 * held.elements * (layout.batch.accumulation if zero == 2 else 1)
+    return ring * (reduced + weight_bytes * held.elements)
 
 
-def _over_tensor(job: Job, stage: int, schedule: Schedule, costs: Costs) -> float:
-    """Features are summed behind the mixer and the MLP of every block, their gradients before them; and once at the entry of
-    tokens and in the backward of the head. Sharing the tokens in between (mesh.sequence) sends as much."""
-    size, at = job.mesh.tensor, schedule.stages[stage]
+def _tensor_axis(layout: Layout, stage: int, costs: Costs) -> float:
+    """Features are reduced behind the mixer and the MLP of every block, their gradients before them; and once at the embedding
+    and in the backward of the head. Sequence parallelism sends as much."""
+    size, schedule = layout.job.mesh.tensor, layout.schedule
+    at = schedule.stages[stage]
     if size == 1:
         return 0.0
-    sums = 0
+    reduced = 0
     for n, action in enumerate((*at.forward, *at.backward)):
         if action.edge is not None:
             continue
-        op, item = schedule.program.ops[action.op], at.ops[action.op]
+        op, stage_op = schedule.program.ops[action.op], at.ops[action.op]
         assert isinstance(op, Pass)
         tokens = (op.stop - op.start) * costs.sizes.rows
         if action.kind == "LOSS":
-            sums += tokens if n >= len(at.forward) else 0
+            reduced += tokens if n >= len(at.forward) else 0
         else:
-            sums += tokens * (2 * len(range(*item.blocks)) + (item.h is None and action.kind != "BWD"))
-    whole = job.model.width * TYPES[job.train.precision].itemsize
-    return 2 * (size - 1) / size * sums * whole
+            embeds = stage_op.h is None and action.kind != "BWD"
+            reduced += tokens * (2 * len(range(*stage_op.blocks)) + embeds)
+    token_bytes = layout.job.model.width * DTYPES[layout.job.train.precision].itemsize
+    return 2 * (size - 1) / size * reduced * token_bytes

@@ -7,7 +7,7 @@ Sections say themselves what is wrong with a single value; what the data or the 
 from __future__ import annotations
 
 from sleeptrain.config import Rule
-from sleeptrain.parallel.config import batch_layout, pipeline_obstacle, tensor_obstacle
+from sleeptrain.parallel.config import LayoutError, batch_layout, pipeline_obstacle, tensor_obstacle
 from sleeptrain.program import loop_range
 from sleeptrain.train.job import Job
 
@@ -34,8 +34,8 @@ def _ungrouped(job: Job) -> str | None:
         return None
     try:
         batch_layout(rows.batch, rows.micro, mesh, mesh.data)
-    except ValueError as error:
-        return str(error).partition(": ")[2]
+    except LayoutError as error:
+        return error.reason
     return None
 
 
@@ -91,7 +91,7 @@ RULES: tuple[Rule[Job], ...] = (
     Rule(
         "pipe-layers", ("mesh.pipe", "model.layers"),
         lambda job: pipeline_obstacle(job.model, job.mesh) is not None,
-        lambda job: str(pipeline_obstacle(job.model, job.mesh)),
+        lambda job: getattr(pipeline_obstacle(job.model, job.mesh), "reason", ""),
         "choose another number of stages",
         ("mesh.pipe=5",),
     ),

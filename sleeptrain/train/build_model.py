@@ -126,9 +126,7 @@ def autograd_forward(job: Job) -> Forward:
 
     def forward(model: LanguageModel, group: Sequence[MicroBatch], program: Program) -> list[ProgramOutput]:
         return [
-            run(
-                model, rows.tokens, rows.targets, rows.state, program, job.sleep, valid=rows.valid, recompute=wrappers
-            )
+            run(model, rows.tokens, rows.targets, rows.state, program, job.sleep, valid=rows.valid, recompute=wrappers)
             for rows in group
         ]
 

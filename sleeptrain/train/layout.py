@@ -84,9 +84,7 @@ def resolve_layout(job: Job, windows: Sequence[Window], world: int) -> Layout:
     batch = resolve_batch(job, world)
     if error := pipeline_obstacle(job.model, job.mesh):
         raise error
-    stages = stage_blocks(
-        job.sleep, len(job.model.pattern), stage_cuts(job.model, job.sleep, job.mesh.pipe)
-    )
+    stages = stage_blocks(job.sleep, len(job.model.pattern), stage_cuts(job.model, job.sleep, job.mesh.pipe))
     return Layout(job, tuple(windows), world, batch, stages)
 
 

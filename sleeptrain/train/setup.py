@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from sleeptrain.train.kernels import use_kernels
 from sleeptrain.train.layout import Layout
 from sleeptrain.train.step import StepContext
 
-MAY_DIFFER = ("data.cache", "data.workers")
-"""Configuration values that may differ from machine to machine."""
+MACHINE_SPECIFIC = ("data.cache", "data.workers")
+"""Fields that may differ between ranks, since they describe a machine."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,13 @@ class Setup:
         return self.reader.manifest
 
 
-def assert_same_config(process: Process, rows: list[tuple[str, Any, str]]) -> None:
-    """Raise UserError where ranks were started with different configurations. A collective.
+def assert_same_config(process: Process, values: Mapping[str, Any]) -> None:
+    """Raise UserError where ranks were started with different configurations, machine-specific fields aside. A collective.
 
-    `rows` are (dotted path, value, source), as `Resolved.rows` gives them; MAY_DIFFER are left out.
+    `values` are the recipe's plain values by dotted path.
     """
-    assert_same_on_all_ranks(process, {path: value for path, value, _ in rows if path not in MAY_DIFFER})
+    compared = {path: value for path, value in values.items() if path not in MACHINE_SPECIFIC}
+    assert_same_on_all_ranks(process, compared)
 
 
 def check_device(job: Job, device: torch.device) -> None:
@@ -81,7 +83,12 @@ def check_device(job: Job, device: torch.device) -> None:
 def open_reader(job: Job, batch: BatchLayout, data_rank: int) -> Reader:
     """The reader of one data-parallel rank. Raises UserError where the data cannot be read or is less than one step."""
     return Reader(
-        job.data, micro=batch.micro, accumulation=batch.micro_batches, rank=data_rank, world=batch.data, seed=job.train.seed
+        job.data,
+        micro=batch.micro,
+        accumulation=batch.micro_batches,
+        rank=data_rank,
+        world=batch.data,
+        seed=job.train.seed,
     )
 
 

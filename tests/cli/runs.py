@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.recipe.recipe import complete, load_recipe, open_run
+from sleeptrain.recipe import complete, load_recipe, open_run
 from tests.cli.lines import TINY
 
 

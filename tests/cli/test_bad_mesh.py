@@ -138,8 +138,8 @@ def ours(line: Line) -> list[str]:
 
 HALVES = recipe("mesh.tensor=2", "mesh.sequence=true", "model.attention.kv_heads=2", "model.deltanet.key_heads=2")
 HERE_AND_THERE: dict[str, tuple[list[str], list[str], str]] = {
-    "stages": (recipe("mesh.pipe=2"), recipe(), "ranks were started differently: mesh.pipe is 2 on rank 0 and 1 on rank 1; start all with the same recipe, overrides and data"),
-    "passes and seed": (recipe("sleep.passes=2", "train.seed=1"), recipe("sleep.passes=3"), "sleep.passes is 2 on rank 0 and 3 on rank 1; train.seed is 1 on rank 0 and 0 on rank 1; start all"),
+    "stages": (recipe("mesh.pipe=2"), recipe(), "ranks have different values: mesh.pipe is 2 on rank 0 and 1 on rank 1; start every rank with the same recipe, overrides and data"),
+    "passes and seed": (recipe("sleep.passes=2", "train.seed=1"), recipe("sleep.passes=3"), "sleep.passes is 2 on rank 0 and 3 on rank 1; train.seed is 1 on rank 0 and 0 on rank 1; start every rank"),
     "not given": (recipe("deepspeed.dump_state=false"), recipe(), "deepspeed.dump_state is False on rank 0 and not given on rank 1"),
     "a recipe that one does not have": (recipe(), ["train", "lost.yaml"], 'error: rank 1: recipe "lost.yaml": no such file'),
     "no fused kernels": (recipe("train.kernels=require_fused"), recipe("train.kernels=require_fused"), "error: train.kernels = require_fused, but "),
@@ -167,7 +167,7 @@ def test_machines_with_other_data_by_the_same_name(folder: Path) -> None:
     words = recipe("run_dir=torn")
     ((one,), (other,)) = run(told, 2, [str(folder), str(folder / "elsewhere")], [[words, words]], timeout=300)
     assert (one.status, other.status) == (2, 2) and not ours(other)
-    assert "ranks were started differently: the data's hash is " in ours(one)[0] and len(ours(one)) == 1
+    assert "ranks have different values: the data's hash is " in ours(one)[0] and len(ours(one)) == 1
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_does_not_fit_is_told_and_nothing_is_written(sleeptrain: Any, folder: Path, name: str) -> None:
-    from sleeptrain.recipe.recipe import load_recipe
+    from sleeptrain.recipe import load_recipe
 
     (folder / "afile").write_text("")
     (folder / "other").mkdir()

@@ -219,7 +219,7 @@ def test_many_passes_are_only_slow(ran: dict[str, Line], folder: Path) -> None:
 
 def test_a_folder_in_which_no_step_was_made_takes_other_values(tmp_path: Path) -> None:
     """A run that failed on its data, say, which are then named rightly."""
-    from sleeptrain.recipe.recipe import check_run, load_recipe
+    from sleeptrain.recipe import check_run, load_recipe
 
     (tmp_path / "config.yaml").write_text(load_recipe("rule110-tiny", ["train.batch=32"]).to_yaml())
     check_run(load_recipe("rule110-tiny"), tmp_path)

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from sleeptrain.plan import make_plan, planned_world, resolve_data
-from sleeptrain.recipe.recipe import load_recipe
+from sleeptrain.recipe import load_recipe
+from sleeptrain.train.layout import resolve_layout
 
 SMALL = [
     "model.width=32", "model.layers=GAGA", "model.attention.heads=4", "model.attention.kv_heads=2", "model.attention.head_dim=8",
@@ -23,4 +24,5 @@ def resolved_of(*overrides, windows=3, padded=False):
 def plan_of(*overrides, windows=3, padded=False, world=None):
     """A plan, by the way that `sleeptrain plan` takes."""
     resolved, layout = resolved_of(*overrides, windows=windows, padded=padded)
-    return make_plan(resolved, layout, planned_world(resolved.value, world))
+    run_layout = resolve_layout(resolved.value, layout.windows, planned_world(resolved.value, world))
+    return make_plan(run_layout, layout)

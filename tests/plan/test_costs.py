@@ -4,7 +4,6 @@ import pytest
 
 from sleeptrain.model.counts import step_flops
 from sleeptrain.plan.costs import costs_of
-from sleeptrain.plan.plan import program_of
 from sleeptrain.schedule import estimate
 from tests.plan.drawn_up import plan_of, resolved_of
 
@@ -22,10 +21,10 @@ def test_flops_are_those_that_the_trainer_counts(name):
     """Forward once and backward twice, of every stage, over all rows; what is computed again does not count."""
     for mesh in (["train.recompute=window"], ["mesh.pipe=2"], ["mesh.tensor=2", "model.vocab=384"]):
         plan = plan_of(*PROGRAMS[name], *mesh)
-        groups = plan.split.accumulation * plan.data * plan.job.mesh.tensor
+        groups = plan.layout.batch.accumulation * plan.layout.batch.data * plan.job.mesh.tensor
         counted = groups * sum(stage.forward + stage.backward for stage in plan.estimate.stages)
         assert counted == pytest.approx(plan.flops, rel=1e-12), (name, mesh)
-        one = step_flops(plan.job.model, program_of(plan.job, plan.layout.windows), plan.job.sleep)
+        one = step_flops(plan.job.model, plan.layout.program(), plan.job.sleep)
         assert plan.flops == one * plan.job.train.batch
 
 
@@ -49,7 +48,7 @@ def test_bf16_halves_all_but_fast_weights_and_tensor_processes_share_all_but_fea
 
 def test_sharing_tokens_between_layers_keeps_less():
     plans = [plan_of("mesh.tensor=2", "train.recompute=none", f"mesh.sequence={on}") for on in ("false", "true")]
-    whole, spread = (plan.memory[0].turn for plan in plans)
+    whole, spread = (plan.memory[0].saved for plan in plans)
     assert spread["h"] == whole["h"] / 2 and spread["S"] == whole["S"] and 0.5 < spread["body"] / whole["body"] < 0.9
 
 
@@ -66,6 +65,6 @@ def test_a_tied_matrix_travels_once_in_the_type_of_the_sums():
 
 def test_speed_makes_seconds_of_flops():
     plain, quick = plan_of("mesh.pipe=2"), plan_of("mesh.pipe=2")
-    costs = costs_of(quick.job, quick.split.micro, speed=1e6)
+    costs = costs_of(quick.job, quick.layout.batch.micro, speed=1e6)
     assert estimate(plain.schedule, costs).seconds == pytest.approx(plain.estimate.seconds / 1e6)
     assert plain.seconds is None

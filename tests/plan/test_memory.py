@@ -56,17 +56,19 @@ def model_of(plan):
 
 def group_of(plan, model, seed=0):
     """The micro-batches of one backward."""
-    generator, windows, found = torch.Generator().manual_seed(seed), plan.layout.windows, []
-    for _ in range(plan.split.group):
-        tokens = torch.randint(0, 4, (plan.split.micro, windows[-1].stop), generator=generator)
+    generator, windows, found = torch.Generator().manual_seed(seed), plan.data_layout.windows, []
+    for _ in range(plan.layout.batch.group):
+        tokens = torch.randint(0, 4, (plan.layout.batch.micro, windows[-1].stop), generator=generator)
         targets = torch.full_like(tokens, IGNORED)
         for w in windows:
             if w.targets:
                 targets[:, w.start : w.stop] = tokens[:, w.start : w.stop]
         valid = (
-            torch.arange(windows[-1].stop).expand(tokens.shape) < windows[-1].stop - 3 if plan.layout.padded else None
+            torch.arange(windows[-1].stop).expand(tokens.shape) < windows[-1].stop - 3
+            if plan.data_layout.padded
+            else None
         )
-        found.append(MicroBatch(tokens, targets, model.zero_state(plan.job.sleep, plan.split.micro), valid))
+        found.append(MicroBatch(tokens, targets, model.zero_state(plan.job.sleep, plan.layout.batch.micro), valid))
     return found
 
 
@@ -97,7 +99,7 @@ def test_what_one_stage_keeps_is_what_was_planned_under_every_policy(case):
     for policy in POLICIES[:3] if case == "offload" else POLICIES:
         plan = plan_of(*CASES[case], f"train.recompute={policy}", padded=case == "padded")
         kept = taped(plan)
-        close(kept, plan.memory[0].turn, (case, policy))
+        close(kept, plan.memory[0].saved, (case, policy))
         totals[policy] = sum(kept.values()) + plan.memory[0].host
     assert list(totals.values()) == sorted(set(totals.values()))
 
@@ -107,7 +109,7 @@ def state_bytes(model, plan):
     found = {"fast": 0, "conv": 0, "kv": 0}
     for leaf in model.zero_state(plan.job.sleep, 1).spec:
         found[leaf.kind] += leaf.dtype.itemsize * torch.Size(leaf.shape).numel()
-    return {kind: size * plan.split.micro * plan.split.group for kind, size in found.items()}
+    return {kind: size * plan.layout.batch.micro * plan.layout.batch.group for kind, size in found.items()}
 
 
 def test_under_window_one_more_window_costs_its_state():
@@ -116,7 +118,7 @@ def test_under_window_one_more_window_costs_its_state():
     model = model_of(plans[0])
     state, kept = state_bytes(model, plans[0]), [taped(plan) for plan in plans]
     assert all(state.values())
-    for held_by_run in (kept, [plan.memory[0].turn for plan in plans]):
+    for held_by_run in (kept, [plan.memory[0].saved for plan in plans]):
         for few, many in pairwise(held_by_run):
             assert growth(few, many) == {"S": state["fast"], "conv": state["conv"], "kv": state["kv"]}
 
@@ -128,12 +130,12 @@ def growth(few, many):
 
 def test_what_is_kept_does_not_grow_with_the_number_of_backwards():
     once, often = (plan_of("train.recompute=pass", f"train.batch={rows}") for rows in (4, 12))
-    assert (once.split.accumulation, often.split.accumulation) == (1, 3)
-    assert once.memory[0].turn == often.memory[0].turn and once.estimate.stages == often.estimate.stages
+    assert (once.layout.batch.accumulation, often.layout.batch.accumulation) == (1, 3)
+    assert once.memory[0].saved == often.memory[0].saved and once.estimate.stages == often.estimate.stages
     model = model_of(often)
     first, second, third = (taped(often, model, seed) for seed in range(3))
     assert first == second == third
-    close(first, often.memory[0].turn, "accumulated")
+    close(first, often.memory[0].saved, "accumulated")
 
 
 STAGED = ["mesh.pipe=2", "train.batch=6", "mesh.group=3", "model.tie=false"]
@@ -160,9 +162,9 @@ def held(plan, edges):
     stage.observer = weigh
     torch.stack([result.nll.sum() for result in run_with_autograd(stage)]).sum().backward()
     memory = plan.memory[edges.stage]
-    backward = memory.moments[0]
+    backward = memory.phases[0]
     assert backward.name == "backward"
-    return found, {"turn": dict(memory.turn), "peak": sum(backward.kept.values())}
+    return found, {"turn": dict(memory.saved), "peak": sum(backward.kept.values())}
 
 
 def in_stages_held(plans):
@@ -204,7 +206,7 @@ def sharded(plans):
     for key, plan in plans.items():
         axes = init_mesh(plan.job.mesh, process.rank, process.world)
         model, _ = new_model(plan.job, axes, 64, process.device)
-        found[key] = taped(plan, model.to(TYPES[plan.job.train.precision])), dict(plan.memory[0].turn)
+        found[key] = taped(plan, model.to(TYPES[plan.job.train.precision])), dict(plan.memory[0].saved)
     return found
 
 
@@ -305,15 +307,15 @@ def test_the_head_needs_what_was_planned(vocab, dtype):
 def stepped(overrides):
     """Bytes that exist between steps and the most that a step adds, together; and what was planned."""
     process, plan = init_distributed(), plan_of(*LARGE, "train.recompute=window", *overrides)
-    job, split = plan.job, plan.split
+    job, split = plan.job, plan.layout.batch
     axes = init_mesh(job.mesh, process.rank, process.world)
-    tokens = torch.randint(0, 1024, (split.micro, plan.layout.manifest.length))
+    tokens = torch.randint(0, 1024, (split.micro, plan.data_layout.manifest.length))
     batch = Batch(tokens, tokens.clone(), torch.full_like(tokens, -1), torch.arange(len(tokens)), {})
     batches = [batch] * (split.group * split.accumulation)
 
     def step(engine, forward):
         train_step(
-            engine, batches, plan.schedule.program, job.sleep, plan.layout.windows, 1025, forward, split.group, axes, 1.0
+            engine, batches, plan.schedule.program, job.sleep, plan.data_layout.windows, 1025, forward, split.group, axes, 1.0
         )  # fmt: skip
 
     before = existing()

@@ -24,7 +24,7 @@ SEVEN = ["data.sources=[{path: nowhere/text}]", "model.vocab=50257"]
 def seven(*overrides):
     """The shipped recipe, complete."""
     from sleeptrain.plan import resolve_data
-    from sleeptrain.recipe.recipe import load_recipe
+    from sleeptrain.recipe import load_recipe
 
     return resolve_data(load_recipe("hybrid-7b", [*SEVEN, *MESH, *overrides]))[0].value
 

@@ -19,7 +19,7 @@ def test_the_mesh_names_the_processes_unless_they_are_given():
         and plan_of("mesh.data=2", "mesh.tensor=2", "train.batch=8").world == 4
     )
     taken = plan_of("mesh.pipe=2", "train.batch=16", world=8)
-    assert (taken.world, taken.data, taken.split.accumulation) == (8, 4, 1)
+    assert (taken.layout.world, taken.layout.batch.data, taken.layout.batch.accumulation) == (8, 4, 1)
     assert planned_world(taken.job, None) == 2  # mesh.data = 0: one process, for want of a number
     with pytest.raises(UserError, match=r"mesh\.data = 2 \(command line\): 3 processes were started; start 2"):
         plan_of("mesh.data=2", "train.batch=8", world=3)
@@ -46,7 +46,7 @@ def test_traffic_over_the_data_axis_by_hand():
 def test_traffic_between_stages_by_hand():
     plan = plan_of("mesh.pipe=2", "train.batch=8", "train.recompute=none", "model.tie=false")
     h = 2 * LENGTH * WIDTH * 4  # two rows of a window
-    backwards, micro = plan.split.accumulation, plan.split.group
+    backwards, micro = plan.layout.batch.accumulation, plan.layout.batch.group
     assert (backwards, micro) == (2, 2)
     wraps = 4  # passes that read what another one made
     assert [t["pipe"] for t in plan.traffic] == [backwards * micro * h * (PASSES + wraps)] * 2
@@ -63,7 +63,7 @@ def test_traffic_over_the_tensor_axis_by_hand():
 
 def test_what_goes_to_the_host_comes_back():
     plan = plan_of("train.offload=true", "train.recompute=pass", "train.batch=8")
-    assert plan.traffic[0]["host"] == 2 * plan.memory[0].host * plan.split.accumulation > 0
+    assert plan.traffic[0]["host"] == 2 * plan.memory[0].host * plan.layout.batch.accumulation > 0
     assert plan.memory[0].total < plan_of("train.recompute=pass", "train.batch=8").memory[0].total
 
 
@@ -74,7 +74,7 @@ def test_stages_are_weighed_by_what_they_compute():
     assert first == stages[0].forward + stages[0].again + stages[0].backward
     assert last > first > 0.8 * last  # the head
     assert plan.balance.cuts == (2,)
-    assert stage_balance(plan.job, plan.layout.windows, plan.split) == plan.balance
+    assert stage_balance(plan.job, plan.data_layout.windows, plan.layout.batch) == plan.balance
     waste = 1 - (first + last) / (2 * last)
     assert plan.balance.waste == pytest.approx(waste) and plan.estimate.bubble > waste
 
@@ -91,7 +91,7 @@ def test_sums_that_recordings_add_to_stay_and_the_rest_of_them_is_said_to_be_lef
     for more in (["train.precision=bf16"], ["train.precision=fp32", "mesh.zero=2"]):
         plain, graphs = (plan_of("train.recompute=pass", *more, *graphs) for graphs in ([], ["train.cuda_graphs=true"]))
         sums = 4 * plain.parameters.total
-        before, after = ({m.name: m.gradients for m in plan.memory[0].moments} for plan in (plain, graphs))
+        before, after = ({m.name: m.gradients for m in plan.memory[0].phases} for plan in (plain, graphs))
         assert after == before | {name: before[name] + sums for name in ("reduction", "update")}
         assert "inputs and outputs of recordings" in text(graphs) and "recordings" not in text(plain)
 
@@ -100,7 +100,7 @@ def test_zero_3_says_what_it_does_not_know():
     plan = plan_of("mesh.data=2", "mesh.zero=3", "train.batch=8", "mesh.group=0")
     n = plan.parameters.total
     assert plan.memory[0].parameters == pytest.approx(4 * n / 2, rel=1e-3)
-    backward = plan.memory[0].moments[0]
+    backward = plan.memory[0].phases[0]
     # All parameters are whole while they are used, and so are their gradients until backward is over.
     assert backward.name == "backward" and backward.gradients >= 2 * 4 * n
     assert "not known" in text(plan) and "when ZeRO 3 gathers" in text(plan)

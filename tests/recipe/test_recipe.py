@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from sleeptrain.config import UserError
-from sleeptrain.recipe.recipe import check_processes, load_recipe, run_folder
+from sleeptrain.recipe import check_batch, load_recipe
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 64])
 def test_a_batch_that_divides_is_fine(world: int) -> None:
-    check_processes(load_recipe("rule110-tiny"), world)
-    check_processes(load_recipe("rule110-tiny", [f"mesh.data={world}"]), world)
+    check_batch(load_recipe("rule110-tiny"), world)
+    check_batch(load_recipe("rule110-tiny", [f"mesh.data={world}"]), world)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_a_batch_that_divides_is_fine(world: int) -> None:
         (
             ["train.micro=32"],
             4,
-            ["train.micro = 32 (command line): does not divide the 16 rows of each of 4 processes (train.batch = 64 (rule110-tiny.yaml:16)); choose a divisor of 16"],
+            ["train.micro = 32 (command line) with train.batch = 64 (rule110-tiny.yaml:16): the micro-batch does not divide the 16 rows of each of 4 processes; choose a divisor of 16"],
         ),
         (
             ["mesh.data=2", "train.batch=8"],
@@ -34,31 +34,27 @@ def test_a_batch_that_divides_is_fine(world: int) -> None:
             ["mesh.data = 2 (command line): 3 processes were started; start 2, for instance with torchrun --nproc_per_node 2 -m sleeptrain train ..., or set mesh.data=0 to take all there are"],
         ),
         (["mesh.tensor=2"], 3, ["mesh.data = 0 (default) with mesh.tensor = 2 (command line): 3 processes were started; start 2 or 4, for instance with torchrun --nproc_per_node 2 -m sleeptrain train ..."]),
-        (["mesh.tensor=2", "mesh.pipe=2"], 1, ["mesh.data = 0 (default) with mesh.pipe = 2 (command line) with mesh.tensor = 2 (command line): 1 processes were started; start 4, for instance with torchrun --nproc_per_node 4 -m sleeptrain train ..."]),
+        (["mesh.tensor=2", "mesh.pipe=2"], 1, ["mesh.data = 0 (default) with mesh.pipe = 2 (command line) with mesh.tensor = 2 (command line): 1 process was started; start 4, for instance with torchrun --nproc_per_node 4 -m sleeptrain train ..."]),
         (["mesh.data=2", "mesh.pipe=2"], 3, ["mesh.data = 2 (command line) with mesh.pipe = 2 (command line): 3 processes were started; start 4, for instance with torchrun --nproc_per_node 4 -m sleeptrain train ..."]),
         (
             ["mesh.pipe=2", "train.batch=20", "train.micro=2"],
             4,
             ["train.batch = 20 (command line) with train.micro = 2 (command line) with mesh.group = 0 (default) with mesh.pipe = 2 (command line): "
-             "the 5 micro-batches of each of 2 processes (train.batch = 20) do not make groups of 2 or 3 or 4 (mesh.group, mesh.pipe = 2); the nearest batch that does is 24"],
+             "the 5 micro-batches of each of 2 processes do not make groups of 2 or 3 or 4 micro-batches; the nearest batch that does is 24"],
         ),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_processes(changes: list[str], world: int, errors: list[str]) -> None:
     line = (ROOT / "configs" / "rule110-tiny.yaml").read_text().splitlines().index("  batch: 64") + 1
     with pytest.raises(UserError) as caught:
-        check_processes(load_recipe("rule110-tiny", changes), world)
+        check_batch(load_recipe("rule110-tiny", changes), world)
     assert caught.value.errors == [error.replace("tiny.yaml:16", f"tiny.yaml:{line}") for error in errors]
 
 
 def test_a_run_is_called_like_its_recipe() -> None:
     recipe = load_recipe("rule110-tiny").value
-    assert (
-        run_folder(recipe, "rule110-tiny")
-        == run_folder(recipe, "somewhere/rule110-tiny.yaml")
-        == Path("runs/rule110-tiny")
-    )
-    assert run_folder(load_recipe("rule110-tiny", ["run_dir=there"]).value, "rule110-tiny") == Path("there")
+    assert recipe.folder("rule110-tiny") == recipe.folder("somewhere/rule110-tiny.yaml") == Path("runs/rule110-tiny")
+    assert load_recipe("rule110-tiny", ["run_dir=there"]).value.folder("rule110-tiny") == Path("there")
 
 
 @pytest.mark.parametrize(

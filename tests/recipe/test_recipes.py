@@ -13,7 +13,7 @@ import yaml
 
 from sleep_data.tasks import make
 from sleeptrain.config import configs_root
-from sleeptrain.recipe.recipe import load_recipe
+from sleeptrain.recipe import load_recipe
 from tests.cli.lines import TINY, Line, run_lines
 
 NAMES = sorted(path.stem for path in configs_root().glob("*.yaml"))

@@ -11,7 +11,7 @@ import torch
 from sleeptrain.config import UserError
 from sleeptrain.config.rules import reason
 from sleeptrain.config.tree import plain, show
-from sleeptrain.recipe.recipe import load_recipe
+from sleeptrain.recipe import load_recipe
 from sleeptrain.recipe.rules import RULES
 from sleeptrain.recipe.support_matrix import AXES, BASE, base, completed, every_pair, page, pairs, refusals, words
 from tests.distributed import run

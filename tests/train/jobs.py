@@ -8,11 +8,14 @@ import torch
 
 from sleep_data import shards
 from sleep_data.tasks import make
+from sleeptrain.parallel.collectives import on_first_rank
+from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
-from sleeptrain.recipe.recipe import complete, load_recipe, open_run
+from sleeptrain.recipe import check_batch, complete, load_recipe, open_run
+from sleeptrain.train.layout import resolve_layout
 from sleeptrain.train.log import read_metrics
 from sleeptrain.train.loop import train
-from sleeptrain.train.setup import on_first_rank, open_reader, set_up
+from sleeptrain.train.setup import open_reader, set_up
 
 SMALL = [
     "model.width=32", "model.layers=AG", "model.attention.heads=2", "model.attention.kv_heads=1", "model.attention.head_dim=16",
@@ -60,10 +63,12 @@ def trained(folder: Path, name: str, data: Path, overrides: list[str], spoil=Non
     resolved = load_recipe(
         recipe_file(folder), [*SMALL, f"data.sources=[{{path: {data}}}]", f"run_dir={folder / name}", *overrides]
     )
-    reader = open_reader(resolved.value, process)
+    axes = init_mesh(resolved.value.mesh, process.rank, process.world)
+    reader = open_reader(resolved.value, check_batch(resolved, process.world), axes.data.rank)
     resolved = complete(resolved, reader.manifest)
     run = on_first_rank(process, lambda: open_run(resolved, name, reader.manifest))
-    setup = set_up(resolved.value, {}, run, reader, process)
+    layout = resolve_layout(resolved.value, reader.manifest.windows, process.world)
+    setup = set_up(layout, reader, process, run, {})
     if spoil is not None:
         spoil(setup)
     train(setup, quiet=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sleeptrain.config import UserError
-from sleeptrain.recipe.recipe import load_recipe
+from sleeptrain.recipe import load_recipe
 from sleeptrain.train import build_model
 from sleeptrain.train.setup import check_device
 from tests.distributed import run

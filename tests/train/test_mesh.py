@@ -7,7 +7,7 @@ import torch
 
 from sleeptrain.config.errors import UserError
 from sleeptrain.parallel.process import Process
-from sleeptrain.recipe.recipe import load_recipe
+from sleeptrain.recipe import load_recipe
 from sleeptrain.train.setup import open_reader
 from tests.distributed import run
 from tests.train.jobs import SMALL, recipe_file, text_data, trained

@@ -1,15 +1,13 @@
-"""The batch over processes, and errors of one rank that all must hear of."""
+"""The batch layout over the processes of a run, and the comparison of their configurations."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 
 from sleeptrain.config import UserError
 from sleeptrain.parallel.config import Mesh, batch_layout
 from sleeptrain.parallel.process import init_distributed
-from sleeptrain.train.setup import on_every_rank, on_first_rank
+from sleeptrain.train.setup import assert_same_config
 from tests.distributed import run
 
 
@@ -22,27 +20,18 @@ def test_rows_of_a_micro_batch_times_micro_batches_times_processes_are_the_batch
             batch_layout(wrong[0], wrong[1], Mesh(), wrong[2])
 
 
-def talk() -> list[Any]:
+def compare_configs(field: str) -> list[str] | None:
+    """The errors of this rank when `field` differs between ranks; None if it may differ."""
     process = init_distributed()
-    found: list[Any] = [
-        on_first_rank(process, lambda: f"from {process.rank}"),
-        on_every_rank(process, lambda: f"from {process.rank}"),
-    ]
-
-    def fails(*ranks: int) -> None:
-        if process.rank in ranks:
-            raise UserError("no data here")
-
-    for on, ranks in ((on_first_rank, (0,)), (on_every_rank, (1,)), (on_every_rank, (0, 1))):
-        try:
-            on(process, lambda ranks=ranks: fails(*ranks))
-            found.append("fine")
-        except UserError as error:
-            found.append(error.errors)
-    return found
+    try:
+        assert_same_config(process, {"train.batch": 8, field: process.rank})
+    except UserError as error:
+        return error.errors
+    return None
 
 
-def test_an_error_of_one_rank_ends_all_and_is_said_once() -> None:
-    first, second = run(talk, 2)
-    assert first == ["from 0", "from 0", ["no data here"], ["rank 1: no data here"], ["no data here"]]
-    assert second == ["from 0", "from 1", [], [], []]
+def test_only_fields_of_the_machine_may_differ_between_ranks() -> None:
+    assert run(compare_configs, 2, "data.cache") == run(compare_configs, 2, "data.workers") == [None, None]
+    first, second = run(compare_configs, 2, "data.seed")
+    assert first is not None and "data.seed is 0 on rank 0 and 1 on rank 1" in first[0]
+    assert second == []

@@ -1,0 +1,59 @@
+"""Whether a run folder may be continued by a recipe, and opening it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sleeptrain.config import Resolved, UserError
+from sleeptrain.data.manifest import Manifest
+from sleeptrain.recipe.completion import paths_of
+from sleeptrain.recipe.recipe import Recipe, load_recipe
+from sleeptrain.run.folder import CONFIG, data_hash, has_checkpoint, has_steps, write_run_folder
+
+FREE_TO_CHANGE = ("run_dir", "train.steps", "train.tokens", "checkpoint.", "log.", "data.workers")
+"""Fields that may differ between a run and its continuation."""
+
+
+def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
+    """The run folder, made if it is new, with configuration, manifest of the data and environment written.
+
+    Raises UserError where the folder holds a run of another configuration or on other data, or cannot be written.
+    """
+    folder = resolved.value.folder(name)
+    try:
+        check_run(resolved, folder, manifest)
+        write_run_folder(folder, resolved.to_yaml(), manifest.body)
+    except OSError as error:
+        raise UserError(
+            f"{resolved.at('run_dir')}: {folder} cannot be written ({error.strerror}: {error.filename}); "
+            "name another folder with run_dir=..."
+        ) from None
+    return folder
+
+
+def check_run(resolved: Resolved[Recipe], folder: Path, manifest: Manifest | None = None) -> None:
+    """Raise UserError if `folder` holds a run of another configuration, or of other data than `manifest` describes."""
+    if has_steps(folder) and (changes := _changes(resolved, folder / CONFIG)):
+        way_out = "take the old values to continue it, or start another run with run_dir=..."
+        raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changes])
+    if manifest and has_checkpoint(folder) and data_hash(folder) not in (None, manifest.body["hash"]):
+        raise UserError(
+            f"{folder} was trained on other data than {paths_of(resolved.value)} holds now; restore the old data to continue it, "
+            "or start another run with run_dir=..."
+        )
+
+
+def _changes(resolved: Resolved[Recipe], config: Path) -> list[str]:
+    """Fields that differ from the configuration in the file `config` and may not."""
+    before = {path: value for path, value, _ in load_recipe(str(config)).rows()}
+    now = {path: value for path, value, _ in resolved.rows()}
+    changes = []
+    for path in [*now, *(path for path in before if path not in now)]:
+        value, was = now.get(path), before.get(path)
+        # A section without keys is a leaf of its own; its missing keys are compared one by one.
+        if path.startswith(FREE_TO_CHANGE) or value == was or {} in (value, was):
+            continue
+        here = resolved.at(path) if path in now else f"{path} is not given"
+        changes.append(f"{here}, was {json.dumps(was)}" if path in before else f"{here}, was not given")
+    return changes

@@ -1,0 +1,34 @@
+"""The environment that a result depends on: versions of packages, of Python and of the code, and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "sleeptrain", "torch", "deepspeed", "megatron-core", "triton", "mosaicml-streaming", "wandb", "omegaconf", "numpy",
+)  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what a result depends on, and of the code itself, as JSON values."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    code = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return {
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions,
+        "code": code.stdout.strip() or versions["sleeptrain"],
+    }

@@ -1,0 +1,47 @@
+"""The run folder: configuration, manifest of the data, environment, metrics, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sleeptrain import checkpoint
+from sleeptrain.run.environment import environment
+
+CONFIG, MANIFEST, ENVIRONMENT = "config.yaml", "manifest.json", "environment.json"
+
+
+def has_steps(folder: Path) -> bool:
+    """Whether a run in `folder` has made a step."""
+    metrics = folder / "metrics.jsonl"
+    begun = has_checkpoint(folder) or (metrics.exists() and metrics.stat().st_size > 0)
+    return begun and (folder / CONFIG).exists()
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run in `folder` has saved a checkpoint."""
+    return checkpoint.latest(folder / "checkpoints") is not None
+
+
+def data_hash(folder: Path) -> str | None:
+    """The hash of the data that the run in `folder` was trained on; None where there is no manifest."""
+    path = folder / MANIFEST
+    return str(json.loads(path.read_text())["hash"]) if path.exists() else None
+
+
+def write_run_folder(folder: Path, config: str, manifest: dict[str, Any]) -> None:
+    """Make the folder if it is new and write configuration, manifest and environment. Raises OSError.
+
+    Every file is written beside its place and renamed, so that no file is ever half written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / CONFIG, config)
+    _write(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+    _write(folder / ENVIRONMENT, json.dumps(environment(), indent=2))
+
+
+def _write(path: Path, text: str) -> None:
+    staged = path.with_name(path.name + ".tmp")
+    staged.write_text(text)
+    staged.replace(path)
