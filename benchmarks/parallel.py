@@ -34,6 +34,7 @@ from teams import Team
 from sleeptrain.plan import Plan, make_plan, planned_world, resolve_data
 from sleeptrain.recipe import load_recipe
 from sleeptrain.run.environment import environment
+from sleeptrain.train.layout import resolve_layout
 
 HERE = Path(__file__).resolve().parent
 POLICIES = ("window", "pass", "block", "none")
@@ -72,7 +73,8 @@ def plans_of(layout: Mapping[str, int], quick: bool) -> dict[str, Plan]:
         words = [*MODEL, *(small if quick else []), *mesh, f"train.recompute={policy}"]
         resolved, windows = resolve_data(load_recipe("text-small", words), 2 if quick else 4)
         windows = replace(windows, padded=False)
-        found[policy] = make_plan(resolved, windows, planned_world(resolved.value, None))
+        layout = resolve_layout(resolved.value, windows.windows, planned_world(resolved.value, None))
+        found[policy] = make_plan(layout, windows)
     return found
 
 
@@ -81,7 +83,7 @@ def compared(layouts: Sequence[Mapping[str, int]], rounds: int, quick: bool) -> 
     found: list[Figure] = []
     with ExitStack() as stack:
         plans = {name_of(layout): plans_of(layout, quick) for layout in ({}, *layouts)}
-        teams = {name: stack.enter_context(Team(p["none"].world, orders, p)) for name, p in plans.items()}
+        teams = {name: stack.enter_context(Team(p["none"].layout.world, orders, p)) for name, p in plans.items()}
         for policy in POLICIES:
             weighed = {name: team.do("weigh", policy) for name, team in teams.items()}
             found += [figure for name in teams for figure in _memory(name, policy, plans[name][policy], weighed[name])]
@@ -103,8 +105,8 @@ def _times(times: Mapping[str, Sequence[float]], policy: str, plans: Mapping[str
     one, found = times["one process"], []
     for name, series in times.items():
         detail = {
-            "seconds": series, "one_process": one, "processes": plans[name].world, "flops": plans[name].flops,
-            "flops_again": plans[name].again, "uneven": plans[name].balance.waste,
+            "seconds": series, "one_process": one, "processes": plans[name].layout.world, "flops": plans[name].flops,
+            "recompute_flops": plans[name].recompute_flops, "uneven": plans[name].balance.waste,
         }  # fmt: skip
         label = "" if name == "one process" else ": over one process"
         value = sorted(series)[len(series) // 2] if name == "one process" else median_ratio(series, one)

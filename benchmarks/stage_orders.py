@@ -30,7 +30,7 @@ from sleeptrain.plan import Plan
 from sleeptrain.program import Program
 from sleeptrain.schedule import ScheduleAction
 from sleeptrain.train.build_model import new_model
-from sleeptrain.train.step import train_step
+from sleeptrain.train.step import StepContext, train_step
 
 Watching = Callable[[StageExecutor, str, Any], None]
 
@@ -59,7 +59,7 @@ class _Process:
         process, plan = init_distributed(), next(iter(plans.values()))
         job, split = plan.job, plan.layout.batch
         axes = init_mesh(job.mesh, process.rank, process.world)
-        model, finalize_grads = new_model(job, axes, job.model.deltanet.horizon or 1, process.device)
+        model, finalize_grads = new_model(plan.layout, axes, job.model.deltanet.horizon or 1, process.device)
         engine = build_engine(
             model, job.optim, precision=job.train.precision, zero=job.mesh.zero, micro_rows=split.micro * split.group,
             accumulation=split.accumulation, mpu=axes.mpu,
@@ -94,8 +94,8 @@ class _Process:
             dist.barrier()
         began = time.perf_counter()
         train_step(
-            self.engine, self.batches, plan.schedule.program, job.sleep, plan.data_layout.windows, plan.data_layout.manifest.pad,
-            forward, plan.layout.batch.group, self.axes, 1e-6,
+            StepContext(self.engine, forward, plan.layout, self.axes, plan.data_layout.manifest.pad),
+            self.batches, plan.schedule.program, 1e-6,
         )  # fmt: skip
         _wait()
         return time.perf_counter() - began

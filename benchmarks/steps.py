@@ -21,10 +21,11 @@ from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import shutdown_distributed
-from sleeptrain.program import Window, compile
+from sleeptrain.program import Window
 from sleeptrain.recipe import load_recipe
 from sleeptrain.train.build_model import checkpointed_forward
-from sleeptrain.train.step import train_step
+from sleeptrain.train.layout import resolve_layout
+from sleeptrain.train.step import StepContext, train_step
 
 PASSES = 4
 RING = 24
@@ -88,11 +89,14 @@ def stepper(case: Case, rows: int) -> tuple[dict[int, Callable[[], float]], dict
         checkpointed_forward(recipe, None),
         init_mesh(recipe.mesh, 0, 1),
     )
-    programs = {n: compile(recipe.sleep, case.layout, len(recipe.model.pattern), n) for n in (1, PASSES)}
+    job = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, batch=rows, micro=rows))
+    layout = resolve_layout(job, case.layout, 1)
+    context = StepContext(engine, forward, layout, axes, pad=case.vocab - 1)
+    programs = {n: layout.program(n) for n in (1, PASSES)}
 
     def step(n: int) -> float:
         start = time.process_time()
-        train_step(engine, [data], programs[n], recipe.sleep, case.layout, case.vocab - 1, forward, 1, axes, 1e-6)
+        train_step(context, [data], programs[n], 1e-6)
         return time.process_time() - start
 
     ratio = programs[PASSES].token_passes / programs[1].token_passes

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sleeptrain.config.errors import UserError
-from sleeptrain.parallel.config import Mesh, data_size
+from sleeptrain.parallel.config import Mesh, data_parallel_size
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,7 @@ def init_mesh(mesh: Mesh, rank: int, world: int) -> MeshAxes:
     Calling it again with the same sizes changes nothing; with others, the groups are made anew. Raises UserError where
     `world` does not fit the mesh.
     """
-    try:
-        data = data_size(mesh, world)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    data = data_parallel_size(mesh, world)
     if mesh.pipe == mesh.tensor == 1:
         return MeshAxes(MeshAxis(rank, world, None), MeshAxis(0, 1, None), MeshAxis(0, 1, None), None)
     from sleeptrain.parallel.patches.deepspeed_mpu import Mpu

@@ -6,8 +6,9 @@ import pytest
 
 from sleeptrain.parallel import Mesh
 from sleeptrain.parallel.config import (
+    LayoutError,
     batch_layout,
-    data_size,
+    data_parallel_size,
     padded_vocab,
     pipeline_obstacle,
     stage_cuts,
@@ -30,21 +31,33 @@ def test_problems_name_the_field() -> None:
         (
             Mesh(tensor=2),
             5,
-            "mesh.data = all x mesh.pipe = 1 x mesh.tensor = 2 does not fill 5 processes: start 4 or 6",
+            "mesh.data = 0 with mesh.tensor = 2: 5 processes were started; start 4 or 6",
         ),
-        (Mesh(tensor=4), 2, "mesh.tensor = 4 does not fill 2 processes: start 4"),
-        (Mesh(data=2, tensor=2), 8, "start 4, or set mesh.data = 4"),
-        (Mesh(data=2), 1, "does not fill 1 process: start 2, or set mesh.data = 1"),
+        (Mesh(tensor=4), 2, "mesh.tensor = 4: 2 processes were started; start 4"),
+        (
+            Mesh(data=2, tensor=2),
+            8,
+            "start 4, for instance with torchrun --nproc_per_node 4 -m sleeptrain train ..., or set mesh.data=0",
+        ),
+        (
+            Mesh(data=2),
+            1,
+            "1 process was started; start 2, for instance with torchrun --nproc_per_node 2 -m sleeptrain train ..., or set mesh.data=0",
+        ),
     ],
 )
 def test_a_world_that_does_not_fit_is_told_what_does(mesh: Mesh, world: int, message: str) -> None:
-    with pytest.raises(ValueError, match=r"does not fill") as caught:
-        data_size(mesh, world)
+    with pytest.raises(LayoutError) as caught:
+        data_parallel_size(mesh, world)
     assert message in str(caught.value)
 
 
 def test_worlds_that_fit() -> None:
-    assert [data_size(Mesh(), 3), data_size(Mesh(tensor=2), 6), data_size(Mesh(data=2, tensor=2), 4)] == [3, 3, 2]
+    assert [
+        data_parallel_size(Mesh(), 3),
+        data_parallel_size(Mesh(tensor=2), 6),
+        data_parallel_size(Mesh(data=2, tensor=2), 4),
+    ] == [3, 3, 2]
 
 
 def test_heads_that_cannot_be_shared_are_named_with_the_sizes_that_can() -> None:
@@ -77,13 +90,13 @@ def test_rows_become_micro_batches_and_groups(batch, micro, mesh, data, expected
     ("batch", "micro", "mesh", "data", "message"),
     [
         (9, None, Mesh(), 2, "train.batch = 9: does not divide over 2 processes; the nearest that does is 8"),
-        (8, 3, Mesh(), 1, "train.micro = 3: does not divide the 8 rows"),
+        (8, 3, Mesh(), 1, "train.micro = 3 with train.batch = 8: the micro-batch does not divide the 8 rows"),
         (14, 2, Mesh(pipe=4), 1, "groups of 4 or 5 or 6 .*the nearest batch that does is 16"),
         (7, None, Mesh(pipe=4), 1, "groups of 4 or 5 or 6 .*the nearest batch that does is 8"),
     ],
 )
 def test_rows_that_do_not_divide_are_told_the_nearest_that_do(batch, micro, mesh, data, message) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LayoutError, match=message):
         batch_layout(batch, micro, mesh, data)
 
 

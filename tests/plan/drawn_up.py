@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from sleeptrain.plan import make_plan, planned_world, resolve_data
-from sleeptrain.recipe import load_recipe
+from sleeptrain.recipe import check_batch, load_recipe
 from sleeptrain.train.layout import resolve_layout
 
 SMALL = [
@@ -21,8 +21,15 @@ def resolved_of(*overrides, windows=3, padded=False):
     return resolved, replace(layout, padded=padded)
 
 
+def layout_of(*overrides, windows=3, world=None):
+    """The resolved layout of a small recipe."""
+    resolved, data_layout = resolved_of(*overrides, windows=windows)
+    return resolve_layout(resolved.value, data_layout.windows, planned_world(resolved.value, world))
+
+
 def plan_of(*overrides, windows=3, padded=False, world=None):
     """A plan, by the way that `sleeptrain plan` takes."""
     resolved, layout = resolved_of(*overrides, windows=windows, padded=padded)
+    check_batch(resolved, planned_world(resolved.value, world))
     run_layout = resolve_layout(resolved.value, layout.windows, planned_world(resolved.value, world))
     return make_plan(run_layout, layout)

@@ -5,7 +5,7 @@ import pytest
 from sleeptrain.model.counts import step_flops
 from sleeptrain.plan.costs import costs_of
 from sleeptrain.schedule import estimate
-from tests.plan.drawn_up import plan_of, resolved_of
+from tests.plan.drawn_up import layout_of, plan_of
 
 PROGRAMS = {
     "every": [],
@@ -29,7 +29,7 @@ def test_flops_are_those_that_the_trainer_counts(name):
 
 
 def test_sizes_by_hand():
-    sizes = costs_of(resolved_of("sleep.evict.mode=sliding")[0].value, micro=3).sizes
+    sizes = costs_of(layout_of("sleep.evict.mode=sliding", "train.micro=3", "train.batch=6")).sizes
     assert sizes.h == 32 * 4 and sizes.rows == 3
     assert sizes.fast == (4 * 8 * 8 * 4, 0, 4 * 8 * 8 * 4, 0)  # value heads, keys, values, bytes
     assert sizes.conv == (3 * 2 * (2 * 8 + 2 * 8) * 4, 0) * 2  # taps, key heads, channels
@@ -38,7 +38,7 @@ def test_sizes_by_hand():
 
 def test_bf16_halves_all_but_fast_weights_and_tensor_processes_share_all_but_features():
     wide, short, shared, spread = (
-        costs_of(resolved_of(*overrides)[0].value, micro=1).sizes
+        costs_of(layout_of(*overrides)).sizes
         for overrides in ([], ["train.precision=bf16"], ["mesh.tensor=2"], ["mesh.tensor=2", "mesh.sequence=true"])
     )
     assert (short.h, short.conv) == (wide.h / 2, tuple(c / 2 for c in wide.conv)) and short.fast == wide.fast
@@ -60,11 +60,11 @@ def test_a_tied_matrix_travels_once_in_the_type_of_the_sums():
     ):
         plan = plan_of("mesh.pipe=2", *changes)
         assert plan.costs.shared == size * 258 * 32
-    assert costs_of(resolved_of()[0].value, 1).shared == 0 == plan_of("mesh.pipe=2", "model.tie=false").costs.shared
+    assert costs_of(layout_of()).shared == 0 == plan_of("mesh.pipe=2", "model.tie=false").costs.shared
 
 
 def test_speed_makes_seconds_of_flops():
     plain, quick = plan_of("mesh.pipe=2"), plan_of("mesh.pipe=2")
-    costs = costs_of(quick.job, quick.layout.batch.micro, speed=1e6)
+    costs = costs_of(quick.layout, speed=1e6)
     assert estimate(plain.schedule, costs).seconds == pytest.approx(plain.estimate.seconds / 1e6)
     assert plain.seconds is None

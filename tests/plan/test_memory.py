@@ -24,10 +24,10 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.plan.activations import measure_activations
-from sleeptrain.plan.costs import TYPES
+from sleeptrain.plan.costs import DTYPES
 from sleeptrain.program import Pass
 from sleeptrain.train.build_model import looped_elements, make_forward, new_model
-from sleeptrain.train.step import train_step
+from sleeptrain.train.step import StepContext, train_step
 from tests.distributed import run
 from tests.plan.drawn_up import plan_of
 
@@ -51,7 +51,7 @@ def model_of(plan):
     """The whole model of a plan, with values."""
     model = LanguageModel(plan.job.model)
     initialise(model, 0, 64)
-    return model.to(TYPES[plan.job.train.precision])
+    return model.to(DTYPES[plan.job.train.precision])
 
 
 def group_of(plan, model, seed=0):
@@ -205,8 +205,8 @@ def sharded(plans):
     process, found = init_distributed(), {}
     for key, plan in plans.items():
         axes = init_mesh(plan.job.mesh, process.rank, process.world)
-        model, _ = new_model(plan.job, axes, 64, process.device)
-        found[key] = taped(plan, model.to(TYPES[plan.job.train.precision])), dict(plan.memory[0].saved)
+        model, _ = new_model(plan.layout, axes, 64, process.device)
+        found[key] = taped(plan, model.to(DTYPES[plan.job.train.precision])), dict(plan.memory[0].saved)
     return found
 
 
@@ -314,18 +314,16 @@ def stepped(overrides):
     batches = [batch] * (split.group * split.accumulation)
 
     def step(engine, forward):
-        train_step(
-            engine, batches, plan.schedule.program, job.sleep, plan.data_layout.windows, 1025, forward, split.group, axes, 1.0
-        )  # fmt: skip
+        train_step(StepContext(engine, forward, plan.layout, axes, pad=1025), batches, plan.schedule.program, 1.0)
 
     before = existing()
-    model, finalize_grads = new_model(job, axes, 64, process.device)
+    model, finalize_grads = new_model(plan.layout, axes, 64, process.device)
     engine = build_engine(
         model, job.optim, precision=job.train.precision, zero=job.mesh.zero, micro_rows=split.micro * split.group,
         accumulation=split.accumulation, mpu=axes.mpu,
         looped=looped_elements(model, plan.schedule.program, job.sleep) if job.mesh.zero == 3 else 0,
     )  # fmt: skip
-    forward = make_forward(job, axes, finalize_grads)
+    forward = make_forward(plan.layout, axes, finalize_grads)
     step(engine, forward)  # the first one makes moments
     now = existing()
     between = sum(storage.nbytes() for address, storage in now.items() if address not in before)

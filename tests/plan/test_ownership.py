@@ -13,20 +13,22 @@ from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.parallel.tensor import TensorParallelModel
 from sleeptrain.plan.ownership import parameter_ownership
-from sleeptrain.train.build_model import new_model, stages_of
+from sleeptrain.train.build_model import new_model
 from tests.distributed import run
-from tests.plan.drawn_up import plan_of, resolved_of
+from tests.plan.drawn_up import plan_of
 
 MESH = ["mesh.data=4", "mesh.pipe=4", "mesh.tensor=4"]
 SEVEN = ["data.sources=[{path: nowhere/text}]", "model.vocab=50257"]
 
 
 def seven(*overrides):
-    """The shipped recipe, complete."""
+    """The layout of the shipped recipe on 64 processes."""
     from sleeptrain.plan import resolve_data
     from sleeptrain.recipe import load_recipe
+    from sleeptrain.train.layout import resolve_layout
 
-    return resolve_data(load_recipe("hybrid-7b", [*SEVEN, *MESH, *overrides]))[0].value
+    resolved, data_layout = resolve_data(load_recipe("hybrid-7b", [*SEVEN, *MESH, *overrides]))
+    return resolve_layout(resolved.value, data_layout.windows, 64)
 
 
 def count_by_hand(model):
@@ -46,19 +48,19 @@ def count_by_hand(model):
     return sum(mixers[letter] + block for letter in model.pattern) + ends
 
 
-def parts_of(job):
+def parts_of(layout):
     """Names and shapes of the parameters of all 16 (pipe, tensor) processes, out of the layers that a run would build, in a
     run of 64 processes whose messages go nowhere."""
     from megatron.core import parallel_state
 
-    found = {}
+    found, job = {}, layout.job
     for rank in range(16 * 4):
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=64)
         axes = init_mesh(job.mesh, rank, 64)
         if axes.data.rank == 0:
             with torch.device("meta"):
                 model = TensorParallelModel(job.model, axes.tensor)
-            part = stages_of(job)[axes.pipe.rank]
+            part = layout.stages[axes.pipe.rank]
             model.keep(part.start, part.stop)
             shapes = {name: (tuple(p.shape), model.shards.dim(name)) for name, p in model.named_parameters()}
             found[axes.pipe.rank, axes.tensor.rank] = shapes
@@ -73,8 +75,9 @@ TIES = pytest.mark.parametrize("tie", [False, True])
 @TIES
 def test_seven_billion_parameters_on_sixteen_processes_add_up_to_those_of_one(tie):
     """What is left when every divided parameter counts once, without the rows that pad it, and every other one once in all."""
-    job = seven(f"model.tie={str(tie).lower()}")
-    found, width, blocks = parameter_ownership(job), job.model.width, job.model.pattern
+    layout = seven(f"model.tie={str(tie).lower()}")
+    job = layout.job
+    found, width, blocks = parameter_ownership(layout), job.model.width, job.model.pattern
     assert found.total == count_by_hand(job.model)
     norms = 2 * width * len(blocks) + width + 2 * 128 * blocks.count("A") + 128 * blocks.count("G")
     assert found.copies == 3 * norms + (50257 * width if tie else 0)
@@ -88,8 +91,9 @@ def test_seven_billion_parameters_on_sixteen_processes_add_up_to_those_of_one(ti
 @pytest.mark.slow
 @TIES
 def test_the_layers_that_sixteen_processes_would_build_hold_what_was_planned(tie):
-    job = seven(f"model.tie={str(tie).lower()}")
-    found, parts = parameter_ownership(job), run(parts_of, 1, job, timeout=300)[0]
+    layout = seven(f"model.tie={str(tie).lower()}")
+    job = layout.job
+    found, parts = parameter_ownership(layout), run(parts_of, 1, layout, timeout=300)[0]
     assert set(parts) == {(stage, rank) for stage in range(4) for rank in range(4)}
     for (stage, _), shapes in parts.items():
         assert {name: math.prod(shape) for name, (shape, _) in shapes.items()} == dict(found.stages[stage].sizes)
@@ -101,8 +105,7 @@ def test_the_layers_that_sixteen_processes_would_build_hold_what_was_planned(tie
 
 
 def test_optimizers_of_four_data_ranks_hold_every_parameter_once():
-    job = seven()
-    for share in parameter_ownership(job).stages:
+    for share in parameter_ownership(seven()).stages:
         for which, n in share.partition(4).items():
             assert share.kinds[which] <= 4 * n < share.kinds[which] + 8
     plan = plan_of(*MESH, "train.batch=48", "mesh.group=6", "model.layers=GGGG", "model.deltanet.key_heads=4")
@@ -110,11 +113,11 @@ def test_optimizers_of_four_data_ranks_hold_every_parameter_once():
     assert plan.memory[0].optimizer == pytest.approx(12 * weights / 4, rel=1e-3)
 
 
-def laid_down(job):
+def laid_down(layout):
     """Elements of parameters, master weights and moments on this process of a run."""
-    process = init_distributed()
+    process, job = init_distributed(), layout.job
     axes = init_mesh(job.mesh, process.rank, process.world)
-    model, _ = new_model(job, axes, 64, process.device)
+    model, _ = new_model(layout, axes, 64, process.device)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     engine = build_engine(
         model, job.optim, precision=job.train.precision, zero=job.mesh.zero, micro_rows=1, accumulation=1, mpu=axes.mpu
@@ -135,14 +138,14 @@ def laid_down(job):
 )
 def test_processes_hold_what_was_planned(overrides):
     """Four blocks of toy size in real processes."""
-    job = resolved_of(*overrides, "train.batch=8", "train.micro=null")[0].value
-    planned, data = parameter_ownership(job), max(1, job.mesh.data)
-    for stage, sizes, masters in run(laid_down, data * job.mesh.pipe * job.mesh.tensor, job):
+    layout = plan_of(*overrides, "train.batch=8", "train.micro=null").layout
+    planned, data = parameter_ownership(layout), layout.batch.data
+    for stage, sizes, masters in run(laid_down, layout.world, layout):
         assert sizes == dict(planned.stages[stage].sizes)
         assert masters == planned.stages[stage].partition(data)
 
 
 def test_a_model_on_one_process_has_no_copies_and_no_padding():
-    found = parameter_ownership(resolved_of()[0].value)
+    found = parameter_ownership(plan_of().layout)
     assert (found.copies, found.padding) == (0, 0) and found.held == found.total
     assert SimpleNamespace(**found.parts).head == 0  # tied

@@ -14,9 +14,9 @@ PASSES = 3 + 3 + 1
 
 def test_the_mesh_names_the_processes_unless_they_are_given():
     assert (
-        plan_of().world == 1
-        and plan_of("mesh.pipe=2").world == 2
-        and plan_of("mesh.data=2", "mesh.tensor=2", "train.batch=8").world == 4
+        plan_of().layout.world == 1
+        and plan_of("mesh.pipe=2").layout.world == 2
+        and plan_of("mesh.data=2", "mesh.tensor=2", "train.batch=8").layout.world == 4
     )
     taken = plan_of("mesh.pipe=2", "train.batch=16", world=8)
     assert (taken.layout.world, taken.layout.batch.data, taken.layout.batch.accumulation) == (8, 4, 1)
@@ -74,15 +74,15 @@ def test_stages_are_weighed_by_what_they_compute():
     assert first == stages[0].forward + stages[0].again + stages[0].backward
     assert last > first > 0.8 * last  # the head
     assert plan.balance.cuts == (2,)
-    assert stage_balance(plan.job, plan.data_layout.windows, plan.layout.batch) == plan.balance
+    assert stage_balance(plan.layout) == plan.balance
     waste = 1 - (first + last) / (2 * last)
     assert plan.balance.waste == pytest.approx(waste) and plan.estimate.bubble > waste
 
 
 def test_it_says_what_it_takes_for_granted_and_what_it_leaves_out():
     shown = text(plan_of())
-    assert "Assumed: nowhere/text is not there yet" in shown and "mesh.data=N says how many" in shown
-    assert "Not counted: what the driver, NCCL" in shown and "sent by a process" not in shown and "idle" not in shown
+    assert "Assumed: nowhere/text is not there yet" in shown and "mesh.data=N plans for N" in shown
+    assert "Not counted: memory of the driver, of NCCL" in shown and "sent by a process" not in shown and "idle" not in shown
     whole = text(plan_of("mesh.data=2", "mesh.pipe=2", "train.batch=8", "mesh.zero=2"))
     assert "ZeRO 2" in whole and "--processes N" not in whole and "stage 1  blocks 2..3" in whole
 
@@ -93,7 +93,7 @@ def test_sums_that_recordings_add_to_stay_and_the_rest_of_them_is_said_to_be_lef
         sums = 4 * plain.parameters.total
         before, after = ({m.name: m.gradients for m in plan.memory[0].phases} for plan in (plain, graphs))
         assert after == before | {name: before[name] + sums for name in ("reduction", "update")}
-        assert "inputs and outputs of recordings" in text(graphs) and "recordings" not in text(plain)
+        assert "memory of CUDA graphs" in text(graphs) and "CUDA graphs" not in text(plain)
 
 
 def test_zero_3_says_what_it_does_not_know():
@@ -112,7 +112,7 @@ def test_json_holds_the_same():
     assert body["processes"] == {"all": 4, "data": 2, "pipe": 2, "tensor": 1} and body["flops"] == plan.flops
     assert [stage["memory"]["all"] for stage in body["stages"]] == [m.total for m in plan.memory]
     assert body["parameters"]["held"] == sum(stage["elements"] for stage in body["stages"])
-    assert set(body["stages"][0]["memory"]["moments"]) == {"backward", "reduction", "update"}
+    assert set(body["stages"][0]["memory"]["phases"]) == {"backward", "reduction", "update"}
 
 
 def test_a_ramp_is_planned_at_its_largest():

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from sleeptrain.config.errors import UserError
-from sleeptrain.parallel.process import Process
 from sleeptrain.recipe import load_recipe
-from sleeptrain.train.setup import open_reader
+from sleeptrain.train.layout import resolve_batch
 from tests.distributed import run
 from tests.train.jobs import SMALL, recipe_file, text_data, trained
 
@@ -114,8 +113,8 @@ def test_a_nan_on_one_rank_makes_no_rank_step(folder, mesh):
 def test_a_world_that_does_not_fit_is_an_error_of_the_user(folder):
     data = f"data.sources=[{{path: {folder}/text}}]"
     job = load_recipe(recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", data]).value
-    with pytest.raises(UserError, match="does not fill 1 process: start 2"):
-        open_reader(job, Process(0, 1, 0, torch.device("cpu")))
+    with pytest.raises(UserError, match=r"mesh\.tensor = 2: 1 process was started; start 2"):
+        resolve_batch(job, 1)
     for wrong, message in (("mesh.tensor=4", "kv_heads = 2"), ("optim.name=muon", "use optim.name=adamw")):
         with pytest.raises(UserError, match=message):
             load_recipe(recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", "optim.adam_lr=0.1", wrong, data])

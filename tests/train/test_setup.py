@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sleeptrain.config import UserError
-from sleeptrain.parallel.config import Mesh, batch_layout
+from sleeptrain.parallel.config import LayoutError, Mesh, batch_layout
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.train.setup import assert_same_config
 from tests.distributed import run
@@ -16,7 +16,7 @@ def test_rows_of_a_micro_batch_times_micro_batches_times_processes_are_the_batch
         found = batch_layout(batch, micro, Mesh(), world)
         assert (found.micro, found.group * found.accumulation) == wanted
     for wrong in ((64, None, 3), (64, 3, 1), (64, 32, 4), (2, None, 4)):
-        with pytest.raises(ValueError, match="does not divide"):
+        with pytest.raises(LayoutError, match="does not divide"):
             batch_layout(wrong[0], wrong[1], Mesh(), wrong[2])
 
 
