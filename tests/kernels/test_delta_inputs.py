@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sleep_kernels import delta_inputs
 from sleep_kernels.delta_inputs import packing
-from tests.kernels.layer import ARGUMENTS, MASKS, differences, make_inputs, mask, run
+from tests.kernels.delta_inputs_reference import ARGUMENTS, MASKS, differences, make_inputs, mask, run
 
 CASES = {
     "plain": ({"time": 9}, None, 1.0),

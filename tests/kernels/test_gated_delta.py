@@ -301,4 +301,4 @@ def test_unknown_backend_is_named() -> None:
 
 def test_sequences_beyond_32_bit_offsets_are_left_to_plain_torch() -> None:
     near, far = (torch.empty(2, 1 << 20, 16, d, device="meta") for d in (64, 128))
-    assert choice.addressable(near, near) and not choice.addressable(near, far)
+    assert dispatch.fits_int32_offsets(near, near) and not dispatch.fits_int32_offsets(near, far)

@@ -33,9 +33,9 @@ def by_formula(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def tiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles much smaller than the inputs: one column of all tokens, some of both, all tokens or the whole vocabulary."""
     least, room = request.param
-    monkeypatch.setattr(module, "_FEW_BYTES", {"cpu": 0})
-    monkeypatch.setattr(module, "_LEAST", least)
-    monkeypatch.setattr(module, "_ALIGNED", 1)
+    monkeypatch.setattr(module, "_UNTILED_BYTES", {"cpu": 0})
+    monkeypatch.setattr(module, "_MIN_TILE", least)
+    monkeypatch.setattr(module, "_TILE_ALIGNMENT", 1)
     monkeypatch.setattr(module, "_TILE_BYTES", {"cpu": room})
     monkeypatch.setattr("sleep_kernels.common._TEMPORARY_BYTES", {"cpu": 100})
 
@@ -43,7 +43,7 @@ def tiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def however_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Autograd keeps no logits, in tiles as they are."""
-    monkeypatch.setattr(module, "_FEW_BYTES", {"cpu": 0})
+    monkeypatch.setattr(module, "_UNTILED_BYTES", {"cpu": 0})
 
 
 def close(dtype: torch.dtype, bound: float) -> None:
@@ -127,7 +127,7 @@ def test_tiles_cover_everything_and_are_long_enough(
         ]  # fmt: skip
         assert len(cuts) == 1 or (cuts[0].stop % 64 == 0 and cuts[0].stop >= 256)
     rows, columns = ([part.stop - part.start for part in cuts] for cuts in module._tiles(x, weight))
-    assert max(rows) * max(columns) <= 1.13 * module._tile(x)
+    assert max(rows) * max(columns) <= 1.13 * module._tile_size(x)
 
 
 def test_bfloat16(tiled: None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sleep_kernels import delta_inputs, gated_delta_rule, gated_rms_norm, short_conv
-from tests.kernels.layer import make_inputs, mask
+from tests.kernels.delta_inputs_reference import make_inputs, mask
 
 OPS = torch.ops.sleep_kernels
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sleep_kernels import choice, comparison, self_test, verified
-from sleep_kernels.comparison import Result, Shape
+from sleep_kernels import dispatch, comparison, self_test, verified
+from sleep_kernels.comparison import ErrorReport, Shape
 from sleep_kernels.self_test import self_test as run
 
 SHAPE = Shape(4, 1029, 4, 8, 16, torch.float32)
@@ -58,7 +58,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     copy = tmp_path / "verified.json"
     shutil.copy(verified.TABLE, copy)
     monkeypatch.setattr(verified, "TABLE", copy)
-    monkeypatch.setattr(choice, "triton_version", lambda: "3.7.1")
+    monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
     monkeypatch.setattr(self_test, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -76,7 +76,7 @@ def test_marks_the_table(table: Path) -> None:
     before = table.read_text()
     (entry,) = (e for e in verified.table() if (e["triton"], e["dtype"], e["d"]) == ("3.7.1", "bfloat16", 128))
     for ok in (True, False):
-        self_test._mark(entry, ok)
+        self_test._mark_verified(entry, ok)
         assert marked() == ([("3.7.1", "bfloat16", 128)] if ok else [])
     assert table.read_text() == before and list(table.parent.iterdir()) == [table]
 
@@ -111,7 +111,7 @@ def test_marks_at_once(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         yield names[1], True, ""
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(self_test, "_each", ended)
+    monkeypatch.setattr(self_test, "_run_all", ended)
     monkeypatch.setattr("sys.argv", ["self_test", "--write"])
     with pytest.raises(KeyboardInterrupt):
         self_test.main()
@@ -120,12 +120,12 @@ def test_marks_at_once(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_entry_that_never_ends_is_stopped() -> None:
     code = "import threading; threading.Event().wait()"
-    assert self_test._child([sys.executable, "-c", code], 0.1) == (False, "stopped after 0.1 s")
+    assert self_test._run_child([sys.executable, "-c", code], 0.1) == (False, "stopped after 0.1 s")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_an_entry_is_tested_by_this_program() -> None:
-    ok, said = self_test._child(self_test._command("bfloat16-128"), 300)
+    ok, said = self_test._run_child(self_test._command("bfloat16-128"), 300)
     assert not ok and said.startswith("no GPU here") and said.endswith("ended with status 2")
 
 
@@ -134,10 +134,10 @@ def test_one_entry_in_this_process(
 ) -> None:
     asked = []
 
-    def verify(device: torch.device, entry: dict[str, Any]) -> Iterator[Result]:
+    def verify(device: torch.device, entry: dict[str, Any]) -> Iterator[ErrorReport]:
         asked.append((entry["triton"], entry["dtype"], entry["d"]))
         for error in (0.0, 1.0 if entry["d"] == 64 else 0.0, 0.0):
-            yield Result(SHAPE, "triton", {"o": error}, True, 0.0)
+            yield ErrorReport(SHAPE, "triton", {"o": error}, True, 0.0)
 
     monkeypatch.setattr(self_test, "verify", verify)
     status = {}

@@ -18,7 +18,7 @@ SHARED = 227 * 1024  # bytes that a block may have on sm_90
 # Bytes of spill stores allowed. bfloat16 is what trains. float32 multiplies as three tf32 products, whose operands take
 # twice the registers; it is there to check, not for speed.
 SPILLS = {"bfloat16": 0, "float32": 1400}
-# What `invert` does not keep in registers under Triton 3.6.0, all of it outside loops.
+# What `solve_tril` does not keep in registers under Triton 3.6.0, all of it outside loops.
 SPILLS_360 = {"bfloat16": 16, "float32": 1400}
 OTHER = Path(os.environ.get("SLEEP_KERNELS_TRITON_360", Path(__file__).parents[2] / ".venv-triton-360"))
 
@@ -41,13 +41,13 @@ def check(report: dict[str, Any], spills: dict[str, int]) -> None:
         allowed = spills[name.split("-")[0]]
         assert found["spill_stores"] <= allowed, f"{name} spills: {found}"
         assert found["shared"] <= SHARED, f"{name} does not fit: {found}"
-        if name.split("-")[-1].startswith(("norm", "prep")):
+        if name.split("-")[-1].startswith(("norm", "delta_inputs")):
             continue  # no products
-        # `invert` works on blocks of 16, which are too small for wgmma.
-        assert found["mma" if name.endswith("invert") else "wgmma"] > 0, f"{name} leaves the tensor cores idle: {found}"
+        # `solve_tril` works on blocks of 16, which are too small for wgmma.
+        assert found["mma" if name.endswith("solve_tril") else "wgmma"] > 0, f"{name} leaves the tensor cores idle: {found}"
 
 
-@pytest.mark.parametrize("kernel", ["sweep", "remainder_grouped"])  # the rest is slow
+@pytest.mark.parametrize("kernel", ["chunk_fwd", "chunk_bwd_dqk_grouped"])  # the rest is slow
 def test_the_commonest_shape(kernel: str) -> None:
     report = compile_all("--only", f"bfloat16-128-{kernel}")
     assert len(report["kernels"]) == 1
@@ -59,7 +59,7 @@ def test_every_entry() -> None:
     report = compile_halves()
     entries = [e for e in verified.table() if e["triton"] == report["triton"]]
     names = {name.split("-")[-1] for name in report["kernels"]}
-    assert names == {*verified.KERNELS, "norm_backward", "prep_backward", "prep_packed", "prep_packed_backward"}
+    assert names == {*verified.KERNELS, "norm_backward", "delta_inputs_backward", "delta_inputs_packed", "delta_inputs_packed_backward"}
     assert len(report["kernels"]) == len(names) * len(entries) > 0
     check(report, SPILLS)
 

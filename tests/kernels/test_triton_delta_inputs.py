@@ -8,7 +8,7 @@ import torch
 
 from sleep_kernels import delta_inputs, gated_rms_norm
 from sleep_kernels.delta_inputs import packing
-from tests.kernels.layer import differences, make_inputs, mask, run
+from tests.kernels.delta_inputs_reference import differences, make_inputs, mask, run
 
 Interpreted = Callable[..., Any]
 # Lengths around the kernel's four taps and around a backward program's 64.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sleep_kernels import choice, gated_delta_rule, verified
+from sleep_kernels import dispatch, gated_delta_rule, verified
 
 Interpreted = Callable[..., Any]
 OPS = torch.ops.sleep_kernels
@@ -263,28 +263,28 @@ def test_needs_a_gpu() -> None:
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU of compute capability 9.0 as far as the choice of a backend can see."""
+    """A GPU of compute capability 9.0 as far as the dispatch of a backend can see."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    choice._for_gpu.cache_clear()
+    dispatch._config_for_gpu.cache_clear()
     yield
-    choice._for_gpu.cache_clear()
+    dispatch._config_for_gpu.cache_clear()
 
 
-def choose(d: int = 128, dtype: str = "bfloat16", verified_only: bool = False) -> verified.Plan | None:
-    return choice._for_gpu("gated_delta_rule", 0, dtype, d, d, verified_only)
+def choose(d: int = 128, dtype: str = "bfloat16", verified_only: bool = False) -> verified.LaunchConfig | None:
+    return dispatch._config_for_gpu("gated_delta_rule", 0, dtype, d, d, verified_only)
 
 
 def test_the_table_decides(hopper: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sleep_kernels")
     assert choose() is not None
     assert "runs in Triton: Triton 3.7.1, sm_90, bfloat16, d_k=128, d_v=128" in caplog.messages[-1]
-    for plan in (choose(d=48), choose(dtype="float16")):
-        assert plan is None
+    for config in (choose(d=48), choose(dtype="float16")):
+        assert config is None
         assert "runs in plain torch" in caplog.messages[-1] and "not in the table" in caplog.messages[-1]
     said = len(caplog.messages)
     choose(d=48)
     assert len(caplog.messages) == said  # once
-    monkeypatch.setattr(choice, "triton_version", lambda: "3.9.0")
+    monkeypatch.setattr(dispatch, "triton_version", lambda: "3.9.0")
     assert choose(d=64) is None
 
 
