@@ -84,11 +84,12 @@ def _add_transposed_scratch_product(total, matrix, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _store_gate_gradients(dg, dbeta, offsets, valid, d_c, d_beta, state_dot):
-    """Store dg and dbeta of a chunk. The gradient of a cumulative sum is the reverse cumulative sum within the chunk."""
+def _store_gate_gradients(dg, dbeta, d_c, d_beta, state_dot, part, rows, row, head, t, valid, HV: tl.constexpr):
+    """Store dg and dbeta of a chunk and value head. The gradient of a cumulative sum is the reverse one in the chunk."""
     d_g = tl.cumsum(d_c, 0, reverse=True) + state_dot
-    tl.store(dg + offsets, round_to(d_g, dg.dtype.element_ty), mask=valid)
-    tl.store(dbeta + offsets, round_to(d_beta, dbeta.dtype.element_ty), mask=valid)
+    gates = (part * rows + row) * HV + head
+    tl.store(dg + gates + t * HV, round_to(d_g, dg.dtype.element_ty), mask=valid)
+    tl.store(dbeta + gates + t * HV, round_to(d_beta, dbeta.dtype.element_ty), mask=valid)
 
 
 @triton.jit(do_not_specialize=["T", "rows"])
@@ -167,8 +168,7 @@ def chunk_bwd_dqk_kernel(
         sum_k += d_k_state + d_k_beta * beta[:, None]
         sum_k = _add_transposed_scratch_product(sum_k, square, queries, PRECISION)
         tl.debug_barrier()  # before the next value head overwrites scratch
-        gates = (part * rows + row) * HV + head
-        _store_gate_gradients(dg + gates, dbeta + gates, t * HV, valid, d_c, d_beta, state_dot)
+        _store_gate_gradients(dg, dbeta, d_c, d_beta, state_dot, part, rows, row, head, t, valid, HV)
     if group > 1:
         tl.store(dq + first_key + key, round_to(sum_q, dq.dtype.element_ty), mask=valid[:, None])
     tl.store(dk + first_key + key, round_to(sum_k, dk.dtype.element_ty), mask=valid[:, None])

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-
 from sleeptrain.model.config import Attention, DeltaNet, Mlp, Model
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
