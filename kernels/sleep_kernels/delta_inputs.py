@@ -138,9 +138,9 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
         return torch_delta_inputs.backward(grads, tensors, key_heads, strength)
     from sleep_kernels import triton_delta_inputs_backward
 
-    grads, tensors = _contiguous(grads), DeltaInputTensors(*_contiguous(tensors))
+    tensors = DeltaInputTensors(*_contiguous(tensors))
     with torch.cuda.device_of(tensors.q):
-        return triton_delta_inputs_backward.backward(grads, tensors, key_heads, strength, launch)
+        return triton_delta_inputs_backward.backward(_contiguous(grads), tensors, key_heads, strength, launch)
 
 
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, conv_q: Tensor, *others: Any) -> Any:

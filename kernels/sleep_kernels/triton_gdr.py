@@ -55,7 +55,7 @@ def forward(
         return chunked.forward(q, k, v, g, beta, initial_state, scale)
     from sleep_kernels import triton_gdr_forward
 
-    arguments = RuleArguments(*_contiguous(q, k, v, g, beta, initial_state), scale)
+    arguments = RuleArguments._make((*_contiguous(q, k, v, g, beta, initial_state), scale))
     with torch.cuda.device_of(q):
         return triton_gdr_forward.forward(arguments, config)
 
@@ -79,7 +79,7 @@ def backward(
     from sleep_kernels import triton_gdr_backward
 
     grad_o, grad_state = _contiguous(grad_o, grad_state)
-    arguments = RuleArguments(*_contiguous(q, k, v, g, beta, initial_state), scale)
+    arguments = RuleArguments._make((*_contiguous(q, k, v, g, beta, initial_state), scale))
     with torch.cuda.device_of(q):
         return triton_gdr_backward.backward(grad_o, grad_state, arguments, config)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.distributed as dist
 
-from sleep_kernels.dispatch import fallback_reason
 from sleep_kernels.comparison import Shape
+from sleep_kernels.dispatch import fallback_reason
 from sleep_kernels.self_test import self_test
 from sleeptrain.config import UserError
 from sleeptrain.engine.process import Place
