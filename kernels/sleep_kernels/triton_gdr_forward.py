@@ -27,9 +27,7 @@ class RecomputedStates(NamedTuple):
 
     states: Tensor  # [batch, value_heads, n, d_k, d_v]  S before each chunk
     residuals: Tensor  # [batch, value_heads, n * 64, d_v]  e
-    residuals_low: (
-        Tensor  # the rounding error of e in the dtype of k; in float32 there is none, and this is `residuals`
-    )
+    residuals_low: Tensor  # the rounding error of e in the dtype of k; in float32 there is none: `residuals`
 
 
 @triton.jit(do_not_specialize=["T"])

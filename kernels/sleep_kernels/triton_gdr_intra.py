@@ -32,7 +32,7 @@ class IntraChunk(NamedTuple):
     g_cumsum: Tensor  # [batch, value_heads, n * 64]  c in log2, float32
     beta_fp32: Tensor  # [batch, value_heads, n * 64]  beta, float32
     scores: Tensor  # [batch, value_heads, n, 64, 64]  P, rounded to the dtype of k
-    scores_low: Tensor  # the rounding error of P in the dtype of k; in float32 there is none, and this is `scores`
+    scores_low: Tensor  # the rounding error of P in the dtype of k; in float32 there is none: `scores`
 
 
 @triton.jit
