@@ -1,12 +1,11 @@
-"""Gated delta rule on one CPU thread: ours against transformers' plain-torch forms and a token loop of our own.
+"""Gated delta rule on one CPU thread: ours against transformers' plain-torch implementations and our token loop.
 
     OMP_NUM_THREADS=1 python benchmarks/gated_delta_cpu.py --json benchmarks/results/gated_delta_cpu.json
 
-Needs `sleep_kernels` on the path; transformers 5 adds its columns and is left out where it is missing. Every round runs
-all contenders one after the other in this process, so that a busy machine slows all of them; a ratio is the median of
-the rounds' ratios. Each timed call follows an untimed one of the same contender, which then does not pay for the memory
-that the one before it left behind. Times are process CPU time for a forward and a backward with gradients of all six
-inputs.
+Needs `sleep_kernels` on the path. transformers 5 is included if it is installed. Every round runs all contenders in turn in
+this process, so that load on the machine affects all of them; a ratio is the median of the rounds' ratios. Each timed call
+follows an untimed call of the same contender, so that it does not pay for memory that another contender left behind. Times
+are process CPU time of a forward and backward with gradients of all six inputs.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from sleep_kernels import gated_delta_rule
 Inputs = tuple[Tensor, ...]
 Rule = Callable[..., tuple[Tensor, Tensor]]
 
-# batch, time, heads, d: long windows, then the short ones of toy tasks.
+# batch, time, heads, d: long windows, then short windows of toy tasks.
 SHAPES = [(4, 512, 4, 32), (4, 512, 4, 64), (4, 512, 4, 128), (64, 24, 4, 16), (64, 25, 4, 32), (128, 24, 4, 32)]
 
 
@@ -43,7 +42,7 @@ def make_inputs(batch: int, length: int, heads: int, d: int, seed: int = 0) -> I
 
 
 def contenders() -> dict[str, Rule]:
-    """Name -> function of the six inputs."""
+    """Functions of the six inputs by name."""
     rules: dict[str, Rule] = {
         "chunked": lambda *inputs: gated_delta_rule(*inputs, backend="chunked"),
         "token loop": lambda *inputs: gated_delta_rule(*inputs, backend="reference"),
@@ -51,7 +50,7 @@ def contenders() -> dict[str, Rule]:
     try:
         from transformers.models.qwen3_5 import modeling_qwen3_5
     except ImportError as error:
-        print(f"without transformers' functions: {error}", file=sys.stderr)
+        print(f"transformers is left out: {error}", file=sys.stderr)
         return rules
 
     def adapt(function: Callable[..., Any]) -> Rule:
@@ -63,7 +62,7 @@ def contenders() -> dict[str, Rule]:
 
 
 def milliseconds(rule: Rule, inputs: Inputs, weights: Inputs) -> float:
-    """CPU time of one forward and backward, after one that is not timed."""
+    """CPU time of one forward and backward, after an untimed one."""
     for _ in range(2):
         start = time.process_time_ns()
         torch.autograd.grad(rule(*inputs), inputs, weights)
@@ -72,7 +71,7 @@ def milliseconds(rule: Rule, inputs: Inputs, weights: Inputs) -> float:
 
 
 def check(rules: dict[str, Rule], inputs: Inputs, weights: Inputs) -> float:
-    """Largest difference of any gradient from the token loop's, relative to that gradient's largest element."""
+    """Largest difference of any gradient from that of the token loop, relative to its largest element."""
     gradients = {name: torch.autograd.grad(rule(*inputs), inputs, weights) for name, rule in rules.items()}
     oracle = gradients["token loop"]
     differences = [
@@ -84,7 +83,7 @@ def check(rules: dict[str, Rule], inputs: Inputs, weights: Inputs) -> float:
 
 
 def measure(rules: dict[str, Rule], shape: tuple[int, int, int, int], rounds: int, loop_rounds: int) -> dict[str, Any]:
-    """Medians in milliseconds and the median of paired ratios to `chunked`; the slow token loops join few rounds."""
+    """Median times in milliseconds and median paired ratios to `chunked`; the token loops run in `loop_rounds` rounds only."""
     inputs = make_inputs(*shape)
     generator = torch.Generator().manual_seed(1)
     weights = tuple(torch.randn(t.shape, generator=generator) for t in (inputs[2], inputs[5]))
@@ -106,8 +105,8 @@ def measure(rules: dict[str, Rule], shape: tuple[int, int, int, int], rounds: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--loop-rounds", type=int, default=5, help="rounds that the slow token loops take part in")
-    parser.add_argument("--json", metavar="FILE", help="write the results, hardware and versions there")
+    parser.add_argument("--loop-rounds", type=int, default=5, help="rounds that include the slow token loops")
+    parser.add_argument("--json", metavar="FILE", help="write results, hardware and versions to FILE")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rules = contenders()

@@ -1,19 +1,19 @@
-"""The kernels on a GPU: ceilings, correctness, then times beside flash-linear-attention's, the ratios last.
+"""Benchmark of the kernels on a GPU: device ceilings, self-test, then times and memory beside flash-linear-attention.
 
     benchmarks/gpu.sh verify OUT ; benchmarks/gpu.sh measure OUT          two commands, each below ten minutes
-    python benchmarks/kernels.py --json benchmarks/results/kernels.json   the second one by itself
-    python benchmarks/kernels.py --dry                                    does it run? on a CPU, in Triton's interpreter
+    python benchmarks/kernels.py --json benchmarks/results/kernels.json   the second command by itself
+    python benchmarks/kernels.py --dry                                    smoke test on a CPU in Triton's interpreter
 
-Per shape: CUDA graphs of a forward and of a forward with backward (gradients of all six inputs), the median over
-replays that go round several input sets, together larger than the L2 cache, and what share of the time the device's
-ceilings would need; wall-clock time of eager calls back to back; memory. Then the same for a whole layer without its
-projections: convolution, norms, gates, rule, gated norm. Without a GPU it says "no GPU run" and compares `chunked` with
-the token loop on the CPU, in seconds.
+Measured per shape, for forward and for forward with backward (gradients of all six inputs): the median time of CUDA graph
+replays that cycle through several input sets, together larger than the L2 cache; the share of that time that the device's
+ceilings allow for; wall-clock time of consecutive eager calls; memory. Then the same for a whole layer without its
+projections: convolution, norms, gates, rule, gated norm. Without a GPU it prints "no GPU run" and compares `chunked` with the
+token loop on the CPU in seconds.
 
-flash-linear-attention takes part where `fla` can be imported; for its Triton path set FLA_DISABLE_BACKEND_DISPATCH=1. Under
-Triton 3.4 to 3.7.0 on Hopper its backward raises, and the row says so; --lift-guard lets it run at d = 128, where its
-gradients were seen to be right, under a name that says so. Its errors stand beside its times. Whatever fails is written
-down and the rest goes on; the exit status is 1 where the Triton kernels are not right at every shape.
+flash-linear-attention is included if `fla` can be imported; set FLA_DISABLE_BACKEND_DISPATCH=1 to measure its Triton path.
+Under Triton 3.4 to 3.7.0 on Hopper its backward raises an error, which is reported; --lift-guard runs it at d = 128, where
+its gradients have been correct, under the name "fla, guard lifted". Errors are reported beside times. Failures are reported
+and the benchmark continues; the exit status is 1 unless the Triton kernels are correct at every shape.
 """
 
 from __future__ import annotations
@@ -32,102 +32,20 @@ from typing import Any
 
 import torch
 from machines import Dry, Gpu
-from torch import Tensor
+from rule_timing import Machine, contenders, input_sets, layer, measure, roofline
 
-from sleep_kernels import delta_inputs, gated_delta_rule, gated_rms_norm
-from sleep_kernels.comparison import Rule, Shape, errors, make_inputs, make_layer
+from sleep_kernels import gated_delta_rule
+from sleep_kernels.comparison import Rule, Shape, make_rule_inputs, rule_errors
 from sleep_kernels.self_test import self_test
 
-Machine = Gpu | Dry
 # batch, time, key heads, value heads, d
 SHAPES = [(8, 512, 16, 16, 128), (8, 1024, 16, 16, 128), (4, 2048, 16, 16, 128), (8, 4096, 16, 16, 128)]
 SHAPES += [(1, 4096, 32, 32, 128), (8, 2048, 16, 16, 64), (8, 1024, 16, 32, 128)]
 TINY = [(1, 65, 1, 2, 16)]
-LIFTED = "fla, guard lifted"
-
-
-def contenders(lift_guard: bool) -> dict[str, Rule]:
-    """Name -> function of q, k, v, g, beta and the initial state."""
-    rules: dict[str, Rule] = {name: partial(gated_delta_rule, backend=name) for name in ("triton", "chunked")}
-    try:
-        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-    except Exception as error:
-        print(f"without flash-linear-attention: {type(error).__name__}: {error}", file=sys.stderr)
-        return rules
-
-    def fla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> Any:
-        return chunk_gated_delta_rule(q=q, k=k, v=v, g=g, beta=beta, initial_state=state, output_final_state=True)
-
-    if lift_guard:
-        from fla.ops.common import chunk_o
-
-        chunk_o.TRITON_ABOVE_3_7_1 = True  # what its check asks
-    return rules | {LIFTED if lift_guard else "fla": fla}
-
-
-def roofline(shape: Shape, ceilings: dict[str, float]) -> tuple[float, float]:
-    """Seconds that a forward, and a forward with backward, need at least: arithmetic at the matmul rate, or every input
-    and output once at the copy's. Chunks of 64; backward computes the states again."""
-    chunk, d, tokens = 64, shape.d, shape.batch * shape.time
-    flops = (6 * d * d + 8 * chunk * d, 16 * d * d + 20 * chunk * d + 4 * chunk * chunk)  # of a token and value head
-    keys, values = 2 * tokens * shape.key_heads * d, 2 * tokens * shape.value_heads * d
-    gates, state = 4 * tokens * shape.value_heads, 4 * shape.batch * shape.value_heads * d * d
-    # q, k, v, o, both gates and states; then q, k, v, do, dq, dk, dv, gates with their gradients, states with theirs.
-    moved = (2 * keys + 2 * values + 2 * gates + 2 * state, 4 * keys + 3 * values + 4 * gates + 4 * state)
-    times = [
-        max(tokens * shape.value_heads * f / ceilings["matmul_flop_per_s"], b / ceilings["copy_bytes_per_s"])
-        for f, b in zip(flops, moved, strict=True)
-    ]
-    return times[0], sum(times)
-
-
-def measure(rule: Rule, sets: list[tuple[list[Tensor], list[Tensor]]], machine: Machine) -> dict[str, Any]:
-    """Seconds and bytes of one contender on the input sets, each inputs and gradients of the outputs."""
-
-    def forward(i: int) -> Any:
-        with torch.no_grad():
-            return rule(*sets[i][0])
-
-    def both(i: int) -> Any:
-        return torch.autograd.grad(rule(*sets[i][0]), *sets[i])
-
-    indices = range(len(sets))
-    return {
-        "forward_s": machine.seconds([partial(forward, i) for i in indices]),
-        "both_s": machine.seconds([partial(both, i) for i in indices]),
-        "eager_both_s": machine.wall_seconds(partial(both, 0)),
-        **machine.memory(lambda: rule(*sets[0][0]), lambda outputs: torch.autograd.grad(outputs, *sets[0])),
-    }
-
-
-def input_sets(
-    tensors: list[Tensor], weights: list[Tensor], machine: Machine
-) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Copies of inputs that want gradients, and of gradients of outputs."""
-    count = machine.sets(sum(t.nbytes for t in tensors))
-    return [
-        ([t.detach().clone().requires_grad_() for t in tensors], [w.clone() for w in weights]) for _ in range(count)
-    ]
-
-
-def layer(shape: Shape, machine: Machine, backend: str) -> dict[str, Any]:
-    """As `measure`, for everything of a layer but its projections."""
-    eps, keys = 1e-6, shape.key_heads
-
-    def rule(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        *inputs, gate, norm, state = tensors
-        q, k, v, g, beta, tail = delta_inputs(*inputs, key_heads=keys, backend=backend)
-        o, state = gated_delta_rule(q, k, v, g, beta, state, backend=backend)
-        return gated_rms_norm(o, gate, norm, eps, backend=backend), state, tail
-
-    sizes = (shape.batch, shape.value_heads, shape.d, shape.d)
-    tensors = [*make_layer(shape, machine.device, 0), torch.zeros(sizes, device=machine.device)]
-    weights = [tensors[11], tensors[13], tensors[10]]  # of the outputs' shapes: gate, state, tail
-    return measure(rule, input_sets(tensors, weights, machine), machine)
 
 
 def attempt(call: Callable[[], dict[str, Any]], machine: Machine) -> dict[str, Any]:
-    """What it returns; that something cannot run here is a result too, also where the device is lost from then on."""
+    """The result of `call`, or {"failed": message}, also if the device fails only when it is synchronised."""
     found: dict[str, Any] = {}
     failed = []
     for step in (lambda: found.update(call()), machine.settle):
@@ -139,7 +57,7 @@ def attempt(call: Callable[[], dict[str, Any]], machine: Machine) -> dict[str, A
 
 
 def row_of(shape: Shape, machine: Machine, lift_guard: bool, ceilings: dict[str, float]) -> dict[str, Any]:
-    """Everything about one shape; prints as it goes."""
+    """All results of one shape, printed as they are measured."""
     name = "x".join(map(str, (shape.batch, shape.time, shape.key_heads, shape.value_heads, shape.d)))
     least = roofline(shape, ceilings)
     row: dict[str, Any] = {"shape": name, "roofline_s": least, "contenders": {}, "layer": {}}
@@ -152,7 +70,7 @@ def row_of(shape: Shape, machine: Machine, lift_guard: bool, ceilings: dict[str,
             print(name, who, json.dumps(found), flush=True)
         return {}
 
-    row |= attempt(contend, machine)  # "failed" where the inputs could not be made
+    row |= attempt(contend, machine)  # "failed" if the inputs could not be created
     for backend in ("triton", "chunked"):
         row["layer"][backend] = attempt(partial(layer, shape, machine, backend), machine)
         print(name, "layer", backend, json.dumps(row["layer"][backend]), flush=True)
@@ -160,20 +78,20 @@ def row_of(shape: Shape, machine: Machine, lift_guard: bool, ceilings: dict[str,
 
 
 def verdict(shape: Shape, machine: Machine) -> dict[str, Any]:
-    """Whether the Triton kernels are right at this shape."""
-    (result,) = self_test(machine.device, [shape])
-    return {"ok": result.ok, "said": str(result)}
+    """Self-test of the Triton kernels at this shape."""
+    (report,) = self_test(machine.device, [shape])
+    return {"ok": report.ok, "report": str(report)}
 
 
 def rules(
     shape: Shape, machine: Machine, lift_guard: bool, least: tuple[float, float]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What every contender makes of the rule, on the same inputs."""
-    sets = input_sets(*make_inputs(shape, machine.device, 0), machine)
-    fresh = make_inputs(shape.reduced(), machine.device, seed=time.time_ns() % 2**31)
+    """Errors and measurements of the rule for every contender, on the same inputs."""
+    sets = input_sets(*make_rule_inputs(shape, machine.device, 0), machine)
+    fresh = make_rule_inputs(shape.reduced(), machine.device, seed=time.time_ns() % 2**31)
 
     def one(rule: Rule) -> dict[str, Any]:
-        found = {"errors": errors(rule, *fresh), **measure(rule, sets, machine)}
+        found = {"errors": rule_errors(rule, *fresh), **measure(rule, sets, machine)}
         return found | {"forward_share": least[0] / found["forward_s"], "both_share": least[1] / found["both_s"]}
 
     for who, rule in contenders(lift_guard and shape.d == 128).items():
@@ -181,7 +99,7 @@ def rules(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Our share of the roofline, and how many times our time and memory the others take."""
+    """Our share of the roofline, and times and memory of the other contenders relative to ours."""
     keys = ("forward_s", "both_s", "eager_both_s", "peak_bytes")
     lines = [f"{'shape':22}{'':24}{'forward':>10}{'both':>10}{'eager':>10}{'memory':>10}"]
     for row in rows:
@@ -199,7 +117,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def run(machine: Machine, shapes: list[tuple[int, ...]], lift_guard: bool, report: dict[str, Any], out: Any) -> bool:
-    """All of it; what there is by then is written after every shape. Whether the Triton kernels were right at all."""
+    """Measure all shapes and write the report to `out` after each; whether the Triton kernels are correct at all of them."""
     report |= {"ceilings": machine.ceilings(), "rows": []}
     print(json.dumps(report["ceilings"]))
     for sizes in shapes:
@@ -211,12 +129,12 @@ def run(machine: Machine, shapes: list[tuple[int, ...]], lift_guard: bool, repor
 
 
 def run_cpu() -> dict[str, Any]:
-    """`chunked` and the token loop on one thread, and how far apart their results are."""
+    """CPU times of `chunked` and the token loop on one thread, and the self-test of `chunked`."""
     torch.set_num_threads(1)
     shape = Shape(2, 256, 2, 2, 32, torch.float32)
-    (result,) = self_test("cpu", [shape], backend="chunked")
-    print(result)
-    inputs, weights = make_inputs(shape, torch.device("cpu"), 0)
+    (report,) = self_test("cpu", [shape], backend="chunked")
+    print(report)
+    inputs, weights = make_rule_inputs(shape, torch.device("cpu"), 0)
     leaves = [t.requires_grad_() for t in inputs]
     times: dict[str, float] = {}
     for name in ("chunked", "reference"):
@@ -227,11 +145,11 @@ def run_cpu() -> dict[str, Any]:
             series.append(time.process_time() - start)
         times[name] = statistics.median(series)
     print(f"CPU, 2x256x2x32, forward and backward: { ({k: f'{1e3 * v:.1f} ms' for k, v in times.items()}) }")
-    return {"cpu": times, "ok": result.ok, "errors": result.errors}
+    return {"cpu": times, "ok": report.ok, "errors": report.errors}
 
 
 def versions() -> dict[str, str]:
-    """Of what takes part, and the GPU's name."""
+    """Versions of the packages involved, and the GPU's name."""
     found = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none"}
     for name in ("triton", "fla-core", "flash-linear-attention"):
         try:
@@ -243,26 +161,28 @@ def versions() -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results, hardware and versions there")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write results, hardware and versions to FILE")
     parser.add_argument("--replays", type=int, default=50)
-    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="only the first so many shapes")
-    parser.add_argument("--lift-guard", action="store_true", help="run fla's backward at d = 128 whatever Triton")
-    parser.add_argument("--dry", action="store_true", help="one tiny shape in Triton's interpreter: does it run?")
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="number of shapes to measure")
+    parser.add_argument(
+        "--lift-guard", action="store_true", help="run fla's backward at d = 128 under any Triton version"
+    )
+    parser.add_argument("--dry", action="store_true", help="smoke test: one tiny shape in Triton's interpreter")
     arguments = parser.parse_args()
     report: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "versions": versions()}
-    right = True
+    correct = True
     if arguments.dry:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is first imported
-        right = run(Dry(), TINY, arguments.lift_guard, report, arguments.json)
+        correct = run(Dry(), TINY, arguments.lift_guard, report, arguments.json)
     elif torch.cuda.is_available():
         shapes = SHAPES[: arguments.shapes]
-        right = run(Gpu(arguments.graph_cache), shapes, arguments.lift_guard, report, arguments.json)
+        correct = run(Gpu(arguments.replays), shapes, arguments.lift_guard, report, arguments.json)
     else:
         print("no GPU run")
         report |= run_cpu()
         if arguments.json:
             arguments.json.write_text(json.dumps(report, indent=1))
-    return 0 if right else 1
+    return 0 if correct else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The head and the loss in tiles against a linear layer and a cross entropy in a row: CPU time and memory, one thread."""
+"""Fused output projection and cross-entropy against separate operators: CPU time and memory on one thread."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sleep_kernels import linear_cross_entropy
 
 WIDTH = 256
 SHAPES = {256: 4096, 4096: 4096, 32768: 1024}
-"""Tokens of a window of a micro-batch, by vocabulary."""
+"""Tokens of a micro-batch's window, by vocabulary size."""
 NO_SLOWER = 1.1
-"""What computing the logits twice may cost where there was none of them to be computed twice before."""
+"""Allowed ratio of CPU times; the fused operator recomputes the logits where the separate ones save them."""
 Loss = Callable[..., Tensor]
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-def in_a_row(x: Tensor, weight: Tensor, targets: Tensor, *, known: Tensor | None = None) -> Tensor:
-    """What torch offers: all logits, in float32."""
+def separate(x: Tensor, weight: Tensor, targets: Tensor, *, known: Tensor | None = None) -> Tensor:
+    """Linear layer, then cross-entropy over all logits in float32."""
     return F.cross_entropy(F.linear(x, weight).float(), targets, reduction="none")
 
 
 def inputs_of(vocab: int, tokens: int, dtype: torch.dtype) -> Inputs:
-    """Features, weight, targets, of which a seventh is not scored."""
+    """Features, weight and targets, a seventh of them ignored."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(tokens, WIDTH, generator=generator).to(dtype).requires_grad_()
     weight = (0.06 * torch.randn(vocab, WIDTH, generator=generator)).to(dtype).requires_grad_()
@@ -39,20 +39,20 @@ def inputs_of(vocab: int, tokens: int, dtype: torch.dtype) -> Inputs:
 
 
 def once(loss: Loss, inputs: Inputs) -> None:
-    """Forward with a graph and backward, as under `train.recompute=none`."""
+    """Forward with grad and backward, as under `train.recompute=none`."""
     found = loss(*inputs)
     torch.autograd.grad(found.mean(), inputs[:2])
 
 
 def twice(loss: Loss, inputs: Inputs) -> None:
-    """Forward without a graph, then again with one, and backward, as under the other policies."""
+    """Forward without grad, recomputation with grad, and backward, as under the other policies."""
     with torch.no_grad():
         known = loss(*inputs)
     torch.autograd.grad(loss(*inputs, known=known).mean(), inputs[:2])
 
 
 def seconds(work: Callable[[], None], calls: int) -> float:
-    """CPU time of this process for some calls, after one that does not count: it pays for the memory that others left."""
+    """CPU time of this process per call, after an untimed call, which pays for memory that other contenders left behind."""
     work()
     start = time.process_time()
     for _ in range(calls):
@@ -61,7 +61,7 @@ def seconds(work: Callable[[], None], calls: int) -> float:
 
 
 def kept(loss: Loss, inputs: Inputs) -> int:
-    """Bytes that wait for backward, beside the inputs."""
+    """Bytes saved for backward, without the inputs."""
     sizes: dict[int, int] = {}
     known = {tensor.data_ptr() for tensor in inputs}
 
@@ -77,29 +77,29 @@ def kept(loss: Loss, inputs: Inputs) -> int:
 
 
 def figures(quick: bool) -> list[Figure]:
-    """Ratios of times, and megabytes, for each type and vocabulary."""
+    """Ratios of times, and memory in MiB, for each dtype and vocabulary."""
     torch.set_num_threads(1)
     found, rounds = [], 1 if quick else 5
     for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
         for vocab, tokens in ({8192: 1024} if quick else SHAPES).items():
-            inputs, what = inputs_of(vocab, tokens, dtype), f"loss, {name}, {vocab} words, {tokens} tokens"
+            inputs, what = inputs_of(vocab, tokens, dtype), f"loss, {name}, vocabulary {vocab}, {tokens} tokens"
             for mode, label in ((once, "time, recompute none"), (twice, "time, other policies")):
                 calls = 1 if quick else max(1, 2**24 // (vocab * tokens))
                 runs = {
                     loss.__name__: partial(seconds, partial(mode, loss, inputs), calls)
-                    for loss in (linear_cross_entropy, in_a_row)
+                    for loss in (linear_cross_entropy, separate)
                 }
                 times = interleaved(runs, rounds)
-                ratio = median_ratio(times["linear_cross_entropy"], times["in_a_row"])
+                ratio = median_ratio(times["linear_cross_entropy"], times["separate"])
                 best = {loss: 1e3 * min(series) for loss, series in times.items()}
-                found.append(Figure(f"{what}: {label}", ratio, "x in a row", at_most=NO_SLOWER, detail={"ms": best}))
+                found.append(Figure(f"{what}: {label}", ratio, "x separate", at_most=NO_SLOWER, detail={"ms": best}))
             for label, size in (
                 ("kept", kept),
                 ("peak", lambda loss, inputs: allocated(partial(once, loss, inputs))[1]),
             ):
-                ours, theirs = (size(loss, inputs) / 2**20 for loss in (linear_cross_entropy, in_a_row))
+                ours, theirs = (size(loss, inputs) / 2**20 for loss in (linear_cross_entropy, separate))
                 found.append(
-                    Figure(f"{what}: {label}", ours, "MiB", at_most=1.01 * theirs, detail={"in a row": theirs})
+                    Figure(f"{what}: {label}", ours, "MiB", at_most=1.01 * theirs, detail={"separate": theirs})
                 )
     return found
 

@@ -1,15 +1,15 @@
-"""Fast-weight operators: the gated delta rule, what stands before and after it, and the loss. Knows torch and Triton.
+"""Fused operators of a Gated DeltaNet layer and of the loss: gated delta rule, its inputs, output norm, cross-entropy.
 
-Each is a torch.library operator with a backward of its own, so that torch.compile sees no graph break. Importing the
-package registers them and does nothing else; Triton is imported when a kernel first runs.
+Each is a torch.library operator with its own backward, so that torch.compile has no graph break. Importing the package only
+registers the operators; Triton is imported when a kernel first runs.
 """
 
-from sleep_kernels.chunked_inputs import log_decay
 from sleep_kernels.delta_inputs import delta_inputs
 from sleep_kernels.gated_delta import BACKENDS, gated_delta_rule
 from sleep_kernels.gated_norm import gated_rms_norm
 from sleep_kernels.linear_cross_entropy import linear_cross_entropy
 from sleep_kernels.short_conv import short_conv
+from sleep_kernels.torch_delta_inputs import log_decay
 
 __all__ = [
     "BACKENDS",

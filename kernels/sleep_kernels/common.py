@@ -1,12 +1,13 @@
-"""What the operators share: the precision they compute in, and slices that fit into a core's cache."""
+"""Parts that the operators share: compute dtype, slicing to fit a core's cache, and their tensor arguments."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Bytes that one temporary tensor may take. On a CPU, larger ones leave the cache and, worse, are fresh pages from the
-# operating system at every call: measured two to three times slower. A GPU wants few launches.
+# Largest size of one temporary tensor in bytes. On a CPU, larger temporaries do not fit into the cache, and glibc maps fresh
+# pages for them at every call: two to three times slower as measured. On a GPU, large slices mean few launches.
 _TEMPORARY_BYTES = {"cpu": 3 << 18, "cuda": 1 << 28}
 
 
@@ -15,19 +16,49 @@ def device_kind(tensor: Tensor) -> str:
     return "cpu" if tensor.device.type == "cpu" else "cuda"
 
 
-def computing_dtype(tensor: Tensor) -> torch.dtype:
+def compute_dtype(tensor: Tensor) -> torch.dtype:
     """float64 for float64 inputs, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def fitting(item_bytes: int, like: Tensor) -> int:
-    """How many items of `item_bytes` fit into one temporary on the device of `like`; at least one."""
+def max_items_per_slice(item_bytes: int, like: Tensor) -> int:
+    """Number of items of `item_bytes` that fit into one temporary on the device of `like`; at least one."""
     return max(1, _TEMPORARY_BYTES[device_kind(like)] // item_bytes)
 
 
 def even_slices(count: int, item_bytes: int, like: Tensor) -> Iterator[slice]:
-    """Cut range(count) into the fewest slices, of nearly equal length, whose temporaries fit."""
-    pieces = -(-count // fitting(item_bytes, like))
+    """Partition range(count) into the fewest slices of nearly equal length whose temporaries fit."""
+    pieces = -(-count // max_items_per_slice(item_bytes, like))
     width = -(-count // pieces)
     for start in range(0, count, width):
         yield slice(start, min(start + width, count))
+
+
+class RuleArguments(NamedTuple):
+    """Arguments of `sleep_kernels.gated_delta_rule`, already checked."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    g: Tensor
+    beta: Tensor
+    initial_state: Tensor | None
+    scale: float
+
+
+class DeltaInputTensors(NamedTuple):
+    """Tensor arguments of the operator `sleep_kernels::delta_inputs`; shapes as in `sleep_kernels.delta_inputs`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    a: Tensor
+    b: Tensor
+    conv_q: Tensor
+    conv_k: Tensor
+    conv_v: Tensor
+    a_log: Tensor
+    dt_bias: Tensor
+    tail: Tensor | None
+    order: Tensor | None
+    """The result of `delta_inputs.packing`; None where no token is padding."""

@@ -1,4 +1,4 @@
-"""Compares the operators with the float64 reference on random inputs: outputs, states, gradients of everything."""
+"""Comparison of the operators with the float64 reference on random inputs: outputs, states and gradients of all inputs."""
 
 import time
 from collections.abc import Callable
@@ -15,19 +15,19 @@ from sleep_kernels.delta_inputs import delta_inputs
 from sleep_kernels.gated_delta import gated_delta_rule
 from sleep_kernels.gated_norm import gated_rms_norm
 
-# Relative errors in the norm. Right kernels have 4e-3 in bfloat16, whose rounding alone is 1.7e-3, and 2e-6 in float32;
-# miscompiled ones are wrong by the size of the result.
+# Bounds of relative errors in the norm. Correct kernels have 4e-3 in bfloat16, whose rounding alone causes 1.7e-3, and 2e-6 in
+# float32; miscompiled kernels have errors as large as the result.
 BOUNDS = {torch.bfloat16: 1.2e-2, torch.float32: 1e-4}
-NAMES = ("q", "k", "v", "g", "beta", "initial_state")
+RULE_INPUTS = ("q", "k", "v", "g", "beta", "initial_state")
 Rule = Callable[..., tuple[Tensor, Tensor]]
-"""A function of NAMES: output and final state."""
-LAYER = ("q", "k", "v", "a", "b", "conv_q", "conv_k", "conv_v", "a_log", "dt_bias", "tail", "gate", "norm")
-"""Inputs of what stands around the rule: those of delta_inputs, and two of gated_rms_norm."""
+"""A function of the tensors RULE_INPUTS that returns the output and the final state."""
+LAYER_INPUTS = ("q", "k", "v", "a", "b", "conv_q", "conv_k", "conv_v", "a_log", "dt_bias", "tail", "gate", "norm")
+"""Inputs of the operators around the rule: those of delta_inputs, and two of gated_rms_norm."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A layer's calls. What decides a kernel's code is tested as given: heads, d, dtype, taps of the convolution."""
+    """Sizes of a layer's operator calls. Heads, d, dtype and taps of the convolution determine a kernel's code."""
 
     batch: int
     time: int
@@ -38,16 +38,16 @@ class Shape:
     taps: int = 4
 
     def reduced(self) -> "Shape":
-        """Small enough for the token-by-token reference: two sequences, up to two chunks and the rest.
+        """A shape small enough for the token-by-token reference: two sequences of up to two chunks and a partial one.
 
-        All heads stay, since strides depend on their number; the reference then computes those of two key heads.
+        The number of heads is kept, because strides depend on it; the reference computes two key heads only.
         """
         return replace(self, batch=min(self.batch, 2), time=min(self.time, 128 + self.time % 64))
 
 
 @dataclass(frozen=True)
-class Result:
-    """Of one shape: relative errors in the norm by name ("o", "gradient of k", ...), and what to think of them."""
+class ErrorReport:
+    """Relative errors in the norm for one shape, by name ("o", "gradient of k", ...), and the verdict."""
 
     shape: Shape
     backend: str
@@ -61,7 +61,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        # Written so that NaN is not right.
+        # `not error > bound` would accept NaN.
         return self.reproducible and all(error <= self.bound for error in self.errors.values())
 
     def __str__(self) -> str:
@@ -70,75 +70,85 @@ class Result:
         same = "" if self.reproducible else ", differs from run to run"
         return (
             f"{verdict}: {self.backend}, {self.shape.dtype}, d={self.shape.d}, "
-            f"{self.shape.value_heads // self.shape.key_heads} value heads a key head, {self.shape.time} tokens: "
+            f"{self.shape.value_heads // self.shape.key_heads} value heads per key head, {self.shape.time} tokens: "
             f"largest error {self.errors[worst]:.1e} in {worst} (bound {self.bound:.0e}){same}, {self.seconds:.1f} s"
         )
 
 
-def compare(device: torch.device, shape: Shape, backend: str, seed: int) -> Result:
-    """All operators of a layer at a shape's reduced size, twice, to see that nothing depends on the order of execution.
+def compare(device: torch.device, shape: Shape, backend: str, seed: int) -> ErrorReport:
+    """Compare all operators of a layer at a shape's reduced size; run them twice and require bit-equal results.
 
-    The rule with gradients of the output and of the final state, and of the output alone; what stands around it without
-    padding and with some.
+    The rule is run with gradients of output and final state, and with a gradient of the output alone. delta_inputs and
+    gated_rms_norm are run without and with padding.
     """
     start, shape = time.perf_counter(), shape.reduced()
-    inputs, weights = make_inputs(shape, device, seed)
+    inputs, weights = make_rule_inputs(shape, device, seed)
     rule = partial(gated_delta_rule, backend=backend)
-    found = errors(rule, inputs, weights)
-    found |= {f"{name}, without the state's": error for name, error in errors(rule, inputs, weights[:1]).items()}
-    again = [run(rule, inputs, weights) for _ in range(2)]
-    for valid in (None, torch.rand(shape.batch, shape.time, generator=_seeded(seed)).to(device) < 0.8):
-        layer = [partial(_layer, make_layer(shape, device, seed), valid, shape, name) for name in (backend, "chunked")]
-        names = [*LAYER[:5], "tail", "normed", *(f"gradient of {name}" for name in LAYER)]
+    found = rule_errors(rule, inputs, weights)
+    found |= {f"{name}, without the state's": error for name, error in rule_errors(rule, inputs, weights[:1]).items()}
+    again = [run_with_gradients(rule, inputs, weights) for _ in range(2)]
+    for valid in (None, torch.rand(shape.batch, shape.time, generator=_generator(seed)).to(device) < 0.8):
+        layer = [
+            partial(_run_layer, make_layer_inputs(shape, device, seed), valid, shape, name)
+            for name in (backend, "chunked")
+        ]
+        names = [*LAYER_INPUTS[:5], "tail", "normed", *(f"gradient of {name}" for name in LAYER_INPUTS)]
         narrow, wide = layer[0](None), layer[1](torch.float64)
         padded = "" if valid is None else ", padded"
-        found |= {f"the layer's {n}{padded}": distance(a, b) for n, a, b in zip(names, narrow, wide, strict=True)}
+        found |= {f"the layer's {n}{padded}": relative_error(a, b) for n, a, b in zip(names, narrow, wide, strict=True)}
         again[0] += narrow
         again[1] += layer[0](None)
     same = all(torch.equal(a, b) for a, b in zip(*again, strict=True))
-    return Result(shape, backend, found, same, time.perf_counter() - start)
+    return ErrorReport(shape, backend, found, same, time.perf_counter() - start)
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
-    """Relative, in the norm. Two zeros are no distance apart."""
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Relative error in the norm; 0 if both are zero."""
     norm = expected.norm().item()
     return (found.double() - expected).norm().item() / norm if norm else found.double().norm().item()
 
 
-def run(rule: Rule, inputs: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-    """Outputs, and gradients of all inputs from those of the first outputs, `weights`."""
+def run_with_gradients(rule: Rule, inputs: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """Outputs, and the gradients of all inputs; `weights` are the gradients of the first outputs."""
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
     outputs = rule(*leaves)
     grads = torch.autograd.grad(outputs[: len(weights)], leaves, weights)
     return [*(t.detach() for t in outputs), *grads]
 
 
-def errors(rule: Rule, inputs: list[Tensor], weights: list[Tensor]) -> dict[str, float]:
-    """Of what `run` returns, by name: relative errors in the norm over the first and the last key head."""
+def rule_errors(rule: Rule, inputs: list[Tensor], weights: list[Tensor]) -> dict[str, float]:
+    """Relative errors in the norm of the results of `run_with_gradients`, by name, over the first and the last key head."""
     key_heads, group = inputs[0].shape[2], inputs[2].shape[2] // inputs[0].shape[2]
     keys = sorted({0, key_heads - 1})
     values = [key * group + member for key in keys for member in range(group)]
-    heads = [(2, keys), (2, keys), (2, values), (2, values), (2, values), (1, values)]  # of NAMES: dimension, which
+    heads = [
+        (2, keys),
+        (2, keys),
+        (2, values),
+        (2, values),
+        (2, values),
+        (1, values),
+    ]  # per RULE_INPUTS: dimension, indices
 
     def some(tensors: list[Tensor], where: list[tuple[int, list[int]]]) -> list[Tensor]:
         pairs = zip(tensors, where, strict=True)
         return [t.index_select(dim, torch.tensor(which, device=t.device)).double() for t, (dim, which) in pairs]
 
     outputs = [heads[2], heads[5]]
-    results = run(rule, inputs, weights)
-    expected = run(_reference, some(inputs, heads), some(weights, outputs[: len(weights)]))
-    names = ("o", "final state", *(f"gradient of {name}" for name in NAMES))
+    results = run_with_gradients(rule, inputs, weights)
+    expected = run_with_gradients(_reference, some(inputs, heads), some(weights, outputs[: len(weights)]))
+    names = ("o", "final state", *(f"gradient of {name}" for name in RULE_INPUTS))
     pairs = zip(names, some(results, outputs + heads), expected, strict=True)
-    return {name: distance(got, wanted) for name, got, wanted in pairs}
+    return {name: relative_error(got, wanted) for name, got, wanted in pairs}
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     return reference.forward(q, k, v, g, beta, state, q.shape[3] ** -0.5)
 
 
-def make_inputs(shape: Shape, device: torch.device, seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """q, k, v, g, beta, initial state, and the gradients of the two outputs. Keys are partly alike, decays of all sizes."""
-    generator = _seeded(seed)
+def make_rule_inputs(shape: Shape, device: torch.device, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors RULE_INPUTS, and gradients of the two outputs. Keys are correlated, and decays are of all magnitudes."""
+    generator = _generator(seed)
 
     def normal(*sizes: int) -> Tensor:
         return torch.randn(*sizes, generator=generator)
@@ -154,9 +164,9 @@ def make_inputs(shape: Shape, device: torch.device, seed: int) -> tuple[list[Ten
     return [t.to(device) for t in inputs], [t.to(device) for t in weights]
 
 
-def make_layer(shape: Shape, device: torch.device, seed: int) -> list[Tensor]:
-    """The tensors named by LAYER."""
-    generator, d, keys, heads = _seeded(seed), shape.d, shape.key_heads, shape.value_heads
+def make_layer_inputs(shape: Shape, device: torch.device, seed: int) -> list[Tensor]:
+    """The tensors LAYER_INPUTS."""
+    generator, d, keys, heads = _generator(seed), shape.d, shape.key_heads, shape.value_heads
     tokens, convs = (shape.batch, shape.time), [(keys * d, shape.taps)] * 2 + [(heads * d, shape.taps)]
     sizes: list[tuple[int, ...]] = [(*tokens, keys * d), (*tokens, keys * d), (*tokens, heads * d)]
     sizes += [(*tokens, heads), (*tokens, heads), *convs, (heads,), (heads,)]
@@ -165,18 +175,18 @@ def make_layer(shape: Shape, device: torch.device, seed: int) -> list[Tensor]:
     return [t if t.dim() == 1 else t.to(shape.dtype) for t in tensors]
 
 
-def _layer(
+def _run_layer(
     tensors: list[Tensor], valid: Tensor | None, shape: Shape, backend: str, dtype: torch.dtype | None
 ) -> list[Tensor]:
-    """Results of delta_inputs, its v normed and gated, and the gradients of LAYER; computed in `dtype` if there is one."""
+    """Results of delta_inputs, gated_rms_norm of its v, and gradients of LAYER_INPUTS; inputs are cast to `dtype` if given."""
     leaves = [t.to(dtype or t.dtype).detach().requires_grad_() for t in tensors]
     inputs: Any = (*leaves[:11], valid)
     outputs = delta_inputs(*inputs, key_heads=shape.key_heads, strength=2.0, backend=backend)
     outputs += (gated_rms_norm(outputs[2], leaves[11], leaves[12], 1e-6, backend=backend),)  # type: ignore[assignment]
-    generator = _seeded(1)
+    generator = _generator(1)
     weights = [torch.randn(t.shape, generator=generator).to(shape.dtype).to(t.device, t.dtype) for t in outputs]
     return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, leaves, weights)]
 
 
-def _seeded(seed: int) -> torch.Generator:
+def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

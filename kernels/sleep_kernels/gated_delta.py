@@ -1,12 +1,12 @@
-"""The gated delta rule: the public function, its checks, and its registration with torch."""
+"""The gated delta rule: public function, argument checks, and registration of its operators with torch."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
-from sleep_kernels import chunked, reference, triton_rule
-from sleep_kernels.common import computing_dtype
-from sleep_kernels.register import differentiable, once_differentiable, operator
+from sleep_kernels import chunked, reference, triton_gdr
+from sleep_kernels.common import compute_dtype
+from sleep_kernels.register import forbid_double_backward, register_backward, register_operator
 
 BACKENDS = ("auto", "chunked", "reference", "triton")
 
@@ -22,23 +22,23 @@ def gated_delta_rule(
     scale: float | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Read tokens into a fast-weight matrix per head, and read it back out. For each token, with S [d_k, d_v]:
+    """Write tokens into a fast-weight matrix per head and read it with queries. For each token, with S [d_k, d_v]:
 
         S <- exp(g) S;    u = beta (v - k^T S);    S <- S + k u^T;    o = scale q^T S
 
-    q, k: [batch, time, key_heads, d_k], normalised by the caller (L2). bf16, fp16, fp32 or fp64, as is v.
-    v: [batch, time, value_heads, d_v], value_heads = r * key_heads; heads i*r .. i*r+r-1 use key head i.
+    q, k: [batch, time, key_heads, d_k], L2-normalised by the caller. bf16, fp16, fp32 or fp64.
+    v: [batch, time, value_heads, d_v] in the dtype of q, value_heads = r * key_heads; heads i*r .. i*r+r-1 use key head i.
     g, beta: [batch, time, value_heads], log decay (<= 0) and write strength, in the dtype of q or float32.
     initial_state: [batch, value_heads, d_k, d_v], float32 (float64 for float64 inputs); None means zero.
-    scale: of the outputs, d_k ** -0.5 by default.
-    backend: "chunked" (plain torch; its backward keeps only the inputs; no second derivative), "triton" (the same in
-        fused GPU kernels; `chunked` where the table of verified.py has no launch), "reference" (token by token through
-        autograd: slow, memory grows with time), or "auto": on a GPU "triton" where such a GPU has verified it, else
-        "chunked". The logger "sleep_kernels" says once which and why.
+    scale: factor of the output, d_k ** -0.5 by default.
+    backend: "chunked" (plain torch; backward saves only the inputs; no second derivative), "triton" (the same in fused
+        GPU kernels; falls back to "chunked" without an entry in the table of verified.py), "reference" (token by token
+        through autograd: slow, and memory grows with time), or "auto": "triton" on a GPU for which it has been verified,
+        else "chunked". The logger "sleep_kernels" reports the choice and its reason once.
 
-    Returns o [batch, time, value_heads, d_v] in the dtype of v and the final state in that of the initial one. Both
-    are differentiable in every input, so that a window's gradient reaches the windows before it. bf16 and fp16 are
-    computed in float32. Gradients are bit-reproducible.
+    Returns o [batch, time, value_heads, d_v] in the dtype of v, and the final state in the dtype of the initial state. Both
+    are differentiable with respect to every input, so that a window's gradient reaches earlier windows. bf16 and fp16 inputs
+    are computed in float32. Gradients are bit-reproducible.
     Raises ValueError, naming the tensor, for a wrong shape, dtype or backend.
     Source: Yang, Kautz, Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with Delta Rule", arXiv 2412.06464.
     """
@@ -57,53 +57,55 @@ def gated_delta_rule(
 def _check(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, initial_state: Tensor | None) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.dim() != 4:
-            _refuse(name, tensor, "must have four dimensions, [batch, time, heads, d]")
+            _shape_error(name, tensor, "must have four dimensions, [batch, time, heads, d]")
     batch, time, key_heads, d_k = q.shape
     value_heads = v.shape[2]
     if 0 in q.shape or 0 in v.shape:
-        _refuse(*(("q", q) if 0 in q.shape else ("v", v)), "must not have an empty dimension")
+        _shape_error(*(("q", q) if 0 in q.shape else ("v", v)), "must not have an empty dimension")
     if k.shape != q.shape:
-        _refuse("k", k, f"must have the shape of q, {list(q.shape)}")
+        _shape_error("k", k, f"must have the shape of q, {list(q.shape)}")
     if v.shape[:2] != q.shape[:2] or value_heads % key_heads:
-        _refuse("v", v, f"must be [{batch}, {time}, a multiple of {key_heads} key heads, d_v], as q is {list(q.shape)}")
+        _shape_error(
+            "v", v, f"must be [{batch}, {time}, a multiple of {key_heads} key heads, d_v], as q is {list(q.shape)}"
+        )
     for name, tensor in (("g", g), ("beta", beta)):
         if tensor.shape != (batch, time, value_heads):
-            _refuse(name, tensor, f"must be [batch, time, value_heads] = [{batch}, {time}, {value_heads}]")
+            _shape_error(name, tensor, f"must be [batch, time, value_heads] = [{batch}, {time}, {value_heads}]")
     if not q.is_floating_point():
         raise ValueError(f"q has dtype {q.dtype}; it must be a floating-point tensor")
-    wide = computing_dtype(q)
+    wide = compute_dtype(q)
     expected = (("k", k, (q.dtype,)), ("v", v, (q.dtype,)), ("g", g, (q.dtype, wide)), ("beta", beta, (q.dtype, wide)))
     for name, tensor, dtypes in expected:
         if tensor.dtype not in dtypes:
             raise ValueError(f"{name} has dtype {tensor.dtype}; with q in {q.dtype} it must be {dtypes[-1]}")
     if initial_state is not None:
         if initial_state.shape != (batch, value_heads, d_k, v.shape[3]):
-            _refuse("initial_state", initial_state, f"must be {[batch, value_heads, d_k, v.shape[3]]}")
+            _shape_error("initial_state", initial_state, f"must be {[batch, value_heads, d_k, v.shape[3]]}")
         if initial_state.dtype != wide:
             raise ValueError(f"initial_state has dtype {initial_state.dtype}; with q in {q.dtype} it must be {wide}")
 
 
-def _refuse(name: str, tensor: Tensor, rule: str) -> None:
+def _shape_error(name: str, tensor: Tensor, rule: str) -> NoReturn:
     raise ValueError(f"{name} has shape {list(tensor.shape)}; it {rule}")
 
 
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Any, *options: Any) -> Any:
-    final = q.new_empty((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), dtype=computing_dtype(q))
+    final = q.new_empty((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), dtype=compute_dtype(q))
     return v.new_empty(v.shape), final
 
 
 def _backward_fake(
     grad_o: Any, grad_state: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Any, *options: Any
 ) -> Any:
-    d_state = q.new_empty((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), dtype=computing_dtype(q))
+    d_state = q.new_empty((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), dtype=compute_dtype(q))
     return (*(t.new_empty(t.shape) for t in (q, k, v, g, beta)), d_state)
 
 
 def _register(name: str, forward: Any, backward: Any, options: str) -> Any:
-    """Define `name` and its backward, whose arguments after the six tensors are `options`; return the forward."""
+    """Define the operators `name` and `name`_backward and return the first. `options`: their arguments after the tensors."""
     inputs = f"Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor? initial_state, {options}"
-    run = operator(name, f"({inputs}) -> (Tensor o, Tensor final_state)", forward, _forward_fake)
-    run_backward = operator(
+    run = register_operator(name, f"({inputs}) -> (Tensor o, Tensor final_state)", forward, _forward_fake)
+    run_backward = register_operator(
         f"{name}_backward",
         f"(Tensor? grad_o, Tensor? grad_state, {inputs}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         backward,
@@ -119,12 +121,12 @@ def _register(name: str, forward: Any, backward: Any, options: str) -> Any:
         *grads, d_state = run_backward(grad_o, grad_state, *ctx.saved_tensors, *ctx.options)
         return *grads, d_state if ctx.needs_input_grad[5] else None, *(None for _ in ctx.options)
 
-    differentiable(name, setup, derivative)
-    once_differentiable(f"{name}_backward")
+    register_backward(name, setup, derivative)
+    forbid_double_backward(f"{name}_backward")
     return run
 
 
 _CHUNKED = _register("gated_delta_rule_chunked", chunked.forward, chunked.backward, "float scale")
 _TRITON = _register(
-    "gated_delta_rule_triton", triton_rule.forward, triton_rule.backward, "float scale, bool verified_only"
+    "gated_delta_rule_triton", triton_gdr.forward, triton_gdr.backward, "float scale, bool verified_only"
 )

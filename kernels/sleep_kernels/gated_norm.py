@@ -1,4 +1,4 @@
-"""RMS normalisation of a head's output, times a SiLU gate."""
+"""Gated RMSNorm: RMS normalisation of a head's output, multiplied by a SiLU gate."""
 
 from typing import Any
 
@@ -6,23 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sleep_kernels import choice
-from sleep_kernels.common import computing_dtype, even_slices
-from sleep_kernels.register import differentiable, once_differentiable, operator
-from sleep_kernels.verified import Launch
+from sleep_kernels import dispatch
+from sleep_kernels.common import compute_dtype, even_slices
+from sleep_kernels.register import forbid_double_backward, register_backward, register_operator
+from sleep_kernels.verified import KernelLaunch
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str = "auto") -> Tensor:
     """y = x / sqrt(mean(x^2) + eps) * weight * silu(gate), over the last dimension.
 
-    x, gate: [..., d_v], any floating dtypes. weight: [d_v]. Computed in float32 (float64 if x is float64), returned
-    in the dtype of gate, as in transformers' Qwen3_5RMSNormGated. Backward keeps only the inputs; no second derivative.
-    backend: "chunked" (plain torch), "triton" (one kernel each way; d_v a power of two) or "auto": on a GPU "triton" where
-        such a GPU has verified it (see verified.py), else "chunked".
+    x, gate: [..., d_v], any floating dtypes. weight: [d_v]. Computed in float32 (float64 if x is float64) and returned
+    in the dtype of gate, as in transformers' Qwen3_5RMSNormGated. Backward saves only the inputs; there is no second
+    derivative.
+    backend: "chunked" (plain torch), "triton" (one kernel each for forward and backward; d_v a power of two) or "auto":
+        "triton" on a GPU for which it has been verified (see verified.py), else "chunked".
     Raises ValueError, naming the tensor, for a wrong shape, dtype or backend.
     Source: the output norm of arXiv 2412.06464; RMSNorm is Zhang & Sennrich, arXiv 1910.07467.
     """
-    choice.check(backend)
+    dispatch.check_backend(backend)
     if x.dim() == 0 or 0 in x.shape:
         raise ValueError(f"x has shape {list(x.shape)}; it must be [..., d_v], not empty")
     if gate.shape != x.shape:
@@ -35,15 +36,15 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backe
     return _NORM(x, gate, weight, eps, backend)
 
 
-def _inverse_norm(x: Tensor, eps: float) -> Tensor:
+def _rstd(x: Tensor, eps: float) -> Tensor:
     return torch.rsqrt_((x * x).mean(-1, keepdim=True).add_(eps))
 
 
-def _launch(x: Tensor, gate: Tensor, backend: str) -> Launch | None:
+def _launch(x: Tensor, gate: Tensor, backend: str) -> KernelLaunch | None:
     if backend == "auto" and x.dtype == torch.float64:
         return None
-    plan = choice.launches("gated_rms_norm", backend, gate.device, gate.dtype, x.shape[-1])
-    return None if plan is None else plan.norm
+    config = dispatch.select_config("gated_rms_norm", backend, gate.device, gate.dtype, x.shape[-1])
+    return None if config is None else config.norm
 
 
 def _forward(x: Tensor, gate: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
@@ -53,13 +54,13 @@ def _forward(x: Tensor, gate: Tensor, weight: Tensor, eps: float, backend: str) 
 
         with torch.cuda.device_of(x):
             return triton_norm.forward(x.contiguous(), gate.contiguous(), weight.contiguous(), eps, launch)
-    dtype, width = computing_dtype(x), x.shape[-1]
+    dtype, width = compute_dtype(x), x.shape[-1]
     y = gate.new_empty(gate.shape)
     rows, gates, results = x.reshape(-1, width), gate.reshape(-1, width), y.view(-1, width)
     weight = weight.to(dtype)
     for part in even_slices(rows.shape[0], width * dtype.itemsize, x):
         wide = rows[part].to(dtype)
-        gated = F.silu(gates[part].to(dtype)).mul_(wide).mul_(_inverse_norm(wide, eps))
+        gated = F.silu(gates[part].to(dtype)).mul_(wide).mul_(_rstd(wide, eps))
         torch.mul(gated, weight, out=results[part])
     return y
 
@@ -74,21 +75,21 @@ def _backward(
         x, gate, weight = x.contiguous(), gate.contiguous(), weight.contiguous()
         with torch.cuda.device_of(x):
             return triton_norm.backward(grad_y.contiguous(), x, gate, weight, eps, launch)
-    dtype, width = computing_dtype(x), x.shape[-1]
+    dtype, width = compute_dtype(x), x.shape[-1]
     dx, d_gate = x.new_empty(x.shape), gate.new_empty(gate.shape)
     rows, gates, grads = x.reshape(-1, width), gate.reshape(-1, width), grad_y.reshape(-1, width)
     scale = weight.to(dtype)
     d_scale = torch.zeros_like(scale)
     for part in even_slices(rows.shape[0], width * dtype.itemsize, x):
         wide, z, dy = rows[part].to(dtype), gates[part].to(dtype), grads[part].to(dtype)
-        inverse = _inverse_norm(wide, eps)
-        normal, open_ = wide * inverse, F.silu(z)
+        rstd = _rstd(wide, eps)
+        normal, silu = wide * rstd, F.silu(z)
         product = dy * normal
-        d_scale += (product * open_).sum(0)
+        d_scale += (product * silu).sum(0)
         d_gate.view(-1, width)[part].copy_(torch.ops.aten.silu_backward(product.mul_(scale), z))
-        d_normal = open_.mul_(dy).mul_(scale)
+        d_normal = silu.mul_(dy).mul_(scale)
         mean = torch.mul(d_normal, normal, out=product).mean(-1, keepdim=True)
-        dx.view(-1, width)[part].copy_(d_normal.addcmul_(normal, mean, value=-1).mul_(inverse))
+        dx.view(-1, width)[part].copy_(d_normal.addcmul_(normal, mean, value=-1).mul_(rstd))
     return dx, d_gate, d_scale.to(weight.dtype)
 
 
@@ -110,9 +111,9 @@ def _autograd(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _INPUTS = "Tensor x, Tensor gate, Tensor weight, float eps, str backend"
-_NORM = operator("gated_rms_norm", f"({_INPUTS}) -> Tensor", _forward, _forward_fake)
-_NORM_BACKWARD = operator(
+_NORM = register_operator("gated_rms_norm", f"({_INPUTS}) -> Tensor", _forward, _forward_fake)
+_NORM_BACKWARD = register_operator(
     "gated_rms_norm_backward", f"(Tensor grad_y, {_INPUTS}) -> (Tensor, Tensor, Tensor)", _backward, _backward_fake
 )
-differentiable("gated_rms_norm", _setup, _autograd)
-once_differentiable("gated_rms_norm_backward")
+register_backward("gated_rms_norm", _setup, _autograd)
+forbid_double_backward("gated_rms_norm_backward")

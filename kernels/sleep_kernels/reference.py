@@ -1,4 +1,4 @@
-"""The gated delta rule token by token: the plainest form, and the oracle for the others."""
+"""Recurrent gated delta rule, token by token through autograd: the reference for all other implementations."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from torch import Tensor
 def forward(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, initial_state: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence over time with ordinary differentiable operations.
+    """Run the recurrence over time with differentiable torch operations.
 
     Shapes, dtypes and equation as in `sleep_kernels.gated_delta_rule`. bf16 and fp16 inputs are computed in float32.
-    Memory for backward grows with time x d_k x d_v: use it to check, not to train.
+    Saved activations grow with time x d_k x d_v, so use it for checks and not for training.
     Source: Yang, Kautz, Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with Delta Rule", arXiv 2412.06464.
     """
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -20,14 +20,14 @@ def forward(
     group = value_heads // key_heads
     queries = q.to(dtype).repeat_interleave(group, dim=2)
     keys = k.to(dtype).repeat_interleave(group, dim=2)
-    values, decay, strength = v.to(dtype), g.to(dtype).exp(), beta.to(dtype)
+    values, decay, beta = v.to(dtype), g.to(dtype).exp(), beta.to(dtype)
     state = q.new_zeros((batch, value_heads, d_k, d_v), dtype=dtype) if initial_state is None else initial_state.clone()
     outputs = []
     for t in range(time):
         state = state * decay[:, t, :, None, None]
         key = keys[:, t, :, :, None]
-        recalled = (key * state).sum(-2)
-        update = strength[:, t, :, None] * (values[:, t] - recalled)
+        retrieved = (key * state).sum(-2)
+        update = beta[:, t, :, None] * (values[:, t] - retrieved)
         state = state + key * update[:, :, None, :]
         outputs.append(scale * (queries[:, t, :, :, None] * state).sum(-2))
     return torch.stack(outputs, dim=1).to(v.dtype), state

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution over a few tokens, with a tail that carries it across windows."""
+"""Short causal depthwise convolution with a tail, the state that carries it across windows."""
 
 from typing import Any
 
@@ -6,25 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sleep_kernels.common import computing_dtype, even_slices
-from sleep_kernels.register import differentiable, once_differentiable, operator
+from sleep_kernels.common import compute_dtype, even_slices
+from sleep_kernels.register import forbid_double_backward, register_backward, register_operator
 
 
 def short_conv(
     x: Tensor, weight: Tensor, tail: Tensor | None = None, *, activation: str = "silu"
 ) -> tuple[Tensor, Tensor]:
-    """Convolve each channel with its own short kernel, looking only back: with p = cat(tail, x),
+    """Causal convolution of each channel with its own kernel: with p = cat(tail, x),
 
         y[t] = activation(sum_j weight[:, j] * p[t + j])
 
     x: [batch, time, channels], bf16, fp16, fp32 or fp64.
     weight: [channels, kernel], in the dtype of x or float32.
-    tail: [batch, kernel - 1, channels], in the dtype of x: the last kernel - 1 inputs before x; None means zeros.
+    tail: [batch, kernel - 1, channels], in the dtype of x: the kernel - 1 inputs before x; None means zeros.
     activation: "silu" or "none".
 
     Returns y, in the shape and dtype of x, and the new tail, the last kernel - 1 tokens of p. Computed in float32
-    (float64 for float64). Backward keeps only the inputs; no second derivative. Shifted multiply-adds: on CPU
-    several times faster than torch's depthwise conv1d.
+    (float64 for float64). Backward saves only the inputs; there is no second derivative. Implemented as shifted
+    multiply-adds, several times faster on CPU than torch's depthwise conv1d.
     Raises ValueError, naming the tensor, for a wrong shape, dtype or activation.
     """
     _check(x, weight, tail, activation)
@@ -41,8 +41,8 @@ def _check(x: Tensor, weight: Tensor, tail: Tensor | None, activation: str) -> N
     batch, _, channels = x.shape
     if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] == 0:
         raise ValueError(f"weight has shape {list(weight.shape)}; it must be [channels, kernel], channels = {channels}")
-    if weight.dtype not in (x.dtype, computing_dtype(x)):
-        raise ValueError(f"weight has dtype {weight.dtype}; with x in {x.dtype} it must be {computing_dtype(x)}")
+    if weight.dtype not in (x.dtype, compute_dtype(x)):
+        raise ValueError(f"weight has dtype {weight.dtype}; with x in {x.dtype} it must be {compute_dtype(x)}")
     if tail is None:
         return
     if tail.shape != (batch, weight.shape[1] - 1, channels):
@@ -52,17 +52,17 @@ def _check(x: Tensor, weight: Tensor, tail: Tensor | None, activation: str) -> N
         raise ValueError(f"tail has dtype {tail.dtype}; it must be that of x, {x.dtype}")
 
 
-def _padded(x: Tensor, tail: Tensor | None, before: int) -> Tensor:
-    """cat(tail, x) in the computing dtype."""
+def _padded(x: Tensor, tail: Tensor | None, history: int) -> Tensor:
+    """cat(tail, x) in the compute dtype."""
     batch, time, channels = x.shape
-    padded = x.new_empty((batch, before + time, channels), dtype=computing_dtype(x))
-    padded[:, before:].copy_(x)
-    padded[:, :before].zero_() if tail is None else padded[:, :before].copy_(tail)
+    padded = x.new_empty((batch, history + time, channels), dtype=compute_dtype(x))
+    padded[:, history:].copy_(x)
+    padded[:, :history].zero_() if tail is None else padded[:, :history].copy_(tail)
     return padded
 
 
 def convolve(padded: Tensor, taps: Tensor) -> Tensor:
-    """padded [batch, kernel - 1 + time, channels], taps [kernel, channels] -> [batch, time, channels]."""
+    """Convolution of padded [batch, kernel - 1 + time, channels] with taps [kernel, channels]: [batch, time, channels]."""
     time = padded.shape[1] - taps.shape[0] + 1
     z = padded.narrow(1, 0, time) * taps[0]
     for j in range(1, taps.shape[0]):
@@ -70,8 +70,8 @@ def convolve(padded: Tensor, taps: Tensor) -> Tensor:
     return z
 
 
-def add_gradients(dz: Tensor, padded: Tensor, taps: Tensor, d_padded: Tensor, d_taps: Tensor) -> None:
-    """Add to d_padded and d_taps what comes from dz, the adjoint of `convolve(padded, taps)`."""
+def convolve_backward(dz: Tensor, padded: Tensor, taps: Tensor, d_padded: Tensor, d_taps: Tensor) -> None:
+    """Accumulate the gradients of `convolve(padded, taps)`, given dz of its result, into d_padded and d_taps."""
     time, product = dz.shape[1], torch.empty_like(dz)
     for j in range(taps.shape[0]):
         d_padded[:, j : j + time].addcmul_(dz, taps[j])
@@ -80,17 +80,17 @@ def add_gradients(dz: Tensor, padded: Tensor, taps: Tensor, d_padded: Tensor, d_
 
 def _forward(x: Tensor, weight: Tensor, tail: Tensor | None, silu: bool) -> tuple[Tensor, Tensor]:
     batch, time, channels = x.shape
-    before = weight.shape[1] - 1
-    taps = weight.t().to(computing_dtype(x)).contiguous()
+    history = weight.shape[1] - 1
+    taps = weight.t().to(compute_dtype(x)).contiguous()
     y = x.new_empty(x.shape)
-    new_tail = x.new_empty((batch, before, channels))
-    kept = min(time, before)  # of x; a window shorter than the kernel keeps the end of the old tail too
-    new_tail[:, before - kept :].copy_(x[:, time - kept :])
-    if kept < before:
-        old = new_tail[:, : before - kept]
+    new_tail = x.new_empty((batch, history, channels))
+    kept = min(time, history)  # tokens of x; a window shorter than the tail keeps the end of the old tail too
+    new_tail[:, history - kept :].copy_(x[:, time - kept :])
+    if kept < history:
+        old = new_tail[:, : history - kept]
         old.zero_() if tail is None else old.copy_(tail[:, kept:])
-    for part in even_slices(batch, (before + time) * channels * taps.itemsize, x):
-        z = convolve(_padded(x[part], None if tail is None else tail[part], before), taps)
+    for part in even_slices(batch, (history + time) * channels * taps.itemsize, x):
+        z = convolve(_padded(x[part], None if tail is None else tail[part], history), taps)
         y[part].copy_(F.silu(z, inplace=True) if silu else z)
     return y, new_tail
 
@@ -99,12 +99,12 @@ def _backward(
     grad_y: Tensor | None, grad_tail: Tensor | None, x: Tensor, weight: Tensor, tail: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, time, channels = x.shape
-    before = weight.shape[1] - 1
-    taps = weight.t().to(computing_dtype(x)).contiguous()
-    dx, d_tail = x.new_empty(x.shape), x.new_empty((batch, before, channels))
+    history = weight.shape[1] - 1
+    taps = weight.t().to(compute_dtype(x)).contiguous()
+    dx, d_tail = x.new_empty(x.shape), x.new_empty((batch, history, channels))
     d_taps = torch.zeros_like(taps)
-    for part in even_slices(batch, (before + time) * channels * taps.itemsize, x):
-        padded = _padded(x[part], None if tail is None else tail[part], before)
+    for part in even_slices(batch, (history + time) * channels * taps.itemsize, x):
+        padded = _padded(x[part], None if tail is None else tail[part], history)
         d_padded = torch.zeros_like(padded)
         if grad_tail is not None:
             d_padded[:, time:].copy_(grad_tail[part])
@@ -112,9 +112,9 @@ def _backward(
             dz = grad_y[part].to(taps.dtype)
             if silu:
                 dz = torch.ops.aten.silu_backward(dz, convolve(padded, taps))
-            add_gradients(dz, padded, taps, d_padded, d_taps)
-        dx[part].copy_(d_padded[:, before:])
-        d_tail[part].copy_(d_padded[:, :before])
+            convolve_backward(dz, padded, taps, d_padded, d_taps)
+        dx[part].copy_(d_padded[:, history:])
+        d_tail[part].copy_(d_padded[:, :history])
     return dx, d_taps.t().to(weight.dtype).contiguous(), d_tail
 
 
@@ -139,12 +139,12 @@ def _autograd(ctx: Any, grad_y: Tensor | None, grad_tail: Tensor | None) -> tupl
 
 
 _INPUTS = "Tensor x, Tensor weight, Tensor? tail, bool silu"
-_CONV = operator("short_conv", f"({_INPUTS}) -> (Tensor y, Tensor new_tail)", _forward, _forward_fake)
-_CONV_BACKWARD = operator(
+_CONV = register_operator("short_conv", f"({_INPUTS}) -> (Tensor y, Tensor new_tail)", _forward, _forward_fake)
+_CONV_BACKWARD = register_operator(
     "short_conv_backward",
     f"(Tensor? grad_y, Tensor? grad_tail, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
-differentiable("short_conv", _setup, _autograd)
-once_differentiable("short_conv_backward")
+register_backward("short_conv", _setup, _autograd)
+forbid_double_backward("short_conv_backward")

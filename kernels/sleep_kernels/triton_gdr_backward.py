@@ -1,14 +1,15 @@
-"""The gated delta rule in Triton, backward: replay the states, sweep back their adjoints, then all the rest at once.
+"""Backward of the gated delta rule in Triton: recompute the states, propagate their gradients, then all other gradients.
 
-Algebra and symbols as in chunked.py. Inputs alone were kept, so `invert`, `score` and `sweep` (REPLAY) of the forward run
-first; `remainder` (triton_gdr_remainder.py) comes last:
+Algebra and symbols as in chunked.py. Only the inputs were saved, so the forward kernels solve_tril, intra_scores and chunk_fwd
+(RECOMPUTE) run again first. chunk_bwd_dqk (triton_gdr_dqk.py) runs last.
 
-    reverse     one program per (sequence, value head, part of d_v) walks back over the chunks with dS in registers and
-                writes dv = dr, dS' after each chunk and dS of the initial state
+    chunk_bwd_dh   one program per (sequence, value head, block of d_v) iterates over chunks in reverse with dS in registers
+                   and writes dv = dr, dS' after each chunk and dS of the initial state
 
-In bfloat16, what is computed enters a product as two numbers (e, dS', D_q, D_k, P, and in the sweeps all that A, q and k
-multiply) or is exact (q, k, v, do); A, S and dr alone are rounded. Traffic to memory per token and head at d = 128, each
-tile counted once a kernel: 9.3 KB, of which 2.0 KB are the second numbers of e and dS' and the D; forward 2.6 KB.
+In bfloat16, computed operands of a product are split into a high and a low part (e, dS', D_q, D_k, P, and in the inter-chunk
+kernels every operand that A, q and k multiply); q, k, v and do are exact; only A, S and dr are rounded. Memory traffic per
+token and head at d = 128, with each tile counted once per kernel: 9.3 KB, of which 2.0 KB are the low parts of e and dS' and
+the matrices D; forward 2.6 KB.
 """
 
 from typing import NamedTuple
@@ -18,17 +19,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sleep_kernels.triton_common import CHUNK, add_product, matmul, narrow
-from sleep_kernels.triton_gdr_chunks import Chunks, prepare
-from sleep_kernels.triton_gdr_forward import replay
-from sleep_kernels.triton_gdr_remainder import remainder
-from sleep_kernels.verified import Launch, Plan
+from sleep_kernels.common import RuleArguments
+from sleep_kernels.triton_common import CHUNK, matmul, matmul_add_split, round_to
+from sleep_kernels.triton_gdr_dqk import chunk_bwd_dqk
+from sleep_kernels.triton_gdr_forward import recompute_states
+from sleep_kernels.triton_gdr_intra import IntraChunk, intra_chunk
+from sleep_kernels.verified import LaunchConfig
 
 C = tl.constexpr(CHUNK)
 
 
-class Adjoints(NamedTuple):
-    """What `reverse` writes, all but dv in float32; n chunks of 64."""
+class StateGradients(NamedTuple):
+    """Outputs of chunk_bwd_dh, all but dv in float32; n chunks of 64."""
 
     dv: Tensor  # [batch, time, value_heads, d_v]
     d_states: Tensor  # [batch, value_heads, n, d_k, d_v]  dS' after each chunk
@@ -36,20 +38,17 @@ class Adjoints(NamedTuple):
 
 
 @triton.jit(do_not_specialize=["T"])
-def reverse_kernel(
-    q, k, grad_o, inverse, running, strength, scores, scores_low, grad_state, dv, d_states, d_initial, T, scale,
+def chunk_bwd_dh_kernel(
+    q, k, grad_o, inverse, g_cumsum, beta_fp32, scores, scores_low, grad_state, dv, d_states, d_initial, T, scale,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr,
     HAS_GRAD_STATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program per sequence, value head and BV columns of dS.
-
-    Writes what Adjoints holds.
-    """
+    """One program per sequence, value head and BV columns of dS. Writes the tensors of StateGradients."""
     DTYPE: tl.constexpr = k.dtype.element_ty
     n = tl.cdiv(T, C)
-    lane = (tl.program_id(0) // (DV // BV)).to(tl.int64)
-    head = lane % HV
-    row = lane // HV * T
+    bh = (tl.program_id(0) // (DV // BV)).to(tl.int64)
+    head = bh % HV
+    row = bh // HV * T
     at_k = tl.arange(0, DK)
     at_v = tl.program_id(0) % (DV // BV) * BV + tl.arange(0, BV)
     at = tl.arange(0, C)
@@ -58,14 +57,14 @@ def reverse_kernel(
     k += key
     grad_o += (row * HV + head) * DV
     dv += (row * HV + head) * DV
-    inverse += lane * n * C * C
-    scores += lane * n * C * C
-    scores_low += lane * n * C * C
-    running += lane * n * C
-    strength += lane * n * C
+    inverse += bh * n * C * C
+    scores += bh * n * C * C
+    scores_low += bh * n * C * C
+    g_cumsum += bh * n * C
+    beta_fp32 += bh * n * C
     tile = at_k[:, None] * DV + at_v[None, :]
     if HAS_GRAD_STATE:  # noqa: SIM108
-        d_state = tl.load(grad_state + lane * DK * DV + tile)
+        d_state = tl.load(grad_state + bh * DK * DV + tile)
     else:
         d_state = tl.zeros((DK, BV), tl.float32)
     for step in range(n):
@@ -78,80 +77,63 @@ def reverse_kernel(
         square = i * C * C + at[:, None] * C + at[None, :]
         a = tl.load(inverse + square)
         p = tl.load(scores + square)
-        c = tl.load(running + t)
-        last = tl.load(running + i * C + C - 1)
-        beta = tl.load(strength + t)
-        tl.store(d_states + (lane * n + i) * DK * DV + tile, d_state)
-        d_written = add_product(tl.zeros((C, BV), tl.float32), keys, d_state, PRECISION) * tl.exp2(last - c)[:, None]
+        c = tl.load(g_cumsum + t)
+        last = tl.load(g_cumsum + i * C + C - 1)
+        beta = tl.load(beta_fp32 + t)
+        tl.store(d_states + (bh * n + i) * DK * DV + tile, d_state)
+        d_written = (
+            matmul_add_split(tl.zeros((C, BV), tl.float32), keys, d_state, PRECISION) * tl.exp2(last - c)[:, None]
+        )
         d_written += matmul(tl.trans(p), do, PRECISION)
         if DTYPE.primitive_bitwidth < 32:
             p_low = tl.load(scores_low + square)
             d_written += matmul(tl.trans(p_low), do, PRECISION)
-        dr = add_product(tl.zeros((C, BV), tl.float32), tl.trans(a), d_written * beta[:, None], PRECISION)
-        tl.store(dv + t[:, None] * (HV * DV) + at_v[None, :], narrow(dr, DTYPE), mask=valid)
-        into = tl.exp2(c)[:, None]
+        dr = matmul_add_split(tl.zeros((C, BV), tl.float32), tl.trans(a), d_written * beta[:, None], PRECISION)
+        tl.store(dv + t[:, None] * (HV * DV) + at_v[None, :], round_to(dr, DTYPE), mask=valid)
+        decay_in = tl.exp2(c)[:, None]
         d_state = d_state * tl.exp2(last)
-        d_state = add_product(d_state, tl.trans(queries), do * (into * scale), PRECISION)
-        d_state = add_product(d_state, tl.trans(keys), dr * -into, PRECISION)
-    tl.store(d_initial + lane * DK * DV + tile, d_state)
+        d_state = matmul_add_split(d_state, tl.trans(queries), do * (decay_in * scale), PRECISION)
+        d_state = matmul_add_split(d_state, tl.trans(keys), dr * -decay_in, PRECISION)
+    tl.store(d_initial + bh * DK * DV + tile, d_state)
 
 
 def backward(
-    grad_o: Tensor | None,
-    grad_state: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    initial_state: Tensor | None,
-    scale: float,
-    plan: Plan,
+    grad_o: Tensor | None, grad_state: Tensor | None, args: RuleArguments, config: LaunchConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, g, beta and the initial state, from those of the outputs (None means zero).
-
-    All tensors contiguous; the rest as in `sleep_kernels.gated_delta_rule`, already checked.
-    """
+    """Gradients of q, k, v, g, beta and the initial state; None for an output's gradient means zero. Tensors contiguous."""
     if grad_o is None:
-        grad_o = torch.zeros_like(v)
-    chunks = prepare(q, k, g, beta, scale, plan)
-    replayed = replay(k, v, chunks, initial_state, plan.replay, plan.precision)
-    back = _reverse(grad_o, grad_state, q, k, chunks, scale, plan.reverse, plan.precision)
-    dq, dk, dg, dbeta = remainder(grad_o, back.dv, q, k, g, beta, chunks, replayed, back.d_states, scale, plan)
-    return dq, dk, back.dv, dg, dbeta, back.d_initial
+        grad_o = torch.zeros_like(args.v)
+    intra = intra_chunk(args, config)
+    recomputed = recompute_states(args, intra, config)
+    grads = _launch_chunk_bwd_dh(grad_o, grad_state, args, intra, config)
+    dq, dk, dg, dbeta = chunk_bwd_dqk(args, grad_o, grads.dv, intra, recomputed, grads.d_states, config)
+    return dq, dk, grads.dv, dg, dbeta, grads.d_initial
 
 
-def _reverse(
-    grad_o: Tensor,
-    grad_state: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    chunks: Chunks,
-    scale: float,
-    launch: Launch,
-    precision: str,
-) -> Adjoints:
-    batch, time, value_heads, d_v = grad_o.shape
-    d_k, n, block = k.shape[3], chunks.inverse.shape[2], min(launch.block, d_v)
+def _launch_chunk_bwd_dh(
+    grad_o: Tensor, grad_state: Tensor | None, args: RuleArguments, intra: IntraChunk, config: LaunchConfig
+) -> StateGradients:
+    (batch, time, value_heads, d_v), k, launch = grad_o.shape, args.k, config.chunk_bwd_dh
+    d_k, n, block = k.shape[3], intra.inverse.shape[2], min(launch.block, d_v)
     d_states = k.new_empty((batch, value_heads, n, d_k, d_v), dtype=torch.float32)
-    back = Adjoints(torch.empty_like(grad_o), d_states, torch.empty_like(d_states[:, :, 0]))
-    reverse_kernel[(batch * value_heads * (d_v // block),)](
-        q,
+    grads = StateGradients(torch.empty_like(grad_o), d_states, torch.empty_like(d_states[:, :, 0]))
+    chunk_bwd_dh_kernel[(batch * value_heads * (d_v // block),)](
+        args.q,
         k,
         grad_o,
-        *chunks,
-        chunks.running if grad_state is None else grad_state,
-        *back,
+        *intra,
+        intra.g_cumsum if grad_state is None else grad_state,
+        *grads,
         time,
-        scale,
+        args.scale,
         H=k.shape[2],
         HV=value_heads,
         DK=d_k,
         DV=d_v,
         BV=block,
         HAS_GRAD_STATE=grad_state is not None,
-        PRECISION=precision,
+        PRECISION=config.precision,
         num_warps=launch.warps,
         num_stages=launch.stages,
     )
-    return back
+    return grads

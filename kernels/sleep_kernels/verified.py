@@ -1,8 +1,9 @@
-"""Which Triton kernels may run where, and how they are launched: the pinned table verified.json. Pure Python.
+"""Launch configurations of the Triton kernels, pinned in verified.json. Pure Python.
 
-Nothing is tuned at run time: a launch is looked up by (Triton version, architecture, dtype, d), since the same source
-has been right under one and wrong under another. An entry is `verified_on_gpu` once `python -m sleep_kernels.self_test`
-has compared outputs and all gradients with the float64 reference on such a GPU.
+There is no autotuning at run time: a configuration is looked up by (Triton version, architecture, dtype, d), because the
+same kernel source has been correct under one Triton version and miscompiled under another. An entry becomes
+`verified_on_gpu` once `python -m sleep_kernels.self_test --write` has compared outputs and all gradients with the float64
+reference on such a GPU.
 """
 
 import functools
@@ -12,34 +13,51 @@ from pathlib import Path
 from typing import Any
 
 TABLE = Path(__file__).with_name("verified.json")
-KERNELS = ("invert", "score", "sweep", "replay", "reverse", "remainder", "remainder_grouped", "norm", "prep")
+KERNELS = (
+    "solve_tril",
+    "intra_scores",
+    "chunk_fwd",
+    "chunk_recompute",
+    "chunk_bwd_dh",
+    "chunk_bwd_dqk",
+    "chunk_bwd_dqk_grouped",
+    "norm",
+    "delta_inputs",
+)
 
 
 @dataclass(frozen=True)
-class Launch:
-    """How one kernel is launched."""
+class KernelLaunch:
+    """Launch parameters of one kernel."""
 
     warps: int
     stages: int
-    block: int  # taken at once: columns of d_v; of d_k for `invert` and `score`; rows for `norm`, tokens for `prep`
-    width: int = 0  # columns of d_k a program of `remainder` takes
+    block: int
+    """Tile size: columns of d_k for solve_tril and intra_scores, rows for norm, tokens for delta_inputs, else columns of d_v."""
+    width: int = 0
+    """Columns of d_k that one program of chunk_bwd_dqk computes."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The launches of all kernels for one dtype and d, and the precision of its float32 products ("tf32x3", "ieee")."""
+class LaunchConfig:
+    """Launch parameters of all kernels for one dtype and d."""
 
-    invert: Launch
-    score: Launch
-    sweep: Launch
-    replay: Launch
-    reverse: Launch
-    remainder: Launch
-    remainder_grouped: Launch  # with several value heads a key head, whose sums take registers
-    norm: Launch  # both directions, as `prep`
-    prep: Launch
+    solve_tril: KernelLaunch
+    intra_scores: KernelLaunch
+    chunk_fwd: KernelLaunch
+    chunk_recompute: KernelLaunch
+    chunk_bwd_dh: KernelLaunch
+    chunk_bwd_dqk: KernelLaunch
+    chunk_bwd_dqk_grouped: KernelLaunch
+    """chunk_bwd_dqk with several value heads per key head; accumulating over them takes more registers."""
+    norm: KernelLaunch
+    """Forward and backward of gated_rms_norm."""
+    delta_inputs: KernelLaunch
+    """Forward and backward of delta_inputs."""
     precision: str
+    """Precision of products of float32 operands: "tf32x3" or "ieee"."""
     verified: bool
+    """Whether the self-test has passed on a GPU."""
 
 
 @functools.cache
@@ -49,22 +67,22 @@ def table() -> tuple[dict[str, Any], ...]:
 
 
 @functools.cache
-def find(triton: str, arch: str, dtype: str, d: int) -> Plan | None:
-    """The plan for a Triton version ("3.7.1"), architecture ("sm_90"), dtype ("bfloat16") and d_k = d_v, or None."""
+def find(triton: str, arch: str, dtype: str, d: int) -> LaunchConfig | None:
+    """The configuration for a Triton version ("3.7.1"), architecture ("sm_90"), dtype ("bfloat16") and d_k = d_v, or None."""
     for entry in table():
         if (entry["triton"], entry["arch"], entry["dtype"], entry["d"]) == (triton, arch, dtype, d):
             return parse(entry)
     return None
 
 
-def parse(entry: dict[str, Any]) -> Plan:
-    """An entry of the table as a plan."""
-    launches = {name: Launch(**entry["launches"][name]) for name in KERNELS}
-    return Plan(**launches, precision=entry["precision"], verified=entry["verified_on_gpu"])
+def parse(entry: dict[str, Any]) -> LaunchConfig:
+    """Convert an entry of the table to a LaunchConfig."""
+    launches = {name: KernelLaunch(**entry["launches"][name]) for name in KERNELS}
+    return LaunchConfig(**launches, precision=entry["precision"], verified=entry["verified_on_gpu"])
 
 
-def interpreted() -> Plan:
-    """The plan for Triton's interpreter, where nothing but correctness matters; loops over blocks run twice for d = 32."""
-    launches = dict.fromkeys(KERNELS, Launch(warps=1, stages=1, block=16, width=16))
-    launches["prep"] = Launch(warps=1, stages=1, block=32)
-    return Plan(**launches, precision="ieee", verified=True)
+def interpreted() -> LaunchConfig:
+    """The configuration for Triton's interpreter. Tiles are small, so that loops over tiles run twice for d = 32."""
+    launches = dict.fromkeys(KERNELS, KernelLaunch(warps=1, stages=1, block=16, width=16))
+    launches["delta_inputs"] = KernelLaunch(warps=1, stages=1, block=32)
+    return LaunchConfig(**launches, precision="ieee", verified=True)

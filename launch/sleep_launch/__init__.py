@@ -1,1 +1,1 @@
-"""Starting a command on several processes."""
+"""Launching a command as several processes."""

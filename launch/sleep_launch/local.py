@@ -1,8 +1,8 @@
-"""Start a command as N ranks on this machine: `python -m sleep_launch.local --processes 2 -- sleeptrain train rule110-tiny`.
+"""Launch a command as N ranks on this machine: `python -m sleep_launch.local --processes 2 -- sleeptrain train rule110-tiny`.
 
-Each rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT and OMP_NUM_THREADS=1. Rank 0 owns the
-terminal; the others write to files. SIGINT and SIGTERM are passed on to every rank, which decides what they mean. When a rank
-fails, what it said last is shown and the others are ended.
+Sets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT and, unless it is set, OMP_NUM_THREADS=1 for each
+rank. Rank 0 inherits the terminal; the other ranks write to log files. SIGINT and SIGTERM are forwarded to every rank. When a
+rank fails, the last lines of its log are shown and the other ranks are terminated.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-TAIL = 40
-"""Lines of a failed rank's output that are shown."""
-ALSO_FAILED = 1.0
-"""Seconds in which other ranks may fail too: the one that broke first is not always the one that exits first."""
-GRACE = 10.0
-"""Seconds between asking a rank to end and killing it."""
+SHOWN_LINES = 40
+"""Number of lines of a failed rank's log that are shown."""
+FAILURE_WINDOW_S = 1.0
+"""Seconds after the first failure in which other failed ranks are reported too: the first to exit may not be the cause."""
+GRACE_PERIOD_S = 10.0
+"""Seconds between SIGTERM and SIGKILL."""
 TIMED_OUT = 124
+"""Exit status after a timeout, as of timeout(1)."""
 
 
 def run(
@@ -41,37 +42,38 @@ def run(
     log_dir: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
 ) -> int:
-    """Runs `command` as `processes` ranks and waits for all of them.
+    """Run `command` as `processes` ranks and wait for all of them.
 
-    command    program and arguments; a program that is not on PATH is looked up beside the running Python
-    env        variables on top of this process's own
-    log_dir    where `rank-1.log`, ... go (default: a temporary folder, removed when all goes well)
-    timeout    seconds after which all ranks are ended and 124 is returned
+    command    program and arguments; a program that is not on PATH is looked up in the folder of the running Python
+    env        environment variables in addition to this process's own
+    log_dir    folder of `rank-1.log`, ... (default: a temporary folder, removed if all ranks succeed)
+    timeout    seconds after which all ranks are terminated and 124 is returned
 
-    Returns 0 when all ranks did, else the exit status of the first rank that failed (128 + n for one ended by signal n).
-    Raises ValueError for a program that does not exist or a number of processes below 1.
+    Returns 0 if all ranks returned 0, else the exit status of the first rank that failed (128 + n if signal n ended it).
+    Raises ValueError for a program that does not exist or for fewer than one process.
     """
     if processes < 1:
         raise ValueError(f"processes = {processes}: must be at least 1")
-    arguments = [_program(command), *command[1:]]
+    arguments = [_find_program(command), *command[1:]]
     folder = Path(log_dir) if log_dir is not None else Path(tempfile.mkdtemp(prefix="sleep-launch-"))
     folder.mkdir(parents=True, exist_ok=True)
     status = 1
     ranks: list[subprocess.Popen[bytes]] = []
     try:
-        with _forwarding(ranks):
+        with _forward_signals(ranks):
             port = str(_free_port())
             for rank in range(processes):
                 ranks.append(_start(arguments, rank, processes, port, env or {}, folder))
-            status = _watch(ranks, folder, timeout)
+            status = _wait_all(ranks, folder, timeout)
     finally:
-        _end(ranks)
+        _terminate(ranks)
         if log_dir is None and status == 0:
             shutil.rmtree(folder, ignore_errors=True)
     return status
 
 
-def _program(command: list[str]) -> str:
+def _find_program(command: list[str]) -> str:
+    """Path of the command's program."""
     if not command:
         raise ValueError("no command to run; write it after --")
     beside = Path(sys.executable).parent / command[0]
@@ -101,7 +103,7 @@ def _start(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    # A session of its own: Ctrl-C reaches a rank once, through us, and its workers can be ended with it.
+    # Each rank has its own session: Ctrl-C reaches it once, forwarded by us, and its workers can be killed as a group.
     if rank == 0:
         return subprocess.Popen(command, env=env, start_new_session=True)
     with open(folder / f"rank-{rank}.log", "wb") as log:
@@ -111,8 +113,8 @@ def _start(
 
 
 @contextlib.contextmanager
-def _forwarding(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Passes SIGINT and SIGTERM on while ranks run. Only a main thread may handle signals; elsewhere nothing is changed."""
+def _forward_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Forward SIGINT and SIGTERM to running ranks. Does nothing outside the main thread, which alone may handle signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -122,67 +124,67 @@ def _forwarding(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
             if rank.poll() is None:
                 rank.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def _watch(ranks: list[subprocess.Popen[bytes]], folder: Path, timeout: float | None) -> int:
-    """Waits until all ranks are done or one has failed; says which, and returns the status of the whole."""
-    ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+def _wait_all(ranks: list[subprocess.Popen[bytes]], folder: Path, timeout: float | None) -> int:
+    """Wait until all ranks have exited or one has failed. Reports failed ranks and returns the overall exit status."""
+    exited: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(len(ranks)):
-        threading.Thread(target=_report_end, args=(ranks[index], index, ended), daemon=True).start()
+        threading.Thread(target=_report_exit, args=(ranks[index], index, exited), daemon=True).start()
     until = math.inf if timeout is None else time.monotonic() + timeout
     failed: list[int] = []
     for _ in ranks:
         try:
-            index = ended.get(timeout=None if until == math.inf else max(0.0, until - time.monotonic()))
+            index = exited.get(timeout=None if until == math.inf else max(0.0, until - time.monotonic()))
         except queue.Empty:
             break
         if ranks[index].returncode != 0:
-            until = until if failed else min(until, time.monotonic() + ALSO_FAILED)
+            until = until if failed else min(until, time.monotonic() + FAILURE_WINDOW_S)
             failed.append(index)
     else:
         if not failed:
             return 0
     for index in failed:
-        print(f"sleep_launch: rank {index} of {len(ranks)} {_how(ranks[index].returncode)}", file=sys.stderr)
-        _show(index, folder)
+        print(f"sleep_launch: rank {index} of {len(ranks)} {_describe_exit(ranks[index].returncode)}", file=sys.stderr)
+        _show_log(index, folder)
     if failed:
         code = ranks[failed[0]].returncode
         return 128 - code if code < 0 else code
-    print(f"sleep_launch: still running after {timeout:g} s; all ranks are ended", file=sys.stderr)
+    print(f"sleep_launch: still running after {timeout:g} s; all ranks are terminated", file=sys.stderr)
     for index in range(len(ranks)):
-        _show(index, folder)
+        _show_log(index, folder)
     return TIMED_OUT
 
 
-def _report_end(rank: subprocess.Popen[bytes], index: int, ended: queue.SimpleQueue[int]) -> None:
+def _report_exit(rank: subprocess.Popen[bytes], index: int, exited: queue.SimpleQueue[int]) -> None:
     rank.wait()
-    ended.put(index)
+    exited.put(index)
 
 
-def _how(code: int) -> str:
+def _describe_exit(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit status {code}"
 
 
-def _show(rank: int, folder: Path) -> None:
-    """The last lines of a rank's log; rank 0's output has been on the terminal already."""
+def _show_log(rank: int, folder: Path) -> None:
+    """Print the last lines of a rank's log. Rank 0 has no log, because its output went to the terminal."""
     path = folder / f"rank-{rank}.log"
     lines = path.read_text(errors="replace").splitlines() if rank > 0 else []
     if lines:
-        print(f"--- the last lines of {path}", *lines[-TAIL:], "---", sep="\n", file=sys.stderr, flush=True)
+        print(f"--- last lines of {path}", *lines[-SHOWN_LINES:], "---", sep="\n", file=sys.stderr, flush=True)
 
 
-def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
-    """Ends the ranks that still run, politely first, and then whatever processes they leave behind."""
+def _terminate(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Send SIGTERM to running ranks, then SIGKILL after the grace period to all processes of every rank's session."""
     for rank in ranks:
         if rank.poll() is None:
             rank.terminate()
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + GRACE_PERIOD_S
     for rank in ranks:
         with contextlib.suppress(subprocess.TimeoutExpired):
             rank.wait(max(0.0, deadline - time.monotonic()))
@@ -192,7 +194,7 @@ def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m sleep_launch.local",
         description="Run a command as several ranks on this machine.",
@@ -200,9 +202,9 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--processes", type=int, default=1, help="number of ranks (default 1)")
-    parser.add_argument("--log-dir", help="folder for the output of ranks 1 and up")
-    parser.add_argument("--timeout", type=float, help="seconds after which all ranks are ended")
-    parser.add_argument("command", nargs="+", help="the command, after --")
+    parser.add_argument("--log-dir", help="folder for the logs of ranks 1 and up")
+    parser.add_argument("--timeout", type=float, help="seconds after which all ranks are terminated")
+    parser.add_argument("command", nargs="+", help="command to run, after --")
     args = parser.parse_args(argv)
     try:
         return run(args.command, args.processes, log_dir=args.log_dir, timeout=args.timeout)

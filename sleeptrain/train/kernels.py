@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.distributed as dist
 
-from sleep_kernels.choice import why_plain
 from sleep_kernels.comparison import Shape
+from sleep_kernels.dispatch import fallback_reason
 from sleep_kernels.self_test import self_test
 from sleeptrain.config import UserError
 from sleeptrain.model.config import Model
@@ -29,7 +29,7 @@ def check_kernels(model: Model, train: Train, windows: Iterable[Window], device:
     if train.kernels != "require_fused" or "G" not in model.pattern or not _lengths(windows):
         return
     d = model.deltanet.head_dim
-    if obstacle := why_plain(device, DTYPES[train.precision], d, d):
+    if obstacle := fallback_reason(device, DTYPES[train.precision], d, d):
         raise UserError(_refusal(obstacle))
 
 
@@ -74,7 +74,7 @@ def _shape(mixer: DeltaNet, train: Train, time: int, rows: int) -> Shape:
 def _obstacle(shapes: Sequence[Shape], device: torch.device) -> str | None:
     """What keeps the fused kernels from being used for these shapes here, None if nothing does."""
     for shape in shapes:
-        if reason := why_plain(device, shape.dtype, shape.d, shape.d):
+        if reason := fallback_reason(device, shape.dtype, shape.d, shape.d):
             return reason
     for result in self_test(device, dict.fromkeys(shape.reduced() for shape in shapes)):
         if not result.ok:

@@ -1,4 +1,4 @@
-"""What is run on a GPU, with an interpreter that only writes down what it is asked to run."""
+"""benchmarks/gpu.sh with a fake interpreter that records its arguments."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ SCRIPTS = {"verify": ["self_test --write", "cuda_graphs"], "measure": ["kernels"
 
 
 def gpu(tmp_path: Path, *words: str, behaviour: str = "") -> tuple[int, list[str], str]:
-    """Status, what the interpreter was asked to run, and what was said."""
+    """Exit status, calls of the interpreter, and standard output."""
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/asked\necho said "$*"\n{behaviour}\n')
+    python.write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/calls\necho ran "$*"\n{behaviour}\n')
     python.chmod(0o755)
     command = ["bash", str(ROOT / "benchmarks/gpu.sh"), *words]
     environ = os.environ | {"PYTHON": str(python), "LIFT": "", "FLA": ""}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
-    asked = tmp_path / "asked"
-    return done.returncode, asked.read_text().splitlines() if asked.exists() else [], done.stdout
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    calls = tmp_path / "calls"
+    return process.returncode, calls.read_text().splitlines() if calls.exists() else [], process.stdout
 
 
 @pytest.mark.parametrize("verb", SCRIPTS)
 def test_every_verb_runs_its_scripts(verb: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    status, asked, said = gpu(tmp_path, verb, str(out))
+    status, calls, output = gpu(tmp_path, verb, str(out))
     benchmarks = {
         name: f"{ROOT}/benchmarks/{name}.py --json {out}/{name}.json" for name in ("cuda_graphs", "kernels", "passes")
     }
     assert status == 0
-    assert asked == [benchmarks.get(name, f"-m sleep_kernels.{name}") for name in SCRIPTS[verb]]
-    assert said.splitlines() == [f"said {line}" for line in asked]
+    assert calls == [benchmarks.get(name, f"-m sleep_kernels.{name}") for name in SCRIPTS[verb]]
+    assert output.splitlines() == [f"ran {line}" for line in calls]
     texts = {f"{name.split()[0]}.txt" for name in SCRIPTS[verb]}
     assert {path.name for path in out.iterdir()} == texts | ({"verified.json"} if verb == "verify" else set())
-    assert all((out / text).read_text().startswith("said ") for text in texts)
+    assert all((out / text).read_text().startswith("ran ") for text in texts)
 
 
-def test_what_fails_leaves_the_rest(tmp_path: Path) -> None:
+def test_a_failed_script_does_not_stop_the_next(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    status, asked, _ = gpu(tmp_path, "verify", str(out), behaviour='case "$*" in *self_test*) exit 3 ;; esac')
-    assert status == 3 and len(asked) == 2
+    status, calls, _ = gpu(tmp_path, "verify", str(out), behaviour='case "$*" in *self_test*) exit 3 ;; esac')
+    assert status == 3 and len(calls) == 2
     assert (out / "verified.json").read_bytes() == TABLE.read_bytes()
 
 
-def test_a_time_limit_leaves_the_table(tmp_path: Path) -> None:
+def test_a_time_limit_still_copies_the_table(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    status, asked, _ = gpu(tmp_path, "verify", str(out), behaviour="kill -TERM $PPID")
-    assert status in (-15, 143) and len(asked) == 1
+    status, calls, _ = gpu(tmp_path, "verify", str(out), behaviour="kill -TERM $PPID")
+    assert status in (-15, 143) and len(calls) == 1
     assert (out / "verified.json").read_bytes() == TABLE.read_bytes()
 
 
 @pytest.mark.parametrize("words", [(), ("all",), ("verify",)])
-def test_other_words_are_refused(words: tuple[str, ...], tmp_path: Path) -> None:
-    status, asked, said = gpu(tmp_path, *words)
-    assert status != 0 and not asked
-    assert words == ("verify",) or all(f"benchmarks/gpu.sh {verb} OUT" in said for verb in SCRIPTS)
+def test_wrong_arguments_are_refused(words: tuple[str, ...], tmp_path: Path) -> None:
+    status, calls, output = gpu(tmp_path, *words)
+    assert status != 0 and not calls
+    assert words == ("verify",) or all(f"benchmarks/gpu.sh {verb} OUT" in output for verb in SCRIPTS)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from sleep_kernels import choice, self_test, verified
-from sleep_kernels.comparison import Result, Shape
+from sleep_kernels import dispatch, self_test, verified
+from sleep_kernels.comparison import ErrorReport, Shape
 from sleeptrain.cli import checks
 
 
@@ -17,7 +17,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(choice, "triton_version", lambda: "3.7.1")
+    monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
 
 
 def with_errors(monkeypatch: pytest.MonkeyPatch, error: float, on_gpu: bool) -> list[Any]:
@@ -25,9 +25,9 @@ def with_errors(monkeypatch: pytest.MonkeyPatch, error: float, on_gpu: bool) -> 
     table = tuple(entry | {"verified_on_gpu": on_gpu} for entry in verified.table())
     monkeypatch.setattr(verified, "table", lambda: table)
 
-    def compare(device: torch.device, shapes: list[Shape]) -> list[Result]:
+    def compare(device: torch.device, shapes: list[Shape]) -> list[ErrorReport]:
         assert device == torch.device("cuda", 0)
-        return [Result(shape, "triton", {"gradient of g": error}, True, 0.1) for shape in shapes]
+        return [ErrorReport(shape, "triton", {"gradient of g": error}, True, 0.1) for shape in shapes]
 
     monkeypatch.setattr(self_test, "self_test", compare)
     plain, *fused = checks.check_kernels()

@@ -67,9 +67,9 @@ def test_logits_in_tiles(case, tie, monkeypatch):
     sleep, layout, passes = CASES[case]
     model, (tokens, targets) = toy.model(tie=tie), toy.batch(layout)
     expected, gradients = plain(model, sleep, layout, passes, tokens, targets)
-    monkeypatch.setattr(operator, "_FEW_BYTES", {"cpu": 0})
-    monkeypatch.setattr(operator, "_LEAST", 4)
-    monkeypatch.setattr(operator, "_ALIGNED", 1)
+    monkeypatch.setattr(operator, "_UNTILED_BYTES", {"cpu": 0})
+    monkeypatch.setattr(operator, "_MIN_TILE", 4)
+    monkeypatch.setattr(operator, "_TILE_ALIGNMENT", 1)
     monkeypatch.setattr(operator, "_TILE_BYTES", {"cpu": 100})
     found = {p: taped(model, sleep, layout, passes, tokens, targets, p) for p in POLICIES}
     for result, ours, _ in found.values():

@@ -1,4 +1,4 @@
-"""A process in which Triton interprets its kernels: it must be told so before it is imported, so never in this one."""
+"""A worker process in which Triton interprets its kernels, which must be configured before Triton is first imported."""
 
 import multiprocessing
 import os
@@ -14,13 +14,13 @@ def _interpret() -> None:
     import torch
 
     torch.set_num_threads(1)
-    # Every torch.empty is filled with NaN, so that an element that no kernel wrote shows in the results.
+    # torch.empty is filled with NaN, so that elements that no kernel writes show up in the results.
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 @pytest.fixture(scope="session")
 def interpreted() -> Iterator[Callable[..., Any]]:
-    """`interpreted(fn, *args)` calls a function of a test file's top level where Triton interprets; returns its result."""
+    """`interpreted(fn, *args)` calls a top-level function of a test file in that process and returns its result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_interpret) as pool:
         yield lambda fn, *args: pool.submit(fn, *args).result()

@@ -1,9 +1,9 @@
-"""Compiles the Triton kernels of the table for sm_90 without a GPU and prints what ptxas says, as JSON. Run as a script.
+"""Compiles the Triton kernels of the table for sm_90 without a GPU and prints ptxas statistics as JSON. Run as a script.
 
     python tests/kernels/static_compile.py [--triton FOLDER] [--only bfloat16-128]
 
---triton: a folder with another Triton, from `pip install --target FOLDER --no-deps triton==3.6.0`. A process of its own,
-because Triton must not be told to interpret, nor be imported twice in two versions.
+--triton: a folder with another Triton version, from `pip install --target FOLDER --no-deps triton==3.6.0`. Runs in its own
+process, because Triton must not be in interpreter mode, and two versions cannot be imported together.
 """
 
 import argparse
@@ -14,11 +14,11 @@ import re
 import sys
 from typing import Any
 
-KEY_HEADS = 16  # only strides depend on it
+KEY_HEADS = 16  # affects strides only
 
 
 def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any], launch: Any) -> dict[str, int]:
-    """Registers, bytes of spills and shared memory, and counts of tensor-core instructions."""
+    """Compile one kernel: registers, bytes of spills and of shared memory, and counts of tensor-core instructions."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -30,10 +30,10 @@ def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any]
     with contextlib.redirect_stdout(log):
         options = {"num_warps": launch.warps, "num_stages": launch.stages}
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    said = log.getvalue()
-    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    registers = re.search(r"Used (\d+) registers", said)
-    assert spills and registers, said
+    output = log.getvalue()
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", output)
+    registers = re.search(r"Used (\d+) registers", output)
+    assert spills and registers, output
     return {
         "registers": int(registers[1]),
         "spill_stores": int(spills[1]),
@@ -44,86 +44,92 @@ def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any]
     }
 
 
-def rule_kernels(plan: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str, str], dict[str, Any], Any]]:
-    """Name -> kernel, types of its arguments, constants and launch, as the launchers would call it."""
-    from sleep_kernels.triton_gdr_backward import reverse_kernel
-    from sleep_kernels.triton_gdr_chunks import invert_kernel, score_kernel
-    from sleep_kernels.triton_gdr_forward import sweep_kernel
-    from sleep_kernels.triton_gdr_remainder import remainder_kernel
+def rule_kernels(config: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str, str], dict[str, Any], Any]]:
+    """Kernels of the gated delta rule by name: kernel, argument types, constants and launch, as its caller passes them."""
+    from sleep_kernels.triton_gdr_backward import chunk_bwd_dh_kernel
+    from sleep_kernels.triton_gdr_dqk import chunk_bwd_dqk_kernel
+    from sleep_kernels.triton_gdr_forward import chunk_fwd_kernel
+    from sleep_kernels.triton_gdr_intra import intra_scores_kernel, solve_tril_kernel
 
     x, f = {"bfloat16": "*bf16", "float32": "*fp32"}[dtype], "*fp32"
-    chunks = {"inverse": x, "running": f, "strength": f, "scores": x, "scores_low": x}
+    intra = {"inverse": x, "g_cumsum": f, "beta_fp32": f, "scores": x, "scores_low": x}
     sizes, numbers = {"T": "i32"}, {"T": "i32", "scale": "fp32"}
-    heads = {"H": KEY_HEADS, "HV": KEY_HEADS, "DK": d, "PRECISION": plan.precision}
-    replayed = ("states", "residuals", "residuals_low")
-    sweep = {n: x for n in ("q", "k", "v", "o", *replayed)} | chunks | {"initial": f, "final": f} | numbers
-    reverse = {n: x for n in ("q", "k", "grad_o", "dv")} | chunks | numbers
-    remainder = {n: x for n in ("q", "k", "grad_o", "dv", *replayed, "scratch", "dq", "dk")}
-    remainder |= {n: f for n in ("running", "strength", "d_states", "dg", "dbeta")} | numbers | {"rows": "i32"}
+    heads = {"H": KEY_HEADS, "HV": KEY_HEADS, "DK": d, "PRECISION": config.precision}
+    recomputed = ("states", "residuals", "residuals_low")
+    chunk_fwd = {n: x for n in ("q", "k", "v", "o", *recomputed)} | intra | {"initial": f, "final": f} | numbers
+    chunk_bwd_dh = {n: x for n in ("q", "k", "grad_o", "dv")} | intra | numbers
+    chunk_bwd_dqk = {n: x for n in ("q", "k", "grad_o", "dv", *recomputed, "scratch", "dq", "dk")}
+    chunk_bwd_dqk |= {n: f for n in ("g_cumsum", "beta_fp32", "d_states", "dg", "dbeta")} | numbers | {"rows": "i32"}
 
     def columns(launch: Any) -> dict[str, Any]:
         return heads | {"DV": d, "BV": min(launch.block, d)}
 
     result = {
-        "invert": (
-            invert_kernel,
-            {"k": x, "g": f, "beta": f} | {n: chunks[n] for n in ("inverse", "running", "strength")} | sizes,
-            heads | {"BK": min(plan.invert.block, d)},
-            plan.invert,
+        "solve_tril": (
+            solve_tril_kernel,
+            {"k": x, "g": f, "beta": f} | {n: intra[n] for n in ("inverse", "g_cumsum", "beta_fp32")} | sizes,
+            heads | {"BK": min(config.solve_tril.block, d)},
+            config.solve_tril,
         ),
-        "score": (
-            score_kernel,
-            {"q": x, "k": x, "running": f, "scores": x, "scores_low": x} | numbers,
-            heads | {"BK": min(plan.score.block, d)},
-            plan.score,
+        "intra_scores": (
+            intra_scores_kernel,
+            {"q": x, "k": x, "g_cumsum": f, "scores": x, "scores_low": x} | numbers,
+            heads | {"BK": min(config.intra_scores.block, d)},
+            config.intra_scores,
         ),
-        "reverse": (
-            reverse_kernel,
-            reverse | {"grad_state": f, "d_states": f, "d_initial": f},
-            columns(plan.reverse) | {"HAS_GRAD_STATE": True},
-            plan.reverse,
+        "chunk_bwd_dh": (
+            chunk_bwd_dh_kernel,
+            chunk_bwd_dh | {"grad_state": f, "d_states": f, "d_initial": f},
+            columns(config.chunk_bwd_dh) | {"HAS_GRAD_STATE": True},
+            config.chunk_bwd_dh,
         ),
     }
-    for name, launch in (("sweep", plan.sweep), ("replay", plan.replay)):
-        constants = columns(launch) | {"HAS_INITIAL": True, "REPLAY": name == "replay"}
-        result[name] = (sweep_kernel, sweep, constants, launch)
-    for name, launch, group in (("remainder", plan.remainder, 1), ("remainder_grouped", plan.remainder_grouped, 2)):
+    for name, launch in (("chunk_fwd", config.chunk_fwd), ("chunk_recompute", config.chunk_recompute)):
+        constants = columns(launch) | {"HAS_INITIAL": True, "RECOMPUTE": name == "chunk_recompute"}
+        result[name] = (chunk_fwd_kernel, chunk_fwd, constants, launch)
+    for name, launch, group in (
+        ("chunk_bwd_dqk", config.chunk_bwd_dqk, 1),
+        ("chunk_bwd_dqk_grouped", config.chunk_bwd_dqk_grouped, 2),
+    ):
         constants = columns(launch) | {"BK": min(launch.width, d), "HV": KEY_HEADS * group}
-        result[name] = (remainder_kernel, remainder, constants, launch)
+        result[name] = (chunk_bwd_dqk_kernel, chunk_bwd_dqk, constants, launch)
     return result
 
 
-def layer_kernels(plan: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str, str], dict[str, Any], Any]]:
-    """As rule_kernels, for what stands before and after the rule."""
-    from sleep_kernels import triton_norm as norm
-    from sleep_kernels import triton_prep as prep
-    from sleep_kernels import triton_prep_backward as prep_backward
+def layer_kernels(config: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str, str], dict[str, Any], Any]]:
+    """As rule_kernels, for delta_inputs and gated_rms_norm."""
+    from sleep_kernels.triton_delta_inputs import delta_inputs_kernel
+    from sleep_kernels.triton_delta_inputs_backward import delta_inputs_backward_kernel
+    from sleep_kernels.triton_norm import norm_backward_kernel, norm_kernel
 
     x, f = {"bfloat16": "*bf16", "float32": "*fp32"}[dtype], "*fp32"
-    rows = {"D": d, "ROWS": plan.norm.block}
+    rows = {"D": d, "ROWS": config.norm.block}
     norms = {"x": x, "gate": x, "weight": f, "count": "i32", "eps": "fp32"}
     norm_grads = {"grad": x, "dx": x, "d_gate": x, "d_weight": f, "steps": "i32"}
     result = {
-        "norm": (norm.norm_kernel, norms | {"y": x}, rows, plan.norm),
-        "norm_backward": (norm.norm_backward_kernel, norms | norm_grads, rows, plan.norm),
+        "norm": (norm_kernel, norms | {"y": x}, rows, config.norm),
+        "norm_backward": (norm_backward_kernel, norms | norm_grads, rows, config.norm),
     }
     inputs = {n: x for n in ("q", "k", "v", "a", "b", "conv_q", "conv_k", "conv_v", "tail")}
     inputs |= {"a_log": f, "dt_bias": f, "order": "*i32", "T": "i32", "strength": "fp32"}
     outputs = {n: x for n in ("q_out", "k_out", "v_out", "new_tail")} | {"g": f, "beta": f}
     grads = {n: x for n in ("dq_out", "dk_out", "dv_out", "d_new_tail", "dq", "dk", "dv", "da", "db", "d_tail")}
     grads |= {n: f for n in ("dg", "dbeta", "d_conv", "d_a_log", "d_dt_bias")}
-    for name, packed in (("prep", False), ("prep_packed", True)):
-        tokens = {"H": KEY_HEADS, "R": 2, "D": d, "K": 4, "BT": plan.prep.block, "HAS_TAIL": True, "PACKED": packed}
-        parts = tokens | {"TAPS": 4, "STEPS": 64 // plan.prep.block}
-        result[name] = (prep.prep_kernel, inputs | outputs, tokens, plan.prep)
-        result[f"{name}_backward"] = (prep_backward.prep_backward_kernel, inputs | grads, parts, plan.prep)
+    launch = config.delta_inputs
+    for name, packed in (("delta_inputs", False), ("delta_inputs_packed", True)):
+        constants = {"H": KEY_HEADS, "R": 2, "D": d, "K": 4, "BT": launch.block, "HAS_TAIL": True, "PACKED": packed}
+        backward_constants = constants | {"TAPS": 4, "STEPS": 64 // launch.block}
+        result[name] = (delta_inputs_kernel, inputs | outputs, constants, launch)
+        result[f"{name}_backward"] = (delta_inputs_backward_kernel, inputs | grads, backward_constants, launch)
     return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--triton", metavar="FOLDER", help="another Triton to compile with")
-    parser.add_argument("--only", default="", help="compile kernels whose name contains this, e.g. bfloat16-128-sweep")
+    parser.add_argument("--triton", metavar="FOLDER", help="folder of another Triton version to compile with")
+    parser.add_argument(
+        "--only", default="", help="compile kernels whose name contains this, e.g. bfloat16-128-chunk_fwd"
+    )
     arguments = parser.parse_args()
     if arguments.triton:
         sys.path.insert(0, arguments.triton)

@@ -1,4 +1,4 @@
-"""The GPU benchmark where there is no GPU: what it says, a dry run beside a stand-in for flash-linear-attention, its roofline."""
+"""benchmarks/kernels.py without a GPU: its message, a dry run beside a stand-in for flash-linear-attention, its roofline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/kernels.py"
-# The signature of fla-core 0.6.0, as far as the benchmark goes.
+# The arguments of fla-core 0.6.0 that the benchmark uses.
 FLA = """
 from sleep_kernels import gated_delta_rule
 
@@ -28,28 +28,28 @@ def chunk_gated_delta_rule(q, k, v, g, beta, scale=None, initial_state=None, out
 
 def benchmark(*words: str, path: str = "") -> str:
     environ = os.environ | {"PYTHONPATH": f"{ROOT}/kernels:{path}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=False, env=environ
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    assert process.returncode == 0, process.stderr[-2000:]
+    return process.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_says_that_there_is_no_gpu(tmp_path: Path) -> None:
+def test_without_a_gpu_the_message_says_so(tmp_path: Path) -> None:
     out = benchmark("--json", str(tmp_path / "out.json"))
     assert out.startswith("no GPU run\nok: chunked") and (tmp_path / "out.json").exists()
 
 
 @pytest.mark.slow
-def test_a_dry_run_measures_everything_beside_fla(tmp_path: Path) -> None:
+def test_dry_run_measures_all_contenders(tmp_path: Path) -> None:
     package = tmp_path / "fla/ops/gated_delta_rule"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(FLA)
     out = benchmark("--dry", "--json", str(tmp_path / "out.json"), path=str(tmp_path))
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert row["self_test"]["ok"] and row["self_test"]["said"].startswith("ok: triton") and "failed" not in row
+    assert row["self_test"]["ok"] and row["self_test"]["report"].startswith("ok: triton") and "failed" not in row
     assert set(row["contenders"]) == {"triton", "chunked", "fla"} and set(row["layer"]) == {"triton", "chunked"}
     for found in row["contenders"].values():
         assert len(found["errors"]) == 8 and max(found["errors"].values()) < 1e-2
@@ -68,14 +68,14 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_roofline(kernels: Any) -> None:
-    """Against times worked out by hand from the operations and bytes of a token and head, in microseconds."""
+    """Against times computed by hand from the operations and bytes per token and head, in microseconds."""
     ceilings = {"matmul_flop_per_s": 790e12, "copy_bytes_per_s": 4.3e12}
     for sizes, forward, both in (((8, 4096, 16, 16, 128), 130, 423), ((8, 2048, 16, 16, 64), 33, 90)):
         found = kernels.roofline(kernels.Shape(*sizes), ceilings)
         assert [round(1e6 * t) for t in found] == [forward, pytest.approx(both, abs=1)]
 
 
-def test_what_cannot_run_is_a_result(kernels: Any) -> None:
+def test_a_contender_that_fails_is_reported(kernels: Any) -> None:
     def breaks() -> Any:
         raise RuntimeError("Triton >= 3.4.0 and < 3.7.1")
 
@@ -84,7 +84,7 @@ def test_what_cannot_run_is_a_result(kernels: Any) -> None:
     assert len(kernels.table([row]).splitlines()) == 1
 
 
-def test_a_lost_device_is_a_result(kernels: Any) -> None:
+def test_a_lost_device_is_reported(kernels: Any) -> None:
     class Lost(kernels.Dry):  # type: ignore[misc, name-defined]
         def settle(self) -> None:
             raise RuntimeError("illegal address")
@@ -96,7 +96,7 @@ def test_a_lost_device_is_a_result(kernels: Any) -> None:
     assert kernels.attempt(dict, Lost()) == {"failed": "RuntimeError: illegal address"}
 
 
-def test_a_shape_that_fails_leaves_the_others(
+def test_a_shape_that_fails_does_not_affect_others(
     kernels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, good = tmp_path / "out.json", {key: 2.0 for key in ("forward_s", "both_s", "eager_both_s", "peak_bytes")}
@@ -108,7 +108,7 @@ def test_a_shape_that_fails_leaves_the_others(
             written.append([row["shape"] for row in json.loads(out.read_text())["rows"]])
         if shape.time == 1:
             raise RuntimeError("OutOfResources")
-        return {"ok": True, "said": ""}
+        return {"ok": True, "report": ""}
 
     def rules(shape: Any, *_: Any) -> Any:
         yield "triton", good
@@ -121,7 +121,7 @@ def test_a_shape_that_fails_leaves_the_others(
     report: dict[str, Any] = {}
     assert not kernels.run(kernels.Dry(), [(1, time, 1, 1, 16) for time in (1, 2, 3)], False, report, out)
     assert json.loads(out.read_text())["rows"] == json.loads(json.dumps(report["rows"]))
-    assert written == [["1x1x1x1x16"], ["1x1x1x1x16", "1x2x1x1x16"]], "what there was by then"
+    assert written == [["1x1x1x1x16"], ["1x1x1x1x16", "1x2x1x1x16"]], "results are written after every shape"
     first, second, third = report["rows"]
     assert first["self_test"] == {"failed": "RuntimeError: OutOfResources"} and set(first["contenders"]) == {
         "triton",
@@ -134,9 +134,9 @@ def test_a_shape_that_fails_leaves_the_others(
     assert kernels.run(kernels.Dry(), [(1, 3, 1, 1, 16)], False, {}, None)
 
 
-def test_replays_are_handed_over_before_any_is_waited_for(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a device that only writes down what it is told, whose clock goes on by the call's number when it replays."""
-    told: list[str] = []
+def test_replays_are_enqueued_before_any_is_waited_for(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fake device that records its calls, and whose clock advances by the graph's number at every replay."""
+    recorded: list[str] = []
     clock = [0.0]
 
     class Event:
@@ -145,7 +145,7 @@ def test_replays_are_handed_over_before_any_is_waited_for(kernels: Any, monkeypa
 
         def record(self) -> None:
             self.at = clock[0]
-            told.append("event")
+            recorded.append("event")
 
         def elapsed_time(self, other: Event) -> float:
             return other.at - self.at
@@ -159,15 +159,20 @@ def test_replays_are_handed_over_before_any_is_waited_for(kernels: Any, monkeypa
 
         def replay(self) -> None:
             clock[0] += self.milliseconds
-            told.append(f"replay {self.milliseconds:g}")
+            recorded.append(f"replay {self.milliseconds:g}")
 
-    stand_ins = {"Event": Event, "CUDAGraph": Graph, "Stream": nullcontext, "synchronize": lambda: told.append("wait")}
+    stand_ins = {
+        "Event": Event,
+        "CUDAGraph": Graph,
+        "Stream": nullcontext,
+        "synchronize": lambda: recorded.append("wait"),
+    }
     stand_ins |= {"stream": lambda stream: nullcontext(), "graph": lambda graph, stream: nullcontext()}
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    calls = [lambda i=i: told.append(f"call {i}") for i in range(3)]
+    calls = [lambda i=i: recorded.append(f"call {i}") for i in range(3)]
     seconds = kernels.Gpu(replays=7).seconds(calls)
-    begin = told.index("event")
+    begin = recorded.index("event")
     around = [["event", f"replay {1 + i % 3}", "event"] for i in range(10)]
-    assert told[begin:] == [*(word for words in around for word in words), "wait"]
+    assert recorded[begin:] == [*(word for words in around for word in words), "wait"]
     assert seconds == 2e-3, "the median of 1, 2, 3, 1, 2, 3, 1 ms"

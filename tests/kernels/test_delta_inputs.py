@@ -1,4 +1,4 @@
-"""What stands before the gated delta rule, in plain torch, against its definition."""
+"""delta_inputs in plain torch against its reference."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sleep_kernels import delta_inputs
 from sleep_kernels.delta_inputs import packing
-from tests.kernels.layer import ARGUMENTS, MASKS, differences, make_inputs, mask, run
+from tests.kernels.delta_inputs_reference import ARGUMENTS, MASKS, differences, make_inputs, mask, run
 
 CASES = {
     "plain": ({"time": 9}, None, 1.0),
@@ -16,18 +16,18 @@ CASES = {
     "one token": ({"time": 1}, None, 1.0),
     "shorter than the kernel": ({"time": 2, "key_heads": 2}, None, 2.0),
     "kernel of one": ({"time": 5, "kernel": 1}, None, 1.0),
-    "kernel of two, holes": ({"time": 7, "kernel": 2, "group": 3}, "holes", 1.0),
-    "kernel of one, holes": ({"time": 7, "kernel": 1}, "holes", 1.0),
+    "kernel of two, scattered padding": ({"time": 7, "kernel": 2, "group": 3}, "scattered", 1.0),
+    "kernel of one, scattered padding": ({"time": 7, "kernel": 1}, "scattered", 1.0),
     "padding on the right": ({"time": 9, "group": 2, "key_heads": 2}, "right", 1.0),
-    "holes, no tail": ({"time": 20, "tail": False}, "holes", 2.0),
-    "nothing but padding": ({"time": 4, "key_heads": 2}, "all", 1.0),
+    "scattered padding, no tail": ({"time": 20, "tail": False}, "scattered", 2.0),
+    "only padding": ({"time": 4, "key_heads": 2}, "all", 1.0),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("room", [1 << 20, 1000])
-def test_equals_the_definition(case: str, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sleep_kernels.common._TEMPORARY_BYTES", {"cpu": room})
+@pytest.mark.parametrize("temporary_bytes", [1 << 20, 1000])
+def test_equals_the_reference(case: str, temporary_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sleep_kernels.common._TEMPORARY_BYTES", {"cpu": temporary_bytes})
     sizes, padding, strength = CASES[case]
     inputs = [None if t is None else t.double() for t in make_inputs(**sizes)]
     valid = mask(padding, sizes["time"])
@@ -37,12 +37,12 @@ def test_equals_the_definition(case: str, room: int, monkeypatch: pytest.MonkeyP
 
 def test_gradients_by_finite_differences() -> None:
     inputs = [t.double().requires_grad_() for t in make_inputs(3, d=2, kernel=2)]
-    valid = mask("holes", 3)
+    valid = mask("scattered", 3)
     assert torch.autograd.gradcheck(lambda *t: delta_inputs(*t, valid, key_heads=1, strength=2.0), inputs)
 
 
 @pytest.mark.parametrize("padding", MASKS)
-def test_what_stands_in_padded_rows_is_never_read(padding: str) -> None:
+def test_padded_rows_are_never_read(padding: str) -> None:
     inputs, valid = make_inputs(9), mask(padding, 9)
     assert valid is not None
     poisoned = [t.masked_fill(~valid[..., None], float("nan")) if i < 5 else t for i, t in enumerate(inputs)]
@@ -54,7 +54,7 @@ def test_what_stands_in_padded_rows_is_never_read(padding: str) -> None:
         assert torch.equal(clean, other)
 
 
-def test_all_tokens_real_is_no_padding() -> None:
+def test_mask_of_real_tokens_only_equals_no_mask() -> None:
     inputs = make_inputs(9)
     for a, b in zip(
         delta_inputs(*inputs, key_heads=1), delta_inputs(*inputs, torch.ones(2, 9) > 0, key_heads=1), strict=True
@@ -62,8 +62,8 @@ def test_all_tokens_real_is_no_padding() -> None:
         assert torch.equal(a, b)
 
 
-def test_windows_chained_by_the_tail_equal_one() -> None:
-    inputs, valid = make_inputs(11, group=2), mask("holes", 11)
+def test_windows_chained_by_the_tail_equal_one_window() -> None:
+    inputs, valid = make_inputs(11, group=2), mask("scattered", 11)
     assert valid is not None
     whole = delta_inputs(*inputs, valid, key_heads=1)
     tail, parts = inputs[10], []
@@ -75,7 +75,7 @@ def test_windows_chained_by_the_tail_equal_one() -> None:
 
 
 def test_bfloat16_rounds_once() -> None:
-    """Bound: 1.5 times the error of the float64 result of the same rounded inputs, itself rounded to bfloat16."""
+    """Bound: 1.5 times the error of rounding the float64 result of the same rounded inputs to bfloat16."""
     narrow = [t.bfloat16() if i < 8 or i == 10 else t for i, t in enumerate(make_inputs(40, group=2))]
 
     def ours(leaves: list[Any]) -> tuple[Tensor, ...]:
@@ -88,15 +88,15 @@ def test_bfloat16_rounds_once() -> None:
             assert (got.double() - wanted).norm() <= 1.5 * rounding, name
 
 
-def test_backward_keeps_only_the_inputs() -> None:
+def test_backward_saves_only_the_inputs() -> None:
     inputs = [t.requires_grad_() for t in make_inputs(64)]
-    kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
         delta_inputs(*inputs, key_heads=1)
-    assert sum(kept) == sum(t.nbytes for t in inputs)
+    assert sum(saved) == sum(t.nbytes for t in inputs)
 
 
-@pytest.mark.parametrize("padding", [None, "holes"])
+@pytest.mark.parametrize("padding", [None, "scattered"])
 def test_registration(padding: str | None) -> None:
     inputs = [t.requires_grad_() for t in make_inputs(5, d=4)]
     valid = mask(padding, 5)
@@ -105,7 +105,7 @@ def test_registration(padding: str | None) -> None:
 
 
 def test_packing_moves_padding_to_the_front() -> None:
-    # One token of a tail, then real, padding, real: positions 0, 1, 2, 3 of both together.
+    # One token of the tail, then real, padded, real: positions 0, 1, 2, 3 of cat(tail, x).
     valid = torch.tensor([[True, False, True], [False, False, False]])
     assert packing(valid, 1).tolist() == [[-3, 0, 1, 3], [-2, -3, -4, 0]]
 

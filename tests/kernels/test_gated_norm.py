@@ -1,4 +1,4 @@
-"""Gated RMS norm against its formula in plain torch."""
+"""Gated RMSNorm against its formula in plain torch."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_equals_the_formula(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
-def test_cut_into_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processed_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs(3, 5, 8)
     monkeypatch.setattr("sleep_kernels.common._TEMPORARY_BYTES", {"cpu": 300})
     y = gated_rms_norm(*inputs, EPS)
@@ -45,7 +45,7 @@ def test_gradients_by_finite_differences() -> None:
 
 @pytest.mark.parametrize(("x", "gate"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)])
 def test_returns_the_dtype_of_the_gate(x: torch.dtype, gate: torch.dtype) -> None:
-    """Bound: 1.5 times the error of the float64 result of the same rounded inputs, itself rounded to bfloat16."""
+    """Bound: 1.5 times the error of rounding the float64 result of the same rounded inputs to bfloat16."""
     wide = make_inputs(50, 16)
     inputs = [t.detach().to(d).requires_grad_() for t, d in zip(wide, (x, gate, torch.float32), strict=True)]
     exact = by_formula(*(t.detach().double() for t in inputs))
@@ -56,12 +56,12 @@ def test_returns_the_dtype_of_the_gate(x: torch.dtype, gate: torch.dtype) -> Non
     assert [t.dtype for t in grads] == [x, gate, torch.float32]
 
 
-def test_backward_keeps_only_the_inputs() -> None:
+def test_backward_saves_only_the_inputs() -> None:
     inputs = make_inputs(64, 8)
-    kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
         gated_rms_norm(*inputs, EPS)
-    assert 0 < sum(kept) <= 1.2 * sum(t.nbytes for t in inputs)
+    assert 0 < sum(saved) <= 1.2 * sum(t.nbytes for t in inputs)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The fused last layer and loss against the two in a row."""
+"""Fused output projection and cross-entropy against separate linear layer and cross-entropy."""
 
 import importlib
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sleep_kernels import linear_cross_entropy
-from sleeptrain.plan.activations import LiveBytes
+from tests.storages import StorageCounter
 
 module = importlib.import_module("sleep_kernels.linear_cross_entropy")
 
@@ -31,22 +31,22 @@ def by_formula(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 @pytest.fixture(params=[(1, 200), (4, 200), (8, 400), (16, 100)], ids=str)
 def tiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles much smaller than the inputs: one column of all tokens, some of both, all tokens or the whole vocabulary."""
-    least, room = request.param
-    monkeypatch.setattr(module, "_FEW_BYTES", {"cpu": 0})
-    monkeypatch.setattr(module, "_LEAST", least)
-    monkeypatch.setattr(module, "_ALIGNED", 1)
-    monkeypatch.setattr(module, "_TILE_BYTES", {"cpu": room})
+    """Tiles much smaller than the inputs: one column of all tokens, some of both, all tokens, or the whole vocabulary."""
+    min_tile, tile_bytes = request.param
+    monkeypatch.setattr(module, "_UNTILED_BYTES", {"cpu": 0})
+    monkeypatch.setattr(module, "_MIN_TILE", min_tile)
+    monkeypatch.setattr(module, "_TILE_ALIGNMENT", 1)
+    monkeypatch.setattr(module, "_TILE_BYTES", {"cpu": tile_bytes})
     monkeypatch.setattr("sleep_kernels.common._TEMPORARY_BYTES", {"cpu": 100})
 
 
 @pytest.fixture
-def however_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Autograd keeps no logits, in tiles as they are."""
-    monkeypatch.setattr(module, "_FEW_BYTES", {"cpu": 0})
+def always_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits are never saved, however few they are; tiles have their real sizes."""
+    monkeypatch.setattr(module, "_UNTILED_BYTES", {"cpu": 0})
 
 
-def close(dtype: torch.dtype, bound: float) -> None:
+def assert_close(dtype: torch.dtype, bound: float) -> None:
     inputs = make_inputs(dtype)
     expected, actual = by_formula(*inputs), linear_cross_entropy(*inputs)
     torch.testing.assert_close(actual, expected, rtol=bound, atol=bound)
@@ -56,22 +56,22 @@ def close(dtype: torch.dtype, bound: float) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_equals_the_two_in_a_row(tiled: None, dtype: torch.dtype, bound: float) -> None:
-    close(dtype, bound)
+def test_equals_separate_operators(tiled: None, dtype: torch.dtype, bound: float) -> None:
+    assert_close(dtype, bound)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_equals_the_two_in_a_row_where_logits_are_few(dtype: torch.dtype, bound: float) -> None:
-    close(dtype, bound)
+def test_equals_separate_operators_where_logits_are_saved(dtype: torch.dtype, bound: float) -> None:
+    assert_close(dtype, bound)
 
 
-def test_gradients_are_those_of_the_function(tiled: None) -> None:
+def test_gradients_by_finite_differences(tiled: None) -> None:
     x, weight, targets = make_inputs()
     assert torch.autograd.gradcheck(lambda x, weight: linear_cross_entropy(x, weight, targets), (x, weight))
 
 
-def test_real_tiles_equal_the_two_in_a_row(however_few: None) -> None:
-    """Odd numbers of tokens and of words, cut into four tiles of both."""
+def test_real_tile_sizes_equal_separate_operators(always_tiled: None) -> None:
+    """Odd numbers of tokens and vocabulary entries, each divided into several tiles."""
     torch.manual_seed(0)
     x = torch.randn(2, 1031, 4, dtype=torch.float64).requires_grad_()
     weight = torch.randn(1033, 4, dtype=torch.float64).requires_grad_()
@@ -87,21 +87,21 @@ def test_real_tiles_equal_the_two_in_a_row(however_few: None) -> None:
 
 
 @pytest.mark.parametrize("ignored", [-100, 3])
-def test_nothing_scored(tiled: None, ignored: int) -> None:
+def test_all_targets_ignored(tiled: None, ignored: int) -> None:
     x, weight, targets = make_inputs()
     loss = linear_cross_entropy(x, weight, torch.full_like(targets, ignored), ignored=ignored)
     assert not loss.any()
     assert not any(gradient.any() for gradient in torch.autograd.grad(loss.sum(), (x, weight)))
 
 
-def test_a_target_that_is_no_token(tiled: None) -> None:
+def test_a_target_outside_the_vocabulary_is_an_error(tiled: None) -> None:
     x, weight, targets = make_inputs()
     targets[1, 1] = 11
     with pytest.raises((IndexError, RuntimeError)):
         linear_cross_entropy(x, weight, targets)
 
 
-def test_what_is_known_is_not_computed_again(tiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_losses_are_not_recomputed(tiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs()
     first = linear_cross_entropy(*inputs)
     grads = torch.rand_like(first)
@@ -116,7 +116,7 @@ def test_what_is_known_is_not_computed_again(tiled: None, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(("tokens", "vocab"), [(1, 1), (7, 1 << 20), (513, 151936), (8192, 32768), (1 << 20, 3)])
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_tiles_cover_everything_and_are_long_enough(
+def test_tiles_cover_everything_and_are_large_enough(
     kind: str, tokens: int, vocab: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "device_kind", lambda _: kind)
@@ -127,11 +127,11 @@ def test_tiles_cover_everything_and_are_long_enough(
         ]  # fmt: skip
         assert len(cuts) == 1 or (cuts[0].stop % 64 == 0 and cuts[0].stop >= 256)
     rows, columns = ([part.stop - part.start for part in cuts] for cuts in module._tiles(x, weight))
-    assert max(rows) * max(columns) <= 1.13 * module._tile(x)
+    assert max(rows) * max(columns) <= 1.13 * module._tile_size(x)
 
 
 def test_bfloat16(tiled: None) -> None:
-    """Bound: 1.5 times the error of the plain way, whose logits are bfloat16 as ours are."""
+    """Bound: 1.5 times the error of the separate operators, whose logits are rounded to bfloat16 as ours are."""
     inputs = make_inputs(torch.bfloat16)
     exact = by_formula(*(t.detach().double() for t in inputs[:2]), inputs[2])
     loss = linear_cross_entropy(*inputs)
@@ -146,35 +146,35 @@ def test_bfloat16(tiled: None) -> None:
         assert (got - right).norm() <= 1.5 * (other - right).norm()
 
 
-def test_keeps_no_logits(however_few: None) -> None:
-    kept: list[int] = []
+def test_saves_no_logits(always_tiled: None) -> None:
+    saved: list[int] = []
     inputs = make_inputs()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
         linear_cross_entropy(*inputs)
-    assert sum(kept) == sum(t.nbytes for t in inputs) + inputs[2].numel() * 8
+    assert sum(saved) == sum(t.nbytes for t in inputs) + inputs[2].numel() * 8
 
 
-def test_without_a_graph_nothing_is_kept() -> None:
+def test_without_grad_nothing_is_saved() -> None:
     inputs = make_inputs()
     with torch.no_grad():
         assert linear_cross_entropy(*inputs).grad_fn is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_there_is_never_more_than_a_tile_of_logits(dtype: torch.dtype) -> None:
-    """All that exists at a time beside inputs and results, for 256 MiB of logits: under 5 % of those."""
+def test_at_most_one_tile_of_logits_exists(dtype: torch.dtype) -> None:
+    """Peak memory besides inputs and results, for 256 MiB of logits: less than 5 % of them."""
     with FakeTensorMode():
         x, weight = torch.empty(2048, 64, dtype=dtype), torch.empty(32768, 64, dtype=dtype)
         targets, loss = torch.empty(2048, dtype=torch.int64), torch.empty(2048)
-        with LiveBytes([x, weight, targets, loss]) as forward:
+        with StorageCounter() as forward:
             module.forward(x, weight, targets, None, -100)
-        with LiveBytes([x, weight, targets, loss]) as backward:
+        with StorageCounter() as backward:
             module.backward(loss, x, weight, targets, loss, -100)
     assert 4 << 20 < forward.peak < 13 << 20
     assert backward.peak < (13 << 20) + 2 * (x.nbytes + weight.nbytes)
 
 
-def test_registration(however_few: None) -> None:
+def test_registration(always_tiled: None) -> None:
     inputs = make_inputs()
     torch.library.opcheck(torch.ops.sleep_kernels.linear_cross_entropy.default, (*inputs, None, -100))
     known = linear_cross_entropy(*inputs).detach()
@@ -197,6 +197,6 @@ def test_wrong_inputs_are_named(index: int, change: object, message: str) -> Non
         linear_cross_entropy(*inputs)
 
 
-def test_what_is_known_must_fit() -> None:
+def test_known_losses_of_a_wrong_dtype_are_named() -> None:
     with pytest.raises(ValueError, match=r"known is torch.float32 \[3, 5\]; it must be torch.float64"):
         linear_cross_entropy(*make_inputs(), known=torch.zeros(3, 5))

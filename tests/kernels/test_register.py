@@ -1,4 +1,4 @@
-"""The operators as torch sees them: opcheck, and tracing by torch.compile without a graph break."""
+"""Registration of the operators: opcheck, and torch.compile without a graph break."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sleep_kernels import delta_inputs, gated_delta_rule, gated_rms_norm, short_conv
-from tests.kernels.layer import make_inputs, mask
+from tests.kernels.delta_inputs_reference import make_inputs, mask
 
 OPS = torch.ops.sleep_kernels
 
@@ -52,8 +52,8 @@ def test_gated_rms_norm() -> None:
 
 
 def layer(*inputs: Tensor) -> Any:
-    """All operators of a layer with ordinary torch between them; the last two inputs are a state and a scale."""
-    q, k, v, g, beta, tail = delta_inputs(*inputs[:11], mask("holes", 9), key_heads=2)
+    """All operators of a layer with plain torch between them; the last two inputs are a state and the norm's weight."""
+    q, k, v, g, beta, tail = delta_inputs(*inputs[:11], mask("scattered", 9), key_heads=2)
     v, _ = short_conv(v.flatten(2), inputs[7])
     o, state = gated_delta_rule(q, k, v.unflatten(2, (2, 16)), g, beta, inputs[11])
     return gated_rms_norm(o.sin(), o, inputs[12], 1e-6), state, tail
@@ -76,7 +76,9 @@ def test_compiles_without_a_graph_break(backend: str) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_import_brings_in_torch_alone() -> None:
+def test_import_of_the_package_imports_torch_only() -> None:
     code = "import sys, sleep_kernels; print([m for m in ('triton', 'transformers', 'fla') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", f"import torch; {code}"], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run(
+        [sys.executable, "-c", f"import torch; {code}"], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""The self-test itself: that it passes right kernels and fails wrong ones, and marks the table."""
+"""The self-test: it passes correct kernels, fails wrong ones, and marks entries of the table."""
 
 import shutil
 import sys
@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from sleep_kernels import choice, comparison, self_test, verified
-from sleep_kernels.comparison import Result, Shape
+from sleep_kernels import comparison, dispatch, self_test, verified
+from sleep_kernels.comparison import ErrorReport, Shape
 from sleep_kernels.self_test import self_test as run
 
 SHAPE = Shape(4, 1029, 4, 8, 16, torch.float32)
 
 
-def test_shapes_are_cut_to_what_decides_the_code() -> None:
+def test_reduced_shapes_keep_what_determines_the_kernels() -> None:
     assert SHAPE.reduced() == Shape(2, 133, 4, 8, 16, torch.float32)
     assert Shape(1, 7, 1, 1, 64).reduced() == Shape(1, 7, 1, 1, 64)
 
 
-def test_right_kernels_pass() -> None:
+def test_correct_kernels_pass() -> None:
     (result,) = run("cpu", [Shape(1, 70, 1, 2, 16, torch.float32)], backend="chunked")
     assert (
         result.ok
@@ -32,13 +32,13 @@ def test_right_kernels_pass() -> None:
 
 @pytest.mark.parametrize("wrong", [1.01, float("nan")])
 def test_a_wrong_gradient_fails(wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = comparison.gated_delta_rule
+    correct = comparison.gated_delta_rule
 
-    def spoilt(*inputs: Any, **options: Any) -> Any:
+    def wrong_rule(*inputs: Any, **options: Any) -> Any:
         inputs[3].register_hook(lambda grad: grad * wrong)  # of g
-        return right(*inputs, **options)
+        return correct(*inputs, **options)
 
-    monkeypatch.setattr(comparison, "gated_delta_rule", spoilt)
+    monkeypatch.setattr(comparison, "gated_delta_rule", wrong_rule)
     (result,) = run("cpu", [Shape(1, 20, 1, 1, 16, torch.float32)], backend="chunked")
     assert not result.ok and "FAILED" in str(result) and "in gradient of g" in str(result)
 
@@ -54,11 +54,11 @@ def test_triton_passes_under_the_interpreter(interpreted: Any) -> None:
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the table, as on a GPU that it has entries for."""
+    """A copy of the table, on a machine that looks like a GPU with entries."""
     copy = tmp_path / "verified.json"
     shutil.copy(verified.TABLE, copy)
     monkeypatch.setattr(verified, "TABLE", copy)
-    monkeypatch.setattr(choice, "triton_version", lambda: "3.7.1")
+    monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
     monkeypatch.setattr(self_test, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -67,7 +67,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     verified.table.cache_clear()
 
 
-def marked() -> list[tuple[str, str, int]]:
+def verified_entries() -> list[tuple[str, str, int]]:
     verified.table.cache_clear()
     return [(e["triton"], e["dtype"], e["d"]) for e in verified.table() if e["verified_on_gpu"]]
 
@@ -76,68 +76,68 @@ def test_marks_the_table(table: Path) -> None:
     before = table.read_text()
     (entry,) = (e for e in verified.table() if (e["triton"], e["dtype"], e["d"]) == ("3.7.1", "bfloat16", 128))
     for ok in (True, False):
-        self_test._mark(entry, ok)
-        assert marked() == ([("3.7.1", "bfloat16", 128)] if ok else [])
+        self_test._mark_verified(entry, ok)
+        assert verified_entries() == ([("3.7.1", "bfloat16", 128)] if ok else [])
     assert table.read_text() == before and list(table.parent.iterdir()) == [table]
 
 
 CHILDREN = {
-    "bfloat16-64": "print('all is well')",
-    "bfloat16-128": "import os; print('one was well', flush=True); os.abort()",
+    "bfloat16-64": "print('all passed')",
+    "bfloat16-128": "import os; print('one passed', flush=True); os.abort()",
     "bfloat16-256": "raise RuntimeError('OutOfResources')",
     "float32-64": "import sys; print('FAILED'); sys.exit(1)",
-    "float32-128": "print('all is well')",
+    "float32-128": "print('all passed')",
 }
 
 
-def test_an_entry_whose_process_dies_leaves_the_others(
+def test_an_entry_whose_process_crashes_does_not_affect_others(
     table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(self_test, "_command", lambda one: [sys.executable, "-c", CHILDREN[one]])
+    monkeypatch.setattr(self_test, "_command", lambda name: [sys.executable, "-c", CHILDREN[name]])
     monkeypatch.setattr("sys.argv", ["self_test", "--write"])
     assert self_test.main() == 1
-    assert marked() == [("3.7.1", "bfloat16", 64), ("3.7.1", "float32", 128)]
+    assert verified_entries() == [("3.7.1", "bfloat16", 64), ("3.7.1", "float32", 128)]
     out = capsys.readouterr().out
-    assert "one was well\nended with status -6\nNOT OK: bfloat16-128\n" in out
+    assert "one passed\nended with status -6\nNOT OK: bfloat16-128\n" in out
     assert "RuntimeError: OutOfResources\nended with status 1\nNOT OK: bfloat16-256\n" in out
     assert "FAILED\nended with status 1\nNOT OK: float32-64\n" in out
-    assert out.count("all is well\nok: ") == 2
+    assert out.count("all passed\nok: ") == 2
 
 
-def test_marks_at_once(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What had passed before everything ended is in the table."""
+def test_each_entry_is_marked_as_soon_as_it_passes(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries that passed before an interrupt are marked in the table."""
 
-    def ended(names: list[str]) -> Iterator[tuple[str, bool, str]]:
+    def interrupted(names: list[str]) -> Iterator[tuple[str, bool, str]]:
         yield names[1], True, ""
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(self_test, "_each", ended)
+    monkeypatch.setattr(self_test, "_run_all", interrupted)
     monkeypatch.setattr("sys.argv", ["self_test", "--write"])
     with pytest.raises(KeyboardInterrupt):
         self_test.main()
-    assert marked() == [("3.7.1", "bfloat16", 128)]
+    assert verified_entries() == [("3.7.1", "bfloat16", 128)]
 
 
-def test_an_entry_that_never_ends_is_stopped() -> None:
+def test_an_entry_that_hangs_is_stopped() -> None:
     code = "import threading; threading.Event().wait()"
-    assert self_test._child([sys.executable, "-c", code], 0.1) == (False, "stopped after 0.1 s")
+    assert self_test._run_child([sys.executable, "-c", code], 0.1) == (False, "stopped after 0.1 s")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_an_entry_is_tested_by_this_program() -> None:
-    ok, said = self_test._child(self_test._command("bfloat16-128"), 300)
-    assert not ok and said.startswith("no GPU here") and said.endswith("ended with status 2")
+def test_the_command_of_an_entry_runs_this_program() -> None:
+    ok, output = self_test._run_child(self_test._command("bfloat16-128"), 300)
+    assert not ok and output.startswith("no GPU here") and output.endswith("ended with status 2")
 
 
-def test_one_entry_in_this_process(
+def test_one_entry_is_tested_in_this_process(
     table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = []
+    requested = []
 
-    def verify(device: torch.device, entry: dict[str, Any]) -> Iterator[Result]:
-        asked.append((entry["triton"], entry["dtype"], entry["d"]))
+    def verify(device: torch.device, entry: dict[str, Any]) -> Iterator[ErrorReport]:
+        requested.append((entry["triton"], entry["dtype"], entry["d"]))
         for error in (0.0, 1.0 if entry["d"] == 64 else 0.0, 0.0):
-            yield Result(SHAPE, "triton", {"o": error}, True, 0.0)
+            yield ErrorReport(SHAPE, "triton", {"o": error}, True, 0.0)
 
     monkeypatch.setattr(self_test, "verify", verify)
     status = {}
@@ -145,11 +145,11 @@ def test_one_entry_in_this_process(
         monkeypatch.setattr("sys.argv", ["self_test", "--only", name])
         status[name] = self_test.main()
     assert status == {"float32-128": 0, "float32-64": 1, "float32-7": 2}
-    assert asked == [("3.7.1", "float32", 128), ("3.7.1", "float32", 64)] and marked() == []
+    assert requested == [("3.7.1", "float32", 128), ("3.7.1", "float32", 64)] and verified_entries() == []
     assert "the table has no entry float32-7 for Triton 3.7.1 on sm_90" in capsys.readouterr().out
 
 
-def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_the_message_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["self_test"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert self_test.main() == 2

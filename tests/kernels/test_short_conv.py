@@ -33,14 +33,14 @@ def test_equals_conv1d(time: int, kernel: int, activation: str) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
 
 
-def test_no_tail_is_zeros() -> None:
+def test_no_tail_equals_zeros() -> None:
     x, weight, tail = make_inputs()
     for t in (x, x[:, :1]):
         expected = short_conv(t, weight, torch.zeros_like(tail))
         assert all(torch.equal(a, b) for a, b in zip(short_conv(t, weight), expected, strict=True))
 
 
-def test_carried_tail_equals_one_window() -> None:
+def test_windows_chained_by_the_tail_equal_one_window() -> None:
     x, weight, tail = make_inputs(time=11)
     y, end = short_conv(x, weight, tail)
     parts, carried = [], tail
@@ -51,7 +51,7 @@ def test_carried_tail_equals_one_window() -> None:
     assert torch.equal(carried, end)
 
 
-def test_gradient_of_the_tail_alone() -> None:
+def test_gradient_of_the_new_tail_only() -> None:
     inputs = make_inputs(time=2)
     grads = torch.autograd.grad(short_conv(*inputs)[1].sum(), inputs, allow_unused=True)
     assert grads[0].sum() == inputs[0].numel() and not grads[1].any() and grads[2].sum() == 2 * 6
@@ -61,7 +61,7 @@ def test_gradients_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(short_conv, make_inputs(batch=1, time=4, channels=2))
 
 
-def test_batch_cut_into_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_processed_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs(batch=5)
     weights = [torch.randn_like(t) for t in short_conv(*inputs)]
     whole = torch.autograd.grad(short_conv(*inputs), inputs, weights)
@@ -71,7 +71,7 @@ def test_batch_cut_into_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bfloat16_rounds_once() -> None:
-    """Bound: 1.5 times the error of the float64 result of the same rounded inputs, itself rounded to bfloat16."""
+    """Bound: 1.5 times the error of rounding the float64 result of the same rounded inputs to bfloat16."""
     narrow = [t.detach().bfloat16().requires_grad_() for t in make_inputs(time=40)]
     wide = [t.detach().double().requires_grad_() for t in narrow]
     expected, actual = by_conv1d(*wide, "silu"), short_conv(*narrow)
@@ -90,12 +90,12 @@ def test_bfloat16_rounds_once() -> None:
         assert (got.double() - wanted).norm() <= 1.5 * rounding
 
 
-def test_backward_keeps_only_the_inputs() -> None:
+def test_backward_saves_only_the_inputs() -> None:
     inputs = make_inputs(time=64)
-    kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
         short_conv(*inputs)
-    assert 0 < sum(kept) <= 1.2 * sum(t.nbytes for t in inputs)
+    assert 0 < sum(saved) <= 1.2 * sum(t.nbytes for t in inputs)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ operator = importlib.import_module("sleep_kernels.linear_cross_entropy")
 def tiles(request, monkeypatch):
     """Logits are few and kept, or come in several tiles, of which none is kept."""
     if request.param:
-        monkeypatch.setattr(operator, "_FEW_BYTES", {"cpu": 0})
-        monkeypatch.setattr(operator, "_LEAST", 4)
-        monkeypatch.setattr(operator, "_ALIGNED", 1)
+        monkeypatch.setattr(operator, "_UNTILED_BYTES", {"cpu": 0})
+        monkeypatch.setattr(operator, "_MIN_TILE", 4)
+        monkeypatch.setattr(operator, "_TILE_ALIGNMENT", 1)
         monkeypatch.setattr(operator, "_TILE_BYTES", {"cpu": 100})
     return request.param
 

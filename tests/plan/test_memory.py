@@ -1,15 +1,11 @@
-"""Planned memory against what real runs hold: kept for backward by our own accounting, and all that exists in a whole step."""
+"""Planned memory against real runs: what is kept for backward by our own accounting, and all storages of a whole step."""
 
 import gc
 from itertools import pairwise
 
 import pytest
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from benchmarks.allocated import allocated
 from sleeptrain.data.batch import IGNORED, Batch
 from sleeptrain.engine.build import build_engine
 from sleeptrain.execute import segments
@@ -30,6 +26,7 @@ from sleeptrain.train.build_model import looped_elements, make_forward, new_mode
 from sleeptrain.train.step import StepContext, train_step
 from tests.distributed import run
 from tests.plan.drawn_up import plan_of
+from tests.storages import StorageCounter
 
 POLICIES = ("window", "pass", "block", "none")
 CASES = {
@@ -257,51 +254,28 @@ PARTS = {
 
 
 def existing():
-    """The memory of all tensors that exist, by address. Who holds on to it keeps the addresses from being used again."""
+    """Storages of all tensors that exist, by address. Holding on to them keeps the addresses from being used again."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors if not tensor.is_meta}
 
 
-class Made(TorchDispatchMode):
-    """The most that exists at a time of all that operators make, other than `held`; what they need in between is not seen.
-
-    For several processes: the profiler misses what other threads free, as gloo's do with the last hold on a message.
-    """
-
-    def __init__(self, held):
-        super().__init__()
-        self.held, self.made, self.peak = held, {}, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() not in self.held:
-                    self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.made = {key: (ref, size) for key, (ref, size) in self.made.items() if not ref.expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.made.values()))
-        return out
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab", [1024, 150000])
 def test_the_head_needs_what_was_planned(vocab, dtype):
-    """Few logits, which are kept, and many, which come in tiles."""
+    """With few logits, which are kept, and with many, which are computed in tiles."""
     plan = plan_of(f"model.vocab={vocab}", "train.micro=4", "train.batch=8")
     rows, sleep = group_of(plan, model_of(plan))[0], plan.job.sleep
     model = model_of(plan).to(dtype)
     op = next(op for op in plan.schedule.program.ops if isinstance(op, Pass) and op.loss)
     unit, h = loss_segment(model, op, rows), torch.randn(4, op.stop - op.start, plan.job.model.width).to(dtype)
 
-    def work():
+    with StorageCounter() as storages:
         forward_no_grad(unit, h, {})
-        node = segments.forward_with_grad(unit, h, {})
-        vjp(node, torch.ones_like(node.out), {})
-
+        graph = segments.forward_with_grad(unit, h, {})
+        vjp(graph, torch.ones_like(graph.out), {})
     planned = measure_activations(plan.job.model, sleep, 4, op.stop - op.start, dtype, False).head
-    assert allocated(work)[1] == pytest.approx(planned.kept + planned.work, rel=0.05)
+    assert storages.peak == pytest.approx(planned.kept + planned.work, rel=0.05)
 
 
 def stepped(overrides):
@@ -327,14 +301,9 @@ def stepped(overrides):
     step(engine, forward)  # the first one makes moments
     now = existing()
     between = sum(storage.nbytes() for address, storage in now.items() if address not in before)
-    if process.world == 1:
-        # gloo's threads work here too, if seldom for long enough to be the last hold: the least of three misses nothing.
-        peak = min(allocated(lambda: step(engine, forward))[1] for _ in range(3))
-    else:
-        with Made(now) as made:
-            step(engine, forward)
-        peak = made.peak
-    return between + peak, plan.memory[axes.pipe.rank].total
+    with StorageCounter() as storages:
+        step(engine, forward)
+    return between + storages.peak, plan.memory[axes.pipe.rank].total
 
 
 def all_stepped(cases):

@@ -82,7 +82,11 @@ def test_stages_are_weighed_by_what_they_compute():
 def test_it_says_what_it_takes_for_granted_and_what_it_leaves_out():
     shown = text(plan_of())
     assert "Assumed: nowhere/text is not there yet" in shown and "mesh.data=N plans for N" in shown
-    assert "Not counted: memory of the driver, of NCCL" in shown and "sent by a process" not in shown and "idle" not in shown
+    assert (
+        "Not counted: memory of the driver, of NCCL" in shown
+        and "sent by a process" not in shown
+        and "idle" not in shown
+    )
     whole = text(plan_of("mesh.data=2", "mesh.pipe=2", "train.batch=8", "mesh.zero=2"))
     assert "ZeRO 2" in whole and "--processes N" not in whole and "stage 1  blocks 2..3" in whole
 

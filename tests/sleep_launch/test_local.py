@@ -1,4 +1,4 @@
-"""Ranks on one machine, with real processes: their environment, their output, and what happens when one fails."""
+"""Launching ranks on one machine, with real processes: environment, output, failures and signals."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 
 from sleep_launch.local import TIMED_OUT, run
 
-FOREVER = "import signal; signal.pause()"
+PAUSE = "import signal; signal.pause()"
 
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def test_each_rank_learns_its_place(tmp_path: Path) -> None:
+def test_environment_of_each_rank(tmp_path: Path) -> None:
     code = f"""
 import os, pathlib
 names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "MORE"]
@@ -32,7 +32,7 @@ pathlib.Path({str(tmp_path)!r}, os.environ["RANK"] + ".txt").write_text(" ".join
     assert all(row[6:] == ["1", "yes"] for row in rows)
 
 
-def test_rank_0_has_the_terminal_and_the_others_have_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_rank_0_writes_to_the_terminal_and_others_to_logs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code = "import os, sys; print('out', os.environ['RANK']); print('err', os.environ['RANK'], file=sys.stderr)"
     assert run(python(code), 2, log_dir=tmp_path) == 0
     shown = capfd.readouterr()
@@ -41,13 +41,15 @@ def test_rank_0_has_the_terminal_and_the_others_have_files(tmp_path: Path, capfd
     assert [path.name for path in tmp_path.iterdir()] == ["rank-1.log"]
 
 
-def test_a_failed_rank_ends_the_others_and_is_heard(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_rank_terminates_the_others_and_its_log_is_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     code = f"""
 import os, sys
 if os.environ["RANK"] == "2":
     for line in range(100): print("line", line)
     sys.exit(7)
-{FOREVER}
+{PAUSE}
 """
     assert run(python(code), 3, log_dir=tmp_path) == 7
     error = capfd.readouterr().err
@@ -55,13 +57,13 @@ if os.environ["RANK"] == "2":
     assert "line 99\n" in error and "line 60\n" in error and "line 59\n" not in error
 
 
-def test_a_killed_rank_counts_as_128_and_the_signal(capfd: pytest.CaptureFixture[str]) -> None:
-    code = f"import os, signal\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n{FOREVER}"
+def test_status_of_a_killed_rank_is_128_plus_the_signal(capfd: pytest.CaptureFixture[str]) -> None:
+    code = f"import os, signal\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n{PAUSE}"
     assert run(python(code), 2) == 128 + signal.SIGKILL
     assert "rank 1 of 2 was ended by SIGKILL" in capfd.readouterr().err
 
 
-def test_what_a_rank_leaves_behind_is_ended() -> None:
+def test_orphaned_workers_of_a_rank_are_killed() -> None:
     read, write = os.pipe()
     orphan = "import signal, sys; held = open(sys.argv[1], 'wb'); print('ready', flush=True); signal.pause()"
     code = f"""
@@ -71,12 +73,12 @@ child.stdout.readline()
 """
     assert run(python(code), 1) == 0
     os.close(write)
-    assert os.read(read, 1) == b"", "the pipe ends when the orphan does"
+    assert os.read(read, 1) == b"", "the pipe closes when the orphan is killed"
     os.close(read)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_reach_every_rank_which_may_finish_in_order(tmp_path: Path, number: signal.Signals) -> None:
+def test_signals_are_forwarded_to_every_rank_which_may_exit_normally(tmp_path: Path, number: signal.Signals) -> None:
     code = """
 import signal, sys
 numbers = {signal.SIGINT, signal.SIGTERM}
@@ -110,8 +112,8 @@ print("finished by", int(signal.sigwait(numbers)), flush=True)
     assert (tmp_path / "rank-1.log").read_text() == f"finished by {int(number)}\n"
 
 
-def test_too_long_is_124(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(python(FOREVER), 2, timeout=0.2) == TIMED_OUT
+def test_status_after_a_timeout_is_124(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(python(PAUSE), 2, timeout=0.2) == TIMED_OUT
     assert "still running after 0.2 s" in capfd.readouterr().err
 
 
@@ -122,13 +124,13 @@ def test_too_long_is_124(capfd: pytest.CaptureFixture[str]) -> None:
         (["--processes", "0", "--", "true"], "must be at least 1"),
     ],
 )
-def test_wrong_requests_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     from sleep_launch.local import main
 
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_program_beside_python_is_found_without_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_program_in_pythons_folder_is_found_without_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", "")
     assert run([Path(sys.executable).name, "-c", "pass"], 1) == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sleep_kernels.comparison import Result, Shape
+from sleep_kernels.comparison import ErrorReport, Shape
 from sleeptrain.config import UserError
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.language import LanguageModel
@@ -41,15 +41,15 @@ def use(choice: str, process: Process, layers: str = "AGG") -> list[str]:
 @pytest.fixture
 def verified(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[Shape]]:
     """A GPU whose kernels are in the table; called with their error, returns the shapes that are then compared."""
-    monkeypatch.setattr(kernels, "why_plain", lambda *asked: None)
+    monkeypatch.setattr(kernels, "fallback_reason", lambda *asked: None)
 
     def with_error(error: float) -> list[Shape]:
         compared: list[Shape] = []
 
-        def self_test(device: torch.device, shapes: Any) -> list[Result]:
+        def self_test(device: torch.device, shapes: Any) -> list[ErrorReport]:
             assert device == GPU.device
             compared.extend(shapes)
-            return [Result(shape, "triton", {"gradient of initial_state": error}, True, 0.1) for shape in shapes]
+            return [ErrorReport(shape, "triton", {"gradient of initial_state": error}, True, 0.1) for shape in shapes]
 
         monkeypatch.setattr(kernels, "self_test", self_test)
         return compared

@@ -1,15 +1,15 @@
-"""What `train.recompute` keeps for backward is what it promises, counted by the allocator: closures and caches included."""
+"""Memory that each `train.recompute` policy keeps for backward, counted in storages: closures and caches included."""
 
 import pytest
 import torch
 
-from benchmarks.allocated import allocated
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import run
 from sleeptrain.program import Loop, Sleep, Window, compile
 from sleeptrain.train.build_model import AUTOGRAD_WRAPPERS
+from tests.storages import StorageCounter
 
 ROWS, LENGTH, WIDTH, VOCAB = 2, 8, 16, 300
 H = ROWS * LENGTH * WIDTH * 4
@@ -19,7 +19,7 @@ SMALL = 1 << 10  # losses of a window and scalars
 
 
 def kept(recompute: str, passes: int, windows: int) -> int:
-    """Bytes allocated in a forward pass that are still there when backward could begin."""
+    """Bytes created in a forward pass that still exist when backward could begin."""
     layout = [Window(i * LENGTH, (i + 1) * LENGTH, True) for i in range(windows)]
     sleep = Sleep(window=LENGTH, passes=passes, loop=Loop(trigger="every"))
     config = Model(
@@ -30,13 +30,10 @@ def kept(recompute: str, passes: int, windows: int) -> int:
     initialise(model, 0, 64)
     tokens = torch.randint(VOCAB, (ROWS, windows * LENGTH), generator=torch.Generator().manual_seed(0))
     state, program = model.zero_state(sleep, ROWS), compile(sleep, layout, 2)
-    held = []  # by the graph
-
-    def forward() -> None:
-        held.append(run(model, tokens, tokens, state, program, sleep, recompute=AUTOGRAD_WRAPPERS[recompute]))
-        assert held[0].nll.requires_grad
-
-    return allocated(forward)[0]
+    with StorageCounter() as storages:
+        result = run(model, tokens, tokens, state, program, sleep, recompute=AUTOGRAD_WRAPPERS[recompute])
+    assert result.nll.requires_grad  # the result holds the graph
+    return storages.alive
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
-"""The gated delta rule's Triton kernels under Triton's interpreter, against the token-by-token reference in float64."""
+"""Triton kernels of the gated delta rule in Triton's interpreter against the token-by-token reference in float64."""
 
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,32 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sleep_kernels import choice, gated_delta_rule, verified
+from sleep_kernels import gated_delta_rule
+from tests.kernels.rule_inputs import make_inputs
 
 Interpreted = Callable[..., Any]
 OPS = torch.ops.sleep_kernels
-# In units of each result's largest element, or of one. Measured: mostly 3e-7, and 1.1e-5 where keys repeat, since there
-# a small change of the inputs is a larger one of the results.
+# Bound relative to each result's largest element, or to one if that is larger. Measured: mostly 3e-7, and 1.1e-5 for repeated
+# keys, for which the problem is ill-conditioned.
 FLOAT32 = 2e-5
-
-
-def make_inputs(
-    time: int = 70, batch: int = 1, key_heads: int = 1, group: int = 1, d_k: int = 16, d_v: int = 16, seed: int = 0
-) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    heads = key_heads * group
-    return {
-        "q": F.normalize(normal(batch, time, key_heads, d_k), dim=-1),
-        "k": F.normalize(normal(batch, time, key_heads, d_k), dim=-1),
-        "v": normal(batch, time, heads, d_v),
-        "g": -torch.rand(batch, time, heads, generator=generator),
-        "beta": torch.rand(batch, time, heads, generator=generator),
-        "initial_state": normal(batch, heads, d_k, d_v),
-    }
 
 
 def constant(inputs: dict[str, Tensor], **values: float) -> dict[str, Tensor]:
@@ -48,7 +29,7 @@ def identical_keys() -> dict[str, Tensor]:
 
 
 def parallel_keys() -> dict[str, Tensor]:
-    """Keys whose cosines are about .99."""
+    """Keys with pairwise cosines of about .99."""
     inputs = make_inputs(64)
     common = inputs["k"][:, :1]
     across = F.normalize(inputs["k"] - (inputs["k"] * common).sum(-1, keepdim=True) * common, dim=-1)
@@ -67,23 +48,23 @@ def resets() -> dict[str, Tensor]:
 
 
 CASES: dict[str, Callable[[], dict[str, Tensor]]] = {
-    "random, three chunks, grouped heads, two parts of d": lambda: make_inputs(129, group=2, d_k=32, d_v=32),
+    "random, three chunks, grouped heads, two blocks of d": lambda: make_inputs(129, group=2, d_k=32, d_v=32),
     "one token": lambda: make_inputs(1),
     "63 tokens": lambda: make_inputs(63),
     "65 tokens": lambda: make_inputs(65),
-    "two sequences, two key heads of two": lambda: make_inputs(20, batch=2, key_heads=2, group=2),
+    "two sequences, two key heads of two value heads": lambda: make_inputs(20, batch=2, key_heads=2, group=2),
     "64 identical keys, no decay": identical_keys,
     "cosines of .99": parallel_keys,
     "period of four keys": periodic_keys,
-    "decay of almost everything": lambda: constant(make_inputs(), g=-50.0),
-    "nothing written": lambda: constant(make_inputs(), beta=0.0),
+    "strong decay": lambda: constant(make_inputs(), g=-50.0),
+    "zero beta": lambda: constant(make_inputs(), beta=0.0),
     "wider values than keys": lambda: make_inputs(d_v=32),
 }
 SLOW_CASES: dict[str, Callable[[], dict[str, Tensor]]] = {
     "192 tokens, two sequences": lambda: make_inputs(192, batch=2, group=2, d_k=32, d_v=32, seed=1),
-    "write strength up to two": lambda: constant(make_inputs(128, seed=2), beta=1.9),
+    "beta near two": lambda: constant(make_inputs(128, seed=2), beta=1.9),
     "no decay": lambda: constant(make_inputs(129, seed=3), g=0.0),
-    "a decay of exp(-1e4) a token": lambda: constant(make_inputs(), g=-1e4),
+    "a decay of exp(-1e4) per token": lambda: constant(make_inputs(), g=-1e4),
     "64 wide": lambda: make_inputs(70, d_k=64, d_v=64),
 }
 
@@ -91,12 +72,12 @@ SLOW_CASES: dict[str, Callable[[], dict[str, Tensor]]] = {
 def run(
     inputs: dict[str, Tensor], backend: str, outputs: tuple[int, ...] = (0, 1), **options: Any
 ) -> dict[str, Tensor]:
-    """Outputs and all gradients, those of the chosen outputs being random."""
+    """Outputs and all gradients, for random gradients of the chosen outputs."""
     leaves = {name: t.detach().clone().requires_grad_() for name, t in inputs.items()}
     results = gated_delta_rule(**leaves, backend=backend, **options)
     generator = torch.Generator().manual_seed(99)
     weights = [torch.randn(t.shape, generator=generator) for t in results]
-    # Rounded as the narrow run would see them.
+    # Rounded to the dtype of the outputs.
     weights = [
         w.to(torch.float32 if i else inputs["v"].dtype if backend == "triton" else w.dtype)
         for i, w in enumerate(weights)
@@ -110,7 +91,7 @@ def run(
 
 
 def differences(inputs: dict[str, Tensor], *outputs: int, **options: Any) -> dict[str, float]:
-    """Of each result, the largest difference from the reference in units of the reference's largest element."""
+    """Largest difference of each result from the reference, relative to the reference's largest element."""
     actual = run(inputs, "triton", outputs or (0, 1), **options)
     expected = run({name: t.double() for name, t in inputs.items()}, "reference", outputs or (0, 1), **options)
     return {
@@ -134,7 +115,7 @@ def resets_case() -> dict[str, float]:
 
 
 def test_resets_among_ordinary_tokens(interpreted: Interpreted) -> None:
-    # A running sum of up to four resets a chunk costs float32 digits: 4 * 150 * 2^-24 is 4e-5.
+    # A cumulative sum over up to four resets per chunk loses float32 digits: 4 * 150 * 2^-24 is 4e-5.
     for tensor, difference in interpreted(resets_case).items():
         assert difference < 1e-4, f"{tensor}: {difference}"
 
@@ -150,7 +131,7 @@ def test_gradient_of_one_output(interpreted: Interpreted, output: int) -> None:
 
 
 def windows_case() -> dict[str, tuple[Tensor, Tensor]]:
-    """Gradients through two windows, chained by the state, and through one; once, the state begins as None."""
+    """Results and gradients of one window, and of two windows chained by the state. The first initial state is None."""
     inputs = make_inputs(100)
     del inputs["initial_state"]
     results = []
@@ -166,7 +147,7 @@ def windows_case() -> dict[str, tuple[Tensor, Tensor]]:
     return dict(zip(("o", "state", *inputs), zip(*results, strict=True), strict=True))
 
 
-def test_two_windows_equal_one(interpreted: Interpreted) -> None:
+def test_two_windows_equal_one_window(interpreted: Interpreted) -> None:
     for name, (one, two) in interpreted(windows_case).items():
         torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-5, msg=name)
 
@@ -184,7 +165,7 @@ def test_bit_reproducible_and_strided(interpreted: Interpreted) -> None:
 
 
 def slowly_decaying(**sizes: int) -> dict[str, Tensor]:
-    """Half-lives of about 300 tokens and keys partly alike: what is rounded early is still there much later."""
+    """Half-lives of about 300 tokens and correlated keys, so that early rounding errors persist."""
     inputs = make_inputs(seed=4, **sizes)
     generator = torch.Generator().manual_seed(5)
     common = torch.randn(inputs["k"][:, :1].shape, generator=generator)
@@ -206,7 +187,7 @@ SLOW_BFLOAT16: dict[str, Callable[[], dict[str, Tensor]]] = {
 
 
 def bfloat16_case(case: str) -> dict[str, tuple[float, float]]:
-    """Relative errors in the norm: of the kernels, and of the exact results rounded to bfloat16."""
+    """Relative errors in the norm: of the kernels, and of rounding the exact results to bfloat16."""
     inputs = (BFLOAT16 | SLOW_BFLOAT16)[case]()
     rounded = {name: t.bfloat16() if name in "qkv" else t for name, t in inputs.items()}
     actual = run(rounded, "triton")
@@ -233,9 +214,10 @@ def _after(count: int) -> torch.Generator:
 
 @pytest.mark.parametrize("case", [*BFLOAT16, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW_BFLOAT16)])
 def test_bfloat16(interpreted: Interpreted, case: str) -> None:
-    """The unit is what rounding the exact result to bfloat16 costs. What is rounded on the way to a tensor core costs as
-    much each time, so what matters goes there as two numbers; and what is float32 to the end, states and the gradients of
-    g and beta, can be better than its rounding.
+    """Bound: 1.5 times the error of rounding the exact result to bfloat16.
+
+    Each rounding of a tensor-core operand causes an error of that size, so the kernels split important operands into two
+    parts. Results in float32, such as states and the gradients of g and beta, can be more accurate than the bound.
     """
     for name, (error, rounding) in interpreted(bfloat16_case, case).items():
         assert error < 1.5 * rounding, f"{name}: {error / rounding}"
@@ -244,7 +226,7 @@ def test_bfloat16(interpreted: Interpreted, case: str) -> None:
 def opcheck_case() -> None:
     inputs = [t.requires_grad_() for t in make_inputs(3).values()]
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.use_deterministic_algorithms(False)  # or opcheck compares uninitialised memory
+    torch.use_deterministic_algorithms(False)  # else opcheck compares uninitialised memory
     torch.library.opcheck(OPS.gated_delta_rule_triton.default, (*inputs, 0.5, False), test_utils=utilities)
     compiled = torch.compile(lambda *t: gated_delta_rule(*t, backend="triton"), fullgraph=True, backend="aot_eager")
     for wanted, got in zip(gated_delta_rule(*inputs), compiled(*inputs), strict=True):
@@ -254,50 +236,3 @@ def opcheck_case() -> None:
 
 def test_registration_and_compilation_without_a_graph_break(interpreted: Interpreted) -> None:
     interpreted(opcheck_case)
-
-
-def test_needs_a_gpu() -> None:
-    with pytest.raises(ValueError, match="needs tensors on a GPU"):
-        gated_delta_rule(**make_inputs(3), backend="triton")
-
-
-@pytest.fixture
-def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU of compute capability 9.0 as far as the choice of a backend can see."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    choice._for_gpu.cache_clear()
-    yield
-    choice._for_gpu.cache_clear()
-
-
-def choose(d: int = 128, dtype: str = "bfloat16", verified_only: bool = False) -> verified.Plan | None:
-    return choice._for_gpu("gated_delta_rule", 0, dtype, d, d, verified_only)
-
-
-def test_the_table_decides(hopper: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "sleep_kernels")
-    assert choose() is not None
-    assert "runs in Triton: Triton 3.7.1, sm_90, bfloat16, d_k=128, d_v=128" in caplog.messages[-1]
-    for plan in (choose(d=48), choose(dtype="float16")):
-        assert plan is None
-        assert "runs in plain torch" in caplog.messages[-1] and "not in the table" in caplog.messages[-1]
-    said = len(caplog.messages)
-    choose(d=48)
-    assert len(caplog.messages) == said  # once
-    monkeypatch.setattr(choice, "triton_version", lambda: "3.9.0")
-    assert choose(d=64) is None
-
-
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_auto_wants_an_entry_verified_on_a_gpu(hopper: None, monkeypatch: pytest.MonkeyPatch, on_gpu: bool) -> None:
-    entry = dict(next(e for e in verified.table() if e["triton"] == "3.7.1" and e["d"] == 128))
-    monkeypatch.setattr(verified, "table", lambda: (entry | {"verified_on_gpu": on_gpu},))
-    verified.find.cache_clear()
-    assert (choose(verified_only=True) is not None) == on_gpu
-    verified.find.cache_clear()
-
-
-def test_every_entry_of_the_table_is_complete() -> None:
-    keys = [(e["triton"], e["arch"], e["dtype"], e["d"]) for e in verified.table()]
-    assert len(set(keys)) == len(keys)
-    assert all(verified.find(*key) is not None for key in keys)

@@ -1,4 +1,4 @@
-"""Triton kernels around the gated delta rule, under Triton's interpreter, against plain torch in float64."""
+"""Triton kernels of delta_inputs and gated_rms_norm in Triton's interpreter against plain torch in float64."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,42 +8,42 @@ import torch
 
 from sleep_kernels import delta_inputs, gated_rms_norm
 from sleep_kernels.delta_inputs import packing
-from tests.kernels.layer import differences, make_inputs, mask, run
+from tests.kernels.delta_inputs_reference import differences, make_inputs, mask, run
 
 Interpreted = Callable[..., Any]
-# Lengths around the kernel's four taps and around a backward program's 64.
+# Lengths around the convolution's four taps and around the 64 tokens of a backward program.
 CASES = {
     "one token": ({"time": 1}, None, 1.0),
     "no tail, two key heads of two": ({"time": 2, "group": 2, "tail": False, "key_heads": 2}, None, 2.0),
     "32 tokens": ({"time": 32, "tail": False}, None, 1.0),
     "66 tokens": ({"time": 66}, None, 1.0),
     "kernel of one": ({"time": 5, "kernel": 1}, None, 1.0),
-    "kernel of three, holes": ({"time": 7, "kernel": 3, "group": 2}, "holes", 1.0),
+    "kernel of three, scattered padding": ({"time": 7, "kernel": 3, "group": 2}, "scattered", 1.0),
     "padding on the right": ({"time": 9, "key_heads": 2}, "right", 1.0),
-    "holes, no tail, across programs": ({"time": 66, "tail": False}, "holes", 2.0),
-    "nothing but padding": ({"time": 4}, "all", 1.0),
+    "scattered padding, no tail, across programs": ({"time": 66, "tail": False}, "scattered", 2.0),
+    "only padding": ({"time": 4}, "all", 1.0),
 }
 
 
-def prep_case(name: str) -> list[tuple[str, float]]:
+def delta_inputs_case(name: str) -> list[tuple[str, float]]:
     sizes, padding, strength = CASES[name]
     inputs, valid = make_inputs(**sizes), mask(padding, sizes["time"])
-    if valid is not None:  # what stands there is never read
+    if valid is not None:  # padded rows are never read
         inputs[:5] = [t.masked_fill(~valid[..., None], float("nan")) for t in inputs[:5]]
     return differences("triton", inputs, valid, sizes.get("key_heads", 1), strength)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_delta_inputs(interpreted: Interpreted, name: str) -> None:
-    for tensor, difference in interpreted(prep_case, name):
+    for tensor, difference in interpreted(delta_inputs_case, name):
         assert difference < 5e-6, f"{tensor}: {difference}"  # NaN fails too
 
 
 def opcheck_case() -> None:
     inputs = [t.requires_grad_() for t in make_inputs(3)]
-    order = packing(mask("holes", 3), 3)
+    order = packing(mask("scattered", 3), 3)
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.use_deterministic_algorithms(False)  # or opcheck compares uninitialised memory
+    torch.use_deterministic_algorithms(False)  # else opcheck compares uninitialised memory
     operator = torch.ops.sleep_kernels.delta_inputs.default
     torch.library.opcheck(operator, (*inputs, order, 1, 2.0, "triton"), test_utils=utilities)
     torch.use_deterministic_algorithms(True)
@@ -67,7 +67,7 @@ def test_gated_rms_norm(interpreted: Interpreted, rows: int) -> None:
 
 
 def reproducible_case() -> bool:
-    inputs, valid = make_inputs(9, group=2), mask("holes", 9)
+    inputs, valid = make_inputs(9, group=2), mask("scattered", 9)
     results = [
         run(lambda leaves: delta_inputs(*leaves, valid, key_heads=1, backend="triton"), inputs) for _ in range(2)
     ]

@@ -1,0 +1,170 @@
+"""delta_inputs backward in one Triton kernel.
+
+Positions as in triton_delta_inputs.py. The convolution is recomputed once per tap: its inputs are cached, and no intermediate
+result is written to memory.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sleep_kernels.common import DeltaInputTensors
+from sleep_kernels.triton_common import round_to
+from sleep_kernels.triton_delta_inputs import (
+    EPS,
+    convolve,
+    is_real_token,
+    kernel_constants,
+    load_tokens,
+    pointers,
+    softplus,
+    source_position,
+    token_index,
+)
+from sleep_kernels.verified import KernelLaunch
+
+# Tokens per program. More tokens mean fewer partial sums of the convolution weights' gradients.
+_TOKENS = 64
+
+
+@triton.jit
+def _conv_output_gradient(x, x_row, tail, tail_row, order, weight, dy, p, T, K: tl.constexpr, HAS_TAIL: tl.constexpr,
+                          PACKED: tl.constexpr, at, NORM: tl.constexpr):  # fmt: skip
+    """Gradient of the convolution's result at positions p; 0 where p is not a real token of x."""
+    z = convolve(x, x_row, tail, tail_row, order, weight, p, T, K, HAS_TAIL, PACKED, at)
+    s = source_position(order, p, T, K, PACKED)
+    real = is_real_token(s, T, K)[:, None]
+    grad = tl.load(dy + (s - (K - 1))[:, None] * x_row + at[None, :], mask=real, other=0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(z)
+    if NORM:
+        value = z * sigmoid
+        inverse = tl.rsqrt(tl.sum(value * value, 1) + EPS)[:, None]
+        normal = value * inverse
+        grad = (grad - normal * tl.sum(grad * normal, 1)[:, None]) * inverse
+    return tl.where(real, grad * sigmoid * (1 + z * (1 - sigmoid)), 0.0)
+
+
+@triton.jit
+def _store_head_gradients(x, x_row, tail, tail_row, order, weight, dy, d_new_tail, dx, d_tail, d_weight, first, T,
+                          D: tl.constexpr, K: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr, STEPS: tl.constexpr,
+                          HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
+    """Store one head's gradients of BT * STEPS positions from `first`, and their partial sum of d_weight."""
+    at = tl.arange(0, D)
+    tap = tl.arange(0, TAPS)[:, None]
+    d_taps = tl.zeros((TAPS, D), tl.float32)
+    for step in range(STEPS):
+        p = first + step * BT + tl.arange(0, BT)
+        carried = ((p >= T) & (p < T + K - 1))[:, None]
+        total = tl.load(d_new_tail + (p - T)[:, None] * tail_row + at[None, :], mask=carried, other=0.0).to(tl.float32)
+        here = load_tokens(x, x_row, tail, tail_row, order, p, T, K, HAS_TAIL, PACKED, at)
+        for j in tl.static_range(K):
+            # The output at p + (K - 1) - j reads position p with tap j.
+            dz = _conv_output_gradient(
+                x, x_row, tail, tail_row, order, weight, dy, p + (K - 1) - j, T, K, HAS_TAIL, PACKED, at, NORM
+            )
+            total += dz * tl.load(weight + at * K + j).to(tl.float32)[None, :]
+            d_taps += tl.where(tap == j, tl.sum(dz * here, 0)[None, :], 0.0)
+        s = source_position(order, p, T, K, PACKED)
+        row = token_index(s, K, PACKED)
+        inside = ((row >= 0) & (row < T))[:, None]
+        # Padding is packed in front of all real tokens, so no output reads it, and its `total` is 0.
+        tl.store(dx + row[:, None] * x_row + at[None, :], round_to(total, dx.dtype.element_ty), mask=inside)
+        head = ((s >= 0) & (s < K - 1))[:, None]
+        tl.store(d_tail + s[:, None] * tail_row + at[None, :], round_to(total, d_tail.dtype.element_ty), mask=head)
+    tl.store(d_weight + at[None, :] * K + tap, d_taps, mask=tap < K)
+
+
+@triton.jit(do_not_specialize=["T"])
+def delta_inputs_backward_kernel(
+    q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, order, dq_out, dk_out, dv_out, dg, dbeta, d_new_tail,
+    dq, dk, dv, da, db, d_conv, d_a_log, d_dt_bias, d_tail, T, strength, H: tl.constexpr, R: tl.constexpr,
+    D: tl.constexpr, K: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr, STEPS: tl.constexpr,
+    HAS_TAIL: tl.constexpr, PACKED: tl.constexpr
+):  # fmt: skip
+    """One program per BT * STEPS positions of cat(tail, x) and key head; TAPS is K rounded up to a power of two.
+
+    d_conv [batch * blocks, channels of q | k | v, K], d_a_log and d_dt_bias [batch * blocks, H * R] are partial sums, one
+    per program.
+    """
+    blocks = tl.cdiv(T + K - 1, BT * STEPS)
+    block = tl.program_id(0) % blocks
+    key_bh = (tl.program_id(0) // blocks).to(tl.int64)
+    row, head = key_bh // H, key_bh % H
+    first = block * (BT * STEPS)
+    order += row * (T + K - 1)
+    width: tl.constexpr = H * (2 + R) * D
+    tail += row * (K - 1) * width + head * ((2 + R) * D)
+    d_tail += row * (K - 1) * width + head * ((2 + R) * D)
+    d_new_tail += row * (K - 1) * width + head * ((2 + R) * D)
+    d_conv += (row * blocks + block) * width * K
+    key = (row * T * H + head) * D
+    weight = head * D * K
+    _store_head_gradients(q + key, H * D, tail, width, order, conv_q + weight, dq_out + key, d_new_tail, dq + key, d_tail,
+                          d_conv + weight, first, T, D, K, TAPS, BT, STEPS, HAS_TAIL, PACKED, True)  # fmt: skip
+    d_conv += H * D * K
+    _store_head_gradients(k + key, H * D, tail + D, width, order, conv_k + weight, dk_out + key, d_new_tail + D, dk + key,
+                          d_tail + D, d_conv + weight, first, T, D, K, TAPS, BT, STEPS, HAS_TAIL, PACKED,
+                          True)  # fmt: skip
+    d_conv += H * D * K
+    for r in range(R):
+        value_head = head * R + r
+        value = (row * T * H * R + value_head) * D
+        part = (2 + r) * D
+        weight = value_head * D * K
+        _store_head_gradients(v + value, H * R * D, tail + part, width, order, conv_v + weight, dv_out + value,
+                              d_new_tail + part, dv + value, d_tail + part, d_conv + weight, first, T,
+                              D, K, TAPS, BT, STEPS, HAS_TAIL, PACKED, False)  # fmt: skip
+        neg_a = -tl.exp(tl.load(a_log + value_head).to(tl.float32))
+        bias = tl.load(dt_bias + value_head).to(tl.float32)
+        d_neg_a, d_bias = 0.0, 0.0
+        for step in range(STEPS):
+            s = source_position(order, first + step * BT + tl.arange(0, BT), T, K, PACKED)
+            t = token_index(s, K, PACKED)
+            inside = (t >= 0) & (t < T)
+            real = is_real_token(s, T, K)
+            gates = row * T * H * R + t * (H * R) + value_head
+            dt = tl.load(a + gates, mask=real, other=0.0).to(tl.float32) + bias
+            d_decay = tl.load(dg + gates, mask=real, other=0.0).to(tl.float32)
+            d_dt = d_decay * neg_a * tl.sigmoid(dt)
+            sigmoid = tl.sigmoid(tl.load(b + gates, mask=real, other=0.0).to(tl.float32))
+            d_sigmoid = strength * tl.load(dbeta + gates, mask=real, other=0.0).to(tl.float32)
+            tl.store(da + gates, round_to(d_dt, da.dtype.element_ty), mask=inside)
+            tl.store(db + gates, round_to(d_sigmoid * sigmoid * (1 - sigmoid), db.dtype.element_ty), mask=inside)
+            d_neg_a += tl.sum(d_decay * neg_a * softplus(dt))
+            d_bias += tl.sum(d_dt)
+        sums = (row * blocks + block) * (H * R) + value_head
+        tl.store(d_a_log + sums, d_neg_a)
+        tl.store(d_dt_bias + sums, d_bias)
+
+
+def backward(
+    grads: list[Tensor], t: DeltaInputTensors, key_heads: int, strength: float, launch: KernelLaunch
+) -> tuple[Tensor, ...]:
+    """Gradients of the tensors q ... dt_bias and of the tail, as `torch_delta_inputs.backward`; tensors contiguous."""
+    constants = kernel_constants(t, key_heads, launch)
+    (batch, time, _), heads, kernel = t.q.shape, t.a.shape[2], constants["K"]
+    steps = triton.cdiv(_TOKENS, launch.block)
+    blocks = triton.cdiv(time + kernel - 1, launch.block * steps)
+    channels = [x.shape[2] for x in t[:3]]
+    d_tokens = [torch.empty_like(x) for x in t[:5]]
+    d_conv = t.q.new_empty((batch * blocks, sum(channels), kernel), dtype=torch.float32)
+    d_a_log, d_dt_bias = (d_conv.new_empty((batch * blocks, heads)) for _ in range(2))
+    d_tail = torch.empty_like(grads[5])
+    delta_inputs_backward_kernel[(batch * key_heads * blocks,)](
+        *pointers(t),
+        *grads,
+        *d_tokens,
+        d_conv,
+        d_a_log,
+        d_dt_bias,
+        d_tail,
+        time,
+        strength,
+        TAPS=triton.next_power_of_2(kernel),
+        STEPS=steps,
+        **constants,
+    )
+    d_convs = (part.to(weight.dtype) for part, weight in zip(d_conv.sum(0).split(channels), t[5:8], strict=True))
+    d_heads = (part.sum(0).to(x.dtype) for part, x in ((d_a_log, t.a_log), (d_dt_bias, t.dt_bias)))
+    return *d_tokens, *d_convs, *d_heads, d_tail

@@ -1,0 +1,75 @@
+"""Memory of the tensors that operators create, counted in storages: exact, and independent of allocator, CPU and threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+PYTHON_OPERATORS = "sleep_kernels"
+"""Namespace of operators whose kernels are Python code, which call further operators."""
+
+
+class StorageCounter(TorchDispatchMode):
+    """Counts the bytes of storages that operators create inside the `with` block and that still exist.
+
+    A storage is counted from its creation until its last reference is gone, whether a variable, a closure, a cache or a saved
+    tensor of autograd holds it. It is counted once, however many tensors share it, at its current size. An output that shares
+    storage with an input, such as a view, is not a new storage, so memory from before the block is never counted. Meta tensors
+    have no memory and are not counted.
+
+    Operators inside those of `sleep_kernels` are counted too, so their temporaries are seen. Scratch memory inside an ATen
+    operator never becomes a tensor and is not counted; it depends on the CPU and on the number of threads.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        """Largest value of `alive` after any operator in the block."""
+        self._known: dict[int, StorageWeakRef] = {}
+        self._created: set[int] = set()
+
+    @property
+    def alive(self) -> int:
+        """Bytes of the counted storages that exist now."""
+        self._known = {key: reference for key, reference in self._known.items() if not reference.expired()}
+        self._created &= self._known.keys()
+        return sum(_nbytes(self._known[key]) for key in self._created)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and count the storages of its outputs that are not storages of its inputs."""
+        kwargs = kwargs or {}
+        if func is not torch.ops.aten.lift_fresh.default:  # its input is a new tensor that torch.tensor has just filled
+            self._note((args, kwargs), created=False)
+        if func.namespace == PYTHON_OPERATORS:
+            # Calls the Python kernel with this mode active; func(...) would call it with the mode inactive.
+            device = next(leaf.device for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+            keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, device.type.upper()))
+            with self:
+                out = func.redispatch(keys, *args, **kwargs)
+        else:
+            out = func(*args, **kwargs)
+        self._note(out, created=True)
+        self.peak = max(self.peak, self.alive)
+        return out
+
+    def _note(self, tensors: Any, *, created: bool) -> None:
+        """Remember storages that are not known yet, and whether an operator created them."""
+        for tensor in tree_leaves(tensors):
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
+                storage = tensor.untyped_storage()
+                # A weak reference keeps the address of a storage from being used again.
+                if storage._cdata not in self._known:
+                    self._known[storage._cdata] = StorageWeakRef(storage)
+                    if created:
+                        self._created.add(storage._cdata)
+
+
+def _nbytes(reference: StorageWeakRef) -> int:
+    """Current size of a storage; 0 if it is gone."""
+    storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+    return 0 if storage is None else storage.nbytes()
