@@ -2,8 +2,8 @@
 
 import pytest
 
+from sleep_data.build import build_task
 from sleeptrain.data import Data, Source
-from sleeptrain.data.build import build
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,9 @@ def folder(tmp_path_factory):
 def other(tmp_path_factory):
     """60 samples more, of another seed."""
     out = tmp_path_factory.mktemp("data") / "other"
-    build("rule110", out, {"strings": 2, "width": 8, "transitions": [1, 2], "train": 60, "test": 5, "seed": 1})
+    build_task(
+        {"task": "rule110"}, out, {"strings": 2, "width": 8, "transitions": [1, 2], "train": 60, "test": 5, "seed": 1}
+    )
     return out
 
 

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
+from sleep_data.build import build_task
 from sleeptrain.config import UserError
 from sleeptrain.data import Data, Evaluation, Reader, Source
-from sleeptrain.data.build import build
 from sleeptrain.data.sources import open_sources
 
 
@@ -127,7 +127,7 @@ def test_a_changed_manifest(copy):
     [({"transitions": [1, 4]}, "tokenizer is"), ({"width": 10, "transitions": [1, 2]}, "length is 20 .* and 24")],
 )
 def test_sources_of_different_make(folder, tmp_path, parameters, said):
-    build("rule110", tmp_path / "b", {"strings": 2, "width": 8, "train": 5, "test": 0} | parameters)
+    build_task({"task": "rule110"}, tmp_path / "b", {"strings": 2, "width": 8, "train": 5, "test": 0} | parameters)
     with pytest.raises(UserError, match=f"do not fit together: {said}"):
         open_sources(Data([Source(str(folder)), Source(str(tmp_path / "b"))]), "train")
 
