@@ -72,7 +72,7 @@ def render(manifest: Manifest, tokens: np.ndarray, targets: np.ndarray) -> str:
     for window in manifest.windows:
         span = slice(window.start, window.stop)
         words = [symbol(manifest, int(token)) for token in tokens[span]]
-        if not manifest.targets:
+        if not manifest.all_scored:
             answers = [f">{symbol(manifest, int(target))}" if target >= 0 else "" for target in targets[span]]
             words = [word + answer for word, answer in zip(words, answers, strict=True)]
         windows.append(_join(words, symbol(manifest, manifest.pad)))

@@ -1,4 +1,4 @@
-"""Small data sets on disk, built once."""
+"""Small data sets on disk, built once a session."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def other(tmp_path_factory):
-    """60 samples more, of another seed."""
+    """60 training samples of another seed."""
     out = tmp_path_factory.mktemp("data") / "other"
     build_task(
         {"task": "rule110"}, out, {"strings": 2, "width": 8, "transitions": [1, 2], "train": 60, "test": 5, "seed": 1}
@@ -30,5 +30,5 @@ def other(tmp_path_factory):
 
 @pytest.fixture
 def data(folder):
-    """The section `data:` for it."""
+    """The section `data:` that reads `folder`."""
     return Data([Source(str(folder))])
