@@ -118,7 +118,9 @@ def test_samples_do_not_depend_on_the_requested_range():
 def test_baselines_are_the_published_ones():
     baselines = Rule110(transitions=(4, 8, 10, 12, 14, 16, 24, 32)).baselines()
     published = {"4": 0.083, "8": 0.086, "10": 0.088, "12": 0.088, "14": 0.094, "16": 0.095, "24": 0.098, "32": 0.100}
-    assert {t: round(scores["exact_majority"], 3) for t, scores in baselines.items()} == pytest.approx(published, abs=0.003)
+    assert {t: round(scores["exact_majority"], 3) for t, scores in baselines.items()} == pytest.approx(
+        published, abs=0.003
+    )
     assert baselines["32"]["exact_chance"] == 1 / 16
     assert Rule110(transitions=0).baselines()["0"]["majority"] == pytest.approx(0.5, abs=0.002)
 
