@@ -16,9 +16,7 @@ from sleeptrain.plan.activations import ActivationMemory, SegmentMemory, measure
 from sleeptrain.plan.data_layout import DataLayout
 from sleeptrain.schedule import RECOMPUTE_POLICIES, Costs, RecomputePolicy, ValueSizes
 from sleeptrain.train.job import Job
-
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""Types of parameters and features by `train.precision`."""
+from sleeptrain.train.kernels import DTYPES
 
 
 def recompute_policy(job: Job) -> RecomputePolicy:
@@ -30,7 +28,7 @@ def activations_of(job: Job, layout: DataLayout, micro: int) -> ActivationMemory
     """What backward of a block and of the head needs on one process, in micro-batches of `micro` rows."""
     longest = max(w.stop - w.start for w in layout.windows)
     return measure_activations(
-        local_config(job.model, job.mesh.tensor), job.sleep, micro, longest, TYPES[job.train.precision], layout.padded
+        local_config(job.model, job.mesh.tensor), job.sleep, micro, longest, DTYPES[job.train.precision], layout.padded
     )
 
 
@@ -41,7 +39,7 @@ def costs_of(job: Job, micro: int, graphs: ActivationMemory | None = None, speed
     without it seconds are FLOPs.
     """
     model, pattern, mesh = local_config(job.model, job.mesh.tensor), job.model.pattern, job.mesh
-    dtype = TYPES[job.train.precision]
+    dtype = DTYPES[job.train.precision]
     flops = {letter: block_flops(model, letter) for letter in set(pattern)}
     sums = torch.promote_types(dtype, getattr(torch, job.optim.sum_dtype)).itemsize
     return Costs(

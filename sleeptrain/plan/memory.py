@@ -14,10 +14,10 @@ import torch
 from sleeptrain.engine.optimizers import Kind
 from sleeptrain.engine.settings import LARGEST_BUCKET
 from sleeptrain.plan.activations import ActivationMemory, SegmentMemory
-from sleeptrain.plan.costs import TYPES
 from sleeptrain.plan.ownership import StageParameters
 from sleeptrain.schedule import StageEstimate
 from sleeptrain.train.job import Job
+from sleeptrain.train.kernels import DTYPES
 
 FP32 = 4
 WHOLE_BUCKET = 500_000_000
@@ -69,7 +69,7 @@ def memory_of(
     job: Job, share: StageParameters, data: int, accumulation: int, price: StageEstimate, graphs: ActivationMemory
 ) -> ProcessMemory:
     """Bytes of a process that holds `share`, when `data` processes share the rows and a step has `accumulation` backwards."""
-    weight, part = TYPES[job.train.precision].itemsize, share.partition(data)
+    weight, part = DTYPES[job.train.precision].itemsize, share.partition(data)
     moments: Mapping[Kind, int] = {"matrix": 1 if job.optim.name == "muon" else 2, "other": 2, "plain": 2}
     optimizer = sum(FP32 * (1 + moments[which]) * n for which, n in part.items())
     parameters = weight * (share.elements if job.mesh.zero < 3 else sum(part.values()))
@@ -97,7 +97,7 @@ def _gradients(job: Job, share: StageParameters, part: Mapping[Kind, int], accum
     weight's is complete only there, whatever the ZeRO stage."""
     n, p = share.elements, sum(part.values())
     bucket = max(*share.sizes.values(), min(n, LARGEST_BUCKET))
-    weight, zero = TYPES[job.train.precision].itemsize, job.mesh.zero
+    weight, zero = DTYPES[job.train.precision].itemsize, job.mesh.zero
     sums = n * max(weight, getattr(torch, job.optim.sum_dtype).itemsize)
     again = accumulation > 1
     if zero == 3:

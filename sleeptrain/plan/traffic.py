@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sleeptrain.plan.costs import TYPES
 from sleeptrain.plan.ownership import StageParameters
 from sleeptrain.program import Pass
 from sleeptrain.schedule import Costs, Estimate, Schedule
 from sleeptrain.train.job import Job
+from sleeptrain.train.kernels import DTYPES
 
 Traffic = dict[str, float | None]
 """By axis: `data`, `pipe`, `tensor`, and `host` for what is put away there and fetched again. None: not worked out."""
@@ -30,7 +30,7 @@ def _over_data(job: Job, share: StageParameters, data: int, accumulation: int) -
     depends on what DeepSpeed keeps gathered between uses."""
     if job.mesh.zero == 3:
         return None if data > 1 else 0.0
-    ring, weight = (data - 1) / data, TYPES[job.train.precision].itemsize
+    ring, weight = (data - 1) / data, DTYPES[job.train.precision].itemsize
     sums = 2 * 4 * share.elements * (accumulation if job.mesh.zero == 2 else 1)
     return ring * (sums + weight * share.elements)
 
@@ -52,5 +52,5 @@ def _over_tensor(job: Job, stage: int, schedule: Schedule, costs: Costs) -> floa
             sums += tokens if n >= len(at.forward) else 0
         else:
             sums += tokens * (2 * len(range(*item.blocks)) + (item.h is None and action.kind != "BWD"))
-    whole = job.model.width * TYPES[job.train.precision].itemsize
+    whole = job.model.width * DTYPES[job.train.precision].itemsize
     return 2 * (size - 1) / size * sums * whole

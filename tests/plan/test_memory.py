@@ -24,9 +24,9 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.plan.activations import measure_activations
-from sleeptrain.plan.costs import TYPES
 from sleeptrain.program import Pass
 from sleeptrain.train.build_model import looped_elements, make_forward, new_model
+from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.step import train_step
 from tests.distributed import run
 from tests.plan.drawn_up import plan_of
@@ -51,7 +51,7 @@ def model_of(plan):
     """The whole model of a plan, with values."""
     model = LanguageModel(plan.job.model)
     initialise(model, 0, 64)
-    return model.to(TYPES[plan.job.train.precision])
+    return model.to(DTYPES[plan.job.train.precision])
 
 
 def group_of(plan, model, seed=0):
@@ -204,7 +204,7 @@ def sharded(plans):
     for key, plan in plans.items():
         axes = init_mesh(plan.job.mesh, process.rank, process.world)
         model, _ = new_model(plan.job, axes, 64, process.device)
-        found[key] = taped(plan, model.to(TYPES[plan.job.train.precision])), dict(plan.memory[0].turn)
+        found[key] = taped(plan, model.to(DTYPES[plan.job.train.precision])), dict(plan.memory[0].turn)
     return found
 
 
