@@ -110,5 +110,5 @@ def check(batch: Batch, manifest: Manifest, where: Callable[[int], str] | None =
             sample = int(batch.ids[row])
             raise UserError(
                 f"the data contradicts its manifest: {problem} ({where(sample) if where else f'sample {sample}'}, position {position}, "
-                f"in window {number}, tokens {window.start} to {window.stop - 1}); build the data again"
+                f"in window {number} of tokens {window.start} to {window.stop - 1}); build the data again"
             )

@@ -53,7 +53,7 @@ def test_target_in_a_window_without_targets(batch, manifest):
         check(wrong, manifest)
     assert caught.value.errors == [
         f"the data contradicts its manifest: there is a target in a window that the manifest declares to have none (sample "
-        f"{int(batch.ids[2])}, position 11, in window 1, tokens 9 to 17); build the data again"
+        f"{int(batch.ids[2])}, position 11, in window 1 of tokens 9 to 17); build the data again"
     ]
 
 
@@ -69,7 +69,7 @@ def test_target_in_a_window_without_targets(batch, manifest):
 )
 def test_ids_outside_the_vocabulary(batch, manifest, field, column, value, message):
     sample = int(batch.ids[1])
-    with pytest.raises(UserError, match=rf"{message}.*\(sample {sample}, position {column}, in window \d, tokens"):
+    with pytest.raises(UserError, match=rf"{message}.*\(sample {sample}, position {column}, in window \d of tokens"):
         check(replace(batch, **{field: replaced(getattr(batch, field), 1, column, value)}), manifest)
 
 
@@ -97,7 +97,7 @@ def test_error_names_the_shard_and_the_sample_in_it(tmp_path, workers):
     number = next(i for i in range(len(sizes)) if sum(sizes[: i + 1]) > 70)
     assert number > 0
     shard, sample = out / "train" / f"shard.{number:05}.mds", 70 - sum(sizes[:number])
-    message = rf"\({re.escape(str(shard))}, sample {sample} in it, position 4, in window 0, tokens 0 to 8\)"
+    message = rf"\({re.escape(str(shard))}, sample {sample} in it, position 4, in window 0 of tokens 0 to 8\)"
     data = Data([Source(str(out))], shuffle=False, workers=workers)
     reader = Reader(data, micro=10)
     for _ in range(7):
