@@ -40,20 +40,20 @@ def batch(filler=False):
 def test_counts_equal_a_direct_count():
     m, sleep = toy.model(), Sleep(window=4)
     one = batch()
-    found = measure(m, sleep, manifest(), [one], passes=3)
+    measured = measure(m, sleep, manifest(), [one], passes=3)
     result = toy.forward(m, sleep, list(LAYOUT), one.tokens, one.targets, 3, predict=True)
     right = (result.predicted == one.targets).tolist()
     answers = {1: [(0, [8, 9]), (2, [9])], 2: [(0, [11]), (1, [8, 9, 10, 11])]}
     for value, expected in answers.items():
-        tally = found.by_value[value]
+        tally = measured.by_value[value]
         assert tally.tokens == sum(len(cells) for _, cells in expected) and tally.answers == len(expected)
         assert tally.right == sum(right[r][c] for r, cells in expected for c in cells)
         assert tally.exact == sum(all(right[r][c] for c in cells) for r, cells in expected)
         assert tally.nll == pytest.approx(sum(result.nll[r, c].item() for r, cells in expected for c in cells))
-    assert found.loss == pytest.approx(result.nll.sum().item() / 12) and found.samples == 3
-    assert found.residual == pytest.approx(result.residual.mean().item())
+    assert measured.loss == pytest.approx(result.nll.sum().item() / 12) and measured.samples == 3
+    assert measured.residual == pytest.approx(result.residual.mean().item())
     fast = [result.state[f"layers.{i}.fast"] for i in (1, 3)]
-    assert found.state_norm == pytest.approx(math.sqrt(sum(float(f.detach().square().sum()) for f in fast) / 3))
+    assert measured.state_norm == pytest.approx(math.sqrt(sum(float(f.detach().square().sum()) for f in fast) / 3))
 
 
 def test_exact_answers():
@@ -70,25 +70,25 @@ def test_exact_answers():
     m, one = toy.model(), batch()
     predicted = one.targets[:, 8:12].clone()
     m.logits = FixedPrediction(m, predicted).forward
-    found = measure(m, Sleep(window=4), manifest(), [one], 1)
-    assert all((t.right, t.exact) == (t.tokens, t.answers) for t in found.by_value.values())
+    measured = measure(m, Sleep(window=4), manifest(), [one], 1)
+    assert all((t.right, t.exact) == (t.tokens, t.answers) for t in measured.by_value.values())
     predicted[1, 2] = (predicted[1, 2] + 1) % toy.VOCAB
-    found = measure(m, Sleep(window=4), manifest(), [one], 1)
-    assert (found.by_value[2].exact, found.by_value[2].answers, found.by_value[2].right) == (1, 2, 4)
+    measured = measure(m, Sleep(window=4), manifest(), [one], 1)
+    assert (measured.by_value[2].exact, measured.by_value[2].answers, measured.by_value[2].right) == (1, 2, 4)
 
 
 def test_fillers_are_not_counted():
     m = toy.model()
-    found = measure(m, Sleep(window=4), manifest(), [batch(filler=True)], 2)
-    assert found.samples == 2 and found.targets == 8
+    measured = measure(m, Sleep(window=4), manifest(), [batch(filler=True)], 2)
+    assert measured.samples == 2 and measured.targets == 8
     two = Batch(**{k: getattr(batch(), k)[:2] for k in ("tokens", "targets", "groups", "ids")}, labels={})
-    assert found.state_norm == pytest.approx(measure(m, Sleep(window=4), manifest(), [two], 2).state_norm)
+    assert measured.state_norm == pytest.approx(measure(m, Sleep(window=4), manifest(), [two], 2).state_norm)
 
 
 @pytest.mark.parametrize("passes", [1, 3])
 def test_retention_is_the_product_of_the_decays_between_first_pass_and_last_window(passes):
     m, sleep, one = toy.model(), Sleep(window=4), batch()
-    found = measure(m, sleep, manifest(), [one], passes)
+    measured = measure(m, sleep, manifest(), [one], passes)
     decays = []
     for layer in (1, 3):
         mixer = m.layers[layer].mixer
@@ -98,8 +98,8 @@ def test_retention_is_the_product_of_the_decays_between_first_pass_and_last_wind
     for layer in (1, 3):
         alphas = torch.cat([g for i, g in between if i == layer], 1).exp()
         assert alphas.shape[1] == 4 * (2 * passes - 1)
-        assert found.retention_by_head[layer] == pytest.approx(alphas.prod(1).mean(0).tolist())
-    assert found.retention == pytest.approx(max(x for heads in found.retention_by_head.values() for x in heads))
+        assert measured.retention_by_head[layer] == pytest.approx(alphas.prod(1).mean(0).tolist())
+    assert measured.retention == pytest.approx(max(x for heads in measured.retention_by_head.values() for x in heads))
 
 
 def test_retention_is_one_without_tokens_in_between():
@@ -162,7 +162,7 @@ def test_all_windows_of_text_are_measured():
     m, sleep = toy.model(), Sleep(window=4, loop=Loop(trigger="every"))
     tokens, targets = toy.batch(layout)
     groups = torch.where(targets == -100, -1, 0)
-    found = measure(
+    measured = measure(
         m,
         sleep,
         manifest(layout, None),
@@ -170,5 +170,5 @@ def test_all_windows_of_text_are_measured():
         2,
     )
     nll = toy.forward(m, sleep, layout, tokens, targets, 2).nll
-    assert found.loss == pytest.approx(nll.sum().item() / int((targets != -100).sum()))
+    assert measured.loss == pytest.approx(nll.sum().item() / int((targets != -100).sum()))
     assert cross_entropy(torch.zeros(1, 1, 4), torch.tensor([[2]])).item() == pytest.approx(math.log(4))

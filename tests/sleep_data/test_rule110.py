@@ -107,12 +107,12 @@ def test_strings_of_a_split_are_uniform():
 
 def test_samples_do_not_depend_on_the_requested_range():
     task = Rule110(width=12, transitions=(1, 2))
-    whole = task.generate("train", 0, 2100, seed=5)
+    complete = task.generate("train", 0, 2100, seed=5)
     for start, stop in [(0, 3), (1000, 1050), (1023, 1025), (2047, 2100)]:
         part = task.generate("train", start, stop, seed=5)
         for name, column in part.items():
-            assert np.array_equal(column, whole[name][start:stop]), name
-    assert not np.array_equal(whole["tokens"], task.generate("train", 0, 2100, seed=6)["tokens"])
+            assert np.array_equal(column, complete[name][start:stop]), name
+    assert not np.array_equal(complete["tokens"], task.generate("train", 0, 2100, seed=6)["tokens"])
 
 
 def test_baselines_are_the_published_ones():

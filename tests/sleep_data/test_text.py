@@ -65,9 +65,9 @@ def test_samples_hold_complete_documents_and_splits_share_none(tmp_path):
 
 def test_limited_number_of_samples(tmp_path):
     task = write(tmp_path, [b"abcdefghijkl" * 3] * 1 + [bytes([65 + i]) * 9 for i in range(10)])
-    whole = rows_of(task, "train")["tokens"]
+    complete = rows_of(task, "train")["tokens"]
     limited = np.concatenate([block["tokens"] for block in task.blocks("train", 4, 0)])
-    assert limited.tolist() == whole[:4].tolist()
+    assert limited.tolist() == complete[:4].tolist()
 
 
 def test_file_formats(tmp_path):
