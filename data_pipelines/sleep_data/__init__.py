@@ -1,1 +1,1 @@
-"""Generates and tokenizes training data and writes it as MDS shards beside a manifest; knows nothing of the trainer."""
+"""Generates and tokenizes training data and writes it as MDS shards with a manifest; does not depend on the trainer."""

@@ -1,11 +1,11 @@
-"""What guessing scores, so that an accuracy can be read: chance and the most frequent answer, for each group.
+"""Baselines of accuracy for each group: uniform guessing, and always giving the most frequent answer.
 
-For each value of `groups` (as text) a table of
-    chance          share of answer tokens right when guessing uniformly among the possible answers
-    majority        the same when always giving the most frequent answer
-    exact_chance    share of answers wholly right; an answer is a run of consecutive answer positions in one window
+The functions return, for each value of `groups` (as text), a table of
+    chance          accuracy per answer token when guessing uniformly among the possible answers
+    majority        the same when always giving the most frequent token
+    exact_chance    share of answers with all tokens right; an answer is a run of consecutive answer positions in one window
     exact_majority  the same when always giving the most frequent answer
-A key is left out where it has no meaning.
+A table lacks the keys that have no meaning for its task.
 """
 
 from __future__ import annotations
@@ -17,22 +17,27 @@ import numpy as np
 from sleep_data.task import NO_GROUP, Arrays
 
 _RINGS = 1 << 20
+"""Simulated rings."""
 
 
 def rule110(width: int, steps: Iterable[int], cells: int, rings: int = _RINGS) -> dict[str, dict[str, float]]:
-    """By simulating random rings: a cell's most frequent value at t, and that value given for all `cells` of an answer.
+    """Baselines of Rule 110 after each number of steps, from a simulation of random rings.
 
-    Cells of different strings are independent; within one string they are not, so that there `exact_majority` is only an
-    order of magnitude.
+    width   cells of a ring, at most 64
+    steps   numbers of transitions t
+    cells   tokens of an answer; `exact_majority` gives the most frequent value for all of them
+
+    `exact_majority` takes the cells of an answer for independent. Cells of different strings are; those of one string are
+    not, so that there it is an order of magnitude only.
     """
     random = np.random.default_rng(110)
     state = random.integers(2**width - 1, size=rings, dtype=np.uint64, endpoint=True)
     ring = np.uint64(2**width - 1)
     one, last = np.uint64(1), np.uint64(width - 1)
     table = {}
-    wanted = set(steps)
-    for t in range(max(wanted) + 1):
-        if t in wanted:
+    reported = set(steps)
+    for t in range(max(reported) + 1):
+        if t in reported:
             ones = float((state & one).mean())
             majority = max(ones, 1 - ones)
             table[t] = {
@@ -47,20 +52,20 @@ def rule110(width: int, steps: Iterable[int], cells: int, rings: int = _RINGS) -
     return {str(t): table[t] for t in steps}
 
 
-def frequent(rows: Arrays) -> dict[str, dict[str, float]]:
-    """`majority` and `exact_majority` of each group, counted in given samples."""
+def majority(rows: Arrays) -> dict[str, dict[str, float]]:
+    """`majority` and `exact_majority` of each group, from the frequencies of tokens and answers in the given samples."""
     tokens: dict[int, dict[int, int]] = {}
     answers: dict[int, dict[bytes, int]] = {}
     for targets, groups in zip(rows["targets"], rows["groups"], strict=True):
         inside = np.concatenate([[False], groups != NO_GROUP, [False]])
-        edges = np.flatnonzero(inside[1:] != inside[:-1]).reshape(-1, 2)
-        for start, stop in edges:
+        spans = np.flatnonzero(inside[1:] != inside[:-1]).reshape(-1, 2)
+        for start, stop in spans:
             group, answer = int(groups[start]), targets[start:stop]
-            whole = answers.setdefault(group, {})
-            whole[answer.tobytes()] = whole.get(answer.tobytes(), 0) + 1
-            single = tokens.setdefault(group, {})
+            answer_counts = answers.setdefault(group, {})
+            answer_counts[answer.tobytes()] = answer_counts.get(answer.tobytes(), 0) + 1
+            token_counts = tokens.setdefault(group, {})
             for token in answer.tolist():
-                single[token] = single.get(token, 0) + 1
+                token_counts[token] = token_counts.get(token, 0) + 1
     return {
         str(group): {
             "majority": max(tokens[group].values()) / sum(tokens[group].values()),

@@ -1,4 +1,4 @@
-"""Documents out of files and folders: plain text as a whole, .jsonl by line, .parquet by row."""
+"""Documents of files and folders: one for each plain text file, .jsonl line or .parquet row."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
 
 
 def find(paths: Sequence[str]) -> list[Path]:
-    """The files under the given files and folders, each once, in an order that depends on their names alone.
+    """All readable files under the given files and folders, each once, ordered by name within a folder.
 
-    ValueError if a path does not exist, a named file has a suffix that is not read, or nothing is found.
+    Hidden files and folders are skipped. ValueError if a path does not exist, a named file has an unknown suffix, or there
+    is no file.
     """
     if not paths:
         raise ValueError("paths is empty; name at least one file or folder")
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            for folder, folders, files in os.walk(path):
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
-                for name in sorted(files):
+            for folder, subfolders, names in os.walk(path):
+                subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+                for name in sorted(names):
                     if Path(name).suffix in SUFFIXES and not name.startswith("."):
-                        found[Path(folder, name)] = None
+                        files[Path(folder, name)] = None
         elif not path.exists():
             raise ValueError(f"paths: {path} does not exist")
         elif path.suffix not in SUFFIXES:
-            raise ValueError(f"paths: {path} ends in {path.suffix!r}; what is read ends in {', '.join(SUFFIXES)}")
+            raise ValueError(f"paths: {path} ends in {path.suffix!r}; it must end in {', '.join(SUFFIXES)}")
         else:
-            found[path] = None
-    if not found:
+            files[path] = None
+    if not files:
         raise ValueError(f"paths: there is no file ending in {', '.join(SUFFIXES)} under {', '.join(map(str, paths))}")
-    return list(found)
+    return list(files)
 
 
 def read(path: Path) -> Iterator[bytes]:
-    """The documents of one file, empty ones left out."""
+    """The documents of one file, without empty ones."""
     if path.suffix == ".jsonl":
         documents = _lines(path)
     elif path.suffix == ".parquet":

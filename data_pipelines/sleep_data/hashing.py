@@ -1,4 +1,4 @@
-"""Which split something belongs to, decided by its content alone: a fixed hash, vectorised, the same on every machine."""
+"""Assignment to the train or test split by a hash of the content: vectorised, and equal on every machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """splitmix64's finalizer (Steele, Lea, Flood 2014): uint64 -> uint64, a bijection without visible structure."""
+    """The finalizer of splitmix64 (Steele, Lea, Flood 2014): a bijection uint64 -> uint64 that spreads every bit."""
     with np.errstate(over="ignore"):
         z = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -15,7 +15,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def fold(columns: np.ndarray) -> np.ndarray:
-    """Hash of each row of non-negative integers [rows, n] -> uint64 [rows]; order and length both count."""
+    """Hash of each row of non-negative integers, [rows, n] -> uint64 [rows]; depends on order and length."""
     state = np.full(len(columns), columns.shape[1], np.uint64)
     for column in columns.T:
         state = mix(state ^ mix(column))
@@ -23,5 +23,5 @@ def fold(columns: np.ndarray) -> np.ndarray:
 
 
 def is_test(hashes: np.ndarray, holdout: int) -> np.ndarray:
-    """True for the share 1/holdout of all hashes that belongs to the test split; no seed is involved."""
+    """True for the share 1/holdout of all hashes that belongs to the test split, whatever the seed."""
     return hashes % np.uint64(holdout) == 0

@@ -1,22 +1,26 @@
-"""manifest.json: what a folder of shards holds. Composed by the writer, checked by every reader.
+"""manifest.json: describes a folder of shards. The writer composes it; every reader checks it.
 
-    format      number of this layout
-    task, version, parameters, seed, inputs     what the samples were made from; equal values give equal shards
+    format      version of this format
+    task, version, parameters, seed, inputs, samples     the request; equal requests give equal shards
     tokenizer   kind (symbols | bytes | file), vocabulary (list of symbols), size, hash
     vocab, pad, query                           number of ids, id of padding, id of the query token or null
     length, windows                             tokens of a sample, and its windows [{start, stop, targets}]
     columns     name of every column in the shards and its MDS encoding
-    label       null or {name: what the values in `groups` are, values: those that occur in an answer, if known}
-    labels      name of every `label_<name>` column and what it holds
-    baselines   for each value in `groups` what guessing scores
-    splits      for each split samples, tokens (without padding), targets (scored positions), hash (of the shard index)
-    hash        sha256 of all the above
+    label       null or {name: name of the quantity in `groups`, values: its values}
+    labels      description of every column `label_<name>`, by name
+    baselines   accuracy of guessing, for each value in `groups`
+    splits      for each split its samples, tokens (without padding), targets (scored positions), hash (of index.json)
+    hash        sha256 of all of the above
 
-Columns of a sample. `tokens` [length]; `targets` [length]: the token to be predicted from the positions up to here, -100
-where nothing is scored (the loss is over all others); `groups` [length]: -1 where a position is no part of an answer, else
-the value by which accuracy is divided (t, hops; 0 if the task divides nothing). A scored position with group -1 counts in
-the loss and not in the accuracy (Depo's answer marker). An answer is a run of consecutive positions with groups >= 0 within
-one window; it is exact if all its tokens are right. `id` counts the samples of a split from 0. Padding: tokens == pad.
+Columns of a sample:
+    tokens      [length]; `pad` where there is no token
+    targets     [length]: the token to be predicted from all tokens up to this position; -100 if the position is not scored.
+                The loss is over all scored positions.
+    groups      [length]: the value by which accuracy is broken down (t, hops; 0 if the task has a single group) where the
+                target is part of an answer, else -1. A scored position with group -1 counts in the loss and not in the
+                accuracy (Depo's answer marker). An answer is a run of consecutive positions with groups >= 0 within one
+                window; it is exact if all its tokens are right.
+    id          number of the sample in its split, from 0
 """
 
 from __future__ import annotations
@@ -34,13 +38,13 @@ NAME = "manifest.json"
 
 
 def columns(task: Task) -> dict[str, str]:
-    """MDS encoding of every column but the labels, whose shape is known with the first sample."""
+    """MDS encodings of the columns, except those of the labels, whose shape the first block defines."""
     row = f"ndarray:int32:{task.windows()[-1].stop}"
     return {"tokens": row, "targets": row, "groups": row, "id": "int"}
 
 
 def request(task: Task, seed: int, samples: dict[str, int | None]) -> dict[str, Any]:
-    """What decides the content of the shards, as JSON values; two folders with equal requests are equal."""
+    """Everything that determines the content of the shards, as JSON values; equal requests give equal folders."""
     return {
         "task": task.name,
         "version": task.version,
@@ -51,11 +55,11 @@ def request(task: Task, seed: int, samples: dict[str, int | None]) -> dict[str, 
     }
 
 
-def compose(task: Task, wanted: dict[str, Any], encodings: dict[str, str], splits: dict[str, Any]) -> dict[str, Any]:
-    """The whole manifest of a written folder."""
+def compose(task: Task, requested: dict[str, Any], encodings: dict[str, str], splits: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a folder whose shards are written."""
     vocabulary = task.vocabulary()
-    scores = task.baselines()
-    body = wanted | {
+    baselines = task.baselines()
+    body = requested | {
         "format": FORMAT,
         "tokenizer": {
             "kind": vocabulary.kind,
@@ -69,9 +73,9 @@ def compose(task: Task, wanted: dict[str, Any], encodings: dict[str, str], split
         "length": task.windows()[-1].stop,
         "windows": [asdict(window) for window in task.windows()],
         "columns": encodings,
-        "label": {"name": task.label, "values": [int(value) for value in scores]} if task.label else None,
+        "label": {"name": task.label, "values": [int(value) for value in baselines]} if task.label else None,
         "labels": task.labels(),
-        "baselines": scores,
+        "baselines": baselines,
         "splits": splits,
     }
     return body | {"hash": digest(body)}
@@ -79,32 +83,32 @@ def compose(task: Task, wanted: dict[str, Any], encodings: dict[str, str], split
 
 def digest(body: dict[str, Any]) -> str:
     """sha256 of a manifest without its own hash."""
-    rest = {key: value for key, value in body.items() if key != "hash"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+    hashed = {key: value for key, value in body.items() if key != "hash"}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
 def write(folder: Path, body: dict[str, Any]) -> None:
-    """Write manifest.json; it comes last, so that a folder with a manifest is complete."""
+    """Write manifest.json, after all shards: a folder that has a manifest is complete."""
     (folder / NAME).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """manifest.json of a folder, checked. ValueError if it is missing, no JSON, of another format, or was changed."""
+    """The checked manifest of a folder. ValueError if it is missing, not JSON, of another format, or was changed."""
     path = folder / NAME
     if not path.is_file():
-        raise ValueError(f"{folder} has no {NAME}: it is no folder of shards, or was not written to the end")
+        raise ValueError(f"{folder} has no {NAME}: it is not a folder of shards, or its build was interrupted")
     return check(path.read_text(), str(path))
 
 
 def check(text: str, source: str) -> dict[str, Any]:
-    """Parse the text of a manifest and check its format and hash; `source` is named in errors."""
+    """The manifest in `text`, after a check of its format and hash. ValueError names `source`."""
     try:
         body = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{source} is not valid JSON ({error}); build the data again") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
-        found = body.get("format") if isinstance(body, dict) else None
-        raise ValueError(f"{source} has format {found!r}, and this version reads format {FORMAT}; build the data again")
+        version = body.get("format") if isinstance(body, dict) else None
+        raise ValueError(f"{source} has format {version!r}; this version reads format {FORMAT}; build the data again")
     if body.get("hash") != digest(body):
-        raise ValueError(f"{source} was changed after it was written (its hash does not fit); build the data again")
+        raise ValueError(f"{source} was changed after it was written (its hash does not match); build the data again")
     return body

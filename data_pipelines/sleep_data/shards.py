@@ -1,4 +1,4 @@
-"""Write a task's samples as MDS shards: into a staging folder beside the destination, which is renamed when complete."""
+"""MDS shards of a task, written to a staging folder beside the destination and renamed when complete."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sleep_data import manifest
 from sleep_data.task import IGNORED, SPLITS, Arrays, Task
 
 SHARD_BYTES = 1 << 26
-"""Size of a shard before compression."""
+"""Bytes of a shard before compression."""
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with the split, the samples written so far and how many there will be (None: not known yet)."""
+"""Called with the split, the number of samples written so far, and their total (None if it is not known yet)."""
 
 
 def build(
@@ -31,15 +31,17 @@ def build(
     progress: Progress | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:
-    """Write `<out>/<split>/` for every split in `samples` (None: all that the task has; 0: leave the split out) and
-    `<out>/manifest.json`; return the manifest.
+    """Write `<out>/<split>/` for every split and `<out>/manifest.json`; return the manifest.
 
-    The same task, seed and numbers give the same bytes. An existing folder that was built from the same request is left as
-    it is; one that holds anything else is an error (ValueError), as is a split that comes out empty.
+    samples       number of samples of each split; None for all that the task has, 0 to omit the split
+    shard_bytes   bytes of a shard before compression
+
+    Equal task, seed and numbers of samples give equal bytes. A folder that was built from the same request is not written
+    again. ValueError if the folder holds anything else, or if a split is empty.
     """
-    wanted = manifest.request(task, seed, _checked(samples))
+    request = manifest.request(task, seed, _check_samples(samples))
     if out.exists():
-        return _existing(out, wanted)
+        return _read_existing(out, request)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".staging", dir=out.parent))
     try:
@@ -50,38 +52,38 @@ def build(
                 continue
             blocks = task.blocks(split, count, seed)
             splits[split], encodings = _write_split(task, staging / split, split, blocks, count, progress, shard_bytes)
-        body = manifest.compose(task, wanted, encodings, splits)
+        body = manifest.compose(task, request, encodings, splits)
         manifest.write(staging, body)
-        staging.chmod(0o755)  # mkdtemp's folders are private
-        if not out.exists():  # somebody may have built it meanwhile
+        staging.chmod(0o755)  # mkdtemp creates folders that only their owner can read
+        if not out.exists():  # another process may have built it meanwhile
             os.rename(staging, out)
-        return _existing(out, wanted)
+        return _read_existing(out, request)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _checked(samples: dict[str, int | None]) -> dict[str, int | None]:
+def _check_samples(samples: dict[str, int | None]) -> dict[str, int | None]:
     for split, count in samples.items():
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is not known; the splits are {' and '.join(SPLITS)}")
         if count is not None and count < 0:
             raise ValueError(f"{split} is {count}; the number of samples must not be negative")
     if all(count == 0 for count in samples.values()):
-        raise ValueError("no samples were asked for: train and test are both 0")
+        raise ValueError("no samples are requested: train and test are both 0")
     return samples
 
 
-def _existing(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a folder that already holds what is wanted; ValueError if it holds something else."""
+def _read_existing(out: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a folder that was built from `request`; ValueError if it holds other data."""
     if out.is_dir() and not any(out.iterdir()):
         raise ValueError(f"{out} exists and is empty; remove it, or name another folder")
-    found = manifest.read(out)
-    other = [
-        f"{key} {found.get(key)!r} instead of {value!r}" for key, value in wanted.items() if found.get(key) != value
+    body = manifest.read(out)
+    differences = [
+        f"{key} {body.get(key)!r} instead of {value!r}" for key, value in request.items() if body.get(key) != value
     ]
-    if other:
-        raise ValueError(f"{out} holds other data ({'; '.join(other)}); remove it, or name another folder")
-    return found
+    if differences:
+        raise ValueError(f"{out} holds other data ({'; '.join(differences)}); remove it, or name another folder")
+    return body
 
 
 def _write_split(
@@ -93,7 +95,7 @@ def _write_split(
     progress: Progress | None,
     shard_bytes: int,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Write one split; return its entry in the manifest and the encodings of its columns."""
+    """Write the shards of one split; return its entry in the manifest and the MDS encodings of its columns."""
     from sleep_data.patches.torchvision import ensure_torchvision
 
     ensure_torchvision()
@@ -114,7 +116,7 @@ def _write_split(
                 max_workers=1,
             )
         names = list(encodings)
-        for values in zip(*(_cells(block[name], encodings[name]) for name in names), strict=True):
+        for values in zip(*(_values(block[name], encodings[name]) for name in names), strict=True):
             writer.write(dict(zip(names, values, strict=True)))
         written += len(block["id"])
         tokens += int((block["tokens"] != pad).sum())
@@ -124,13 +126,15 @@ def _write_split(
     if writer is None:
         raise ValueError(f"the {split} split of {task.name} is empty; ask for 0 {split} samples, or change the holdout")
     writer.finish()
-    index = hashlib.sha256((folder / "index.json").read_bytes()).hexdigest()
-    return {"samples": written, "tokens": tokens, "targets": targets, "hash": index}, encodings
+    index_hash = hashlib.sha256((folder / "index.json").read_bytes()).hexdigest()
+    return {"samples": written, "tokens": tokens, "targets": targets, "hash": index_hash}, encodings
 
 
 def _encoding(column: np.ndarray) -> str:
+    """The MDS encoding of a label column."""
     return "int" if column.ndim == 1 else f"ndarray:{column.dtype}:{','.join(map(str, column.shape[1:]))}"
 
 
-def _cells(column: np.ndarray, encoding: str) -> list[Any]:
+def _values(column: np.ndarray, encoding: str) -> list[Any]:
+    """The values of a column by row, as the MDS encoding takes them."""
     return column.tolist() if encoding == "int" else list(column)

@@ -1,10 +1,10 @@
-"""What a task is: a vocabulary, a layout of windows, and a deterministic stream of samples for each split."""
+"""The interface of a task: a vocabulary, a window layout, and a deterministic stream of samples for each split."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,19 +12,22 @@ import numpy as np
 
 SPLITS = ("train", "test")
 IGNORED = -100
-"""Target of a position that is not scored."""
+"""Target of a position that is not part of the loss."""
 NO_GROUP = -1
 """Group of a position that is not part of an answer."""
 BLOCK = 1024
-"""Samples drawn from one random stream; a sample depends on (seed, split, its block), never on how it was asked for."""
+"""Samples of one block, which share a random stream.
+
+A sample depends on seed, split and block alone, so that every range of samples that contains it gives the same values.
+"""
 
 Arrays = dict[str, np.ndarray]
 """Rows of samples: tokens, targets, groups int32 [rows, length]; id int64 [rows]; label_<name> int32 [rows, ...]."""
 
 
 @dataclass(frozen=True)
-class Window:
-    """Tokens [start, stop) of every sample, read before the attention cache is cleared; `targets`: some are scored."""
+class TaskWindow:
+    """Tokens [start, stop) of every sample that share one attention cache; `targets` is true if some of them are scored."""
 
     start: int
     stop: int
@@ -33,7 +36,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Token ids of a task. `symbols[i]` is what token i is shown as; empty for a tokenizer that comes as a file."""
+    """Token ids of a task. `symbols[i]` is the text of token i; empty for a tokenizer file, which has its own."""
 
     kind: str
     """symbols, bytes or file"""
@@ -42,17 +45,17 @@ class Vocabulary:
     pad: int
     query: int | None = None
     source: str = ""
-    """What decides the ids when `symbols` does not: the hash of the tokenizer file."""
+    """Hash of the tokenizer file; empty where `symbols` defines the ids."""
 
     @property
     def hash(self) -> str:
-        """sha256 over everything that decides what an id means."""
+        """sha256 of everything that defines the meaning of an id."""
         meaning = [self.kind, list(self.symbols), self.size, self.pad, self.query, self.source]
         return hashlib.sha256(json.dumps(meaning, ensure_ascii=True).encode()).hexdigest()
 
 
 class Task(Protocol):
-    """A frozen dataclass of parameters that knows how to make samples. Wrong parameters raise ValueError on creation."""
+    """A frozen dataclass of parameters that generates samples. Wrong parameters raise ValueError on creation."""
 
     @property
     def name(self) -> str:
@@ -60,63 +63,65 @@ class Task(Protocol):
 
     @property
     def version(self) -> int:
-        """Raised whenever equal parameters and seed begin to give other samples."""
+        """Version of the samples; incremented when equal parameters and seed begin to give other samples."""
 
     @property
     def label(self) -> str | None:
-        """What the values in `groups` are ("t", "k"), or None if answers are not divided."""
+        """Name of the quantity in `groups` ("t", "k"), or None if the task has a single group."""
 
     def labels(self) -> dict[str, str]:
-        """Name of every label column, without the prefix, and what it holds."""
+        """Description of every label column, by its name without the prefix `label_`."""
 
     def parameters(self) -> dict[str, Any]:
-        """The parameters as JSON values, defaults included."""
+        """All parameters as JSON values, including defaults."""
 
     def vocabulary(self) -> Vocabulary:
-        """The token ids."""
+        """Token ids and their meaning."""
 
-    def windows(self) -> tuple[Window, ...]:
-        """The windows of every sample, in order and without gaps."""
+    def windows(self) -> tuple[TaskWindow, ...]:
+        """Windows of every sample, in order and without gaps."""
 
     def inputs(self) -> str | None:
-        """Hash of what is read from outside (documents), None for a pure generator."""
+        """Hash of the files that are read (documents, tokenizer); None for a generated task."""
 
     def blocks(self, split: str, samples: int | None, seed: int) -> Iterator[Arrays]:
-        """The first `samples` samples of a split (None: all there are), in pieces of any size, with ids 0, 1, 2, ..."""
+        """The first `samples` samples of a split (None: all of them), in blocks of any size, with ids 0, 1, 2, ..."""
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """For each value in `groups`, what guessing scores: see `baselines.py`."""
+        """Accuracy of guessing, for each value in `groups`: see `baselines.py`."""
 
 
 def generator(name: str, seed: int, split: str, block: int) -> np.random.Generator:
-    """The random stream of one block of one split of one task."""
+    """The random generator of one block of one split of one task."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
     salt = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     return np.random.default_rng([salt, seed, SPLITS.index(split), block])
 
 
-def cut(make_block: Any, start: int, stop: int) -> Arrays:
-    """Rows [start, stop) out of `make_block(block) -> Arrays` with BLOCK rows each."""
+def rows_from_blocks(generate_block: Callable[[int], Arrays], start: int, stop: int) -> Arrays:
+    """Rows [start, stop) of a split, from `generate_block(block)`, which returns BLOCK rows."""
     if not 0 <= start < stop:
-        raise ValueError(f"rows {start} to {stop} were asked for; start must be at least 0 and below stop")
+        raise ValueError(f"rows {start} to {stop}: start must be at least 0 and less than stop")
     pieces = []
     for block in range(start // BLOCK, (stop - 1) // BLOCK + 1):
         low, high = max(start - block * BLOCK, 0), min(stop - block * BLOCK, BLOCK)
-        pieces.append({name: column[low:high] for name, column in make_block(block).items()})
+        pieces.append({name: column[low:high] for name, column in generate_block(block).items()})
     rows = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     return rows | {"id": np.arange(start, stop, dtype=np.int64)}
 
 
-def in_blocks(generate: Any, split: str, samples: int | None, seed: int) -> Iterator[Arrays]:
-    """`generate(split, start, stop, seed)` over [0, samples), a block at a time."""
+def in_blocks(
+    generate: Callable[[str, int, int, int], Arrays], split: str, samples: int | None, seed: int
+) -> Iterator[Arrays]:
+    """Samples [0, samples) from `generate(split, start, stop, seed)`, one block at a time."""
     if samples is None:
-        raise ValueError("a generated task has no end: say how many samples it should have")
+        raise ValueError("a generated task has no last sample: give the number of samples")
     for start in range(0, samples, BLOCK):
         yield generate(split, start, min(start + BLOCK, samples), seed)
 
 
-def require(wrong: bool, message: str) -> None:
-    """Raise ValueError(message) if something is wrong."""
+def raise_if(wrong: bool, message: str) -> None:
+    """Raise ValueError(message) if `wrong`."""
     if wrong:
         raise ValueError(message)

@@ -1,9 +1,9 @@
-"""The tasks by name, and how one is made from plain values (a YAML file, a command line)."""
+"""Registry of tasks by name, and their construction from plain values of a YAML file or a command line."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -16,33 +16,33 @@ TASKS: dict[str, type] = {"rule110": Rule110, "depo": Depo, "text": Text}
 
 
 def make(name: str, parameters: Mapping[str, Any]) -> Task:
-    """The task `name` with these parameters and its defaults for all others. ValueError names what is wrong."""
+    """The task `name` with these parameters, and defaults for all others. ValueError names the wrong parameter."""
     if name not in TASKS:
         raise ValueError(f"task {name!r} is not known{nearest(name, TASKS)}; the tasks are {', '.join(sorted(TASKS))}")
-    kind = TASKS[name]
-    known = {field.name: field for field in fields(kind)}
+    task_class = TASKS[name]
+    known = {field.name: field for field in fields(task_class)}
     unknown = [key for key in parameters if key not in known]
     if unknown:
-        told = ", ".join(f"{key!r}{nearest(key, known)}" for key in unknown)
-        raise ValueError(f"{name} has no parameter {told}; its parameters are {', '.join(known)}")
+        named = ", ".join(f"{key!r}{nearest(key, known)}" for key in unknown)
+        raise ValueError(f"{name} has no parameter {named}; its parameters are {', '.join(known)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
     for key, value in values.items():
         _check_type(name, key, value, str(known[key].type))
-    return kind(**values)
+    return task_class(**values)
 
 
 def _check_type(task: str, key: str, value: Any, annotation: str) -> None:
-    """Parameters are int, str, None, and tuples of these; the annotation says which of them a field takes."""
-    single = value if isinstance(value, tuple) else (value,)
-    kinds = {"int": int, "str": str, "None": type(None)}
-    allowed = tuple(kind for word, kind in kinds.items() if word in annotation)
-    right = all(isinstance(item, allowed) and not isinstance(item, bool) for item in single)
-    if not right or (isinstance(value, tuple) and "tuple" not in annotation):
+    """ValueError if a value does not fit the annotation of its field, which names int, str, None, or tuples of these."""
+    items = value if isinstance(value, tuple) else (value,)
+    types = {"int": int, "str": str, "None": type(None)}
+    allowed = tuple(kind for word, kind in types.items() if word in annotation)
+    fits = all(isinstance(item, allowed) and not isinstance(item, bool) for item in items)
+    if not fits or (isinstance(value, tuple) and "tuple" not in annotation):
         shown = list(value) if isinstance(value, tuple) else value
         raise ValueError(f"{key}={shown!r} of {task} has the wrong type; it takes {annotation}")
 
 
-def nearest(word: str, known: Any) -> str:
-    """' (did you mean ...?)' for a word that is close to a known one, else nothing."""
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The hint ' (did you mean ...?)' for a misspelt word; empty if no known word is similar."""
     close = difflib.get_close_matches(str(word), list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,13 +1,13 @@
-"""Plain text: documents cut into sequences of `windows_per_sample` windows of `window` tokens, everything scored.
+"""Plain text: documents cut into samples of `windows_per_sample` windows of `window` tokens; every token is predicted.
 
-A sequence begins with an empty state and holds tokens of one document only. `targets` are the next tokens of the document,
-also across the cut between two of its sequences; -100 at its last token and at padding, which fills its last sequence. A last
-sequence that would hold nothing but the document's last token is left out: there is nothing to predict in it.
+A sample holds tokens of one document. `targets` are the next tokens of the document, also across the boundary between two of
+its samples; -100 at its last token and at padding, which fills its last sample. A last sample that would hold the last token
+alone is omitted, since it has no target.
 
-Token ids: bytes 0 to 255, BOS (the start of a document) 256, PAD 257; or those of a tokenizer file with BOS and PAD behind.
+Token ids: bytes 0 to 255, BOS (start of a document) 256, PAD 257; or those of a tokenizer file, followed by BOS and PAD.
 
-Splits. A document belongs to the test split with probability 1/holdout, decided by a hash of its bytes. So copies of a document
-stay on one side. `groups` is 0 wherever there is a target. Label: `part`, the number of the sequence within its document.
+Splits. A document belongs to the test split with probability 1/holdout, by a hash of its bytes, so that all copies of a
+document belong to one split. `groups` is 0 at every target. Label: `part`, the number of the sample within its document.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 
 from sleep_data import documents
 from sleep_data.hashing import is_test
-from sleep_data.task import IGNORED, NO_GROUP, SPLITS, Arrays, Vocabulary, Window, require
-from sleep_data.tokenize import Bytes, File, Tokenizer
+from sleep_data.task import IGNORED, NO_GROUP, SPLITS, Arrays, TaskWindow, Vocabulary, raise_if
+from sleep_data.tokenize import ByteTokenizer, FileTokenizer, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,20 @@ class Text:
     """Parameters of the task."""
 
     paths: tuple[str, ...] = ()
-    """Files and folders: .txt, .md, .py (a document each), .jsonl and .parquet (field "text")."""
+    """Files and folders: .txt, .md and .py hold one document; .jsonl and .parquet many, in the field "text"."""
     window: int = 256
     windows_per_sample: int = 8
     tokenizer: str | None = None
-    """A tokenizer.json; none for bytes."""
+    """Path of a tokenizer.json; None for bytes."""
     holdout: int = 50
-    """One document out of this many belongs to the test split."""
+    """One document in this many belongs to the test split."""
 
     def __post_init__(self) -> None:
         paths = (self.paths,) if isinstance(self.paths, str) else tuple(self.paths)
         object.__setattr__(self, "paths", paths)
-        require(self.window < 2, f"window is {self.window}; it must be at least 2")
-        require(self.windows_per_sample < 1, f"windows_per_sample is {self.windows_per_sample}; it must be at least 1")
-        require(
+        raise_if(self.window < 2, f"window is {self.window}; it must be at least 2")
+        raise_if(self.windows_per_sample < 1, f"windows_per_sample is {self.windows_per_sample}; it must be at least 1")
+        raise_if(
             self.holdout < 2, f"holdout is {self.holdout}; it must be at least 2 (half of the documents for the test)"
         )
         documents.find(paths)
@@ -59,31 +59,31 @@ class Text:
         return asdict(self) | {"paths": list(self.paths)}
 
     def inputs(self) -> str:
-        """sha256 over all documents in order, and the tokenizer."""
-        whole = hashlib.sha256(self.vocabulary().hash.encode())
+        """sha256 of all documents in order, and of the tokenizer."""
+        digest = hashlib.sha256(self.vocabulary().hash.encode())
         for path in documents.find(self.paths):
             for document in documents.read(path):
-                whole.update(hashlib.sha256(document).digest())
-        return whole.hexdigest()
+                digest.update(hashlib.sha256(document).digest())
+        return digest.hexdigest()
 
     def vocabulary(self) -> Vocabulary:
         return self._tokenizer().vocabulary
 
-    def windows(self) -> tuple[Window, ...]:
-        return tuple(Window(i * self.window, (i + 1) * self.window, True) for i in range(self.windows_per_sample))
+    def windows(self) -> tuple[TaskWindow, ...]:
+        return tuple(TaskWindow(i * self.window, (i + 1) * self.window, True) for i in range(self.windows_per_sample))
 
     def blocks(self, split: str, samples: int | None, seed: int) -> Iterator[Arrays]:
-        """One block for each document, in the order of the files. The seed is of no account."""
-        require(split not in SPLITS, f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+        """One block for each document, in the order of the files. The seed is not used."""
+        raise_if(split not in SPLITS, f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
         tokenizer = self._tokenizer()
         written = 0
         for path in documents.find(self.paths):
             for document in documents.read(path):
                 if samples is not None and written >= samples:
                     return
-                if _in_test(document, self.holdout) != (split == "test"):
+                if _is_test_document(document, self.holdout) != (split == "test"):
                     continue
-                block = self._cut(tokenizer.encode(document), tokenizer.vocabulary.pad)
+                block = self._block(tokenizer.encode(document), tokenizer.vocabulary.pad)
                 rows = len(block["tokens"]) if samples is None else min(len(block["tokens"]), samples - written)
                 block = {name: column[:rows] for name, column in block.items()}
                 yield block | {"id": np.arange(written, written + rows, dtype=np.int64)}
@@ -92,8 +92,8 @@ class Text:
     def baselines(self) -> dict[str, dict[str, float]]:
         return {"0": {"chance": 1 / self.vocabulary().size}}
 
-    def _cut(self, ids: np.ndarray, pad: int) -> Arrays:
-        """The sequences of one document."""
+    def _block(self, ids: np.ndarray, pad: int) -> Arrays:
+        """The samples of one document, without ids."""
         length = self.window * self.windows_per_sample
         rows = -(-(len(ids) - 1) // length)
         tokens, targets = np.full(rows * length, pad), np.full(rows * length, IGNORED)
@@ -108,9 +108,10 @@ class Text:
         }
 
     def _tokenizer(self) -> Tokenizer:
-        return Bytes() if self.tokenizer is None else File(self.tokenizer)
+        return ByteTokenizer() if self.tokenizer is None else FileTokenizer(self.tokenizer)
 
 
-def _in_test(document: bytes, holdout: int) -> bool:
+def _is_test_document(document: bytes, holdout: int) -> bool:
+    """Whether a document belongs to the test split."""
     number = int.from_bytes(hashlib.sha256(document).digest()[:8], "little")
     return bool(is_test(np.array([number], np.uint64), holdout)[0])

@@ -51,7 +51,7 @@ def _numbers(text: str) -> list[int]:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; 0."""
-    from sleeptrain.evaluate.report import print_table, to_json, write
+    from sleeptrain.evaluate.report import print_report, to_json, write
     from sleeptrain.evaluate.runs import evaluate
     from sleeptrain.run.environment import environment
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         json.dump(to_json(entries, manifest, environment(), command), sys.stdout, indent=1)
         print()
     else:
-        print_table(entries, manifest)
+        print_report(entries, manifest)
     if args.out:
         for path in write(entries, manifest, args.out, environment(), command):
             print(path, file=sys.stderr)

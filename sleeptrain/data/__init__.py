@@ -1,4 +1,4 @@
-"""Reading shards: batches of micro-batches in an order that ranks, workers and restarts do not change."""
+"""Reads shards as micro-batches, in an order that does not depend on the number of ranks, on workers or on restarts."""
 
 from sleeptrain.data.batch import Batch, check
 from sleeptrain.data.config import Data, Source

@@ -1,4 +1,4 @@
-"""What a step is given: rows of tokens with what is to be predicted, and the check that they keep the declared layout."""
+"""Micro-batches: rows of tokens with their targets, and the check that they match the manifest."""
 
 from __future__ import annotations
 
@@ -10,49 +10,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sleep_data.task import IGNORED
 from sleeptrain.config import UserError
 from sleeptrain.data.manifest import Manifest
 
-IGNORED = -100
-"""Target of a position that is not scored."""
-NO_GROUP = -1
-"""Group of a position that is no part of an answer."""
 FILLER = -1
-"""Id of a row that only fills up an evaluation batch; none of its positions is scored."""
+"""Id of a row that pads an evaluation batch to its full size; none of its positions is scored."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one micro-batch; all tensors int64."""
+    """Rows of one micro-batch; all tensors are int64."""
 
     tokens: Tensor
     """[rows, length]"""
     targets: Tensor
-    """[rows, length]: the token to be predicted from the positions up to here; -100 where nothing is scored."""
+    """[rows, length]: the token to be predicted from all tokens up to this position; -100 if it is not scored."""
     groups: Tensor
-    """[rows, length]: the label value by which accuracy is divided; -1 where a position is no part of an answer."""
+    """[rows, length]: the label value by which accuracy is broken down; -1 if the target is not part of an answer."""
     ids: Tensor
-    """[rows]: the number of the row in the split, counted through all sources; -1 for a filler."""
+    """[rows]: number of the row in the split, through all sources; -1 for a filler."""
     labels: dict[str, Tensor]
-    """[rows, ...] each: small integers that describe the sample."""
+    """[rows, ...] each: integers that describe the sample."""
 
     @property
     def rows(self) -> int:
-        """Number of rows, fillers included."""
+        """Number of rows, including fillers."""
         return self.tokens.shape[0]
 
     @property
     def scored(self) -> int:
-        """Number of positions in the loss."""
+        """Number of scored positions."""
         return int((self.targets != IGNORED).sum())
 
     def real(self, pad: int) -> Tensor | None:
-        """[rows, length], false at padding; None where there is none."""
+        """Bool [rows, length], false at padding; None if there is no padding."""
         valid = self.tokens != pad
         return None if bool(valid.all()) else valid
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device; the copy may be asynchronous."""
+        """A copy on `device`; the transfer may be asynchronous."""
         moved = {
             field.name: getattr(self, field.name).to(device, non_blocking=True)
             for field in fields(self)
@@ -64,12 +61,12 @@ class Batch:
     def slice(self, start: int, stop: int) -> Batch:
         """Rows [start, stop), as views."""
         labels = {name: value[start:stop] for name, value in self.labels.items()}
-        part = slice(start, stop)
-        return Batch(self.tokens[part], self.targets[part], self.groups[part], self.ids[part], labels)
+        span = slice(start, stop)
+        return Batch(self.tokens[span], self.targets[span], self.groups[span], self.ids[span], labels)
 
 
 def stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Columns of some rows, as the shards hold them; or {"error": [why]} of the first that could not be read."""
+    """Stacks samples to columns [rows, ...]; returns {"error": [message]} of the first sample that could not be read."""
     for sample in samples:
         if "error" in sample:
             return {"error": [sample["error"]]}
@@ -77,34 +74,34 @@ def stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def collate(columns: dict[str, Any]) -> Batch:
-    """A batch of stacked columns, of which "row" has the ids."""
+    """The batch of some stacked columns; the column "row" holds the ids."""
 
     def tensor(column: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(column, np.int64))
 
     labels = {name.removeprefix("label_"): tensor(columns[name]) for name in columns if name.startswith("label_")}
-    fixed: dict[str, Any] = {name: tensor(columns[name]) for name in ("tokens", "targets", "groups")}
-    return Batch(**fixed, ids=tensor(columns["row"]), labels=labels)
+    tensors: dict[str, Any] = {name: tensor(columns[name]) for name in ("tokens", "targets", "groups")}
+    return Batch(**tensors, ids=tensor(columns["row"]), labels=labels)
 
 
 def check(batch: Batch, manifest: Manifest, where: Callable[[int], str] | None = None) -> None:
-    """UserError if a row contradicts the manifest: its length, its ids, or a target where no window has targets.
+    """UserError if the length, the token ids or the targets of a row contradict the manifest.
 
-    All ranks run the program that the manifest's windows give; a target in a window without targets would be slept over
-    instead of scored. `where` names the file and the sample of a row, given its id.
+    All ranks run the program of the manifest's windows. A target in a window without targets would never be scored, since
+    such a window has no loss. `where` returns the file and the sample of a row, given its id.
     """
     if batch.tokens.shape[1] != manifest.length:
         raise UserError(f"samples have {batch.tokens.shape[1]} tokens; the manifest says {manifest.length}")
     scored = batch.targets != IGNORED
-    asleep = torch.zeros(manifest.length, dtype=torch.bool)
+    unscored = torch.zeros(manifest.length, dtype=torch.bool)
     for window in manifest.windows:
-        asleep[window.start : window.stop] = not window.targets
-    outside = (batch.tokens < 0) | (batch.tokens >= manifest.vocab)
-    strange = scored & ((batch.targets < 0) | (batch.targets >= manifest.vocab))
-    for wrong, what in (
-        (scored & asleep, "there is a target in a window that the manifest declares to have none"),
-        (outside, f"a token is not among {manifest.vocab} ids"),
-        (strange, f"a target is not among {manifest.vocab} ids"),
+        unscored[window.start : window.stop] = not window.targets
+    bad_token = (batch.tokens < 0) | (batch.tokens >= manifest.vocab)
+    bad_target = scored & ((batch.targets < 0) | (batch.targets >= manifest.vocab))
+    for wrong, problem in (
+        (scored & unscored, "there is a target in a window that the manifest declares to have none"),
+        (bad_token, f"a token is not one of the {manifest.vocab} ids"),
+        (bad_target, f"a target is not one of the {manifest.vocab} ids"),
         (scored & (batch.tokens == manifest.pad), "there is a target at padding"),
     ):
         if wrong.any():
@@ -112,6 +109,6 @@ def check(batch: Batch, manifest: Manifest, where: Callable[[int], str] | None =
             number, window = next((n, w) for n, w in enumerate(manifest.windows) if position < w.stop)
             sample = int(batch.ids[row])
             raise UserError(
-                f"the data contradicts its manifest: {what} ({where(sample) if where else f'sample {sample}'}, position {position}, "
+                f"the data contradicts its manifest: {problem} ({where(sample) if where else f'sample {sample}'}, position {position}, "
                 f"in window {number} of tokens {window.start} to {window.stop - 1}); build the data again"
             )

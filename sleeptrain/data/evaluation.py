@@ -1,4 +1,4 @@
-"""Every sample of a split exactly once, in the order of the shards, in batches of equal shape on all ranks."""
+"""Evaluation batches: every sample of a split exactly once, in the order of the shards, in equal shapes on all ranks."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import replace
 
 import torch
 
+from sleep_data.task import IGNORED, NO_GROUP
 from sleeptrain.config import UserError
-from sleeptrain.data.batch import FILLER, IGNORED, NO_GROUP, Batch, check, collate, stack
+from sleeptrain.data.batch import FILLER, Batch, check, collate, stack
 from sleeptrain.data.config import Data
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.sources import open_sources
 
 
 class Evaluation:
-    """Batches of `micro` rows for rank `rank` of `world`: batch i of rank r begins at row (i * world + r) * micro.
+    """Batches of `micro` rows for rank `rank` of `world`; batch i of rank r begins at row (i * world + r) * micro.
 
-    All ranks get the same number of batches; rows that are missing in the last ones are fillers: copies of the split's last
-    row with id -1 and nothing scored. `samples` limits it to the first so many.
+    All ranks get the same number of batches. The last batches are completed with fillers: copies of the last row with id -1
+    and without scored positions. `samples` limits evaluation to the first samples of the split.
     """
 
     def __init__(
@@ -32,22 +33,22 @@ class Evaluation:
         split: str | None = None,
         samples: int | None = None,
     ) -> None:
-        """Open the data; UserError if it cannot be read."""
+        """Read manifests and indexes; UserError if the data cannot be read."""
         self._sources = open_sources(data, data.eval_split if split is None else split)
         self._micro, self._rank, self._world = micro, rank, world
         self.samples = self._sources.rows if samples is None else min(samples, self._sources.rows)
 
     @property
     def manifest(self) -> Manifest:
-        """What is known of the sources."""
+        """The merged manifest of the sources."""
         return self._sources.manifest
 
     def __len__(self) -> int:
-        """Batches of each rank."""
+        """Number of batches of each rank."""
         return math.ceil(self.samples / (self._micro * self._world))
 
     def __iter__(self) -> Iterator[Batch]:
-        """UserError if a shard is damaged or contradicts the manifest."""
+        """Read the batches; UserError if a shard is damaged or contradicts the manifest."""
         from sleeptrain.data.rows import RowDataset
 
         rows = RowDataset(self._sources)
@@ -57,19 +58,19 @@ class Evaluation:
                 columns = stack([rows[min(row, self.samples - 1)] for row in range(first, first + self._micro)])
                 if "error" in columns:
                     raise UserError(columns["error"][0])
-                yield self._batch(collate(columns), first, rows.where)
+                yield self._fill(collate(columns), first, rows.where)
         finally:
             rows.release()
 
-    def _batch(self, batch: Batch, first: int, where: Callable[[int], str]) -> Batch:
-        """The batch that begins at row `first`, checked, with fillers where there is no such row."""
+    def _fill(self, batch: Batch, first: int, where: Callable[[int], str]) -> Batch:
+        """The batch that begins at row `first`, with fillers after the last row, checked against the manifest."""
         filler = first + torch.arange(batch.rows) >= self.samples
         if filler.any():
-            missing = filler[:, None]
+            mask = filler[:, None]
             batch = replace(
                 batch,
-                targets=batch.targets.masked_fill(missing, IGNORED),
-                groups=batch.groups.masked_fill(missing, NO_GROUP),
+                targets=batch.targets.masked_fill(mask, IGNORED),
+                groups=batch.groups.masked_fill(mask, NO_GROUP),
                 ids=batch.ids.masked_fill(filler, FILLER),
             )
         check(batch, self.manifest, where)

@@ -1,4 +1,4 @@
-"""What a reader knows of its data before it reads any: the manifest of one source, or what several agree on."""
+"""Manifests for readers: that of one source, or the merged one of several sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sleeptrain.program import Window
 
 @dataclass(frozen=True)
 class Manifest:
-    """The fields of manifest.json that are used; `sleep_data.manifest` says what they mean."""
+    """The fields of manifest.json that are used; `sleep_data.manifest` describes them."""
 
     task: str
     vocab: int
@@ -24,15 +24,15 @@ class Manifest:
     windows: tuple[Window, ...]
     tokenizer: dict[str, Any]
     label: str | None
-    """What the values in `groups` are, None if the task divides nothing."""
+    """Name of the quantity in `groups`; None if the task has a single group."""
     label_values: tuple[int, ...]
-    """Those values, as far as they are known."""
+    """Values of that quantity, if they are known."""
     labels: dict[str, str]
     baselines: dict[str, dict[str, float]]
     splits: dict[str, dict[str, Any]]
     hash: str
     body: dict[str, Any]
-    """The whole file; for several sources, that of the first."""
+    """The whole manifest.json; for several sources, that of the first."""
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Manifest:
@@ -56,8 +56,8 @@ class Manifest:
         )
 
     @property
-    def targets(self) -> bool:
-        """Whether every window is scored, as in plain text."""
+    def all_scored(self) -> bool:
+        """Whether all windows are scored, as in plain text."""
         return all(window.targets for window in self.windows)
 
     def samples(self, split: str) -> int:
@@ -68,13 +68,13 @@ class Manifest:
 
 
 def merge(manifests: Sequence[Manifest], paths: Sequence[str]) -> Manifest:
-    """What several sources have in common. UserError, naming two of them, if they cannot be read by one model."""
+    """The manifest of several sources read together. UserError names two of them that differ in vocabulary or windows."""
     first = manifests[0]
     for other, path in zip(manifests[1:], paths[1:], strict=True):
         for name in ("tokenizer", "vocab", "pad", "query", "length", "windows", "label"):
-            mine, theirs = getattr(first, name), getattr(other, name)
-            if mine != theirs:
-                shown = (mine["hash"][:12], theirs["hash"][:12]) if name == "tokenizer" else (mine, theirs)
+            expected, actual = getattr(first, name), getattr(other, name)
+            if expected != actual:
+                shown = (expected["hash"][:12], actual["hash"][:12]) if name == "tokenizer" else (expected, actual)
                 raise UserError(
                     f"data.sources do not fit together: {name} is {shown[0]} in {paths[0]} and {shown[1]} in {path}; "
                     "build both with the same vocabulary and windows, or read one of them"
@@ -93,7 +93,7 @@ def merge(manifests: Sequence[Manifest], paths: Sequence[str]) -> Manifest:
     }
     baselines = first.baselines
     values = sorted({value for manifest in manifests for value in manifest.label_values})
-    for manifest in manifests[1:]:  # what differs between sources cannot be said of their mixture
+    for manifest in manifests[1:]:  # a baseline that differs between sources is unknown for their mixture
         baselines = {key: table for key, table in baselines.items() if manifest.baselines.get(key) == table}
     tables = [manifest.labels for manifest in manifests]
     return Manifest(

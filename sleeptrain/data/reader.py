@@ -1,9 +1,9 @@
-"""Global steps of training data for one data-parallel rank: endless, shuffled by epoch, resumed exactly where they stopped.
+"""Training batches of one data-parallel rank: an endless stream, shuffled by epoch, with exact resume.
 
-mosaicml-streaming's dataset makes the order of an epoch from seed and epoch, and its data loader reads it. Row i of a global
-step goes to rank i % world, there in order into the micro-batches; so a step has the same rows however it is split over
-ranks, micro-batches and workers. What is left at the end of an epoch and fills no global batch is left out: the library
-would repeat rows there, more or fewer with the number of ranks.
+The dataset of mosaicml-streaming derives the order of an epoch from seed and epoch, and its data loader reads it. Row i of a
+global batch goes to rank i % world, which fills its micro-batches in order. So a global batch has the same rows, whatever the
+number of ranks, micro-batches and workers. Rows at the end of an epoch that do not fill a global batch are dropped: the
+library would repeat rows there, and how many depends on the number of ranks.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from sleeptrain.data.rows import RowDataset
 
 GRACE = 30.0
-"""Seconds that a worker goes on after SIGTERM, which SLURM sends to all processes at once: the main one saves first."""
+"""Seconds that a worker lives on after SIGTERM: SLURM signals all processes at once, and the main one saves first."""
 
 
 class Reader:
-    """Micro-batches for rank `rank` of `world` data-parallel ranks, step by step.
+    """Micro-batches of each step for data-parallel rank `rank` of `world`.
 
     micro           rows of a micro-batch
-    accumulation    micro-batches of a step, for each rank
-    seed            decides the order of all epochs
+    accumulation    micro-batches of a step on each rank
+    seed            determines the order of all epochs
 
-    Ranks that share the work on the same rows (tensor, pipeline) pass the same `rank`.
+    Tensor-parallel and pipeline-parallel ranks of one replica read the same rows, and pass the same `rank`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Reader:
         seed: int = 0,
         split: str | None = None,
     ) -> None:
-        """Look into the data (UserError if it cannot be read) and stand before the first step."""
+        """Read manifests and indexes, and start at the first step. UserError if the data cannot be read."""
         self.split = data.split if split is None else split
         self.rows_per_step = micro * accumulation * world
         self._data, self._micro, self._accumulation = data, micro, accumulation
@@ -61,7 +61,7 @@ class Reader:
         self._rows: RowDataset | None = None
         self._loader: StreamingDataLoader | None = None
         self._iterator: Iterator[dict[str, Any]] | None = None
-        # Else Python would send SIGTERM to the workers at its end, and wait for as long as they go on.
+        # Without this, Python sends SIGTERM to the workers when it exits, and waits until their grace period is over.
         atexit.register(_close, weakref.ref(self))
         if self.samples_per_epoch < self.rows_per_step:
             raise UserError(
@@ -71,82 +71,85 @@ class Reader:
 
     @property
     def manifest(self) -> Manifest:
-        """What is known of the sources."""
+        """The merged manifest of the sources."""
         return self._sources.manifest
 
     @property
     def samples_per_epoch(self) -> int:
-        """Rows of an epoch, before the rest that fills no step is left out."""
+        """Rows of an epoch, including those at its end that do not fill a step."""
         return self._sources.rows
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next step belongs to."""
-        return self._place()[0]
+        """Epoch of the next step."""
+        return self._next_position()[0]
 
     def next_step(self) -> list[Batch]:
         """The next `accumulation` micro-batches of this rank. UserError if a shard is damaged or contradicts the manifest."""
-        epoch, self._sample = self._place()
-        begins, self._epoch = epoch > self._epoch, epoch
+        epoch, self._sample = self._next_position()
+        new_epoch, self._epoch = epoch > self._epoch, epoch
         try:
-            batches = self._read(begins)
+            batches = self._read(new_epoch)
         except BaseException:
-            self.close()  # workers that are only found by garbage collection take seconds to end
+            self.close()  # garbage collection would take seconds to end the workers
             raise
         self._sample += self.rows_per_step
         return batches
 
     def skip(self, steps: int) -> None:
-        """Leave out the next `steps` steps."""
+        """Skip the next `steps` steps without reading them."""
         for _ in range(steps):
-            self._epoch, self._sample = self._place()
+            self._epoch, self._sample = self._next_position()
             self._sample += self.rows_per_step
         self._iterator = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next step begins, as JSON values. The same on all ranks, and for any number of ranks and workers."""
+        """Position of the next step, as JSON values; equal on all ranks, and for any number of ranks and workers."""
         return {"epoch": self._epoch, "sample": self._sample, "seed": self._seed, "data": self.manifest.hash}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the place of `state_dict`. UserError if it was made with other data or another seed."""
-        mine = self.state_dict()
+        """Continue at the position of a `state_dict`. UserError if it belongs to other data or another seed."""
+        current = self.state_dict()
         for name, meaning in (("data", "other data"), ("seed", "another seed")):
-            if state[name] != mine[name]:
+            if state[name] != current[name]:
                 raise UserError(
-                    f"the checkpoint was trained on {meaning} ({name} {state[name]}, now {mine[name]}); "
-                    "continue with the same, or start anew"
+                    f"the checkpoint was trained on {meaning} ({name} {state[name]}, now {current[name]}); "
+                    "resume with the same, or start a new run"
                 )
         self._epoch, self._sample = state["epoch"], state["sample"]
         self._iterator = None
 
     def close(self) -> None:
-        """Stop the workers and give back what other processes can see; the next step would begin anew."""
+        """Stop the workers and release shared memory. A later `next_step` opens the data again at the same position."""
         if self._loader is not None:
-            # Not left to garbage collection: a stack trace may hold the loader until Python ends, which then takes long.
+            # Explicitly, since a stack trace may keep the loader alive until Python exits, which then takes long.
             self._loader.__del__()
         if self._rows is not None:
             self._rows.release()
         self._iterator = self._loader = self._rows = None
 
-    def _place(self) -> tuple[int, int]:
-        """Epoch and first row of the next step: where we are, or the next epoch if no whole step is left."""
+    def _next_position(self) -> tuple[int, int]:
+        """Epoch and first row of the next step, which is in the next epoch if this one has no complete step left."""
         if self._sample + self.rows_per_step > self.samples_per_epoch:
             return self._epoch + 1, 0
         return self._epoch, self._sample
 
-    def _read(self, begins: bool) -> list[Batch]:
-        """The micro-batches of the step at which we stand; `begins` if it is the first of another epoch."""
+    def _read(self, new_epoch: bool) -> list[Batch]:
+        """The micro-batches of the step at the current position; `new_epoch` if it is the first one of its epoch."""
         if self._loader is None or self._rows is None:
             self._rows, self._loader = self._open()
         if self._iterator is None:
             self._rows.start_at(self._epoch, self._sample)
             self._iterator = iter(self._loader)
-        elif begins:
-            self._rows.go_on()
+        elif new_epoch:
+            self._rows.continue_with_next_epoch()
             self._iterator = iter(self._loader)
         batches = []
         for _ in range(self._accumulation):
-            columns = next(self._iterator, {"error": ["the data ends before its manifest says so; build it again"]})
+            columns = next(
+                self._iterator,
+                {"error": ["the shards hold fewer samples than their manifest says; build the data again"]},
+            )
             if "error" in columns:
                 raise UserError(columns["error"][0])
             batch = collate(columns)
@@ -155,6 +158,7 @@ class Reader:
         return batches
 
     def _open(self) -> tuple[RowDataset, StreamingDataLoader]:
+        """The dataset and its data loader, which starts the workers."""
         from sleeptrain.data.rows import RowDataset, StreamingDataLoader
 
         workers = self._data.workers
@@ -166,8 +170,8 @@ class Reader:
             rows,
             batch_size=self._micro,
             num_workers=workers,
-            collate_fn=stack,  # arrays, which workers send through a pipe; tensors would go through shared memory
-            worker_init_fn=_outlive_signals,
+            collate_fn=stack,  # workers send arrays through a pipe, but tensors through shared memory
+            worker_init_fn=_delay_signals,
             prefetch_factor=4 if workers else None,
             persistent_workers=workers > 0,
         )
@@ -176,13 +180,13 @@ class Reader:
 
 def _close(reader: weakref.ref[Reader]) -> None:
     """Close a reader, if it still exists."""
-    alive = reader()
-    if alive is not None:
-        alive.close()
+    existing = reader()
+    if existing is not None:
+        existing.close()
 
 
-def _outlive_signals(worker: int) -> None:
-    """Let the main process decide when it is over: a signal to all processes of a job must not end its workers first."""
+def _delay_signals(worker: int) -> None:
+    """Makes a worker ignore or delay signals: one that is sent to all processes of a job must not end the workers first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)

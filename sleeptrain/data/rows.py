@@ -1,9 +1,10 @@
-"""mosaicml-streaming's dataset over our sources. Imports the library: import this module inside functions only.
+"""The dataset of mosaicml-streaming over the sources. It imports the library: import this module inside functions only.
 
-The library finds its ranks in environment variables and torch.distributed, and makes the ranks of a machine wait for each
-other through names in /dev/shm. Here each rank is a job of its own to it (`_alone`) that reads its part of the order of all:
-no rank waits for another, one that dies blocks none, ranks need not be neighbours, and no environment is needed. What
-processes share, the files of shards, is guarded by file locks, which the system releases with their process.
+The library takes ranks from environment variables and torch.distributed, and synchronises the ranks of a machine through
+shared memory in /dev/shm. Here every rank is a separate job for the library (`_single_process`) and reads its part of the
+common order. So no rank waits for another, a rank that dies does not block the others, ranks may be on any machine, and no
+environment variable is needed. Processes share the files of shards only; file locks guard them, which the system releases
+when their process ends.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from filelock import FileLock
 
 from sleep_data.patches.torchvision import ensure_torchvision
 
-ensure_torchvision()  # in spawned workers too: they import this module before anything of the library
+ensure_torchvision()  # spawned workers, too, import this module before the library
 
 import streaming.base.dataset  # noqa: E402
 import streaming.base.shared.prefix  # noqa: E402
@@ -32,27 +33,28 @@ from streaming import StreamingDataLoader, StreamingDataset  # noqa: E402
 from streaming.base.shared import SharedMemory  # noqa: E402
 from streaming.base.world import World  # noqa: E402
 
-from sleeptrain.data.shards import Shards, unpacked  # noqa: E402
+from sleeptrain.data.shards import ShardStream, decompressed_path  # noqa: E402
 from sleeptrain.data.sources import Sources  # noqa: E402
 
 __all__ = ["RowDataset", "StreamingDataLoader"]
 
-BLOCK = 1 << 18
-"""Rows within which each shard is spread: about 200 shards of 4,096-token samples at 64 MiB a shard."""
-AHEAD = 16
-"""Batches ahead of which a shard begins to be fetched or unpacked."""
-SEEDS_APART = 1 << 32
-"""The library shuffles epoch e by seed + e; neighbouring seeds would give the same epochs, one later."""
+SHUFFLE_BLOCK = 1 << 18
+"""Rows of a shuffle block, within which each shard is spread: about 200 shards of 4,096-token samples at 64 MiB a shard."""
+PREDOWNLOAD = 16
+"""Batches by which shards are downloaded and decompressed ahead."""
+SEED_STRIDE = 1 << 32
+"""Factor between seeds: the library shuffles epoch e with seed + e, so that seed s + 1 would repeat the epochs of seed s."""
 ONE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-UNGROUPED = SimpleNamespace(is_available=lambda: False)
-"""Stands for torch.distributed where there is none."""
+"""Environment of a job of one process."""
+NO_DISTRIBUTED = SimpleNamespace(is_available=lambda: False)
+"""Replaces torch.distributed in modules of the library."""
 
 
 class RowDataset(StreamingDataset):
-    """Samples of one split of all sources: each a dict of its columns and "row", its number; or {"error": why}.
+    """Samples of one split of all sources: dicts of their columns and "row", the number of the row; or {"error": message}.
 
-    Iterated, it gives the rows of rank `rank` of `world`: those at positions rank, rank + world, ... of the order of an
-    epoch, which is the same for all ranks. By number it gives any row.
+    Iteration yields the rows of rank `rank` of `world`: positions rank, rank + world, ... of the order of an epoch, which is
+    equal on all ranks. Indexing returns any row by its number.
     """
 
     def __init__(
@@ -66,61 +68,66 @@ class RowDataset(StreamingDataset):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Open the sources; `weighted` by their proportions. `batch` is what a data loader takes at once."""
-        locks = tempfile.mkdtemp(prefix="sleeptrain-locks-")
-        self._folder = weakref.finalize(self, _in_process, os.getpid(), shutil.rmtree, locks, True)
-        with _alone(locks):
+        """Open the sources, `weighted` by their proportions or not; `batch` is the batch size of the data loader."""
+        lock_folder = tempfile.mkdtemp(prefix="sleeptrain-locks-")
+        self._remove_locks = weakref.finalize(self, _call_in_process, os.getpid(), shutil.rmtree, lock_folder, True)
+        with _single_process(lock_folder):
             super().__init__(
-                streams=[Shards(source, sources.split, weighted) for source in sources.opened],
-                num_canonical_nodes=1,  # one order, however many machines there are
+                streams=[ShardStream(source, sources.split, weighted) for source in sources.opened],
+                num_canonical_nodes=1,  # one order, whatever the number of machines
                 batch_size=batch,
-                predownload=AHEAD * batch,
+                predownload=PREDOWNLOAD * batch,
                 shuffle=shuffle,
                 shuffle_algo="py1e",
-                shuffle_seed=seed * SEEDS_APART,
-                shuffle_block_size=BLOCK,
+                shuffle_seed=seed * SEED_STRIDE,
+                shuffle_block_size=SHUFFLE_BLOCK,
             )
         self._parallel_rank_world = World(num_nodes=1, ranks_per_node=world, workers_per_rank=1, worker=rank)
-        self._ready: set[int] = set()
+        self._prepared: set[int] = set()
         arrays = (self._next_epoch.arr, self._cache_usage.arr, self._shard_states, self._shard_access_times)
-        self._blocks = [self._locals_shm, self._shared_barrier._arr.shm, *(array.shm for array in arrays)]
-        self._names = weakref.finalize(self, _in_process, os.getpid(), _remove, self._blocks)
-        self._names.atexit = False  # type: ignore[misc]  # the library does it then
+        self._shared_memory = [self._locals_shm, self._shared_barrier._arr.shm, *(array.shm for array in arrays)]
+        self._unlink = weakref.finalize(self, _call_in_process, os.getpid(), _unlink_blocks, self._shared_memory)
+        self._unlink.atexit = False  # type: ignore[misc]  # the library unlinks at exit
 
     def start_at(self, epoch: int, sample: int) -> None:
-        """Let the next iteration begin at a position of an epoch, counted over all ranks."""
-        self.go_on()
-        self.next_epoch = epoch  # a state of an earlier epoch would be taken for an old one
+        """Start the next iteration at a position of an epoch, counted over all ranks."""
+        self.continue_with_next_epoch()
+        self.next_epoch = epoch  # the library ignores the state of an epoch before its next one
         state = {"epoch": epoch, "sample_in_epoch": sample, "num_canonical_nodes": 1, "initial_physical_nodes": 1}
         self.load_state_dict(state | {"shuffle_seed": self.shuffle_seed})
-        self._blocks.append(self._resume_shm)
+        self._shared_memory.append(self._resume_shm)
 
-    def go_on(self) -> None:
-        """Let the next iteration be the epoch after this one, which all workers have begun.
+    def continue_with_next_epoch(self) -> None:
+        """Start the next iteration at the epoch after this one, which all workers have begun.
 
-        So it would be by itself; but each epoch would open the place to start at once more, and none closes it.
+        The library does so by default, but opens the shared memory of the resume position again in each epoch and never
+        closes it. Here it is unlinked.
         """
         if hasattr(self, "_resume_shm"):
-            self._blocks.remove(self._resume_shm)
-            _remove([self._resume_shm])
+            self._shared_memory.remove(self._resume_shm)
+            _unlink_blocks([self._resume_shm])
             del self._resume_shm
 
     def release(self) -> None:
-        """End the background threads and give back the names in /dev/shm; nothing can be read any more."""
+        """End the background threads and unlink the shared memory; the dataset cannot be read afterwards."""
         if hasattr(self, "_iterator"):
             self._iterator.non_blocking_exit()
             self._executor.shutdown()
-        self._names()
-        self._folder()
+        self._unlink()
+        self._remove_locks()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For spawned workers: what belongs to the process that made it stays there."""
-        return {name: value for name, value in vars(self).items() if name not in ("_folder", "_names", "_blocks")}
+        """State for spawned workers, without the resources that the creating process releases."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("_remove_locks", "_unlink", "_shared_memory")
+        }
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if hasattr(self, "_iterator"):
-            self._iterator.exit()  # as the library does first
-            self._iterator.sample_ids = np.empty(0, np.int64)  # Python keeps each iterator to the end of the process
+            self._iterator.exit()  # as in the library
+            self._iterator.sample_ids = np.empty(0, np.int64)  # Python keeps each iterator until the process exits
         try:
             yield from super().__iter__()
         finally:
@@ -128,61 +135,63 @@ class RowDataset(StreamingDataset):
                 self._iterator.non_blocking_exit()
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """As in the library, which would take a file lock and look at the file system for every sample."""
-        if blocking or shard_id not in self._ready:
+        """Prepare a shard once; the library would take a file lock and check the file system for every sample."""
+        if blocking or shard_id not in self._prepared:
             super().prepare_shard(shard_id, blocking)
-            self._ready.add(shard_id)
+            self._prepared.add(shard_id)
 
     def where(self, row: int) -> str:
-        """The shard that a row is in, and its place there."""
-        shard, place = self.spanner[row]
-        return f"{unpacked(self.shards[shard])}, sample {place} in it"
+        """The shard of a row, and its number in the shard."""
+        shard, sample = self.spanner[row]
+        return f"{decompressed_path(self.shards[shard])}, sample {sample} in it"
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
-        """One row. Errors are values: an exception would bring the stack trace of a worker, or only end the epoch."""
+        """One row, or {"error": message}: an exception would show the stack trace of a worker, or end the epoch silently."""
         try:
             return super().get_item(int(sample_id), retry) | {"row": int(sample_id)}
         except Exception as error:
             shard_id, _ = self.spanner[sample_id]
-            stream, raw = self.streams[self.stream_per_shard[shard_id]], unpacked(self.shards[shard_id])
-            return {"error": stream.failures.get(raw) or stream.damage(raw, error)}
+            stream, path = self.streams[self.stream_per_shard[shard_id]], decompressed_path(self.shards[shard_id])
+            return {"error": stream.failures.get(path) or stream.read_failure(path, error)}
 
 
 @contextmanager
-def _alone(locks: str) -> Iterator[None]:
-    """Let the library take this process for a whole job, with its lock files in a folder of its own.
+def _single_process(lock_folder: str) -> Iterator[None]:
+    """Makes the library treat this process as a job of one process, with its lock files in `lock_folder`.
 
-    Otherwise it would join or start a process group, and leave two files in the folder for temporary files that shift the
-    names of all later jobs. One process at a time: it finds a free name and takes it in two steps.
+    Otherwise it would join or start a process group, and leave two files in the folder for temporary files, which change
+    the names in shared memory of all later jobs. A file lock admits one process at a time, since the library checks and
+    takes a free name in two steps.
     """
     modules: tuple[Any, ...] = (streaming.base.dataset, streaming.base.shared.prefix)
-    common = tempfile.gettempdir()
-    with FileLock(Path(common, f"sleeptrain-{os.getuid()}.lock"), poll_interval=0.005):
+    temporary = tempfile.gettempdir()
+    with FileLock(Path(temporary, f"sleeptrain-{os.getuid()}.lock"), poll_interval=0.005):
         environment = {name: os.environ.get(name) for name in ONE_PROCESS}
-        groups = [module.dist for module in modules]
+        replaced = [module.dist for module in modules]
         try:
             os.environ.update(ONE_PROCESS)
-            tempfile.tempdir = locks
+            tempfile.tempdir = lock_folder
             for module in modules:
-                module.dist = UNGROUPED
+                module.dist = NO_DISTRIBUTED
             yield
         finally:
-            for module, group in zip(modules, groups, strict=True):
-                module.dist = group
-            tempfile.tempdir = common
+            for module, dist in zip(modules, replaced, strict=True):
+                module.dist = dist
+            tempfile.tempdir = temporary
             for name, value in environment.items():
                 os.environ.pop(name)
                 if value is not None:
                     os.environ[name] = value
 
 
-def _in_process(owner: int, do: Any, *arguments: Any) -> None:
-    """Do it, unless this is a forked child that holds a copy."""
+def _call_in_process(owner: int, function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function in the process that registered it, not in a forked child, which holds a copy."""
     if os.getpid() == owner:
-        do(*arguments)
+        function(*arguments)
 
 
-def _remove(blocks: list[SharedMemory]) -> None:
+def _unlink_blocks(blocks: list[SharedMemory]) -> None:
+    """Remove shared memory from /dev/shm, and its cleanup at exit."""
     for block in blocks:
         atexit.unregister(block.cleanup)
         block.cleanup()

@@ -1,6 +1,6 @@
-"""mosaicml-streaming's stream over one source: shards that several processes and jobs can make ready at once.
+"""The stream of mosaicml-streaming over one source, whose shards several processes and jobs can prepare at the same time.
 
-Imports the library: import this module inside functions only.
+It imports the library: import this module inside functions only.
 """
 
 from __future__ import annotations
@@ -17,63 +17,65 @@ ensure_torchvision()
 
 from streaming import Stream  # noqa: E402
 
-from sleeptrain.data.sources import Opened  # noqa: E402
+from sleeptrain.data.sources import OpenedSource  # noqa: E402
 
 
-class Shards(Stream):
-    """The shards of one source, fetched and unpacked by one process at a time.
+class ShardStream(Stream):
+    """The shards of one source, each downloaded and decompressed by one process at a time.
 
-    To the dataset it is a local stream even where shards are fetched: the library refuses two jobs that fetch to one folder,
-    and takes for a job what a killed one has left.
+    The dataset sees a local stream even if shards are downloaded: the library refuses two jobs that download to one folder,
+    and takes the leftovers of a killed job for a running one.
     """
 
-    def __init__(self, source: Opened, split: str, weighted: bool) -> None:
+    def __init__(self, source: OpenedSource, split: str, weighted: bool) -> None:
         options: dict[str, Any] = {"local": source.folder, "split": split, "validate_hash": "xxh64"}
         super().__init__(**options, proportion=source.proportion if weighted else None)
         options |= {"keep_zip": source.remote is None, "download_retry": 2, "download_timeout": 300}
-        self.origin = Stream(remote=source.remote, **options)
+        self._download_stream = Stream(remote=source.remote, **options)
         self.failures: dict[Path, str] = {}
-        """Why shards could not be made ready in this process, by the path of the unpacked shard."""
+        """Error messages of the shards that this process could not prepare, by the path of the decompressed shard."""
 
     def set_up_local(self, shards: list[Any], cache_usage_per_shard: np.ndarray) -> None:
-        """Say which shards are unpacked. Half a shard, such as a power failure leaves, is removed."""
+        """Record which shards are decompressed. Remove incomplete files, such as a power failure leaves."""
         for i, shard in enumerate(shards):
-            raw = unpacked(shard)
-            whole = _whole(raw, shard.raw_data.bytes)
-            cache_usage_per_shard[i] = shard.raw_data.bytes if whole else 0
-            if raw.is_file() and not whole:
-                raw.unlink(missing_ok=True)
+            path = decompressed_path(shard)
+            complete = _is_complete(path, shard.raw_data.bytes)
+            cache_usage_per_shard[i] = shard.raw_data.bytes if complete else 0
+            if path.is_file() and not complete:
+                path.unlink(missing_ok=True)
 
     def prepare_shard(self, shard: Any) -> int:
-        """Fetch, verify and unpack a shard. A failure is kept, not raised: other workers would wait for ever."""
-        raw = unpacked(shard)
-        if raw in self.failures:
+        """Download, verify and decompress a shard. Errors are recorded, not raised: other workers would wait forever."""
+        path = decompressed_path(shard)
+        if path in self.failures:
             return 0
         try:
-            with FileLock(raw.with_name(f".{raw.name}.lock")):
-                if not _whole(raw, shard.raw_data.bytes):  # nobody else did it while we waited
-                    raw.unlink(missing_ok=True)
-                    packed = raw.with_name((shard.zip_data or shard.raw_data).basename)
-                    if self.origin.remote is None and not packed.exists():  # the library would try again and again
-                        self.failures[raw] = f"shard {packed} is missing; build or copy the data again"
+            with FileLock(path.with_name(f".{path.name}.lock")):
+                if not _is_complete(path, shard.raw_data.bytes):  # another process may have prepared it meanwhile
+                    path.unlink(missing_ok=True)
+                    compressed = path.with_name((shard.zip_data or shard.raw_data).basename)
+                    if (
+                        self._download_stream.remote is None and not compressed.exists()
+                    ):  # the library would retry forever
+                        self.failures[path] = f"shard {compressed} is missing; build or copy the data again"
                     else:
-                        self.origin.prepare_shard(shard)
-        except Exception as error:  # whatever the storage raises, the user needs to know which shard
-            self.failures[raw] = self.damage(raw, error)
+                        self._download_stream.prepare_shard(shard)
+        except Exception as error:  # storage backends raise errors of any type
+            self.failures[path] = self.read_failure(path, error)
         return 0
 
-    def damage(self, raw: Path, error: Exception) -> str:
-        """What to tell the user of a shard that cannot be read."""
+    def read_failure(self, path: Path, error: Exception) -> str:
+        """The error message for a shard that cannot be read."""
         if "Checksum" in str(error):
-            return f"shard {raw} is damaged (its checksum does not fit); build or copy the data again"
-        origin = f" from {self.origin.remote}" if self.origin.remote else ""
-        return f"shard {raw} cannot be read{origin} ({type(error).__name__}: {error}); build or copy the data again"
+            return f"shard {path} is damaged (its checksum does not match); build or copy the data again"
+        origin = f" from {self._download_stream.remote}" if self._download_stream.remote else ""
+        return f"shard {path} cannot be read{origin} ({type(error).__name__}: {error}); build or copy the data again"
 
 
-def unpacked(shard: Any) -> Path:
-    """Where the unpacked file of a shard belongs."""
+def decompressed_path(shard: Any) -> Path:
+    """Path of the decompressed file of a shard."""
     return Path(shard.dirname, shard.split, shard.raw_data.basename)
 
 
-def _whole(path: Path, size: int) -> bool:
+def _is_complete(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size

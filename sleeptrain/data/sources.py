@@ -1,4 +1,4 @@
-"""What the sources of a configuration hold: manifests and indexes, checked before a shard is touched."""
+"""Manifests and indexes of the configured sources, checked before any shard is read."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from sleeptrain.data.manifest import Manifest, merge
 
 
 @dataclass(frozen=True)
-class Opened:
-    """One split of one source, ready to be read."""
+class OpenedSource:
+    """One split of one source, whose manifest and index have been checked."""
 
     folder: str
-    """Where its index and unpacked shards stand."""
+    """Folder of its index and decompressed shards."""
     remote: str | None
-    """Where missing shards are fetched from; None if the source is read in place."""
+    """URL or folder to download missing shards from; None if the source is read in place."""
     proportion: float | None
 
 
 @dataclass(frozen=True)
 class Sources:
-    """One split of all sources. Rows are numbered through them in the order of the configuration."""
+    """One split of all sources. Row numbers run through all sources in the order of the configuration."""
 
     manifest: Manifest
     split: str
     rows: int
-    opened: tuple[Opened, ...]
+    opened: tuple[OpenedSource, ...]
 
 
 def open_sources(data: Data, split: str) -> Sources:
-    """Read manifests and indexes; no shard is read. UserError names what is missing, foreign or unreadable."""
+    """Read and check manifests and indexes, but no shards. UserError names a file that is missing, damaged or foreign."""
     folders = [_folder(source, data.cache) for source in data.sources]
     bodies = [_manifest(source.path, folder) for source, folder in zip(data.sources, folders, strict=True)]
     manifest = merge([Manifest.from_json(body) for body in bodies], [source.path for source in data.sources])
@@ -46,13 +46,13 @@ def open_sources(data: Data, split: str) -> Sources:
     for source, folder, body in zip(data.sources, folders, bodies, strict=True):
         remote = None if data.cache is None else source.path
         _check_index(source.path, remote is not None, folder / split / "index.json", body["splits"][split]["hash"])
-        opened.append(Opened(str(folder), remote, source.proportion))
+        opened.append(OpenedSource(str(folder), remote, source.proportion))
     return Sources(manifest, split, rows, tuple(opened))
 
 
 def local_manifest(folder: Path) -> dict[str, Any]:
-    """The checked manifest of a local folder. UserError, with the command that builds it, if there is none."""
-    build = f"make it with: sleeptrain data build {folder.name} --out {folder}"
+    """The checked manifest of a local folder. UserError if there is none, with the command that builds the data."""
+    build = f"build it with: sleeptrain data build {folder.name} --out {folder}"
     if not folder.exists():
         raise UserError(f"data folder {folder} does not exist; {build}  (or name another task)")
     if folder.is_dir() and not any(folder.iterdir()):
@@ -61,12 +61,14 @@ def local_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _folder(source: Source, cache: str | None) -> Path:
-    """Where the unpacked shards of a source stand: the source itself, or its own folder in the cache."""
+    """Folder of the decompressed shards of a source: the source itself, or its own folder in the cache."""
     if cache is not None:
         return Path(cache) / hashlib.sha256(source.path.encode()).hexdigest()[:16]
     folder = Path(source.path)
     if folder.is_dir() and not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} is read-only, and shards are unpacked beside themselves; set data.cache to a folder")
+        raise UserError(
+            f"{folder} is read-only, and shards are decompressed there; set data.cache to a writable folder"
+        )
     return folder
 
 
@@ -75,7 +77,7 @@ def _manifest(path: str, folder: Path) -> dict[str, Any]:
     if not is_remote(path):
         return local_manifest(Path(path))
     url = f"{path.rstrip('/')}/{manifests.NAME}"
-    _fetch(url, folder / manifests.NAME, lambda why: UserError(f"{url} cannot be fetched ({why})"))
+    _download(url, folder / manifests.NAME, lambda reason: UserError(f"{url} cannot be downloaded ({reason})"))
     return _read_manifest(folder)
 
 
@@ -86,26 +88,26 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(str(error)) from None
 
 
-def _check_index(path: str, fetched: bool, index: Path, expected: str) -> None:
-    """Fetch the index of a split if it is not there, and compare it with the manifest's hash of it."""
+def _check_index(path: str, cached: bool, index: Path, expected: str) -> None:
+    """Compare the index of a split with its hash in the manifest; download it first if the cache lacks it."""
     split = index.parent.name
 
-    def unreadable(why: object) -> UserError:
-        return UserError(f"{path} has no readable index of its {split} split ({why}); build the data again")
+    def unreadable(reason: object) -> UserError:
+        return UserError(f"{path} has no readable index of its {split} split ({reason}); build the data again")
 
-    if fetched and not index.exists():
-        _fetch(f"{path.rstrip('/')}/{split}/{index.name}", index, unreadable)
+    if cached and not index.exists():
+        _download(f"{path.rstrip('/')}/{split}/{index.name}", index, unreadable)
     try:
         content = index.read_bytes()
     except OSError as error:
         raise unreadable(error) from error
     if hashlib.sha256(content).hexdigest() != expected:
-        stale = "; the cached copy may be old: remove it" if fetched else ""
+        stale = "; remove the cached copy, which may be old" if cached else ""
         raise UserError(f"{index} does not belong to the manifest of {path}{stale}, or build the data again")
 
 
-def _fetch(url: str, target: Path, failure: Callable[[str], UserError]) -> None:
-    """Download one small file anew, atomically."""
+def _download(url: str, target: Path, failure: Callable[[str], UserError]) -> None:
+    """Download one small file, replacing it atomically. `failure` makes the error from a reason."""
     from sleep_data.patches.torchvision import ensure_torchvision
 
     ensure_torchvision()
@@ -116,7 +118,7 @@ def _fetch(url: str, target: Path, failure: Callable[[str], UserError]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         CloudDownloader.direct_download(url, str(partial))
         os.replace(partial, target)
-    except Exception as error:  # whatever the storage raises, the user needs to know which file
+    except Exception as error:  # storage backends raise errors of any type
         raise failure(f"{type(error).__name__}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""Measuring a trained model: accuracy by label, sweeps over the number of passes, what the fast weights retain."""
+"""Evaluation of trained models: accuracy and loss by label at one or more numbers of passes, and retention."""

@@ -1,4 +1,4 @@
-"""How much of the first window is left in the fast weights when the answer is read."""
+"""Retention: the share of the first window's writes to the fast weights that decay leaves when the answer is read."""
 
 from __future__ import annotations
 
@@ -16,71 +16,75 @@ from sleeptrain.model.sleep import RecomputeWrappers
 
 
 class Retention:
-    """A context that watches the decays while a program runs.
+    """A context manager that records the decays of every Gated DeltaNet head while a program runs.
 
-    Retention of a head is the product of its decays over everything written between the end of the first pass over the
-    first window and the start of the last window: the share of that pass's writes that decay alone leaves for the answer.
-    N passes forget N times, so every comparison over N should show it. With two windows and one pass nothing comes in
-    between, and it is 1.
+    The retention of a head is the product of its decays over all tokens between the end of the first pass over the first
+    window and the start of the last window. It is the share of what that pass wrote that decay alone leaves for the answer.
+    N passes apply the decays N times, so that results at different N are comparable only beside their retention. With two
+    windows and one pass there are no tokens in between, and retention is 1.
     """
 
     def __init__(self, model: LanguageModel, windows: int) -> None:
-        self._mixers = {i: b.mixer for i, b in enumerate(model.layers) if isinstance(b.mixer, DeltaNet)}
-        self._last, self._window = windows - 1, -1
+        """Record the decays of `model` in programs of `windows` windows."""
+        self._mixers = {i: block.mixer for i, block in enumerate(model.layers) if isinstance(block.mixer, DeltaNet)}
+        self._last_window, self._window = windows - 1, -1
         self._valid: Tensor | None = None
-        self._logs: dict[int, Tensor] = {}
-        self._handles: list[Any] = []
+        self._log_decay: dict[int, Tensor] = {}
+        self._hooks: list[Any] = []
         self._sums: dict[int, Tensor] = {}
         self._rows = 0
 
     def __enter__(self) -> Retention:
         for layer, mixer in self._mixers.items():
-            self._handles.append(mixer.a.register_forward_hook(partial(self._saw, layer, mixer)))
+            self._hooks.append(mixer.a.register_forward_hook(partial(self._record_decay, layer, mixer)))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     def recompute(self) -> RecomputeWrappers:
-        """A new batch begins; give this to `sleep.run`, so that windows are counted."""
-        self._close()
+        """Start a new batch. Returns the wrappers for `sleep.run`, which count its windows."""
+        self._finish_batch()
         self._window = -1
-        return RecomputeWrappers(window=self._around)
+        return RecomputeWrappers(window=self._run_window)
 
     def by_head(self) -> dict[int, list[float]]:
-        """Mean over rows, by layer, of each value head. Empty where there is only one window."""
-        self._close()
+        """For each layer the mean over rows of each value head; empty for a program of one window."""
+        self._finish_batch()
         return {layer: (total / self._rows).tolist() for layer, total in self._sums.items()}
 
-    def _around(self, work: Callable[..., Any], *tensors: Any) -> Any:
+    def _run_window(self, function: Callable[..., Any], *tensors: Any) -> Any:
+        """Run a window, after counting it and taking its mask of valid tokens."""
         self._window += 1
         self._valid = tensors[2]
-        return work(*tensors)
+        return function(*tensors)
 
-    def _saw(self, layer: int, mixer: DeltaNet, module: nn.Module, inputs: Any, a: Tensor) -> None:
-        if self._window >= self._last:
+    def _record_decay(self, layer: int, mixer: DeltaNet, module: nn.Module, inputs: Any, a: Tensor) -> None:
+        """Forward hook of a decay projection: add the log decays of one pass over one window."""
+        if self._window >= self._last_window:
             return
         g = mixer.decay(a.detach())
-        if layer not in self._logs:  # the first pass over the first window: what is to be retained is being written
-            self._logs[layer] = g.new_zeros(g.shape[0], g.shape[2], dtype=torch.float64)
+        if layer not in self._log_decay:  # the first pass over the first window writes what is to be retained
+            self._log_decay[layer] = g.new_zeros(g.shape[0], g.shape[2], dtype=torch.float64)
             return
         if self._valid is not None:
             g = g * self._valid[..., None]
-        self._logs[layer] = self._logs[layer] + g.double().sum(1)
+        self._log_decay[layer] = self._log_decay[layer] + g.double().sum(1)
 
-    def _close(self) -> None:
-        for layer, logs in self._logs.items():
-            survival = logs.exp().sum(0)
-            self._sums[layer] = self._sums[layer] + survival if layer in self._sums else survival
-        if self._logs:
-            self._rows += next(iter(self._logs.values())).shape[0]
-        self._logs = {}
+    def _finish_batch(self) -> None:
+        """Add the retention of the rows of a batch to the sums."""
+        for layer, log_decay in self._log_decay.items():
+            retention = log_decay.exp().sum(0)
+            self._sums[layer] = self._sums[layer] + retention if layer in self._sums else retention
+        if self._log_decay:
+            self._rows += next(iter(self._log_decay.values())).shape[0]
+        self._log_decay = {}
 
 
-def best(by_head: dict[int, list[float]]) -> float | None:
-    """The best head of any layer; None where nothing was measured."""
+def best_head(by_head: dict[int, list[float]]) -> float | None:
+    """The largest retention of all heads of all layers; None without any."""
     values = [value for heads in by_head.values() for value in heads]
     return max(values) if values else None

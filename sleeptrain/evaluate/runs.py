@@ -1,4 +1,4 @@
-"""Evaluate trained runs on the data they were trained for, or on another folder of it."""
+"""Evaluation of trained runs, on the data of their recipe or on another folder of shards."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.data.config import Source
 from sleeptrain.data.evaluation import Evaluation
 from sleeptrain.data.manifest import Manifest
-from sleeptrain.evaluate.measure import Measured, measure
-from sleeptrain.evaluate.report import Entry
+from sleeptrain.evaluate.measure import Measurement, measure
+from sleeptrain.evaluate.report import RunResult
 from sleeptrain.recipe.load_trained import Trained, open_trained
 from sleeptrain.train.log import read_metrics
 
@@ -25,60 +25,69 @@ def evaluate(
     rows: int,
     samples: int | None,
     quiet: bool = False,
-) -> tuple[list[Entry], Manifest]:
-    """Measure every run at every number of passes (None: as trained) over its evaluation split.
+) -> tuple[list[RunResult], Manifest]:
+    """Measure every run at every number of passes over its evaluation split.
 
-    Raises UserError where a run cannot be opened, or runs were trained on different tasks.
+    paths     run folders or checkpoints
+    passes    numbers of passes; None for the number that each run was trained with
+    data      folder of shards to read instead of the recipe's
+    rows      rows of a batch
+    samples   evaluate the first samples of the split only; None for all
+    quiet     show no progress bar
+
+    Returns the results in the order of `paths`, and the manifest of the data. Raises UserError if a run cannot be opened, or
+    if runs were trained on different data and `data` is None.
     """
     runs = [open_trained(path) for path in paths]
-    splits = [_batches(trained, data, rows, samples) for trained in runs]
-    for trained, batches in zip(runs, splits, strict=True):  # all of them first: measuring takes a while
+    splits = [_open_split(trained, data, rows, samples) for trained in runs]
+    for trained, batches in zip(runs, splits, strict=True):  # check all runs before the first one is measured
         _check_fit(trained, batches.manifest, data)
         if batches.manifest.hash != splits[0].manifest.hash:
             raise UserError(
                 f"{trained.run} was trained on other data than {runs[0].run}; name one folder for all with --data"
             )
-    entries = []
+    results = []
     for trained, batches, name in zip(runs, splits, _names(paths), strict=True):
-        wanted = passes or [trained.recipe.sleep.max_passes]
-        found = [
-            measure(trained.model, trained.recipe.sleep, batches.manifest, _shown(batches, f"{name} N={n}", quiet), n)
-            for n in wanted
+        measured = [
+            measure(trained.model, trained.recipe.sleep, batches.manifest, _track(batches, f"{name} N={n}", quiet), n)
+            for n in passes or [trained.recipe.sleep.max_passes]
         ]
-        entries.append(_entry(trained, name, batches.manifest, found))
-    return entries, splits[0].manifest
+        results.append(_result(trained, name, batches.manifest, measured))
+    return results, splits[0].manifest
 
 
-def _check_fit(trained: Trained, there: Manifest, data: str | None) -> None:
-    """Raise UserError where data has another vocabulary or layout than a run was trained on."""
-    if there.tokenizer["hash"] != trained.manifest.tokenizer["hash"] or there.windows != trained.manifest.windows:
-        named = f"--data {data}" if data else f"the data of {trained.run}"
+def _check_fit(trained: Trained, manifest: Manifest, data: str | None) -> None:
+    """Raise UserError if the data has another vocabulary or other windows than the data the run was trained on."""
+    if manifest.tokenizer["hash"] != trained.manifest.tokenizer["hash"] or manifest.windows != trained.manifest.windows:
+        origin = f"--data {data}" if data else f"the data of {trained.run}"
         raise UserError(
-            f"{named}: its vocabulary or windows differ from what {trained.run} was trained on; name a folder of the same "
+            f"{origin}: its vocabulary or windows differ from what {trained.run} was trained on; name a folder of the same "
             "task and layout with --data"
         )
 
 
-def _batches(trained: Trained, data: str | None, rows: int, samples: int | None) -> Evaluation:
+def _open_split(trained: Trained, data: str | None, rows: int, samples: int | None) -> Evaluation:
+    """The evaluation split of `data` or, if it is None, of the run's recipe. UserError names the option it comes from."""
     section = trained.recipe.data
     if data is not None:
         section = dataclasses.replace(section, sources=[Source(data)])
     try:
         return Evaluation(section, micro=rows, samples=samples)
     except UserError as error:
-        named = "--data" if data is not None else f"data.sources ({trained.run / 'config.yaml'}; --data names another)"
-        raise UserError([f"{named}: {line}" for line in error.errors]) from None
+        origin = "--data" if data is not None else f"data.sources ({trained.run / 'config.yaml'}; --data names another)"
+        raise UserError([f"{origin}: {line}" for line in error.errors]) from None
 
 
-def _entry(trained: Trained, name: str, manifest: Manifest, found: list[Measured]) -> Entry:
+def _result(trained: Trained, name: str, manifest: Manifest, measured: list[Measurement]) -> RunResult:
+    """The measurements of a run with the tokens and the time of its training."""
     metrics = [row for row in read_metrics(trained.run / "metrics.jsonl") if row["step"] <= trained.step]
     seconds = sum(row["seconds"] for row in metrics) if metrics else None
     tokens = trained.step * trained.recipe.train.batch * manifest.length
-    return Entry(name, str(trained.run), trained.step, tokens, seconds, trained.recipe.sleep.max_passes, found)
+    return RunResult(name, str(trained.run), trained.step, tokens, seconds, trained.recipe.sleep.max_passes, measured)
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """The shortest endings of the paths that tell them apart."""
+    """The shortest suffixes of the paths that distinguish them."""
     parts = [Path(p).resolve().parts for p in paths]
     depth = 1
     while depth < 5 and len({p[-depth:] for p in parts}) < len(parts):
@@ -86,8 +95,8 @@ def _names(paths: Sequence[str]) -> list[str]:
     return ["/".join(p[-depth:]) for p in parts]
 
 
-def _shown(batches: Evaluation, name: str, quiet: bool) -> Iterator[Batch]:
-    """The batches, with a progress bar where there is a terminal."""
+def _track(batches: Evaluation, name: str, quiet: bool) -> Iterator[Batch]:
+    """The batches, with a progress bar if stderr is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield from batches
         return

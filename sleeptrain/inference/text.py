@@ -20,13 +20,13 @@ class Codec:
         self._tokenizer: Any = self._open(manifest) if self.kind in ("bytes", "file") else None
 
     def _open(self, manifest: Manifest) -> Any:
-        from sleep_data.tokenize import Bytes, File
+        from sleep_data.tokenize import ByteTokenizer, FileTokenizer
 
         if self.kind == "bytes":
-            return Bytes()
+            return ByteTokenizer()
         path = manifest.body["parameters"]["tokenizer"]
         try:
-            loaded = File(path)
+            loaded = FileTokenizer(path)
         except ValueError as error:
             raise UserError(str(error)) from None
         if loaded.vocabulary.hash != manifest.tokenizer["hash"]:

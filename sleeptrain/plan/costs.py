@@ -15,10 +15,8 @@ from sleeptrain.parallel.tensor import local_config
 from sleeptrain.plan.activations import ActivationMemory, SegmentMemory, measure_activations
 from sleeptrain.schedule import Costs, ValueSizes
 from sleeptrain.train.job import Job
+from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.layout import Layout
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""Types of parameters and features, by `train.precision`."""
 
 
 def layer_activations(layout: Layout, padded: bool) -> ActivationMemory:

@@ -8,15 +8,15 @@ from typing import Any
 
 from sleep_data.task import Vocabulary
 from sleep_data.tasks import make
-from sleep_data.tokenize import Bytes, File
+from sleep_data.tokenize import ByteTokenizer, FileTokenizer
 from sleeptrain.config import Resolved, UserError
-from sleeptrain.data.build import recipes, task_file
 from sleeptrain.data.config import is_remote
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.sources import open_sources
 from sleeptrain.program import Window
 from sleeptrain.recipe.completion import complete
 from sleeptrain.recipe.recipe import Recipe
+from sleeptrain.recipe.task_files import task_file, task_names
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def _of_data(recipe: Recipe) -> DataLayout:
 
 def _of_task(recipe: Recipe, path: str, count: int | None) -> DataLayout:
     name = Path(path).name
-    if name not in recipes():
+    if name not in task_names():
         raise UserError(
             f"data folder {path} does not exist, and no task is called {name!r} that would say what its windows are; "
-            f"build the data first: sleeptrain data build TASK --out {path}  (tasks: {', '.join(recipes())})"
+            f"build the data first: sleeptrain data build TASK --out {path}  (tasks: {', '.join(task_names())})"
         )
     file = task_file(name)
     given: dict[str, Any] = file.get("parameters") or {}
@@ -69,7 +69,7 @@ def _of_task(recipe: Recipe, path: str, count: int | None) -> DataLayout:
         # Its parameters come with the documents; a window of text is as long as the model's.
         length, count = recipe.sleep.window, count or given["windows_per_sample"]
         windows = tuple(Window(i * length, (i + 1) * length, True) for i in range(count))
-        vocabulary = (File(given["tokenizer"]) if given.get("tokenizer") else Bytes()).vocabulary
+        vocabulary = (FileTokenizer(given["tokenizer"]) if given.get("tokenizer") else ByteTokenizer()).vocabulary
     else:
         task = make(file["task"], given)
         windows = tuple(Window(w.start, w.stop, w.targets) for w in task.windows())

@@ -15,10 +15,10 @@ import torch
 from sleeptrain.engine.optimizers import Kind
 from sleeptrain.engine.settings import LARGEST_BUCKET
 from sleeptrain.plan.activations import ActivationMemory, SegmentMemory
-from sleeptrain.plan.costs import DTYPES
 from sleeptrain.plan.ownership import StageParameters
 from sleeptrain.schedule import StageEstimate
 from sleeptrain.train.job import Job
+from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.layout import Layout
 
 FP32 = 4

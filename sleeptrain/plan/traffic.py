@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sleeptrain.plan.costs import DTYPES
 from sleeptrain.plan.ownership import StageParameters
 from sleeptrain.program import Pass
 from sleeptrain.schedule import Costs, Estimate
+from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.layout import Layout
 
 Traffic = dict[str, float | None]

@@ -21,6 +21,7 @@ from sleeptrain.train.config import Train
 
 _LOG = logging.getLogger("sleeptrain")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""dtype of parameters and activations by `train.precision`."""
 
 
 def check_kernels(model: Model, train: Train, windows: Iterable[Window], device: torch.device) -> None:

@@ -1,9 +1,9 @@
-"""Small data sets on disk, built once."""
+"""Small data sets on disk, built once a session."""
 
 import pytest
 
+from sleep_data.build import build_task
 from sleeptrain.data import Data, Source
-from sleeptrain.data.build import build
 
 
 @pytest.fixture(scope="session")
@@ -20,13 +20,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def other(tmp_path_factory):
-    """60 samples more, of another seed."""
+    """60 training samples of another seed."""
     out = tmp_path_factory.mktemp("data") / "other"
-    build("rule110", out, {"strings": 2, "width": 8, "transitions": [1, 2], "train": 60, "test": 5, "seed": 1})
+    build_task(
+        {"task": "rule110"}, out, {"strings": 2, "width": 8, "transitions": [1, 2], "train": 60, "test": 5, "seed": 1}
+    )
     return out
 
 
 @pytest.fixture
 def data(folder):
-    """The section `data:` for it."""
+    """The section `data:` that reads `folder`."""
     return Data([Source(str(folder))])

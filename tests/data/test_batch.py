@@ -1,4 +1,4 @@
-"""Batches: what they hold, and what happens when they contradict the manifest."""
+"""Batches: shapes, transfers, fillers of evaluation, and errors where rows contradict the manifest."""
 
 import json
 import re
@@ -9,8 +9,10 @@ import torch
 
 from sleep_data import shards
 from sleep_data.rule110 import Rule110
+from sleep_data.task import IGNORED
 from sleeptrain.config import UserError
 from sleeptrain.data import Data, Evaluation, Reader, Source, check
+from sleeptrain.model import language
 
 
 @pytest.fixture
@@ -23,13 +25,17 @@ def manifest(data):
     return Reader(data, micro=4, seed=0).manifest
 
 
-def put(tensor, row, column, value):
+def replaced(tensor, row, column, value):
     changed = tensor.clone()
     changed[row, column] = value
     return changed
 
 
-def test_shapes_and_moves(batch, manifest):
+def test_the_loss_ignores_the_targets_that_shards_mark_as_not_scored():
+    assert language.IGNORED == IGNORED
+
+
+def test_shapes_device_and_slices(batch, manifest):
     for name in ("tokens", "targets", "groups"):
         tensor = getattr(batch, name)
         assert tensor.shape == (4, 20) and tensor.dtype == torch.int64
@@ -41,8 +47,8 @@ def test_shapes_and_moves(batch, manifest):
     assert part.ids.equal(batch.ids[1:3]) and part.labels["t"].equal(batch.labels["t"][1:3])
 
 
-def test_a_target_where_there_should_be_none(batch, manifest):
-    wrong = replace(batch, targets=put(batch.targets, 2, 11, 1))
+def test_target_in_a_window_without_targets(batch, manifest):
+    wrong = replace(batch, targets=replaced(batch.targets, 2, 11, 1))
     with pytest.raises(UserError) as caught:
         check(wrong, manifest)
     assert caught.value.errors == [
@@ -52,28 +58,28 @@ def test_a_target_where_there_should_be_none(batch, manifest):
 
 
 @pytest.mark.parametrize(
-    ("field", "column", "value", "said"),
+    ("field", "column", "value", "message"),
     [
-        ("tokens", 3, 6, "a token is not among 6 ids"),
-        ("tokens", 3, -1, "a token is not among 6 ids"),
-        ("targets", 18, 6, "a target is not among 6 ids"),
-        ("targets", 18, -1, "a target is not among 6 ids"),
+        ("tokens", 3, 6, "a token is not one of the 6 ids"),
+        ("tokens", 3, -1, "a token is not one of the 6 ids"),
+        ("targets", 18, 6, "a target is not one of the 6 ids"),
+        ("targets", 18, -1, "a target is not one of the 6 ids"),
         ("tokens", 18, 3, "a target at padding"),
     ],
 )
-def test_strange_ids(batch, manifest, field, column, value, said):
+def test_ids_outside_the_vocabulary(batch, manifest, field, column, value, message):
     sample = int(batch.ids[1])
-    with pytest.raises(UserError, match=rf"{said}.*\(sample {sample}, position {column}, in window \d of tokens"):
-        check(replace(batch, **{field: put(getattr(batch, field), 1, column, value)}), manifest)
+    with pytest.raises(UserError, match=rf"{message}.*\(sample {sample}, position {column}, in window \d of tokens"):
+        check(replace(batch, **{field: replaced(getattr(batch, field), 1, column, value)}), manifest)
 
 
-def test_another_length(batch, manifest):
+def test_wrong_length(batch, manifest):
     with pytest.raises(UserError, match="have 19 tokens; the manifest says 20"):
         check(replace(batch, tokens=batch.tokens[:, 1:]), manifest)
 
 
-class Spoiled(Rule110):
-    """A task whose training sample 70 has a target where its windows say there is none."""
+class TaskWithWrongTarget(Rule110):
+    """A task whose training sample 70 has a target in a window without targets."""
 
     def generate(self, split, start, stop, seed=0):
         columns = super().generate(split, start, stop, seed)
@@ -83,26 +89,27 @@ class Spoiled(Rule110):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_reading_names_the_shard_and_the_sample_in_it(tmp_path, workers):
-    out = tmp_path / "spoiled"
-    shards.build(Spoiled(strings=2, width=8, transitions=(1, 2)), out, {"train": 100, "test": 21}, 0, shard_bytes=5000)
+def test_error_names_the_shard_and_the_sample_in_it(tmp_path, workers):
+    out = tmp_path / "wrong"
+    task = TaskWithWrongTarget(strings=2, width=8, transitions=(1, 2))
+    shards.build(task, out, {"train": 100, "test": 21}, 0, shard_bytes=5000)
     sizes = [shard["samples"] for shard in json.loads((out / "train" / "index.json").read_text())["shards"]]
     number = next(i for i in range(len(sizes)) if sum(sizes[: i + 1]) > 70)
     assert number > 0
-    shard, place = out / "train" / f"shard.{number:05}.mds", 70 - sum(sizes[:number])
-    said = rf"\({re.escape(str(shard))}, sample {place} in it, position 4, in window 0 of tokens 0 to 8\)"
+    shard, sample = out / "train" / f"shard.{number:05}.mds", 70 - sum(sizes[:number])
+    message = rf"\({re.escape(str(shard))}, sample {sample} in it, position 4, in window 0 of tokens 0 to 8\)"
     data = Data([Source(str(out))], shuffle=False, workers=workers)
     reader = Reader(data, micro=10)
     for _ in range(7):
         reader.next_step()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         reader.next_step()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         list(Evaluation(data, micro=7, split="train"))
 
 
 @pytest.mark.parametrize(("micro", "world"), [(4, 1), (4, 2), (7, 3), (21, 1)])
-def test_evaluation_sees_every_sample_once(data, micro, world):
+def test_evaluation_reads_every_sample_once(data, micro, world):
     ranks = [Evaluation(data, micro=micro, rank=rank, world=world) for rank in range(world)]
     assert len({len(rank) for rank in ranks}) == 1
     seen, scored = [], 0
@@ -118,7 +125,7 @@ def test_evaluation_sees_every_sample_once(data, micro, world):
     assert sorted(seen) == list(range(21)) and scored == 42
 
 
-def test_evaluation_of_some(data):
+def test_evaluation_of_the_first_samples(data):
     batches = list(Evaluation(data, micro=4, samples=6))
     assert [row for batch in batches for row in batch.ids.tolist()] == [0, 1, 2, 3, 4, 5, -1, -1]
     assert list(Evaluation(data, micro=4, split="train"))[-1].ids.tolist() == [96, 97, 98, 99]

@@ -1,4 +1,4 @@
-"""Steps of training data: the same for any number of ranks and workers, and after any restart."""
+"""Training batches: equal for any number of ranks and workers, and after any restart."""
 
 import json
 import multiprocessing
@@ -27,39 +27,39 @@ def stream(data, steps=STEPS, state=None, **arguments):
     reader = Reader(data, seed=5, **{"micro": 4, "accumulation": 2} | arguments)
     if state is not None:
         reader.load_state_dict(state)
-    found = [ids(reader.next_step()) for _ in range(steps)]
+    steps_read = [ids(reader.next_step()) for _ in range(steps)]
     reader.close()
-    return found
+    return steps_read
 
 
 def flat(step):
     return [row for batch in step for row in batch]
 
 
-def dealt(ranks):
-    """A step's rows, dealt to the ranks like cards, in their order."""
+def interleaved(ranks):
+    """The rows of a global batch: row i is on rank i % world."""
     return [row for rows in zip(*map(flat, ranks), strict=True) for row in rows]
 
 
 def in_processes(data, world, **arguments):
-    """The streams of `world` real processes that run at the same time."""
+    """The steps that each of `world` processes reads, all at the same time."""
     context = multiprocessing.get_context("fork")
     pipes, processes = [], []
     for rank in range(world):
         receive, send = context.Pipe(duplex=False)
-        work = context.Process(
+        process = context.Process(
             target=lambda send=send, rank=rank: send.send(stream(data, rank=rank, world=world, **arguments))
         )
-        work.start()
+        process.start()
         pipes.append(receive)
-        processes.append(work)
+        processes.append(process)
     results = [pipe.recv() for pipe in pipes]
     for process in processes:
         process.join()
     return results
 
 
-def test_epochs_hold_each_sample_once(data):
+def test_an_epoch_has_each_sample_once(data):
     steps = stream(data, 24)
     first, second = [flat(step) for step in steps[:12]], [flat(step) for step in steps[12:]]
     for epoch in (first, second):
@@ -68,13 +68,13 @@ def test_epochs_hold_each_sample_once(data):
     assert first != second
 
 
-def test_without_shuffling_rows_come_as_written(data):
+def test_without_shuffling_rows_are_in_the_order_of_writing(data):
     steps = stream(replace(data, shuffle=False), 13)
     assert [row for step in steps[:12] for row in flat(step)] == list(range(96))
     assert flat(steps[12]) == list(range(8))
 
 
-def test_rows_are_what_was_written(data, folder):
+def test_rows_are_equal_to_the_written_samples(data, folder):
     reader = Reader(data, micro=8, seed=1)
     written = TASK.generate("train", 0, 100)
     for _ in range(14):
@@ -88,7 +88,7 @@ def test_rows_are_what_was_written(data, folder):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ranks_and_workers_do_not_change_the_order(data, tmp_path, folder, workers):
     expected = [flat(step) for step in stream(data)]
-    fresh = tmp_path / "packed"  # not unpacked yet: the processes meet at the same shards
+    fresh = tmp_path / "compressed"  # not decompressed yet: the processes prepare the same shards at the same time
     shutil.copytree(folder, fresh)
     for raw in fresh.rglob("*.mds"):
         raw.unlink()
@@ -96,13 +96,13 @@ def test_ranks_and_workers_do_not_change_the_order(data, tmp_path, folder, worke
     for world, micro, accumulation in [(1, 8, 1), (2, 2, 2), (2, 4, 1), (4, 1, 2)]:
         ranks = in_processes(copy, world, micro=micro, accumulation=accumulation)
         for step, rows in enumerate(expected):
-            assert dealt(rank[step] for rank in ranks) == rows
-    unpacked, packed = list((fresh / "train").glob("*.mds")), list((fresh / "train").glob("*.mds.zstd"))
-    assert len(unpacked) == len(packed) > 3
+            assert interleaved(rank[step] for rank in ranks) == rows
+    decompressed, compressed = list((fresh / "train").glob("*.mds")), list((fresh / "train").glob("*.mds.zstd"))
+    assert len(decompressed) == len(compressed) > 3
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 2)])
-def test_resume_is_exact_anywhere(data, before, after):
+def test_resume_is_exact_at_any_step(data, before, after):
     expected = stream(data)
     reader = Reader(replace(data, workers=before), micro=4, accumulation=2, seed=5)
     states = []
@@ -121,10 +121,10 @@ def test_resume_on_another_number_of_ranks(data):
         reader.next_step()
     state = reader.state_dict()
     ranks = [stream(data, 6, state, micro=2, accumulation=1, rank=rank, world=4) for rank in range(4)]
-    assert [dealt(rank[step] for rank in ranks) for step in range(6)] == expected[7:13]
+    assert [interleaved(rank[step] for rank in ranks) for step in range(6)] == expected[7:13]
 
 
-def test_skipping_is_reading_without_looking(data):
+def test_skip_has_the_effect_of_reading(data):
     expected = stream(data)
     reader = Reader(data, micro=4, accumulation=2, seed=5)
     reader.next_step()
@@ -140,30 +140,30 @@ def test_state_of_other_data_or_another_seed_is_refused(data, other):
         Reader(Data([Source(str(other))]), micro=4, seed=5).load_state_dict(state)
 
 
-def test_a_step_larger_than_the_data(data):
+def test_step_larger_than_the_data(data):
     with pytest.raises(
         UserError, match=r"100 samples, fewer than one step's 128 \(16 rows x 4 micro-batches x 2 ranks\)"
     ):
         Reader(data, micro=16, accumulation=4, world=2)
 
 
-def test_rows_are_mixed_and_epochs_differ(tmp_path):
+def test_rows_are_shuffled_and_epochs_differ(tmp_path):
     shards.build(TASK, tmp_path / "d", {"train": 1000}, seed=0, shard_bytes=20_000)
     assert len(list((tmp_path / "d" / "train").glob("*.zstd"))) > 8
 
     def epochs(seed):
         reader = Reader(Data([Source(str(tmp_path / "d"))]), micro=100, seed=seed)
-        found = [np.concatenate([np.array(flat(ids(reader.next_step()))) for _ in range(10)]) for _ in range(3)]
+        orders = [np.concatenate([np.array(flat(ids(reader.next_step()))) for _ in range(10)]) for _ in range(3)]
         reader.close()
-        return found
+        return orders
 
     first, second, third = epochs(1)
-    for rows in (first, second, third):  # no trace of the order of writing, neither near nor far
+    for rows in (first, second, third):  # no correlation with the order of writing, nor between neighbours
         assert sorted(rows) == list(range(1000))
         assert abs(np.corrcoef(rows, np.arange(1000))[0, 1]) < 0.15
         assert abs(np.corrcoef(rows[:-1], rows[1:])[0, 1]) < 0.15
-    for other in (second, third, epochs(7)[0]):
-        assert (first == other).mean() < 0.02
+    for order in (second, third, epochs(7)[0]):
+        assert (first == order).mean() < 0.02
 
 
 def test_neighbouring_seeds_do_not_share_epochs(other):
@@ -171,17 +171,17 @@ def test_neighbouring_seeds_do_not_share_epochs(other):
         reader = Reader(Data([Source(str(other))]), micro=60, seed=seed)  # one shard
         return [flat(ids(reader.next_step())) for _ in range(3)]
 
-    found = epochs(0) + epochs(1) + epochs(2)
-    assert len({tuple(epoch) for epoch in found}) == len(found)
+    orders = epochs(0) + epochs(1) + epochs(2)
+    assert len({tuple(order) for order in orders}) == len(orders)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_going_back(data, workers):
+def test_loading_an_earlier_state(data, workers):
     reader = Reader(replace(data, workers=workers), micro=8, seed=5)
     state = reader.state_dict() | {"sample": 24}
-    found = [ids(reader.next_step()) for _ in range(15)]
+    expected = [ids(reader.next_step()) for _ in range(15)]
     reader.load_state_dict(state)
-    assert [ids(reader.next_step()) for _ in range(12)] == found[3:]
+    assert [ids(reader.next_step()) for _ in range(12)] == expected[3:]
     reader.close()
 
 
@@ -196,7 +196,7 @@ def test_mixing_two_sources(folder, other):
         assert times[100:].sum() == 120 and set(times[100:]) == {2}  # of 60 rows: each twice
     state = Reader(mixed, micro=8, seed=5).state_dict() | {"epoch": 1, "sample": 24}
     ranks = [stream(mixed, 5, state, micro=2, accumulation=1, rank=rank, world=4) for rank in range(4)]
-    assert [dealt(rank[step] for rank in ranks) for step in range(5)] == expected[23:28]
+    assert [interleaved(rank[step] for rank in ranks) for step in range(5)] == expected[23:28]
 
 
 def test_two_sources_without_proportions(folder, other):
@@ -206,34 +206,34 @@ def test_two_sources_without_proportions(folder, other):
 
 @pytest.mark.slow
 def test_spawned_workers(data):
-    """They import everything anew, and attach to what the library has in shared memory."""
+    """Spawned workers import all modules again, and attach to the shared memory of the library."""
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("spawn", force=True)
     try:
-        found = stream(replace(data, workers=1), 13)
+        steps = stream(replace(data, workers=1), 13)
     finally:
         multiprocessing.set_start_method(before, force=True)
-    assert found == stream(data, 13)
+    assert steps == stream(data, 13)
 
 
 def children():
-    me = os.getpid()
+    parent = os.getpid()
     return [
         int(entry)
         for entry in os.listdir("/proc")
-        if entry.isdigit() and f"\nPPid:\t{me}\n" in open(f"/proc/{entry}/status").read()
+        if entry.isdigit() and f"\nPPid:\t{parent}\n" in open(f"/proc/{entry}/status").read()
     ]
 
 
-def test_workers_outlive_a_signal_to_all_processes(data):
+def test_workers_continue_after_sigterm(data):
     before = set(children())
     reader = Reader(replace(data, workers=2), micro=4, accumulation=2, seed=5)
-    found = [ids(reader.next_step())]
+    steps = [ids(reader.next_step())]
     workers = set(children()) - before
     assert len(workers) >= 2
     for worker in workers:
         os.kill(worker, signal.SIGTERM)
-    found += [ids(reader.next_step()) for _ in range(STEPS - 1)]
-    assert found == stream(data)
+    steps += [ids(reader.next_step()) for _ in range(STEPS - 1)]
+    assert steps == stream(data)
     reader.close()
     assert not set(children()) & workers

@@ -1,4 +1,4 @@
-"""What the streaming library shares between processes: jobs side by side, killed ones, and what they leave."""
+"""Resources that the streaming library shares between processes: concurrent jobs, killed jobs, and their leftovers."""
 
 import contextlib
 import multiprocessing
@@ -26,13 +26,13 @@ def rows(reader, steps=20):
 
 def read(data, steps=20, **arguments):
     reader = Reader(data, micro=4, seed=5, **arguments)
-    found = rows(reader, steps)
+    steps_read = rows(reader, steps)
     reader.close()
-    return found
+    return steps_read
 
 
 def start(work):
-    """A process that sends what `work(send)` returns; and the end of the pipe where it arrives."""
+    """A process that sends the result of `work(send)`, and the end of the pipe that receives it."""
     receive, send = FORK.Pipe(duplex=False)
     process = FORK.Process(target=lambda: send.send(work(send)))
     process.start()
@@ -47,94 +47,96 @@ def finish(started):
     return results
 
 
-def names(reader=None):
-    """What the library has in shared memory (of one reader), with what tells it from earlier files of this name."""
+def shared_memory(reader=None):
+    """Names and inodes of the shared memory of the library, for one reader or all; the inode identifies a reused name."""
     prefix = "[0-9]*" if reader is None else f"{reader._rows._shm_prefix_int:06}"
-    found = set()
+    blocks = set()
     for path in SHARED_MEMORY.glob(f"{prefix}_*"):
         with contextlib.suppress(FileNotFoundError):
-            found.add((path.name, path.stat().st_ino))
-    return found
+            blocks.add((path.name, path.stat().st_ino))
+    return blocks
 
 
-@pytest.fixture(params=["in place", "fetched"])
+@pytest.fixture(params=["in place", "downloaded"])
 def fresh(request, folder, tmp_path):
-    """Shards that are not unpacked yet."""
+    """Shards that are not decompressed yet."""
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.mds"))
-    return Data([Source(str(copy))], workers=1, cache=str(tmp_path / "cache") if request.param == "fetched" else None)
+    return Data(
+        [Source(str(copy))], workers=1, cache=str(tmp_path / "cache") if request.param == "downloaded" else None
+    )
 
 
-def test_jobs_side_by_side(data, fresh):
+def test_concurrent_jobs(data, fresh):
     expected = read(data)
     assert finish([start(lambda _: read(fresh)) for _ in range(5)]) == [expected] * 5
 
 
 def test_killed_jobs_do_not_disturb_the_next(data, fresh):
-    """Nor does what they leave, even where nobody is left to clean up behind them."""
-    resource_tracker.ensure_running()  # ours, which lives on: theirs would remove the names
+    """Their shared memory remains, as after a crash of the whole job, and does not disturb the next one either."""
+    resource_tracker.ensure_running()  # of this process: trackers of the killed processes would remove the shared memory
 
-    def go_on(send):
+    def read_until_killed(send):
         reader = Reader(fresh, micro=4, seed=5)
         rows(reader, 7)
-        send.send(names(reader))
+        send.send(shared_memory(reader))
         signal.pause()
 
-    started = [start(go_on) for _ in range(2)]
-    left = [receive.recv() for _, receive in started]
+    started = [start(read_until_killed) for _ in range(2)]
+    leftovers = [receive.recv() for _, receive in started]
     for process, _ in started:
         process.kill()
         process.join()
     try:
-        assert all(len(found) >= 6 and found <= names() for found in left)
+        assert all(len(blocks) >= 6 and blocks <= shared_memory() for blocks in leftovers)
         assert read(fresh) == read(data)
     finally:
-        for name, _ in sorted(set.union(*left)):
+        for name, _ in sorted(set.union(*leftovers)):
             (SHARED_MEMORY / name).unlink()
             resource_tracker.unregister(f"/{name}", "shared_memory")
 
 
 def read_in_a_group(data):
-    """What this process reads alone, which the first one does not; what it reads as one of two."""
+    """Steps read outside the group (None on rank 0), and steps read as one of two ranks."""
     dist.init_process_group("gloo")
     rank, environment = dist.get_rank(), dict(os.environ)
     alone = read(data) if rank else None
-    found = read(data, rank=rank, world=2, steps=10)
+    steps = read(data, rank=rank, world=2, steps=10)
     assert environment.items() <= os.environ.items() and dist.get_world_size() == 2
     dist.destroy_process_group()
-    return alone, found
+    return alone, steps
 
 
 def test_in_a_process_group(data):
-    """The environment and the group stay as they are, and nobody needs to read at the same time."""
+    """Environment and group do not change, and a rank reads while the other one does not."""
     expected = read(data)
     (_, first), (alone, second) = run(read_in_a_group, 2, data)
     assert alone == expected
     for step in range(10):
-        dealt = [row for pair in zip(*first[step], *second[step], strict=True) for row in pair]
-        assert dealt == [row for [batch] in expected[2 * step : 2 * step + 2] for row in batch]
+        interleaved = [row for pair in zip(*first[step], *second[step], strict=True) for row in pair]
+        assert interleaved == [row for [batch] in expected[2 * step : 2 * step + 2] for row in batch]
 
 
-def test_a_closed_reader_leaves_nothing_and_can_go_on(data):
+def test_a_closed_reader_releases_shared_memory_and_can_continue(data):
     reader = Reader(data, micro=4, seed=5)
-    found = rows(reader, 10)
-    mine = names(reader)
-    assert len(mine) >= 6
+    steps = rows(reader, 10)
+    blocks = shared_memory(reader)
+    assert len(blocks) >= 6
     reader.close()
-    assert not mine & names()
-    assert found + rows(reader, 10) == read(data)
+    assert not blocks & shared_memory()
+    assert steps + rows(reader, 10) == read(data)
     reader.close()
 
 
-def test_many_epochs_keep_nothing_open(data):
-    def opened():
+def test_epochs_do_not_leak_file_descriptors(data):
+    def open_files():
         return len(os.listdir("/proc/self/fd"))
 
     reader = Reader(data, micro=50, seed=5)
     rows(reader, 6)
-    before = opened()
+    before = open_files()
     rows(reader, 40)
-    assert reader.epoch == 23 and opened() == before
+    assert reader.epoch == 23 and open_files() == before
     reader.close()
 
 
@@ -152,8 +154,8 @@ while sys.argv[2] == "forever":
 """
 
 
-def test_programs_that_end_leave_nothing(folder, tmp_path):
-    """Neither at their end nor at Ctrl-C, which goes to the workers too."""
+def test_programs_leave_no_shared_memory(folder, tmp_path):
+    """Neither at their end nor after Ctrl-C, which the workers receive as well."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(folder), end], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -164,15 +166,15 @@ def test_programs_that_end_leave_nothing(folder, tmp_path):
     try:
         once, forever = processes
         lines = [process.stdout.readline().split() for process in processes]
-        mine, other = ({(name, int(inode)) for name, inode in (word.split("=") for word in line)} for line in lines)
-        assert min(len(mine), len(other & names())) >= 6 and not mine & other
+        first, second = ({(name, int(inode)) for name, inode in (word.split("=") for word in line)} for line in lines)
+        assert min(len(first), len(second & shared_memory())) >= 6 and not first & second
         os.killpg(forever.pid, signal.SIGINT)
-        said = [process.communicate(timeout=240)[1] for process in processes]
+        errors = [process.communicate(timeout=240)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    assert not (mine | other) & names() and not list(tmp_path.glob("sleeptrain-locks-*"))
-    assert (once.returncode, said[0]) == (0, "")
+    assert not (first | second) & shared_memory() and not list(tmp_path.glob("sleeptrain-locks-*"))
+    assert (once.returncode, errors[0]) == (0, "")
     assert forever.returncode == -signal.SIGINT
-    assert said[1].count("Traceback") == 1 and said[1].rstrip().endswith("KeyboardInterrupt")
+    assert errors[1].count("Traceback") == 1 and errors[1].rstrip().endswith("KeyboardInterrupt")

@@ -1,4 +1,4 @@
-"""Opening shards: remote ones, read-only ones, damaged ones, and folders that are something else."""
+"""Sources: cached, remote, read-only and damaged shards, and folders without shards."""
 
 import json
 import shutil
@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
+from sleep_data.build import build_task
 from sleeptrain.config import UserError
 from sleeptrain.data import Data, Evaluation, Reader, Source
-from sleeptrain.data.build import build
 from sleeptrain.data.sources import open_sources
 
 
@@ -21,49 +21,49 @@ def copy(folder, tmp_path):
     return out
 
 
-def everything(data, split="train"):
+def all_tokens(data, split="train"):
     return np.concatenate([batch.tokens.numpy() for batch in Evaluation(data, micro=1, split=split)])
 
 
-def test_a_cache_leaves_the_source_alone(copy, data, tmp_path):
+def test_a_cache_does_not_change_the_source(copy, data, tmp_path):
     before = sorted(path.name for path in copy.rglob("*") if not path.name.startswith("."))
     cached = Data([Source(str(copy))], cache=str(tmp_path / "cache"))
-    assert (everything(cached) == everything(data)).all()
+    assert (all_tokens(cached) == all_tokens(data)).all()
     assert before == sorted(path.name for path in copy.rglob("*") if not path.name.startswith("."))
-    shutil.rmtree(copy / "train")  # now everything comes from the cache
-    assert (everything(cached) == everything(data)).all()
+    shutil.rmtree(copy / "train")  # all shards are in the cache
+    assert (all_tokens(cached) == all_tokens(data)).all()
 
 
 def test_a_remote_source(copy, data, tmp_path, monkeypatch):
-    """A URL scheme of our own, served from a folder through the streaming library's own downloader classes."""
+    """A test URL scheme, which a downloader class of the streaming library serves from a folder."""
     import streaming.base.storage.download as download
 
-    class Shelf(download.CloudDownloader):
+    class FolderDownloader(download.CloudDownloader):
         @staticmethod
         def _client_identifier():
-            return "shelf"
+            return "folder"
 
         def clean_up(self):
             pass
 
         def _download_file_impl(self, remote, local, timeout):
-            shutil.copyfile(str(copy) + remote.removeprefix("shelf://data"), local)
+            shutil.copyfile(str(copy) + remote.removeprefix("folder://data"), local)
 
-    monkeypatch.setitem(download.DOWNLOADER_MAPPINGS, "shelf", Shelf)
-    remote = Data([Source("shelf://data")], cache=str(tmp_path / "cache"), workers=2)
+    monkeypatch.setitem(download.DOWNLOADER_MAPPINGS, "folder", FolderDownloader)
+    remote = Data([Source("folder://data")], cache=str(tmp_path / "cache"), workers=2)
     reader, plain = Reader(remote, micro=5, seed=1), Reader(data, micro=5, seed=1)
     for _ in range(25):
-        [there], [here] = reader.next_step(), plain.next_step()
-        assert there.tokens.equal(here.tokens) and there.ids.equal(here.ids)
+        [downloaded], [local] = reader.next_step(), plain.next_step()
+        assert downloaded.tokens.equal(local.tokens) and downloaded.ids.equal(local.ids)
     reader.close()
-    with pytest.raises(UserError, match=r"shelf://elsewhere/manifest\.json cannot be fetched"):
-        open_sources(Data([Source("shelf://elsewhere")], cache=str(tmp_path / "cache")), "train")
+    with pytest.raises(UserError, match=r"folder://elsewhere/manifest\.json cannot be downloaded"):
+        open_sources(Data([Source("folder://elsewhere")], cache=str(tmp_path / "cache")), "train")
 
 
-def test_a_missing_folder_names_the_command_that_makes_it(tmp_path):
+def test_a_missing_folder_names_the_command_that_builds_it(tmp_path):
     path = tmp_path / "rule110-tiny"
     with pytest.raises(
-        UserError, match=f"does not exist; make it with: sleeptrain data build rule110-tiny --out {path}"
+        UserError, match=f"does not exist; build it with: sleeptrain data build rule110-tiny --out {path}"
     ):
         open_sources(Data([Source(str(path))]), "train")
     path.mkdir()
@@ -86,7 +86,7 @@ def test_a_damaged_shard_is_named(copy, workers, capfd):
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     with pytest.raises(UserError, match=r"shard .*shard\.00002\.mds is damaged"):
-        everything(Data([Source(str(copy))]))
+        all_tokens(Data([Source(str(copy))]))
     with pytest.raises(UserError, match=r"shard .*shard\.00002\.mds is damaged") as caught:
         reader = Reader(Data([Source(str(copy))], workers=workers), micro=4, seed=0)
         for _ in range(25):
@@ -97,13 +97,13 @@ def test_a_damaged_shard_is_named(copy, workers, capfd):
 def test_a_missing_shard_is_named(copy):
     sorted((copy / "train").glob("*.zstd"))[1].unlink()
     with pytest.raises(UserError, match=r"shard .*shard\.00001\.mds\.zstd is missing"):
-        everything(Data([Source(str(copy))]))
+        all_tokens(Data([Source(str(copy))]))
 
 
-def test_a_shard_unpacked_by_half_is_unpacked_again(copy, data):
-    (copy / "train" / "shard.00001.mds").write_bytes(b"the machine went off here")
-    (copy / "train" / "shard.00002.mds.tmp").write_bytes(b"and here")
-    assert (everything(Data([Source(str(copy))])) == everything(data)).all()
+def test_an_incomplete_shard_is_decompressed_again(copy, data):
+    (copy / "train" / "shard.00001.mds").write_bytes(b"incomplete")
+    (copy / "train" / "shard.00002.mds.tmp").write_bytes(b"also incomplete")
+    assert (all_tokens(Data([Source(str(copy))])) == all_tokens(data)).all()
 
 
 def test_shards_of_another_manifest(copy, other):
@@ -123,12 +123,12 @@ def test_a_changed_manifest(copy):
 
 
 @pytest.mark.parametrize(
-    ("parameters", "said"),
+    ("parameters", "message"),
     [({"transitions": [1, 4]}, "tokenizer is"), ({"width": 10, "transitions": [1, 2]}, "length is 20 .* and 24")],
 )
-def test_sources_of_different_make(folder, tmp_path, parameters, said):
-    build("rule110", tmp_path / "b", {"strings": 2, "width": 8, "train": 5, "test": 0} | parameters)
-    with pytest.raises(UserError, match=f"do not fit together: {said}"):
+def test_sources_that_differ(folder, tmp_path, parameters, message):
+    build_task({"task": "rule110"}, tmp_path / "b", {"strings": 2, "width": 8, "train": 5, "test": 0} | parameters)
+    with pytest.raises(UserError, match=f"do not fit together: {message}"):
         open_sources(Data([Source(str(folder)), Source(str(tmp_path / "b"))]), "train")
 
 

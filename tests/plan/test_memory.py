@@ -20,9 +20,9 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.plan.activations import measure_activations
-from sleeptrain.plan.costs import DTYPES
 from sleeptrain.program import Pass
 from sleeptrain.train.build_model import looped_elements, make_forward, new_model
+from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.step import StepContext, train_step
 from tests.distributed import run
 from tests.plan.drawn_up import plan_of

@@ -1,4 +1,4 @@
-"""Depo: every answer is found again by reading the cycle back from the tokens and walking it."""
+"""Depo: answers against a decoder that reads the cycle from the tokens and follows its edges."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from sleep_data.task import NO_GROUP
 
 
 class Sample:
-    """One sample read back from its tokens, knowing only the published numbering of ids."""
+    """A sample decoded from its tokens, using only the documented ids."""
 
     def __init__(self, task: Depo, tokens: list[int]):
         self.task = task
@@ -18,7 +18,7 @@ class Sample:
         self.marker = 2 + 2 * task.names + task.hops
         graph = tokens[: self.room]
         begin = graph.index(1)
-        assert set(graph[:begin]) <= {0}  # padding on the left, and nowhere else
+        assert set(graph[:begin]) <= {0}  # padding is on the left only
         words = self.words(graph[begin + 1 :])
         assert len(words) % 2 == 0
         self.edges = dict(zip(words[::2], words[1::2], strict=True))
@@ -84,7 +84,7 @@ def test_answers_follow_the_cycle(task, split):
             assert n == task.nodes and set(asked) <= {1, 2, 4, 8, 16, task.hops}
 
 
-def test_sizes_of_the_paper():
+def test_default_sizes_are_those_of_the_paper():
     task = Depo()
     assert [w.stop - w.start for w in task.windows()] == [75, 75, 75, 75, 60]
     assert [w.targets for w in task.windows()] == [False] * 4 + [True]
@@ -99,7 +99,7 @@ def test_sizes_of_the_paper():
     assert counts[0] == 0 and counts[1:].min() > 0.9 * counts[1:].mean()
 
 
-def test_short_and_long_words_are_equally_frequent_in_small_cycles():
+def test_word_lengths_are_equally_frequent_in_small_cycles():
     rows = Depo(nodes=75).generate("train", 0, 4096)
     small = rows["label_n"] <= 4
     tokens = (rows["tokens"][small, :300] != 0).sum() - small.sum()
@@ -128,19 +128,19 @@ def test_no_test_cycle_occurs_in_training():
         for split in ("train", "test")
     }
     assert not cycles["train"] & cycles["test"]
-    # 12 words make 440 cycles of three; nearly all occur, each on its side.
+    # 12 words give 440 cycles of three; nearly all of them occur, each in its split.
     assert len(cycles["train"]) + len(cycles["test"]) > 420 and len(cycles["test"]) > 100
 
 
-def test_guessing():
-    table = TINY.baselines()
-    assert set(table) == {"1", "2", "4", "5"}
-    assert table["1"]["exact_chance"] == pytest.approx(1 / 7)
-    assert 0 < table["5"]["exact_majority"] < 0.2
+def test_baselines():
+    baselines = TINY.baselines()
+    assert set(baselines) == {"1", "2", "4", "5"}
+    assert baselines["1"]["exact_chance"] == pytest.approx(1 / 7)
+    assert 0 < baselines["5"]["exact_majority"] < 0.2
 
 
 @pytest.mark.parametrize(
-    ("parameters", "said"),
+    ("parameters", "message"),
     [
         ({"nodes": 2}, "nodes is 2"),
         ({"hops": 0}, "hops is 0"),
@@ -151,6 +151,6 @@ def test_guessing():
         ({"holdout": 0}, "holdout is 0"),
     ],
 )
-def test_wrong_parameters_are_named(parameters, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_parameters(parameters, message):
+    with pytest.raises(ValueError, match=message):
         Depo(**parameters)

@@ -1,4 +1,4 @@
-"""Rule 110: labels against a simulator that goes bit by bit, layouts byte by byte, disjoint splits, and guessing."""
+"""Rule 110: targets against a bitwise simulator, exact layouts, disjoint splits, and baselines."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def simulate(bits: list[int], steps: int) -> list[int]:
 
 
 def test_the_ring_is_periodic():
-    # Seen from cell 4 the right neighbour is cell 0; seen from cell 0 the left neighbour is cell 4.
+    # The right neighbour of cell 4 is cell 0; the left neighbour of cell 0 is cell 4.
     assert step(np.array([1, 0, 0, 0, 0])).tolist() == [1, 0, 0, 0, 1]
     assert step(np.array([0, 0, 0, 0, 1])).tolist() == [0, 0, 0, 1, 1]
     assert step(np.array([1, 1, 0, 0, 1])).tolist() == [0, 1, 0, 1, 1]
@@ -43,7 +43,7 @@ def test_paper_layout(t):
     assert task.vocabulary().symbols == ("0", "1", "Q", "PAD")
 
 
-def test_mixed_layout_says_t_in_every_window():
+def test_layout_with_several_t_has_t_in_every_window():
     task = Rule110(strings=3, width=10, transitions=(1, 4, 6))
     assert task.vocabulary().symbols == ("0", "1", "Q", "PAD", "T1", "T4", "T6")
     rows = task.generate("train", 0, 60)
@@ -95,7 +95,7 @@ def test_no_string_of_a_test_sample_occurs_in_a_training_sample(width):
         for split in ("train", "test")
     }
     assert not strings["train"] & strings["test"]
-    if width == 6:  # all of them occur, each on its side
+    if width == 6:  # all 64 strings occur, each in its split
         assert len(strings["train"]) + len(strings["test"]) == 64
         assert 4 <= len(strings["test"]) <= 32
 
@@ -105,30 +105,32 @@ def test_strings_of_a_split_are_uniform():
     assert abs(rows["tokens"][:, :96].mean() - 0.5) < 0.01
 
 
-def test_samples_do_not_depend_on_how_they_are_asked_for():
+def test_samples_do_not_depend_on_the_requested_range():
     task = Rule110(width=12, transitions=(1, 2))
-    whole = task.generate("train", 0, 2100, seed=5)
+    complete = task.generate("train", 0, 2100, seed=5)
     for start, stop in [(0, 3), (1000, 1050), (1023, 1025), (2047, 2100)]:
         part = task.generate("train", start, stop, seed=5)
         for name, column in part.items():
-            assert np.array_equal(column, whole[name][start:stop]), name
-    assert not np.array_equal(whole["tokens"], task.generate("train", 0, 2100, seed=6)["tokens"])
+            assert np.array_equal(column, complete[name][start:stop]), name
+    assert not np.array_equal(complete["tokens"], task.generate("train", 0, 2100, seed=6)["tokens"])
 
 
-def test_majority_is_what_guessing_scores():
-    table = Rule110(transitions=(4, 8, 10, 12, 14, 16, 24, 32)).baselines()
+def test_baselines_are_the_published_ones():
+    baselines = Rule110(transitions=(4, 8, 10, 12, 14, 16, 24, 32)).baselines()
     published = {"4": 0.083, "8": 0.086, "10": 0.088, "12": 0.088, "14": 0.094, "16": 0.095, "24": 0.098, "32": 0.100}
-    assert {t: round(scores["exact_majority"], 3) for t, scores in table.items()} == pytest.approx(published, abs=0.003)
-    assert table["32"]["exact_chance"] == 1 / 16
+    assert {t: round(scores["exact_majority"], 3) for t, scores in baselines.items()} == pytest.approx(
+        published, abs=0.003
+    )
+    assert baselines["32"]["exact_chance"] == 1 / 16
     assert Rule110(transitions=0).baselines()["0"]["majority"] == pytest.approx(0.5, abs=0.002)
 
 
-def test_one_step_has_the_majority_of_the_rule_table():
+def test_majority_after_one_step_is_that_of_the_rule():
     assert Rule110(width=64, transitions=1).baselines()["1"]["majority"] == pytest.approx(5 / 8, abs=0.002)
 
 
 @pytest.mark.parametrize(
-    ("parameters", "said"),
+    ("parameters", "message"),
     [
         ({"width": 2}, "width is 2"),
         ({"width": 65}, "width is 65"),
@@ -141,6 +143,6 @@ def test_one_step_has_the_majority_of_the_rule_table():
         ({"width": 3, "holdout": 1000}, "smaller holdout"),
     ],
 )
-def test_wrong_parameters_are_named(parameters, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_parameters(parameters, message):
+    with pytest.raises(ValueError, match=message):
         Rule110(**parameters)

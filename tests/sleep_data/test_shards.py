@@ -1,4 +1,4 @@
-"""Writing shards: the same bytes each time, all or nothing, and never over something else."""
+"""Writing shards: reproducible bytes, no partial folders, and no overwriting of other data."""
 
 import hashlib
 import json
@@ -22,18 +22,18 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def test_the_same_request_gives_the_same_bytes(tmp_path):
-    told = []
-    build(TASK, tmp_path / "a", SAMPLES, 7, progress=lambda *what: told.append(what), shard_bytes=1 << 16)
+def test_equal_requests_give_equal_bytes(tmp_path):
+    reported = []
+    build(TASK, tmp_path / "a", SAMPLES, 7, progress=lambda *values: reported.append(values), shard_bytes=1 << 16)
     build(TASK, tmp_path / "b", SAMPLES, 7, shard_bytes=1 << 16)
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
     assert len(hashes(tmp_path / "a")) > 5  # several shards
-    assert told == [("train", 1024, 1500), ("train", 1500, 1500), ("test", 40, 40)]
+    assert reported == [("train", 1024, 1500), ("train", 1500, 1500), ("test", 40, 40)]
     build(TASK, tmp_path / "c", SAMPLES, 8, shard_bytes=1 << 16)
     assert hashes(tmp_path / "a") != hashes(tmp_path / "c")
 
 
-def test_the_manifest_says_what_is_there(tmp_path):
+def test_the_manifest_describes_the_folder(tmp_path):
     body = build(TASK, tmp_path / "a", SAMPLES, 7)
     assert body == manifest.read(tmp_path / "a")
     assert body["format"] == 1 and body["task"] == "rule110" and body["seed"] == 7
@@ -51,7 +51,7 @@ def test_the_manifest_says_what_is_there(tmp_path):
     }
 
 
-def test_an_equal_folder_is_kept_and_another_is_refused(tmp_path):
+def test_a_folder_of_the_same_request_is_not_written_again_and_another_is_an_error(tmp_path):
     out = tmp_path / "a"
     build(TASK, out, SAMPLES, 7)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
@@ -61,15 +61,15 @@ def test_an_equal_folder_is_kept_and_another_is_refused(tmp_path):
         build(TASK, out, SAMPLES, 8)
     with pytest.raises(ValueError, match="samples"):
         build(TASK, out, SAMPLES | {"test": 41}, 7)
-    stranger = tmp_path / "stranger"
-    stranger.mkdir()
-    (stranger / "thesis.txt").write_text("do not lose me")
+    unrelated = tmp_path / "unrelated"
+    unrelated.mkdir()
+    (unrelated / "notes.txt").write_text("text")
     with pytest.raises(ValueError, match=r"no manifest\.json"):
-        build(TASK, stranger, SAMPLES)
-    assert (stranger / "thesis.txt").exists()
+        build(TASK, unrelated, SAMPLES)
+    assert (unrelated / "notes.txt").exists()
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path):
+def test_a_failed_build_leaves_no_files(tmp_path):
     def fail(split, written, count):
         raise RuntimeError("disk full")
 
@@ -78,14 +78,14 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_splits_of_no_samples(tmp_path):
+def test_splits_without_samples(tmp_path):
     body = build(TASK, tmp_path / "a", {"train": 10, "test": 0})
     assert set(body["splits"]) == {"train"} and not (tmp_path / "a" / "test").exists()
     with pytest.raises(ValueError, match="both 0"):
         build(TASK, tmp_path / "b", {"train": 0, "test": 0})
 
 
-def test_a_changed_manifest_is_noticed(tmp_path):
+def test_a_changed_manifest_is_an_error(tmp_path):
     build(TASK, tmp_path / "a", SAMPLES)
     path = tmp_path / "a" / manifest.NAME
     body = json.loads(path.read_text())
@@ -100,7 +100,7 @@ def test_a_changed_manifest_is_noticed(tmp_path):
         manifest.read(tmp_path / "a")
 
 
-def test_two_builds_at_once(tmp_path):
+def test_concurrent_builds(tmp_path):
     out = tmp_path / "a"
     first = build(TASK, out, SAMPLES, 7, progress=lambda split, written, count: build(TASK, out, SAMPLES, 7))
     assert first == manifest.read(out) and [path.name for path in tmp_path.iterdir()] == ["a"]

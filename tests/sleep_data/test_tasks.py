@@ -1,4 +1,4 @@
-"""Tasks by name from plain values, and samples that must not change while a task keeps its version."""
+"""Tasks by name from plain values, and samples that must not change within a version of a task."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ from sleep_data.rule110 import Rule110
 from sleep_data.tasks import TASKS, make
 
 
-def test_values_as_yaml_gives_them():
+def test_parameters_from_yaml():
     assert make("rule110", {"transitions": [1, 2], "width": 8}) == Rule110(transitions=(1, 2), width=8)
     assert make("rule110", {"transitions": 4}) == Rule110(transitions=4)
     assert make("depo", {}) == Depo()
@@ -17,7 +17,7 @@ def test_values_as_yaml_gives_them():
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "said"),
+    ("name", "parameters", "message"),
     [
         ("rul110", {}, "did you mean 'rule110'"),
         ("rule110", {"widht": 8}, "did you mean 'width'"),
@@ -29,8 +29,8 @@ def test_values_as_yaml_gives_them():
         ("text", {"paths": 3}, "takes tuple"),
     ],
 )
-def test_wrong_requests_are_named(name, parameters, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_requests(name, parameters, message):
+    with pytest.raises(ValueError, match=message):
         make(name, parameters)
 
 
@@ -42,8 +42,8 @@ def test_wrong_requests_are_named(name, parameters, said):
         (Depo(), 1, "67f0f6491dbf1908"),
     ],
 )
-def test_a_change_of_samples_needs_a_new_version(task, version, sha):
-    """If this fails, samples have changed: raise the version of the task, then write the new numbers down here."""
+def test_samples_of_a_version_do_not_change(task, version, sha):
+    """If this fails, the samples have changed: increment the version of the task, then update the hashes here."""
     rows = [task.generate(split, 1000, 1050, seed=3) for split in ("train", "test")]
     content = b"".join(block[name].tobytes() for block in rows for name in ("tokens", "targets", "groups"))
     assert (task.version, hashlib.sha256(content).hexdigest()[:16]) == (version, sha)

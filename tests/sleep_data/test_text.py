@@ -1,4 +1,4 @@
-"""Text: documents come back whole, targets are the next tokens, and the two splits share no document."""
+"""Text: targets are the next tokens, samples hold complete documents, and the splits share no document."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def rows_of(task, split):
         (b"abcde", [[BOS, 97, 98, 99], [100, 101, PAD, PAD]], [[97, 98, 99, 100], [101, -100, -100, -100]]),
     ],
 )
-def test_cutting_by_hand(tmp_path, document, tokens, targets):
+def test_samples_of_short_documents(tmp_path, document, tokens, targets):
     task = write(tmp_path, [document])
     blocks = [block for split in ("train", "test") for block in task.blocks(split, None, 0)]
     assert len(blocks) == 1
@@ -40,37 +40,37 @@ def test_cutting_by_hand(tmp_path, document, tokens, targets):
     assert [(w.start, w.stop, w.targets) for w in task.windows()] == [(0, 2, True), (2, 4, True)]
 
 
-def test_documents_come_back_and_no_split_shares_one(tmp_path):
+def test_samples_hold_complete_documents_and_splits_share_none(tmp_path):
     random = np.random.default_rng(0)
     documents = [random.integers(0, 256, size=n, dtype=np.uint8).tobytes() for n in range(1, 40)]
     task = write(tmp_path, [*documents, documents[5], b""])
-    found: dict[str, set[bytes]] = {}
+    read: dict[str, set[bytes]] = {}
     for split in ("train", "test"):
         rows = rows_of(task, split)
         assert rows["id"].tolist() == list(range(len(rows["id"])))
         starts = np.flatnonzero(rows["label_part"] == 0)
-        found[split] = set()
+        read[split] = set()
         for start, stop in zip(starts, [*starts[1:], len(rows["id"])], strict=True):
             tokens, targets = rows["tokens"][start:stop].ravel(), rows["targets"][start:stop].ravel()
             scored = targets != -100
-            # Predicting everything from the start gives the document back.
+            # The targets of all samples are the document.
             assert tokens[0] == BOS
             document = bytes(targets[scored].tolist())
             assert tokens[tokens != PAD][1:].tolist() in (list(document), list(document)[:-1])
-            found[split].add(document)
-    assert not found["train"] & found["test"]
-    assert found["train"] | found["test"] == set(documents)
-    assert min(len(found["train"]), len(found["test"])) > 5
+            read[split].add(document)
+    assert not read["train"] & read["test"]
+    assert read["train"] | read["test"] == set(documents)
+    assert min(len(read["train"]), len(read["test"])) > 5
 
 
-def test_a_limit_on_samples(tmp_path):
+def test_limited_number_of_samples(tmp_path):
     task = write(tmp_path, [b"abcdefghijkl" * 3] * 1 + [bytes([65 + i]) * 9 for i in range(10)])
-    whole = rows_of(task, "train")["tokens"]
-    some = np.concatenate([block["tokens"] for block in task.blocks("train", 4, 0)])
-    assert some.tolist() == whole[:4].tolist()
+    complete = rows_of(task, "train")["tokens"]
+    limited = np.concatenate([block["tokens"] for block in task.blocks("train", 4, 0)])
+    assert limited.tolist() == complete[:4].tolist()
 
 
-def test_kinds_of_files(tmp_path):
+def test_file_formats(tmp_path):
     (tmp_path / "b.md").write_text("# two")
     (tmp_path / "a.py").write_text("one = 1")
     (tmp_path / "c.jsonl").write_text('{"text": "thr\\u00e9e"}\n\n{"text": "four"}\n')
@@ -86,7 +86,7 @@ def test_kinds_of_files(tmp_path):
     assert texts == {"one = 1", "# two", "thrée", "four", "five"}
 
 
-def test_inputs_follow_the_content(tmp_path):
+def test_inputs_depend_on_the_content(tmp_path):
     task = write(tmp_path, [b"abc", b"def"])
     before = task.inputs()
     assert before == task.inputs()
@@ -94,12 +94,12 @@ def test_inputs_follow_the_content(tmp_path):
     assert task.inputs() != before
 
 
-def test_a_tokenizer_file(tmp_path):
+def test_tokenizer_file(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    made = Tokenizer(models.WordLevel({"to": 0, "be": 1, "or": 2, "not": 3, "?": 4}, unk_token="?"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(models.WordLevel({"to": 0, "be": 1, "or": 2, "not": 3, "?": 4}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "a.txt").write_text("to be or not to be")
     task = Text(
         paths=(str(tmp_path / "a.txt"),),

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from sleep_data import shards
-from sleep_data.task import IGNORED, NO_GROUP, Arrays, Vocabulary, Window, generator, in_blocks
+from sleep_data.task import IGNORED, NO_GROUP, Arrays, TaskWindow, Vocabulary, generator, in_blocks
 from sleeptrain.engine.optimizers import STAND_IN
 from sleeptrain.train.build_model import autograd_forward
 from tests.distributed import run
@@ -116,8 +116,8 @@ class Recall:
     def vocabulary(self) -> Vocabulary:
         return Vocabulary("symbols", tuple(map(str, range(41))), 41, pad=40)
 
-    def windows(self) -> tuple[Window, ...]:
-        return tuple(Window(w * LENGTH, (w + 1) * LENGTH, w == 2 or not self.asked) for w in range(3))
+    def windows(self) -> tuple[TaskWindow, ...]:
+        return tuple(TaskWindow(w * LENGTH, (w + 1) * LENGTH, w == 2 or not self.asked) for w in range(3))
 
     def blocks(self, split: str, samples: int | None, seed: int) -> Iterator[Arrays]:
         return in_blocks(self.generate, split, samples, seed)

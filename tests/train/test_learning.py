@@ -32,7 +32,7 @@ def learn(folder: str) -> dict[str, Any]:
     for name, words in RUNS.items():
         trained(where, name, data, [*COMMON, *words])
         (entry,), manifest = evaluate([str(where / name)], None, None, 100, None, quiet=True)
-        found[name] = entry.measured[0].by_value[1].row()
+        found[name] = entry.measured[0].by_value[1].summary()
     targets = np.concatenate([b.targets.numpy() for b in Evaluation(Data([Source(str(data))]), micro=100)])
     _, counts = np.unique(targets[targets >= 0], return_counts=True)
     return found | {"majority": counts.max() / counts.sum(), "expected": manifest.baselines["1"]["majority"]}

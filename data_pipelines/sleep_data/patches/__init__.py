@@ -1,1 +1,1 @@
-"""Work-arounds for dependencies of this package: one small file each, applied by a call and never on import."""
+"""Workarounds for dependencies of this package: one file each, applied by a function call, never on import."""

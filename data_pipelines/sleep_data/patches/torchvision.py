@@ -1,9 +1,10 @@
-"""Make torchvision importable where its compiled part does not match the installed torch (CPU builds of torch).
+"""Makes torchvision importable where its compiled library does not match the installed torch (CPU builds of torch).
 
-What breaks without it: torchvision 0.28.0 from PyPI is built for CUDA. Beside a CPU build of torch 2.13.0 its shared
-library does not load, and its pure Python part then registers fake kernels for `torchvision::nms`, an operator that nobody
+What breaks without it: torchvision 0.28.0 from PyPI is built for CUDA. With a CPU build of torch 2.13.0 its shared
+library does not load. Its Python part then registers fake kernels for `torchvision::nms`, an operator that has not been
 declared: `RuntimeError: operator torchvision::nms does not exist`. mosaicml-streaming 0.13.0 imports torchvision
-unconditionally (its image datasets), so that even its shard writer cannot be imported. Declaring the two operators is enough.
+unconditionally (for its image datasets), so that not even its shard writer can be imported. The patch declares the two
+operators, which suffices.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _MARK = "_operators_declared_by_sleep_data"
 
 
 def ensure_torchvision() -> Literal["absent", "native", "patched"]:
-    """Import torchvision, declaring the operators that its Python part expects if its compiled part is missing.
+    """Import torchvision; declare the operators that its Python part expects if its compiled library does not load.
 
-    Call it before `import streaming` in every process; further calls cost nothing. Any other failure of the import is
-    raised as it is.
+    Call it before `import streaming` in every process; further calls cost nothing. Any other import error is raised
+    unchanged.
     """
     if importlib.util.find_spec("torchvision") is None:
         return "absent"
@@ -38,12 +39,12 @@ def ensure_torchvision() -> Literal["absent", "native", "patched"]:
     import torch
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]  # the failed import left halves behind
+        del sys.modules[name]  # partly initialised modules of the failed import
     library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in _SCHEMAS:
         library.define(schema)
     import torchvision
 
-    # The declarations live as long as the library object; it hangs on the module that needs them.
+    # The operators exist as long as the library object, so that the module that needs them holds a reference to it.
     setattr(torchvision, _MARK, library)
     return "patched"

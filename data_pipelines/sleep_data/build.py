@@ -1,0 +1,70 @@
+"""Shards from a task file: reads the file, applies overrides to its values and writes the shards that it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sleep_data import shards
+from sleep_data.tasks import make, nearest
+
+DEFAULTS: dict[str, int | None] = {"train": 10_000, "test": 1_000, "seed": 0}
+"""Settings of a task file beside the task's own parameters: samples of each split (null: all that exist) and the seed."""
+KEYS = ("task", "parameters", *DEFAULTS)
+"""Keys that a task file may have."""
+
+
+def read_task_file(path: Path) -> dict[str, Any]:
+    """The checked content of a task file. ValueError if it is not readable, not YAML or has unknown keys."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict) or "task" not in content:
+        raise ValueError(f"{path} is no task file: a task file has the keys {', '.join(KEYS)}")
+    for key in content:
+        if key not in KEYS:
+            raise ValueError(f"{path}: {key!r} is not known{nearest(key, KEYS)}; the keys are {', '.join(KEYS)}")
+    return content
+
+
+def build_task(
+    task_file: Mapping[str, Any],
+    out: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    progress: shards.Progress | None = None,
+) -> dict[str, Any]:
+    """Write the shards of a task to the folder `out` and return their manifest.
+
+    task_file   content of a task file; `task` is required, everything else has a default
+    overrides   values that replace those of the file: parameters of the task, and `train`, `test`, `seed`
+    progress    called with the split, the number of samples written so far, and their total or None
+
+    A folder that was built from the same request is not written again. ValueError if the request is wrong or `out` cannot
+    be written.
+    """
+    settings = DEFAULTS | {name: task_file[name] for name in DEFAULTS if name in task_file}
+    parameters = dict(task_file.get("parameters") or {})
+    for name, value in (overrides or {}).items():
+        (settings if name in DEFAULTS else parameters)[name] = value
+    _check_settings(settings)
+    samples = {"train": settings["train"], "test": settings["test"]}
+    try:
+        task = make(task_file["task"], parameters)
+        return shards.build(task, Path(out), samples, settings["seed"], progress=progress)
+    except OSError as error:
+        raise ValueError(f"task {task_file['task']} cannot be built in {out}: {error}") from error
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """ValueError unless the numbers of samples and the seed are whole numbers of at least 0; the samples may be None."""
+    for name, value in settings.items():
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not whole and (value is not None or name == "seed"):
+            raise ValueError(f"{name}={value!r}: it must be a whole number of at least 0")

@@ -1,0 +1,35 @@
+"""Task files by name: finds the files of configs/task, which `sleeptrain data build` and the planner read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sleep_data.build import read_task_file
+from sleep_data.tasks import TASKS, nearest
+from sleeptrain.config import UserError
+from sleeptrain.config.files import configs_root
+
+
+def task_names() -> list[str]:
+    """Names of the task files in configs/task."""
+    return sorted(path.stem for path in (configs_root() / "task").glob("*.yaml"))
+
+
+def task_file(task: str) -> dict[str, Any]:
+    """The checked content of a task file.
+
+    `task` is the path of a file, the name of a file in configs/task, or the name of a task, which then keeps its default
+    parameters. UserError if it is none of these or the file is wrong.
+    """
+    choices = [Path(task), configs_root() / "task" / f"{task}.yaml"]
+    path = next((path for path in choices if path.is_file()), None)
+    if path is None:
+        if task in TASKS:
+            return {"task": task}
+        known = sorted({*task_names(), *TASKS})
+        raise UserError(f"there is no task {task!r}{nearest(task, known)}; there are {', '.join(known)}")
+    try:
+        return read_task_file(path)
+    except ValueError as error:
+        raise UserError(str(error)) from None
