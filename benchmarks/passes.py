@@ -32,11 +32,11 @@ from torch import Tensor
 from sleeptrain.execute.autograd import CheckpointedExecutor, RecomputeName
 from sleeptrain.execute.cuda_graphs import GraphCache
 from sleeptrain.execute.graph_capture import CudaGraphRecorder, EagerReplay, GraphRecorder
-from sleeptrain.execute.segments import MicroBatch
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.counts import parameters, step_flops
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.program import Loop, Program, Sleep, Window, compile
 from sleeptrain.recipe.recipe import load_recipe
 from sleeptrain.train.setup import peak_of

@@ -14,6 +14,7 @@ from sleeptrain.data.batch import FILLER, IGNORED, NO_GROUP, Batch
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.evaluate.retention import Retention, best
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import run
 from sleeptrain.program import Sleep, Window, compile
 
@@ -74,10 +75,11 @@ def measure(model: LanguageModel, sleep: Sleep, manifest: Manifest, batches: Ite
             rows = batch.ids != FILLER
             valid = batch.real(manifest.pad)
             there = batch.to(device)
-            result = run(
-                model, there.tokens, there.targets, model.zero_state(sleep, batch.rows), program, sleep,
-                valid=None if valid is None else valid.to(device), recompute=retention.recompute(), predict=True,
+            micro_batch = MicroBatch(
+                there.tokens, there.targets, model.zero_state(sleep, batch.rows),
+                None if valid is None else valid.to(device),
             )  # fmt: skip
+            result = run(model, micro_batch, program, sleep, recompute=retention.recompute(), predict=True)
             assert result.predicted is not None
             _tally(found, batch, result.predicted.cpu(), result.nll.double().cpu(), manifest.windows)
             found.samples += int(rows.sum())

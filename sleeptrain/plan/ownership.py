@@ -69,7 +69,7 @@ def parameter_ownership(job: Job) -> Parameters:
     copies = padding = 0
     for part in stages_of(job):
         stage = on_meta(job.model)
-        stage.keep(part.start, part.stop)
+        stage.keep_stage(part.start, part.stop)
         sizes, kinds = {}, dict[Kind, int]()
         for name, parameter in stage.named_parameters():
             cut = shards.cut(name, parameter.detach())

@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from sleeptrain.config import UserError
-from sleeptrain.execute.activation_checkpoint import activation_checkpoint
-from sleeptrain.execute.autograd import CheckpointedExecutor, FinalizeGrads
+from sleeptrain.execute.activation_checkpoint import AUTOGRAD_WRAPPERS
+from sleeptrain.execute.autograd import DEFAULT_OPTIONS, CheckpointedExecutor, ExecutorOptions, FinalizeGrads
 from sleeptrain.execute.cuda_graphs import GraphCache
 from sleeptrain.execute.graph_capture import CudaGraphRecorder
 from sleeptrain.execute.p2p import P2PChannels
 from sleeptrain.execute.pipeline import Pipeline, circular_schedule
-from sleeptrain.execute.segments import MicroBatch
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.sleep import ProgramOutput, RecomputeWrappers, run
+from sleeptrain.model.micro_batch import MicroBatch
+from sleeptrain.model.sleep import ProgramOutput, run
 from sleeptrain.parallel.config import pipeline_obstacle, stage_cuts
 from sleeptrain.parallel.mesh import MeshAxes
 from sleeptrain.program import Pass, Program, Sleep, loop_range
@@ -27,14 +27,6 @@ from sleeptrain.schedule import RECOMPUTE_POLICIES as RETAIN
 from sleeptrain.schedule import StageBlocks, stage_blocks
 from sleeptrain.train.job import Job
 from sleeptrain.train.step import Forward
-
-AUTOGRAD_WRAPPERS = {
-    "none": RecomputeWrappers(),
-    "block": RecomputeWrappers(block=activation_checkpoint, head=activation_checkpoint),
-    "pass": RecomputeWrappers(passes=activation_checkpoint, head=activation_checkpoint),
-    "window": RecomputeWrappers(window=activation_checkpoint, passes=activation_checkpoint),
-}
-"""What plain autograd keeps, by `train.recompute`."""
 
 
 def new_model(
@@ -55,7 +47,7 @@ def new_model(
             model = sharded = TensorParallelModel(job.model, axes.tensor, job.mesh.sequence)
             fill, finalize_grads = sharded.initialise, sharded.finalize_grads
     part = stages_of(job)[axes.pipe.rank]
-    model.keep(part.start, part.stop)
+    model.keep_stage(part.start, part.stop)
     model.to_empty(device=device)
     fill(job.train.seed, horizon)
     if job.model.tie and part.start > 0 and part.stop == len(job.model.pattern):
@@ -85,52 +77,37 @@ def make_forward(job: Job, axes: MeshAxes, finalize_grads: FinalizeGrads | None)
     """How a program is run over a group of micro-batches, so that gradients flow back from the losses."""
     if job.mesh.zero == 3:
         return autograd_forward(job)
-    graph_cache = (
-        GraphCache(CudaGraphRecorder(), getattr(torch, job.optim.sum_dtype)) if job.train.cuda_graphs else None
-    )
-    return (
-        checkpointed_forward(job, finalize_grads, graph_cache)
-        if axes.pipe.size == 1
-        else pipelined_forward(job, axes, finalize_grads, graph_cache)
-    )
+    sum_dtype = getattr(torch, job.optim.sum_dtype)
+    graph_cache = GraphCache(CudaGraphRecorder(), sum_dtype) if job.train.cuda_graphs else None
+    options = ExecutorOptions(sum_dtype, finalize_grads, graph_cache)
+    return checkpointed_forward(job, options) if axes.pipe.size == 1 else pipelined_forward(job, axes, options)
 
 
-def checkpointed_forward(
-    job: Job, finalize_grads: FinalizeGrads | None, graph_cache: GraphCache | None = None
-) -> Forward:
-    """The tape: what is trained with. It needs whole parameters, which ZeRO 1 and 2 leave on every process. With
-    `replays`, which last as long as the run, passes are recorded and replayed."""
+def checkpointed_forward(job: Job, options: ExecutorOptions = DEFAULT_OPTIONS) -> Forward:
+    """The checkpointed executor on a single stage. It needs whole parameters, which ZeRO 1 and 2 leave on every process."""
 
     def forward(model: LanguageModel, group: Sequence[MicroBatch], program: Program) -> list[ProgramOutput]:
-        train, dtype = job.train, getattr(torch, job.optim.sum_dtype)
+        train = job.train
         return CheckpointedExecutor(
-            model, group, program, job.sleep, train.recompute, offload=train.offload, sum_dtype=dtype, finalize_grads=finalize_grads,
-            graph_cache=graph_cache,
-        ).run()  # fmt: skip
+            model, group, program, job.sleep, train.recompute, offload=train.offload, options=options
+        ).run()
 
     return forward
 
 
-def pipelined_forward(
-    job: Job, axes: MeshAxes, finalize_grads: FinalizeGrads | None, graph_cache: GraphCache | None = None
-) -> Forward:
-    """The tape cut into the stages of a pipeline, of which this process runs one."""
+def pipelined_forward(job: Job, axes: MeshAxes, options: ExecutorOptions) -> Forward:
+    """This process's stage of the circular pipeline."""
     recompute = replace(RETAIN[job.train.recompute], offload=job.train.offload)
     placed = circular_schedule(stages_of(job), recompute, job.model.tie)
-    return Pipeline(
-        placed, P2PChannels(axes.pipes), getattr(torch, job.optim.sum_dtype), finalize_grads, graph_cache=graph_cache
-    ).run
+    return Pipeline(placed, P2PChannels(axes.pipes), options).run
 
 
 def autograd_forward(job: Job) -> Forward:
-    """Plain autograd with torch's checkpointing: what the tape is held against, and what trains under ZeRO 3, where a
-    parameter is whole while its module runs and no longer. A weight's uses are summed in its own type."""
+    """Plain autograd with torch's activation checkpointing: the reference, and the only way under ZeRO 3, where parameters
+    are whole only while their module runs. The gradients of a weight's uses are summed in its own dtype."""
 
     def forward(model: LanguageModel, group: Sequence[MicroBatch], program: Program) -> list[ProgramOutput]:
         recompute = AUTOGRAD_WRAPPERS[job.train.recompute]
-        return [
-            run(model, rows.tokens, rows.targets, rows.state, program, job.sleep, valid=rows.valid, recompute=recompute)
-            for rows in group
-        ]
+        return [run(model, batch, program, job.sleep, recompute=recompute) for batch in group]
 
     return forward

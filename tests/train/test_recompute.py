@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from benchmarks.allocated import allocated
+from sleeptrain.execute.activation_checkpoint import AUTOGRAD_WRAPPERS
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import run
 from sleeptrain.program import Loop, Sleep, Window, compile
-from sleeptrain.train.build_model import AUTOGRAD_WRAPPERS
 
 ROWS, LENGTH, WIDTH, VOCAB = 2, 8, 16, 300
 H = ROWS * LENGTH * WIDTH * 4
@@ -29,11 +30,11 @@ def kept(recompute: str, passes: int, windows: int) -> int:
     model = LanguageModel(config)
     initialise(model, 0, 64)
     tokens = torch.randint(VOCAB, (ROWS, windows * LENGTH), generator=torch.Generator().manual_seed(0))
-    state, program = model.zero_state(sleep, ROWS), compile(sleep, layout, 2)
+    batch, program = MicroBatch(tokens, tokens, model.zero_state(sleep, ROWS)), compile(sleep, layout, 2)
     held = []  # by the graph
 
     def forward() -> None:
-        held.append(run(model, tokens, tokens, state, program, sleep, recompute=AUTOGRAD_WRAPPERS[recompute]))
+        held.append(run(model, batch, program, sleep, recompute=AUTOGRAD_WRAPPERS[recompute]))
         assert held[0].nll.requires_grad
 
     return allocated(forward)[0]
