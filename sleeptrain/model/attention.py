@@ -28,8 +28,8 @@ class KVCache:
 class Attention(nn.Module):
     """Causal attention over at most `span` keys: per-head q/k RMSNorm, partial rotary embedding, output gate.
 
-    The mixer of the dense Qwen3.5 text block (Hugging Face transformers, `qwen3_5`), its query and gate projections
-    kept apart.
+    The mixer of the dense Qwen3.5 text block (Hugging Face transformers, `qwen3_5`), with separate query and
+    gate projections.
     """
 
     def __init__(self, width: int, config: Config, eps: float) -> None:

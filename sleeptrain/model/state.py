@@ -81,15 +81,15 @@ def live_leaves(model: Model, sleep: Sleep, dtype: torch.dtype, stored: list[Lea
     def timed(name: str, *shape: int, of: torch.dtype) -> Leaf:
         return Leaf(f"live.{name}", -1, "live", (length, *shape), of, None, none, timed=True)
 
-    made = [timed("tokens", of=torch.int64), timed("real", of=torch.bool), timed("scored", of=torch.bool)]
-    made += [timed("above", width, of=dtype), timed("exit", width, of=dtype)]
-    made += [Leaf("live.before", -1, "live", (1,), torch.int64, None, EVERYWHERE)]
-    made += [Leaf("live.logits", -1, "live", (model.vocab or 0,), wide, None, EVERYWHERE)]
+    live = [timed("tokens", of=torch.int64), timed("real", of=torch.bool), timed("scored", of=torch.bool)]
+    live += [timed("above", width, of=dtype), timed("exit", width, of=dtype)]
+    live += [Leaf("live.before", -1, "live", (1,), torch.int64, None, EVERYWHERE)]
+    live += [Leaf("live.logits", -1, "live", (model.vocab or 0,), wide, None, EVERYWHERE)]
     if sleep.loop.trigger == "context":
         coda = blocks_of("coda", sleep, len(model.pattern))
-        kept = [f for f in stored if coda[0] <= f.layer < coda[1]]
-        made += [replace(f, name=f"live.{f.name}", kind="live", crosses=EVERYWHERE) for f in kept]
-    return made
+        carried = [f for f in stored if coda[0] <= f.layer < coda[1]]
+        live += [replace(f, name=f"live.{f.name}", kind="live", crosses=EVERYWHERE) for f in carried]
+    return live
 
 
 @dataclass(frozen=True)

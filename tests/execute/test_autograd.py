@@ -48,15 +48,15 @@ def test_gradients_equal_autograd_and_have_the_same_bits_under_every_policy(case
     sleep, layout, passes = CASES[case]
     model, (tokens, targets) = toy.model(), toy.batch(layout)
     expected, gradients = by_autograd(model, sleep, layout, passes, tokens, targets)
-    found = {p: by_executor(model, sleep, layout, passes, tokens, targets, p) for p in POLICIES}
-    for result, ours, _ in found.values():
+    by_policy = {p: by_executor(model, sleep, layout, passes, tokens, targets, p) for p in POLICIES}
+    for result, ours, _ in by_policy.values():
         torch.testing.assert_close(result.nll, expected.nll, **EXACT)
         torch.testing.assert_close(result.residual, expected.residual)
         for leaf in expected.state.spec:
             torch.testing.assert_close(result.state[leaf.name], expected.state[leaf.name].detach(), **EXACT)
         for name, gradient in gradients.items():
             torch.testing.assert_close(ours[name], gradient, **EXACT, msg=lambda s, n=name: f"{n}: {s}")
-        assert_same_bits(ours, found["none"][1])
+        assert_same_bits(ours, by_policy["none"][1])
     assert gradients["layers.1.mixer.k.weight"].abs().max() > 1e-6
 
 
@@ -72,12 +72,12 @@ def test_gradients_with_tiled_logits_equal_autograd(case, tie, monkeypatch):
     monkeypatch.setattr(operator, "_LEAST", 4)
     monkeypatch.setattr(operator, "_ALIGNED", 1)
     monkeypatch.setattr(operator, "_TILE_BYTES", {"cpu": 100})
-    found = {p: by_executor(model, sleep, layout, passes, tokens, targets, p) for p in POLICIES}
-    for result, ours, _ in found.values():
+    by_policy = {p: by_executor(model, sleep, layout, passes, tokens, targets, p) for p in POLICIES}
+    for result, ours, _ in by_policy.values():
         torch.testing.assert_close(result.nll, expected.nll, **EXACT)
         for name, gradient in gradients.items():
             torch.testing.assert_close(ours[name], gradient, **EXACT, msg=lambda s, n=name: f"{n}: {s}")
-        assert_same_bits(ours, found["none"][1])
+        assert_same_bits(ours, by_policy["none"][1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -75,8 +75,8 @@ def test_the_function_runs_once_on_the_capture_stream_before_the_capture(log):
 
 def test_graphs_share_a_pool_while_one_of_them_is_alive(log):
     recorder = CudaGraphRecorder()
-    kept = [recorder.capture(partial(captured, log)) for _ in range(2)]
-    kept.clear()
+    graphs = [recorder.capture(partial(captured, log)) for _ in range(2)]
+    graphs.clear()
     gc.collect()
     recorder.capture(partial(captured, log))
     assert [line for line in log if "capture into" in line] == ["capture into 1", "capture into 1", "capture into 2"]

@@ -42,10 +42,12 @@ def test_leaves_that_do_not_cross_a_border_are_reset(carry):
 def test_eviction_keeps_the_newest_tokens_and_detaches_if_the_boundary_does():
     state = filled(Sleep(window=3, evict=Evict("sliding")))
     state = state.replace({n: t.requires_grad_() for n, t in state.tensors.items() if t.is_floating_point()})
-    kept = state.evict(Boundary(0, keep_kv=2, detach=False))
-    assert torch.equal(kept["layers.0.key"], state["layers.0.key"][:, -2:]) and kept["layers.1.fast"].requires_grad
+    evicted = state.evict(Boundary(0, keep_kv=2, detach=False))
     assert (
-        kept["layers.0.key"].untyped_storage().nbytes() == kept["layers.0.key"].nbytes
+        torch.equal(evicted["layers.0.key"], state["layers.0.key"][:, -2:]) and evicted["layers.1.fast"].requires_grad
+    )
+    assert (
+        evicted["layers.0.key"].untyped_storage().nbytes() == evicted["layers.0.key"].nbytes
     )  # a copy, so that the rest is freed
     assert not any(t.requires_grad for t in state.evict(Boundary(0, 2, detach=True)).flat())
     assert state.forget_newest(4, (0, 1))["layers.0.key"].shape[1] == 1
