@@ -25,8 +25,9 @@ def by_autograd(model, sleep, layout, passes, tokens, targets, valid=None):
     return result, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in m.named_parameters()}
 
 
-def by_executor(model, sleep, layout, passes, tokens, targets, policy, valid=None, **options):
+def by_executor(model, case, tokens, targets, policy, valid=None, **options):
     """Outputs, gradients and saved bytes of the executor."""
+    sleep, layout, passes = case
     m = copy.deepcopy(model)
     program = compile(sleep, layout, len(m.layers), passes)
     batch = MicroBatch(tokens, targets, m.zero_state(sleep, tokens.shape[0]), valid)
@@ -48,7 +49,7 @@ def test_gradients_equal_autograd_and_have_the_same_bits_under_every_policy(case
     sleep, layout, passes = CASES[case]
     model, (tokens, targets) = toy.model(), toy.batch(layout)
     expected, gradients = by_autograd(model, sleep, layout, passes, tokens, targets)
-    by_policy = {p: by_executor(model, sleep, layout, passes, tokens, targets, p) for p in POLICIES}
+    by_policy = {p: by_executor(model, (sleep, layout, passes), tokens, targets, p) for p in POLICIES}
     for result, ours, _ in by_policy.values():
         torch.testing.assert_close(result.nll, expected.nll, **EXACT)
         torch.testing.assert_close(result.residual, expected.residual)
@@ -72,7 +73,7 @@ def test_gradients_with_tiled_logits_equal_autograd(case, tie, monkeypatch):
     monkeypatch.setattr(operator, "_LEAST", 4)
     monkeypatch.setattr(operator, "_ALIGNED", 1)
     monkeypatch.setattr(operator, "_TILE_BYTES", {"cpu": 100})
-    by_policy = {p: by_executor(model, sleep, layout, passes, tokens, targets, p) for p in POLICIES}
+    by_policy = {p: by_executor(model, (sleep, layout, passes), tokens, targets, p) for p in POLICIES}
     for result, ours, _ in by_policy.values():
         torch.testing.assert_close(result.nll, expected.nll, **EXACT)
         for name, gradient in gradients.items():
@@ -89,7 +90,7 @@ def test_policies_agree_bit_for_bit_in_low_precision_with_padding_offload_and_a_
     valid[0, :2] = valid[1, -3:] = False
     targets[~valid] = -100
     first, *others = (
-        by_executor(model, sleep, layout, passes, tokens, targets, p, valid, offload=o)
+        by_executor(model, (sleep, layout, passes), tokens, targets, p, valid, offload=o)
         for p in POLICIES
         for o in (False, True)
     )
@@ -125,7 +126,7 @@ def test_saved_bytes_are_those_of_the_policy():
     """Two rows in float32 of three windows of four tokens, of which two have three passes."""
     sleep, layout, passes = Sleep(window=4, loop=Loop(trigger="every"), evict=Evict("sliding")), toy.windows(4, 3), 3
     model, (tokens, targets) = toy.model(dtype=torch.float32), toy.batch(layout)
-    saved = {p: by_executor(model, sleep, layout, passes, tokens, targets, p)[2] for p in POLICIES}
+    saved = {p: by_executor(model, (sleep, layout, passes), tokens, targets, p)[2] for p in POLICIES}
     h = 2 * 4 * 12 * 4  # rows, tokens, width, bytes
     fast, conv = 2 * (2 * 4 * 4 * 4 * 4), 2 * (2 * 3 * 2 * 16 * 4)  # of the two Gated DeltaNet layers
     kv = 2 * (2 * 2 * 3 * 2 * 4 * 4 + 2 * 3)  # keys, values and padding mask of three tokens in two attention layers

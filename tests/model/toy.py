@@ -50,8 +50,9 @@ def batch(layout, rows=2, seed=1):
     return tokens, targets
 
 
-def forward(m, sleep, layout, tokens, targets, passes=None, state=None, valid=None, **options):
-    """Run a program by the eager interpreter."""
+def forward(m, sleep, layout, tokens, targets, passes=None, **options):
+    """Run a program by the eager interpreter; `options`: `state` and `valid` of the micro-batch, and those of `run`."""
     program = compile(sleep, layout, len(m.layers), passes)
-    state = state if state is not None else m.zero_state(sleep, tokens.shape[0])
-    return run(m, MicroBatch(tokens, targets, state, valid), program, sleep, **options)
+    state = options.pop("state", None) or m.zero_state(sleep, tokens.shape[0])
+    batch = MicroBatch(tokens, targets, state, options.pop("valid", None))
+    return run(m, batch, program, sleep, **options)
