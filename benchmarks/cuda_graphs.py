@@ -1,10 +1,10 @@
-"""Recorded passes on a GPU against passes that are launched kernel by kernel, on small models of every kind.
+"""Passes replayed as CUDA graphs against eager passes, on small models with different sleep options; needs a GPU.
 
     python benchmarks/cuda_graphs.py --json OUT     `benchmarks/gpu.sh verify` calls it
-    python benchmarks/cuda_graphs.py --dry          does it run? smaller still, on a CPU, functions run again instead of replayed
+    python benchmarks/cuda_graphs.py --dry          smaller models on a CPU, with eager replay instead of CUDA graphs
 
-Exit status 1 where losses or gradients differ by more than rounding, a recording could not be used, or a check failed; the
-others are made all the same, and what is known by then is written after each.
+The exit status is 1 if losses or gradients differ by more than rounding, a graph could not be used, or a check raised an
+error. A failed check does not stop the others; the report is written after each.
 """
 
 from __future__ import annotations
@@ -43,71 +43,71 @@ CHECKED: dict[str, tuple[Sleep, RecomputeName, bool]] = {
     "sliding, range": (Sleep(128, 2, Loop((1, 3), trigger="every"), Evict("sliding")), "window", True),
     "normed, strict": (Sleep(128, 2, Loop(feedback="normed", trigger="every"), Evict(conv_carry=False)), "pass", False),
 }
-"""How the checked models sleep, what is kept, and whether rows are padded."""
+"""Sleep section, recompute policy and whether rows are padded, by name of the check."""
 
 
 def descend(model: LanguageModel) -> None:
-    """So that no step has the weights of the one before."""
+    """One step of gradient descent, so that every step has other weights."""
     with torch.no_grad():
         for weight in model.parameters():
             if weight.grad is not None:
                 weight -= 0.01 * weight.grad / (1 + weight.grad.abs().max())
 
 
-class Said(logging.Handler):
-    """What was said of recordings that could not be used."""
+class Warnings(logging.Handler):
+    """Collects the warnings about graphs that could not be used."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep it."""
+        """Collect one message."""
         self.lines.append(record.getMessage())
 
 
 def check(name: str, dtype: torch.dtype, dry: bool) -> dict[str, Any]:
-    """What `compare` finds, printed; that something fails is a finding too, and not ok."""
-    said, log = Said(), logging.getLogger("sleeptrain")
-    found: dict[str, Any] = {"name": name, "dtype": str(dtype), "ok": False, "said": said.lines}
-    log.addHandler(said)
+    """The result of `compare`, printed; an error counts as a failed check."""
+    warnings, log = Warnings(), logging.getLogger("sleeptrain")
+    result: dict[str, Any] = {"name": name, "dtype": str(dtype), "ok": False, "warnings": warnings.lines}
+    log.addHandler(warnings)
     try:
-        found |= compare(name, dtype, dry)
+        result |= compare(name, dtype, dry)
     except Exception as error:
-        found["failed"] = f"{type(error).__name__}: {error}"[:1000]
-        words = f"failed: {found['failed']}"
+        result["failed"] = f"{type(error).__name__}: {error}"[:1000]
+        summary = f"failed: {result['failed']}"
     else:
-        found["ok"] = found["apart"] <= ROUNDING[dtype] and found["replayed"] > 0 and not said.lines
-        words = f"{found['replayed']} replays, furthest {found['apart']:.2g} apart"
+        result["ok"] = result["difference"] <= ROUNDING[dtype] and result["replayed"] > 0 and not warnings.lines
+        summary = f"{result['replayed']} replays, largest relative difference {result['difference']:.2g}"
     finally:
-        log.removeHandler(said)
-    print(f"{'ok' if found['ok'] else 'NOT OK'}: {name}, {dtype}: {words}", *said.lines, flush=True)
-    return found
+        log.removeHandler(warnings)
+    print(f"{'ok' if result['ok'] else 'NOT OK'}: {name}, {dtype}: {summary}", *warnings.lines, flush=True)
+    return result
 
 
 def compare(name: str, dtype: torch.dtype, dry: bool) -> dict[str, Any]:
-    """Steps with recordings and without from the same weights, each step's weights being those of the ones without: how far
-    losses and gradients are apart, relative, and how often a recording was used."""
+    """The largest relative difference of losses and gradients between steps with and without graphs, and the number of
+    replays. Both start every step from the weights of the eager run."""
     sleep, policy, padded = CHECKED[name]
     recorder: GraphRecorder = EagerReplay() if dry else CudaGraphRecorder()
     config, sleep = (DRY, replace(sleep, window=16)) if dry else (SMALL, sleep)
     device = torch.device("cpu" if dry else "cuda")
-    one, other = (trainer(config, sleep, device, dtype, policy, made) for made in (None, recorder))
-    one.padded = other.padded = padded
-    apart = []
+    eager, graphed = (trainer(config, sleep, device, dtype, policy, r) for r in (None, recorder))
+    eager.padded = graphed.padded = padded
+    differences = []
     for seed in range(4):
-        losses = [one.step(seed), other.step(seed)]
+        losses = [eager.step(seed), graphed.step(seed)]
         pairs = [
             losses,
-            *([a.grad, b.grad] for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True)),
+            *([a.grad, b.grad] for a, b in zip(eager.model.parameters(), graphed.model.parameters(), strict=True)),
         ]
-        apart += [float((b - a).double().norm() / a.double().norm().clamp_min(1e-30)) for a, b in pairs]
-        descend(one.model)
-        other.model.load_state_dict(one.model.state_dict())
-    assert other.graph_cache is not None
-    # max() passes over NaN, which must not count as near.
-    worst = max(apart) if all(map(math.isfinite, apart)) else math.inf
-    return {"apart": worst, "replayed": other.graph_cache.replayed}
+        differences += [float((b - a).double().norm() / a.double().norm().clamp_min(1e-30)) for a, b in pairs]
+        descend(eager.model)
+        graphed.model.load_state_dict(eager.model.state_dict())
+    assert graphed.graph_cache is not None
+    # max() may ignore NaN, which must count as a difference.
+    worst = max(differences) if all(map(math.isfinite, differences)) else math.inf
+    return {"difference": worst, "replayed": graphed.graph_cache.replayed}
 
 
 def main() -> int:
@@ -126,7 +126,7 @@ def main() -> int:
     for name, dtype in cases:
         report.setdefault("checks", []).append(check(name, dtype, arguments.dry))
         write(arguments.json, report)
-    return 0 if all(found["ok"] for found in report.get("checks", [])) else 1
+    return 0 if all(result["ok"] for result in report.get("checks", [])) else 1
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""A pass of a 1B hybrid on a GPU: launched kernel by kernel, compiled, recorded as CUDA graphs, and both.
+"""Time of a pass of a 1B hybrid on a GPU: eager, compiled, replayed as CUDA graphs, and both.
 
     python benchmarks/passes.py --json OUT     milliseconds, tokens a second and MFU of `configs/hybrid-1b.yaml`
-    python benchmarks/passes.py --dry          does it run? a toy on a CPU
+    python benchmarks/passes.py --dry          a toy on a CPU, to check that the script runs
 
-`benchmarks/gpu.sh passes` calls it. A step is one row of four windows, all but the last with two passes,
-forward and backward on the tape with `train.recompute: pass`; no optimizer, no DeepSpeed. The time of a step is divided by its
-passes. "launching" is how long the host was busy until the last launch of a pass, which is what graphs shorten. It is an upper
-bound of the host's own work: after about a thousand launches the queue is full and the host waits for the device, so that
-next to the time of a pass itself it says nothing. Peak bytes are of the steps that are timed; "warm_up" of the steps before,
-which compile, record and check. What recordings keep counts as reserved, not as allocated. What is compiled are the mixers,
-MLPs and norms of all blocks. MFU is of the data sheet's bf16 peak, passes counted, recomputing not. Without a GPU it
-says "no GPU run".
+`benchmarks/gpu.sh passes` calls it. A step is forward and backward of one row of four windows, all but the last with two
+passes, by the checkpointed executor with `train.recompute: pass`, without optimizer and DeepSpeed. The time of a step is
+divided by its passes. "launching" is the time until the host has launched the last kernel of a pass, which CUDA graphs
+shorten. It is an upper bound: after about a thousand launches the queue is full and the host waits for the device, so a
+value close to the time of the pass carries no information. Peak bytes are those of the timed steps; "warm_up" ones are
+those of the steps before, which compile, capture and check graphs. The memory of graphs counts as reserved, not as
+allocated. The mixers, MLPs and norms of all blocks are compiled. MFU is relative to the bf16 peak of the data sheet and
+counts all passes, but no recomputation. Without a GPU the script prints "no GPU run".
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sleeptrain.execute.autograd import CheckpointedExecutor, RecomputeName
+from sleeptrain.execute.autograd import CheckpointedExecutor, ExecutorOptions, RecomputeName
 from sleeptrain.execute.cuda_graphs import GraphCache
 from sleeptrain.execute.graph_capture import CudaGraphRecorder, EagerReplay, GraphRecorder
-from sleeptrain.execute.segments import MicroBatch
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.counts import parameters, step_flops
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.program import Loop, Program, Sleep, Window, compile
 from sleeptrain.recipe import load_recipe
 from sleeptrain.train.setup import peak_of
 
 VOCAB, WINDOWS = 32768, 4
 MODES = {"eager": (False, False), "compiled": (True, False), "graphs": (False, True), "compiled, graphs": (True, True)}
-"""Whether blocks are compiled, and whether passes are recorded."""
+"""By mode: whether blocks are compiled, and whether passes are replayed as CUDA graphs."""
 TOY = Model(
     width=32, layers="GA", vocab=50, attention=AttentionConfig(heads=2, kv_heads=1, head_dim=16), deltanet=DeltaNetConfig(2, 2, 16),
     mlp=MlpConfig(48), tie=False,
@@ -52,7 +52,7 @@ TOY = Model(
 
 @dataclass
 class Trainer:
-    """A model and what its steps need."""
+    """A model with the options of its steps."""
 
     model: LanguageModel
     sleep: Sleep
@@ -62,15 +62,20 @@ class Trainer:
     padded: bool = False
 
     def step(self, seed: int) -> Tensor:
-        """Forward and backward of one row; the losses. Gradients are in the model."""
+        """Forward and backward of one row; returns the losses and leaves the gradients in the model."""
         device, length = next(self.model.parameters()).device, self.program.ops[-1].stop  # type: ignore[union-attr]
         drawn = torch.Generator().manual_seed(seed)
         tokens = torch.randint(self.model.config.vocab or 0, (1, length), generator=drawn).to(device)
         valid = torch.ones_like(tokens, dtype=torch.bool)
         valid[:, : 3 + seed % 5] = False
-        rows = MicroBatch(tokens, tokens, self.model.zero_state(self.sleep, 1), valid if self.padded else None)
+        batch = MicroBatch(tokens, tokens, self.model.zero_state(self.sleep, 1), valid if self.padded else None)
         (result,) = CheckpointedExecutor(
-            self.model, [rows], self.program, self.sleep, self.policy, graph_cache=self.graph_cache
+            self.model,
+            [batch],
+            self.program,
+            self.sleep,
+            self.policy,
+            options=ExecutorOptions(graph_cache=self.graph_cache),
         ).run()
         self.model.zero_grad()
         result.nll.sum().backward()
@@ -85,7 +90,7 @@ def trainer(
     policy: RecomputeName,
     recorder: GraphRecorder | None,
 ) -> Trainer:
-    """A new model with the same weights each time, over windows that are all predicted."""
+    """A new model, always with the same weights, and a program over windows that are all predicted."""
     model = LanguageModel(config).to(device)
     windows = [Window(i * sleep.window, (i + 1) * sleep.window, True) for i in range(WINDOWS)]
     initialise(model, 0, 2 * windows[-1].stop)
@@ -94,78 +99,78 @@ def trainer(
 
 
 def measure(one: Trainer, steps: int, device: torch.device) -> dict[str, float]:
-    """Seconds of a step, the median, and an upper bound of the host's part of it; on a GPU bytes, too."""
+    """The median seconds of a step and of its launches; on a GPU also peak bytes."""
     wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for seed in range(4):  # compile, record, check
+    for seed in range(4):  # compiles, captures and checks graphs
         one.step(seed)
     wait()
-    found = peaks(device, "warm_up_peak")
-    whole, handed = [], []
+    bytes_ = peaks(device, "warm_up_peak")
+    seconds, launch_seconds = [], []
     for seed in range(steps):
         start = time.perf_counter()
         one.step(seed)
-        handed.append(time.perf_counter() - start)
+        launch_seconds.append(time.perf_counter() - start)
         wait()
-        whole.append(time.perf_counter() - start)
-    found |= peaks(device, "peak")
-    return {"step_s": statistics.median(whole), "launch_at_most_s": statistics.median(handed)} | found
+        seconds.append(time.perf_counter() - start)
+    bytes_ |= peaks(device, "peak")
+    return {"step_s": statistics.median(seconds), "launch_at_most_s": statistics.median(launch_seconds)} | bytes_
 
 
 def peaks(device: torch.device, name: str) -> dict[str, float]:
-    """The most bytes allocated and reserved on a GPU since the last call, which start anew from what is in use."""
+    """Peak bytes allocated and reserved on a GPU since the last call; resets the peaks and empties the cache."""
     if device.type != "cuda":
         return {}
-    found = {
+    peak = {
         f"{name}_bytes": torch.cuda.max_memory_allocated(),
         f"{name}_reserved_bytes": torch.cuda.max_memory_reserved(),
     }
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    return found
+    return peak
 
 
 def mode(name: str, config: Model, sleep: Sleep, dtype: torch.dtype, steps: int, dry: bool) -> dict[str, Any]:
-    """One of MODES on a new model."""
+    """The measurements of one of MODES on a new model."""
     device = torch.device("cpu" if dry else "cuda")
-    compiled, recorded = MODES[name]
+    compiled, graphs = MODES[name]
     gc.collect()
-    peaks(device, "of the mode before")
-    recorder: GraphRecorder | None = (EagerReplay() if dry else CudaGraphRecorder()) if recorded else None
+    peaks(device, "previous_mode")
+    recorder: GraphRecorder | None = (EagerReplay() if dry else CudaGraphRecorder()) if graphs else None
     one = trainer(config, sleep, device, dtype, "pass", recorder)
     if compiled:
         torch._dynamo.reset()
         for block in one.model.layers:
             for part in (block.norm1, block.mixer, block.norm2, block.mlp):
                 part.compile(fullgraph=True, dynamic=False, backend="aot_eager" if dry else "inductor")
-    found = measure(one, steps, device)
-    return found | rates(one, found["step_s"], "bf16" if dtype == torch.bfloat16 else "fp32")
+    measured = measure(one, steps, device)
+    return measured | rates(one, measured["step_s"], "bf16" if dtype == torch.bfloat16 else "fp32")
 
 
 def compare(
     config: Model, sleep: Sleep, dtype: torch.dtype, steps: int, report: dict[str, Any], out: Path | None
 ) -> None:
-    """Every mode on the same model, into the report, which is written after each."""
+    """Measure every mode on the same model; the report is written after each."""
     with torch.device("meta"):
         count = parameters(LanguageModel(config))["total"]
     report |= {"parameters": count, "window": sleep.window, "windows": WINDOWS, "modes": {}}
     for name in MODES:
         try:
-            found = mode(name, config, sleep, dtype, steps, report["dry"])
-        except Exception as error:  # that something cannot run here is a result, too
-            found = {"failed": f"{type(error).__name__}: {error}"[:300]}
-        report["modes"][name] = found
-        print(f"{name:18}{shown(found)}", flush=True)
+            row = mode(name, config, sleep, dtype, steps, report["dry"])
+        except Exception as error:  # a mode that fails is a result, too
+            row = {"failed": f"{type(error).__name__}: {error}"[:300]}
+        report["modes"][name] = row
+        print(f"{name:18}{formatted(row)}", flush=True)
         write(out, report)
 
 
 def write(out: Path | None, report: dict[str, Any]) -> None:
-    """What is known by now, if it is to be kept."""
+    """Write the report, if there is a file for it."""
     if out:
         out.write_text(json.dumps(report, indent=1))
 
 
 def rates(one: Trainer, seconds: float, precision: str) -> dict[str, float | None]:
-    """Of a step that takes so long."""
+    """Passes, tokens per second, FLOP/s, MFU and use of graphs of a step that takes `seconds`."""
     passes, peak = one.program.token_passes // one.sleep.window, peak_of(precision)
     flops = step_flops(one.model.config, one.program, one.sleep) / seconds
     return {
@@ -175,8 +180,8 @@ def rates(one: Trainer, seconds: float, precision: str) -> dict[str, float | Non
     }  # fmt: skip
 
 
-def shown(row: dict[str, Any]) -> str:
-    """A row in words."""
+def formatted(row: dict[str, Any]) -> str:
+    """One line of the printed table."""
     if "failed" in row:
         return f"failed: {row['failed']}"
     mfu = "n/a" if row["mfu"] is None else f"{row['mfu']:.1%}"
@@ -186,7 +191,7 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def about(dry: bool) -> dict[str, Any]:
-    """The head of a report."""
+    """The header of a report."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {"command": " ".join(["python", *sys.argv]), "torch": torch.__version__, "gpu": gpu, "dry": dry}
 
@@ -195,9 +200,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results, hardware and versions there")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument(
-        "--dry", action="store_true", help="a toy on a CPU, its functions run again instead of replayed"
-    )
+    parser.add_argument("--dry", action="store_true", help="a toy on a CPU, with eager replay instead of CUDA graphs")
     arguments = parser.parse_args()
     report = about(arguments.dry)
     if not (torch.cuda.is_available() or arguments.dry):

@@ -20,9 +20,9 @@ from sleeptrain.execute.autograd import FinalizeGrads, run_with_autograd
 from sleeptrain.execute.executor import StageExecutor
 from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels
-from sleeptrain.execute.segments import MicroBatch
 from sleeptrain.execute.stage_plan import StagePlan as StagePlan
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput
 from sleeptrain.parallel.mesh import MeshAxes, init_mesh
 from sleeptrain.parallel.process import init_distributed

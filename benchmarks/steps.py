@@ -1,6 +1,7 @@
-"""What more passes cost: CPU time of a training step with four passes over one with a single pass, one thread.
+"""CPU time of a training step with four passes relative to one with a single pass, on one thread.
 
-A step is forward, backward and optimizer through `train_step`, in one process. Both run on the same engine, in turn.
+A step is forward, backward and optimizer through `train_step`, in one process. Both kinds of step alternate on the same
+engine.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ RULE110 = [Window(i * RING, (i + 1) * RING, False) for i in range(4)] + [Window(
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A recipe, with fewer rows and in float32, and the layout of its samples."""
+    """A recipe, run with fewer rows and in float32, and the windows of its samples."""
 
     name: str
     recipe: str
@@ -43,12 +44,12 @@ class Case:
     rows: int
     vocab: int
     most: float | None
-    """Largest ratio; None: 1.05 times that of token passes."""
+    """The largest allowed ratio; None: 1.05 times the ratio of token passes."""
     overrides: tuple[str, ...] = ()
 
 
 def text(windows: int, length: int = 64) -> list[Window]:
-    """Windows of text: each is predicted, all but the last sleep."""
+    """Windows of text: all are predicted, and all but the last sleep."""
     return [Window(i * length, (i + 1) * length, True) for i in range(windows)]
 
 
@@ -61,7 +62,7 @@ CASES = (
 
 
 def batch(layout: Sequence[Window], rows: int, vocab: int) -> Batch:
-    """Random tokens, targets where the layout has them. The last id, which is the padding, does not occur."""
+    """Random tokens, with targets in the windows that have them. The last id, which is the padding, does not occur."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocab - 1, (rows, layout[-1].stop), generator=generator)
     targets = torch.full_like(tokens, IGNORED)
@@ -72,8 +73,8 @@ def batch(layout: Sequence[Window], rows: int, vocab: int) -> Batch:
 
 
 def stepper(case: Case, rows: int) -> tuple[dict[int, Callable[[], float]], dict[str, object], float]:
-    """By number of passes, a function that makes one step and returns its CPU seconds; what the case is; and the ratio of
-    token passes."""
+    """For each number of passes a function that runs one step and returns its CPU seconds; the details of the case; and
+    the ratio of token passes."""
     recipe = load_recipe(case.recipe, [f"sleep.passes={PASSES}", "train.precision=fp32", *case.overrides]).value
     model = LanguageModel(dataclasses.replace(recipe.model, vocab=case.vocab))
     length = case.layout[-1].stop
@@ -84,14 +85,10 @@ def stepper(case: Case, rows: int) -> tuple[dict[int, Callable[[], float]], dict
         "recompute": recipe.train.recompute,
     }  # fmt: skip
     engine = build_engine(model, recipe.optim, precision="fp32", zero=recipe.mesh.zero, micro_rows=rows, accumulation=1)
-    data, forward, axes = (
-        batch(case.layout, rows, case.vocab),
-        checkpointed_forward(recipe, None),
-        init_mesh(recipe.mesh, 0, 1),
-    )
+    data, axes = batch(case.layout, rows, case.vocab), init_mesh(recipe.mesh, 0, 1)
     job = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, batch=rows, micro=rows))
     layout = resolve_layout(job, case.layout, 1)
-    context = StepContext(engine, forward, layout, axes, pad=case.vocab - 1)
+    context = StepContext(engine, checkpointed_forward(recipe), layout, axes, pad=case.vocab - 1)
     programs = {n: layout.program(n) for n in (1, PASSES)}
 
     def step(n: int) -> float:
@@ -104,24 +101,24 @@ def stepper(case: Case, rows: int) -> tuple[dict[int, Callable[[], float]], dict
 
 
 def figures(quick: bool) -> list[Figure]:
-    """Step time of four passes over one, a figure a case."""
+    """The ratio of step times of four passes to one, one figure per case."""
     torch.set_num_threads(1)
-    found = []
+    results = []
     for case in CASES[1:3] if quick else CASES:
         steps, detail, token_passes = stepper(case, 2 if quick else case.rows)
-        interleaved({str(n): step for n, step in steps.items()}, 1)  # to warm up
+        interleaved({str(n): step for n, step in steps.items()}, 1)  # warm-up
         times = interleaved({str(n): step for n, step in steps.items()}, 2 if quick else 11)
         one, many = times["1"], times[str(PASSES)]
         milliseconds = {n: 1e3 * statistics.median(series) for n, series in times.items()}
         most = case.most if case.most is not None else 1.05 * token_passes
         detail = detail | {"token_passes": token_passes, "milliseconds": milliseconds}
-        found.append(
+        results.append(
             Figure(
                 f"step, N = {PASSES} over N = 1: {case.name}", median_ratio(many, one), "x", at_most=most, detail=detail
             )
         )
     shutdown_distributed()
-    return found
+    return results
 
 
 if __name__ == "__main__":

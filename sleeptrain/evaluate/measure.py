@@ -15,6 +15,7 @@ from sleeptrain.data.batch import FILLER, Batch
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.evaluate.retention import Retention, best_head
 from sleeptrain.model.language import IGNORED, LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import run
 from sleeptrain.program import Sleep, Window, compile
 
@@ -82,10 +83,11 @@ def measure(
             is_sample = batch.ids != FILLER
             valid = batch.real(manifest.pad)
             on_device = batch.to(device)
-            output = run(
-                model, on_device.tokens, on_device.targets, model.zero_state(sleep, batch.rows), program, sleep,
-                valid=None if valid is None else valid.to(device), recompute=retention.recompute(), predict=True,
+            micro_batch = MicroBatch(
+                on_device.tokens, on_device.targets, model.zero_state(sleep, batch.rows),
+                None if valid is None else valid.to(device),
             )  # fmt: skip
+            output = run(model, micro_batch, program, sleep, recompute=retention.recompute(), predict=True)
             assert output.predicted is not None
             _count(measurement, batch, output.predicted.cpu(), output.nll.double().cpu(), manifest.windows)
             measurement.samples += int(is_sample.sum())

@@ -1,1 +1,1 @@
-"""Runs a schedule on one process: segments, executor, activation store, gradients, P2P messages, CUDA graphs."""
+"""Execution of a schedule on one process: autograd, executor, segments, activation store, gradients, P2P, CUDA graphs."""

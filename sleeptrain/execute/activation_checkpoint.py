@@ -1,26 +1,37 @@
-"""Recomputes a part of the forward pass during backward instead of keeping what it saved."""
+"""Activation checkpointing for plain autograd: torch's checkpoint, and its use under every `train.recompute`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from sleeptrain.model.sleep import RecomputeWrappers
+
 
 def activation_checkpoint(fn: Callable[..., Any], *args: Any) -> Any:
-    """`fn(*args)`, of which only the tensors among `args` are kept for backward; gradients are bitwise the same.
+    """`fn(*args)`, saving only the tensors among `args` for backward; gradients are bitwise the same.
 
-    Arguments and results may be anything; what is kept of containers are the containers themselves. `fn` must be free of
-    randomness and of side effects that must not happen twice. May be nested: then the inner parts of an outer one are kept
-    only while the outer one is in backward.
+    Arguments and results may be any objects; a container is saved with everything in it. `fn` is run again in backward, so
+    it must not draw random numbers or have side effects. Calls may be nested: the inputs of inner calls are then saved only
+    while backward recomputes the outer one.
 
-    torch's non-reentrant checkpoint. DeepSpeed's default one fires gradient hooks once per use of a weight, and a weight is
-    used in every pass here, which ZeRO 2 and 3 refuse; its non-reentrant one (0.19.8) keeps the inner arguments when it is
-    nested, so that the outer one saves nothing, and under ZeRO 3 recomputes to the end of the region, which releases the
-    weights of the very module that is in backward. torch's stops at the last tensor that is needed.
+    This is torch's non-reentrant checkpoint. DeepSpeed's default one fires gradient hooks once per use of a weight, which
+    ZeRO-2 and ZeRO-3 refuse, and every pass uses each weight. DeepSpeed's non-reentrant one (0.19.8) saves the arguments of
+    nested calls; under ZeRO-3 it also recomputes to the end of the region, which releases the weights of the module whose
+    backward is running. torch's stops at the last tensor that is needed.
     """
     if not torch.is_grad_enabled():
         return fn(*args)
     return checkpoint(fn, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+AUTOGRAD_WRAPPERS: Mapping[str, RecomputeWrappers] = {
+    "none": RecomputeWrappers(),
+    "block": RecomputeWrappers(block=activation_checkpoint, head=activation_checkpoint),
+    "pass": RecomputeWrappers(passes=activation_checkpoint, head=activation_checkpoint),
+    "window": RecomputeWrappers(window=activation_checkpoint, passes=activation_checkpoint),
+}
+"""The checkpointed calls of the eager interpreter by `train.recompute`."""

@@ -1,15 +1,15 @@
-"""The tape: one autograd function over the parameters, which keeps what a policy says and recomputes the rest.
+"""The autograd function that runs a schedule: its forward half in forward, its backward half in backward.
 
-Plain autograd over the unrolled program sums the uses of a bf16 weight in bf16, keeps every activation, and cannot be cut
-at the stages of a pipeline. Here a schedule is carried out without a graph; backward carries out its second half, sums
-each weight's gradients in a type of its own, and returns each parameter's gradient once, so that whoever watches gradients
-arrive (ZeRO does) sees each of them once, and complete.
+Plain autograd over the unrolled program has three limits: it sums the gradients of all uses of a bf16 weight in bf16, it
+saves every activation, and it cannot be divided into pipeline stages. Here the forward half runs without a graph. Backward
+runs the backward half, which recomputes what the policy did not save, and accumulates each weight's gradient in
+`sum_dtype`. Every parameter then gets one complete gradient, so gradient hooks (those of ZeRO) fire once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,53 +18,69 @@ from torch import Tensor, nn
 from sleeptrain.execute.cuda_graphs import GraphCache
 from sleeptrain.execute.executor import StageExecutor
 from sleeptrain.execute.gradients import GradAccumulator
-from sleeptrain.execute.segments import MicroBatch
 from sleeptrain.execute.stage_plan import single_stage_plan
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput
 from sleeptrain.program import Program, Sleep
 from sleeptrain.schedule import RECOMPUTE_POLICIES
 
 RecomputeName = Literal["none", "block", "pass", "window"]
-"""What is kept for backward: `none` recomputes nothing; `block` keeps the features entering every block and the state
-entering every pass; `pass` features and state entering every pass; `window` the state entering every window."""
-FinalizeGrads = Callable[[GradAccumulator], None]
-"""Completes the sums of gradients, once, before they are handed out."""
+"""What is saved for backward: `none` recomputes nothing and saves all activations; `block` saves the features entering
+every block and the state entering every pass; `pass` the features and state entering every pass; `window` the state
+entering every window."""
+FinalizeGrads = Callable[[Callable[[Tensor], Tensor]], None]
+"""Completes accumulated gradients in place, once per backward; gets a function from a parameter to its gradient."""
+
+
+@dataclass(frozen=True)
+class ExecutorOptions:
+    """How gradients are accumulated, and whether passes are replayed as CUDA graphs."""
+
+    sum_dtype: torch.dtype = torch.float32
+    """The dtype in which the gradients of a weight's uses are summed, if it is wider than the weight's."""
+    finalize_grads: FinalizeGrads | None = None
+    graph_cache: GraphCache | None = None
+    """The CUDA graphs of a run; None: kernels are launched one by one."""
+
+
+DEFAULT_OPTIONS = ExecutorOptions()
 
 
 class CheckpointedExecutor:
-    """A program over micro-batches, run once and taken back once, on one process that holds all blocks."""
+    """Runs a program over a group of micro-batches on one process that holds all blocks, with activation checkpointing."""
 
     def __init__(
-        self, model: LanguageModel, group: Sequence[MicroBatch], program: Program, sleep: Sleep, policy: RecomputeName = "none", *,
-        offload: bool = False, sum_dtype: torch.dtype = torch.float32, finalize_grads: FinalizeGrads | None = None,
-        graph_cache: GraphCache | None = None,
+        self, model: LanguageModel, micro_batches: Sequence[MicroBatch], program: Program, sleep: Sleep,
+        policy: RecomputeName = "none", *, offload: bool = False, options: ExecutorOptions = DEFAULT_OPTIONS,
     ) -> None:  # fmt: skip
         recompute = replace(RECOMPUTE_POLICIES[policy], offload=offload)
-        plan = single_stage_plan(program, sleep, len(model.layers), len(group), recompute)
-        self.stage, self.finalize_grads = (
-            StageExecutor(model, group, plan, None, GradAccumulator(sum_dtype), graph_cache=graph_cache),
-            finalize_grads,
-        )
+        plan = single_stage_plan(program, sleep, len(model.layers), len(micro_batches), recompute)
+        grads = GradAccumulator(options.sum_dtype)
+        self.stage = StageExecutor(model, micro_batches, plan, None, grads, graph_cache=options.graph_cache)
+        self.finalize_grads = options.finalize_grads
 
     def run(self) -> list[ProgramOutput]:
-        """Run the program over every micro-batch. Gradients flow back from the `nll` of the results, all in one call of
-        `backward`; they reach the parameters, not the states that were given."""
+        """Run the program over every micro-batch.
+
+        `backward` from the `nll` of the results may be called once, from all results together. Parameters get gradients;
+        the initial states do not.
+        """
         return run_with_autograd(self.stage, self.finalize_grads)
 
     def bytes(self) -> dict[str, int]:
-        """What is kept for backward at this moment, in bytes, by component."""
+        """The bytes held on the device at the moment, by component; after `run`, those saved for backward."""
         return self.stage.bytes()
 
 
 def run_with_autograd(stage: StageExecutor, finalize_grads: FinalizeGrads | None = None) -> list[ProgramOutput]:
-    """Carry out the first half of a stage's actions; `backward` from the results carries out the second half."""
+    """Run the forward half of a stage's actions; `backward` from the results runs the backward half."""
     nlls = _ScheduleFunction.apply(stage, finalize_grads, *stage.model.parameters())
     return [stage.result(micro, nll) for micro, nll in enumerate(nlls)]
 
 
 class _ScheduleFunction(torch.autograd.Function):
-    """From parameters to losses."""
+    """The losses of all micro-batches as a function of the parameters."""
 
     @staticmethod
     def forward(
@@ -78,8 +94,8 @@ class _ScheduleFunction(torch.autograd.Function):
     def backward(ctx: Any, *d_nlls: Tensor | None) -> tuple[Tensor | None, ...]:
         stage, ctx.stage = ctx.stage, None
         if stage is None:
-            raise RuntimeError("a tape goes back once; run the program again")
+            raise RuntimeError("backward can be called only once per run; run the program again")
         stage.backward(d_nlls)
         if ctx.finalize_grads is not None:
-            ctx.finalize_grads(stage.sums)
-        return None, None, *(stage.sums.take(w) if w.requires_grad else None for w in ctx.weights)
+            ctx.finalize_grads(stage.grads.of)
+        return None, None, *(stage.grads.take(w) if w.requires_grad else None for w in ctx.weights)

@@ -1,4 +1,4 @@
-"""How a function of tensors is recorded at fixed addresses: as a CUDA graph, or, without a GPU, by running it again."""
+"""Capture of a function as a CUDA graph, or, without a GPU, as a replay that runs the function again."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ import torch
 from torch import Tensor, nn
 
 NamedOutputs = dict[str, Tensor]
-"""What a function returns."""
+"""The outputs of a captured function."""
 
 
 class GraphRecorder(Protocol):
-    """Makes recordings."""
+    """Captures functions for replay."""
 
-    def record(self, run: Callable[[], NamedOutputs]) -> tuple[NamedOutputs, Callable[[], None]]:
-        """What a function returns, and what carries it out again: on what then stands where its inputs stood, into the
-        tensors that it returned. The function may run several times meanwhile. RuntimeError where it cannot be recorded."""
+    def capture(self, run: Callable[[], NamedOutputs]) -> tuple[NamedOutputs, Callable[[], None]]:
+        """Capture a function of tensors at fixed addresses: its outputs, and a function that replays it.
+
+        A replay reads the inputs at their addresses and overwrites the outputs. Capture may run the function several
+        times. Raises RuntimeError for a function that cannot be captured.
+        """
 
 
 class CudaGraphRecorder:
-    """Records CUDA graphs. They share memory: each is replayed alone, and its outputs are read before the next one."""
+    """Captures CUDA graphs that share one memory pool.
+
+    Sharing is safe because graphs are replayed one at a time and the outputs of one are copied before the next replay.
+    """
 
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
@@ -31,36 +37,37 @@ class CudaGraphRecorder:
         self._pool = torch.cuda.graph_pool_handle()
         self._failed: torch.cuda.CUDAGraph | None = None
 
-    def record(self, run: Callable[[], NamedOutputs]) -> tuple[NamedOutputs, Callable[[], None]]:
-        """See `Recorder`. After a capture that failed nothing is recorded any more: what it leaves open in torch's allocator
-        cannot all be closed."""
+    def capture(self, run: Callable[[], NamedOutputs]) -> tuple[NamedOutputs, Callable[[], None]]:
+        """See `GraphRecorder`. After a failed capture every later one is refused, because torch's allocator cannot be
+        restored completely."""
         if self._failed is not None:
-            raise RuntimeError("an earlier recording failed in the middle")
-        if not self._graphs:  # a pool that nothing uses any more cannot be used again
+            raise RuntimeError("an earlier CUDA graph capture failed")
+        if not self._graphs:  # a pool without live graphs cannot be used again
             self._pool = torch.cuda.graph_pool_handle()
-        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        self.stream.wait_stream(here)
-        # Not torch.cuda.graph: that waits for the whole device, on which another stage may wait for a message of this one,
-        # and stays on its stream where a capture fails.
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        # torch.cuda.graph() is not used: it synchronizes the whole device, which deadlocks when another stage waits for a
+        # message of this one, and it leaves its stream current when a capture fails.
         try:
             with torch.cuda.stream(self.stream):
-                run()  # libraries set themselves up, kernels are compiled
-                made = self._captured(graph, run)
+                run()  # warm-up: library handles are created and kernels compiled outside of the capture
+                outputs = self._capture_graph(graph, run)
         finally:
-            here.wait_stream(self.stream)
+            current.wait_stream(self.stream)
         self._graphs.add(graph)
-        return made, graph.replay
+        return outputs, graph.replay
 
-    def _captured(self, graph: torch.cuda.CUDAGraph, run: Callable[[], NamedOutputs]) -> NamedOutputs:
+    def _capture_graph(self, graph: torch.cuda.CUDAGraph, run: Callable[[], NamedOutputs]) -> NamedOutputs:
         try:
-            # Other threads, such as NCCL's, may go on meanwhile.
+            # thread_local: other threads, such as NCCL's watchdog, may call CUDA during the capture.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 return run()
             finally:
                 graph.capture_end()
         except BaseException:
-            # The allocator calls back into this graph as long as memory goes to its pool, and would do so for ever.
+            # While the allocator routes memory to the pool it calls back into this graph, so the graph is kept alive and
+            # the routing is ended.
             self._failed = graph
             with suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
@@ -68,34 +75,39 @@ class CudaGraphRecorder:
 
 
 class EagerReplay:
-    """Replays by running the function again: what it has baked in by mistake stays what it was, as in a CUDA graph. For
-    tests and dry runs on machines without a GPU."""
+    """Replays by running the function again, for tests and dry runs without a GPU.
 
-    def record(self, run: Callable[[], NamedOutputs]) -> tuple[NamedOutputs, Callable[[], None]]:
-        """See `Recorder`."""
-        made = run()
+    Values that the function reads from anywhere but its input tensors stay what they were at capture, as in a CUDA graph.
+    """
 
-        def again() -> None:
+    def capture(self, run: Callable[[], NamedOutputs]) -> tuple[NamedOutputs, Callable[[], None]]:
+        """See `GraphRecorder`."""
+        outputs = run()
+
+        def replay() -> None:
             for name, tensor in run().items():
-                made[name].copy_(tensor)
+                outputs[name].copy_(tensor)
 
-        return made, again
+        return outputs, replay
 
 
 @contextmanager
 def aliased_parameters(model: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
-    """The model with other parameters at the same addresses, of which autograd knows nothing yet; gives the own ones by
-    them. autograd remembers the stream on which it first met a parameter, and would draw that one into a capture."""
-    others: dict[Tensor, nn.Parameter] = {}
+    """Temporarily replaces parameters by fresh Parameters that alias the same storage; yields the originals by alias.
+
+    AccumulateGrad of a parameter runs on the stream on which autograd first used the parameter, and would draw that stream
+    into the capture. The AccumulateGrad of a fresh Parameter is created on the capture stream.
+    """
+    aliases: dict[Tensor, nn.Parameter] = {}
     places = [(module, name) for module in model.modules() for name in module._parameters]
-    own = [module._parameters[name] for module, name in places]
+    originals = [module._parameters[name] for module, name in places]
     try:
-        for (module, name), weight in zip(places, own, strict=True):
+        for (module, name), weight in zip(places, originals, strict=True):
             if weight is not None:
-                if weight not in others:
-                    others[weight] = nn.Parameter(weight.detach(), weight.requires_grad)
-                module._parameters[name] = others[weight]
-        yield {other: weight for weight, other in others.items()}
+                if weight not in aliases:
+                    aliases[weight] = nn.Parameter(weight.detach(), weight.requires_grad)
+                module._parameters[name] = aliases[weight]
+        yield {alias: weight for weight, alias in aliases.items()}
     finally:
-        for (module, name), weight in zip(places, own, strict=True):
+        for (module, name), weight in zip(places, originals, strict=True):
             module._parameters[name] = weight

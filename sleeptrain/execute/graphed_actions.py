@@ -1,4 +1,4 @@
-"""A worker whose passes are recorded: each is one function of tensors, forward without a graph, or again and back."""
+"""Compute actions replayed as CUDA graphs: one graph for a forward pass, one for its recomputation and backward."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sleeptrain.execute import segment_chain
 from sleeptrain.execute.actions import ActionRunner, WorkItem
 from sleeptrain.execute.cuda_graphs import GraphCache, NamedTensors
 from sleeptrain.execute.gradients import GradAccumulator, add_optional
+from sleeptrain.execute.segment_chain import ChainInputs, ChainOutputs
 from sleeptrain.execute.segments import (
     Entry,
-    MicroBatch,
     Segment,
     block_segments,
     forward_no_grad,
@@ -26,30 +26,32 @@ from sleeptrain.execute.segments import (
 from sleeptrain.execute.stage_plan import StagePlan
 from sleeptrain.execute.store import ActivationStore
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import Leaf, State
 from sleeptrain.program import Pass
 
 
 @dataclass(frozen=True)
 class GraphKey:
-    """All of a pass that is no tensor, and so is the same in every use of a recording of it.
+    """Everything besides tensors that a graph depends on.
 
-    Which window, which pass, which positions and which micro-batch are no part of it: those are in the tensors.
+    Window, pass, position and micro-batch are not part of it: they are inputs of the graph, which is replayed for all.
     """
 
     what: str
     op: Pass
-    """With nothing left in it that says which pass this is."""
+    """As `position_independent` returns it."""
     blocks: tuple[int, int]
     span: int
     entry: Entry
-    between: int = 0
-    """Inputs of so many blocks are kept."""
-    wants_h: bool = False
-    wants: frozenset[str] = frozenset()
-    """Of which of the state's leaves gradients are wanted."""
+    block_inputs: int = 0
+    """The number of blocks whose input features are saved."""
+    grad_h: bool = False
+    """The features that the pass reads need a gradient."""
+    grad_leaves: frozenset[str] = frozenset()
+    """The state leaves that need a gradient."""
     normed: bool = False
-    """What other stages read went through the final norm."""
+    """Other stages read the output features through the final norm."""
 
     def __str__(self) -> str:
         first, stop = self.blocks
@@ -57,7 +59,7 @@ class GraphKey:
 
 
 def position_independent(op: Pass) -> Pass:
-    """A pass with what differs between windows, passes and micro-batches left out: its tensors say it."""
+    """A pass without what differs between windows, passes and micro-batches, which graphs read from tensors."""
     return replace(
         op, window=0, start=0, stop=op.stop - op.start, position0=0, index=1, of=1, layers="loop", reads="raw", loss=False,
         grad=True, detach=False,
@@ -65,123 +67,117 @@ def position_independent(op: Pass) -> Pass:
 
 
 class GraphedActionRunner(ActionRunner):
-    """Replays what it can. What makes a graph and goes back through it is one recording, head included, so that nothing
-    of a recording is needed when another one is replayed."""
+    """Replays passes and losses as CUDA graphs.
+
+    Recomputation, loss backward and backward of a pass are one graph, so that no graph reads tensors in the memory of
+    another one. Raises ValueError where the policy saves autograd graphs.
+    """
 
     def __init__(
-        self, model: LanguageModel, group: Sequence[MicroBatch], plan: StagePlan, store: ActivationStore, graph_cache: GraphCache
+        self, model: LanguageModel, micro_batches: Sequence[MicroBatch], plan: StagePlan, store: ActivationStore,
+        graph_cache: GraphCache,
     ) -> None:  # fmt: skip
-        super().__init__(model, group, plan, store, graph_cache.sums)
+        super().__init__(model, micro_batches, plan, store, graph_cache.grads)
         if self.body == "all":
-            raise ValueError("graphs that are kept, one for every pass, cannot be replayed; use another policy")
+            raise ValueError(
+                "train.cuda_graphs cannot replay the saved autograd graphs of train.recompute = none; use another policy"
+            )
         self.graph_cache = graph_cache
 
-    def score(self, work: WorkItem) -> None:
-        """Apply the head to the features leaving an item."""
+    def loss_forward(self, work: WorkItem) -> None:
+        """Compute the losses of a pass from its output features."""
         op = replace(position_independent(work.op), kv_read=False, kv_write=False)
-        frame = GraphKey("the head", op, (0, 0), 0, None)
-        _, targets, _ = work.rows.window(work.op)
+        key = GraphKey("the head", op, (0, 0), 0, None)
+        _, targets, _ = work.batch.window(work.op)
         inputs = {"h": self._get("h", work), "targets": targets}
-        self.nll[work.micro][:, work.part] = self.graph_cache(frame, partial(_score, self.model, frame), inputs)["nll"]
+        self.nll[work.micro][:, work.window] = self.graph_cache(key, partial(_loss, self.model, key), inputs)["nll"]
 
-    def again(self, work: WorkItem) -> None:
-        """Nothing yet: it is run again when it is gone back through. The schedule sees its values all the same."""
+    def recompute_graphs(self, work: WorkItem) -> None:
+        """Does nothing: the graph of the backward pass recomputes. The schedule's values are stored all the same."""
         self._put("graph", work, [])
-        if work.item.loss:
+        if work.stage_op.loss:
             self._put("h", work, None)
 
-    def back_through_head(self, work: WorkItem) -> None:
-        """Nothing yet, likewise."""
-        self.store.add(work.leaving("dh", self.plan.index), None)
+    def loss_backward(self, work: WorkItem) -> None:
+        """Does nothing: the graph of the backward pass includes the loss."""
+        self.store.add(work.output("dh", self.plan.index), None)
 
-    def _run(
-        self, work: WorkItem, inputs: segment_chain.ChainInputs, graphs: bool, between: int
-    ) -> segment_chain.ChainOutputs:
-        assert not graphs
-        frame = self._frame("a forward pass", work, between=between)
-        made = self.graph_cache(
-            frame, partial(_forward, self.model, work.rows.state.spec, frame), self._named(work, inputs)
-        )
-        kept = [made.pop(f"between.{k}") for k in range(between)]
-        return segment_chain.ChainOutputs(made.pop("h"), made, kept, [])
+    def _run_chain(self, work: WorkItem, inputs: ChainInputs, with_grad: bool, block_inputs: int) -> ChainOutputs:
+        assert not with_grad
+        key = self._key("a forward pass", work, block_inputs=block_inputs)
+        function = partial(_forward, self.model, work.batch.state.spec, key)
+        outputs = self.graph_cache(key, function, self._named(work, inputs))
+        saved = [outputs.pop(f"block_input.{k}") for k in range(block_inputs)]
+        return ChainOutputs(outputs.pop("h"), outputs, saved, [])
 
-    def _back(
-        self, work: WorkItem, d_sent: Sequence[Tensor], d_out: Tensor | None, d_state: Mapping[str, Tensor]
+    def _backward_chain(
+        self, work: WorkItem, received: Sequence[Tensor], d_out: Tensor | None, d_state: Mapping[str, Tensor]
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        inputs, between = self._inputs(work), self._between(work)
-        frame = self._frame(
-            "a backward pass",
-            work,
-            between=len(between),
-            wants_h=inputs.wants_h,
-            wants=inputs.wants,
-            normed=work.item.normed,
-        )
-        named = self._named(work, inputs) | {f"between.{k}": h for k, h in enumerate(between)}
-        named |= {f"d.{name}": d for name, d in d_state.items()} | {f"sent.{k}": d for k, d in enumerate(d_sent)}
+        inputs, block_inputs = self._inputs(work), self._block_inputs(work)
+        key = self._key(
+            "a backward pass", work, block_inputs=len(block_inputs), grad_h=inputs.grad_h, grad_leaves=inputs.grad_leaves,
+            normed=work.stage_op.normed,
+        )  # fmt: skip
+        named = self._named(work, inputs) | {f"block_input.{k}": h for k, h in enumerate(block_inputs)}
+        named |= {f"d.{name}": d for name, d in d_state.items()}
+        named |= {f"received.{k}": d for k, d in enumerate(received)}
         named |= {} if d_out is None else {"d.h": d_out}
         d_nll = self.d_nll[work.micro]
-        if work.item.loss and d_nll is not None:
-            _, named["targets"], _ = work.rows.window(work.op)
-            named |= {"d.nll": d_nll[:, work.part], "known": self.nll[work.micro][:, work.part]}
-        function = partial(_back, self.model, work.rows.state.spec, frame, self.sums)
-        found = {name.removeprefix("d."): d for name, d in self.graph_cache(frame, function, named, adds=True).items()}
-        return found.pop("h", None), found
+        if work.stage_op.loss and d_nll is not None:
+            _, named["targets"], _ = work.batch.window(work.op)
+            named |= {"d.nll": d_nll[:, work.window], "known": self.nll[work.micro][:, work.window]}
+        function = partial(_backward, self.model, work.batch.state.spec, key, self.grads)
+        outputs = self.graph_cache(key, function, named, adds=True)
+        d_leaves = {name.removeprefix("d."): d for name, d in outputs.items()}
+        return d_leaves.pop("h", None), d_leaves
 
-    def _frame(self, what: str, work: WorkItem, **more: Any) -> GraphKey:
+    def _key(self, what: str, work: WorkItem, **options: Any) -> GraphKey:
         span = self.plan.schedule.program.span
-        return GraphKey(what, position_independent(work.op), work.item.blocks, span, self._entry(work), **more)
+        return GraphKey(what, position_independent(work.op), work.stage_op.blocks, span, self._entry(work), **options)
 
-    def _named(self, work: WorkItem, inputs: segment_chain.ChainInputs) -> dict[str, Tensor]:
-        """What a pass reads: tokens, which of them are real, their position, features and state."""
-        tokens, _, valid = work.rows.window(work.op)
-        found = {"tokens": tokens, "position0": tokens.new_full((), work.op.position0), **inputs.state}
-        found |= {} if valid is None else {"valid": valid}
-        return found if inputs.h is None else found | {"h": inputs.h}
-
-
-def _score(model: LanguageModel, frame: GraphKey, named: NamedTensors) -> dict[str, Tensor]:
-    return {"nll": forward_no_grad(_head(model, frame, named), named["h"], {})[0]}
+    def _named(self, work: WorkItem, inputs: ChainInputs) -> dict[str, Tensor]:
+        """The inputs of a pass by name: tokens, padding mask, position of the first token, features and state."""
+        tokens, _, valid = work.batch.window(work.op)
+        named = {"tokens": tokens, "position0": tokens.new_full((), work.op.position0), **inputs.state}
+        named |= {} if valid is None else {"valid": valid}
+        return named if inputs.h is None else named | {"h": inputs.h}
 
 
-def _forward(model: LanguageModel, spec: tuple[Leaf, ...], frame: GraphKey, named: NamedTensors) -> dict[str, Tensor]:
-    ran = segment_chain.run(
-        _units(model, spec, frame, named),
-        segment_chain.ChainInputs(named.get("h"), named, False, frozenset()),
-        between=frame.between,
-    )
-    return {"h": ran.out, **ran.changed} | {f"between.{k}": h for k, h in enumerate(ran.between)}
+def _loss(model: LanguageModel, key: GraphKey, named: NamedTensors) -> dict[str, Tensor]:
+    return {"nll": forward_no_grad(_loss_segment(model, key, named), named["h"], {})[0]}
 
 
-def _back(
-    model: LanguageModel, spec: tuple[Leaf, ...], frame: GraphKey, sums: GradAccumulator, named: NamedTensors
-) -> dict[str, Tensor]:  # fmt: skip
-    """As `Worker` goes back in three actions: the pass again, through the head, through the pass."""
-    units = _units(model, spec, frame, named)
-    inputs = segment_chain.ChainInputs(named.get("h"), named, frame.wants_h, frame.wants)
-    between = [named[f"between.{k}"] for k in range(frame.between)]
-    nodes = segment_chain.graphs_for_backward(units, inputs, between)
-    out, d_out = nodes[-1].out.detach(), named.get("d.h")
+def _forward(model: LanguageModel, spec: tuple[Leaf, ...], key: GraphKey, named: NamedTensors) -> dict[str, Tensor]:
+    inputs = ChainInputs(named.get("h"), named, False, frozenset())
+    outputs = segment_chain.run(_segments(model, spec, key, named), inputs, block_inputs=key.block_inputs)
+    return {"h": outputs.out, **outputs.changed} | {f"block_input.{k}": h for k, h in enumerate(outputs.block_inputs)}
+
+
+def _backward(
+    model: LanguageModel, spec: tuple[Leaf, ...], key: GraphKey, grads: GradAccumulator, named: NamedTensors
+) -> dict[str, Tensor]:
+    """Three actions of `ActionRunner` in one: recomputation, loss backward, backward of the pass."""
+    segments = _segments(model, spec, key, named)
+    inputs = ChainInputs(named.get("h"), named, key.grad_h, key.grad_leaves)
+    block_inputs = [named[f"block_input.{k}"] for k in range(key.block_inputs)]
+    graphs = segment_chain.graphs_for_backward(segments, inputs, block_inputs)
+    out, d_out = graphs[-1].out.detach(), named.get("d.h")
     if "d.nll" in named:
-        d_out = add_optional(
-            d_out,
-            segment_chain.backward_one(forward_with_grad(_head(model, frame, named), out, {}), named["d.nll"], sums),
-        )
-    sent = [d for name, d in named.items() if name.startswith("sent.")]
-    d_out = add_optional(
-        d_out, segment_chain.backward_received(sent, norm_segment(model) if frame.normed else None, out, sums)
-    )
-    d_changed = {name: named[f"d.{name}"] for unit in units for name in unit.leaves if f"d.{name}" in named}
-    d_h, d_leaves = segment_chain.backward(units, inputs, between, nodes, d_out, d_changed, sums)
+        loss = forward_with_grad(_loss_segment(model, key, named), out, {})
+        d_out = add_optional(d_out, segment_chain.backward_one(loss, named["d.nll"], grads))
+    received = [d for name, d in named.items() if name.startswith("received.")]
+    norm = norm_segment(model) if key.normed else None
+    d_out = add_optional(d_out, segment_chain.backward_received(received, norm, out, grads))
+    d_changed = {name: named[f"d.{name}"] for s in segments for name in s.leaves if f"d.{name}" in named}
+    d_h, d_leaves = segment_chain.backward(segments, inputs, block_inputs, graphs, d_out, d_changed, grads)
     return {f"d.{name}": d for name, d in d_leaves.items()} | ({} if d_h is None else {"d.h": d_h})
 
 
-def _units(model: LanguageModel, spec: tuple[Leaf, ...], frame: GraphKey, named: NamedTensors) -> list[Segment]:
-    rows = MicroBatch(named["tokens"], named["tokens"], State(spec, {}), named.get("valid"))
-    return block_segments(model, frame.op, frame.blocks, frame.span, rows, frame.entry, named["position0"])
+def _segments(model: LanguageModel, spec: tuple[Leaf, ...], key: GraphKey, named: NamedTensors) -> list[Segment]:
+    batch = MicroBatch(named["tokens"], named["tokens"], State(spec, {}), named.get("valid"))
+    return block_segments(model, key.op, key.blocks, key.span, batch, key.entry, named["position0"])
 
 
-def _head(model: LanguageModel, frame: GraphKey, named: NamedTensors) -> Segment:
-    return loss_segment(
-        model, frame.op, MicroBatch(named["targets"], named["targets"], State((), {})), named.get("known")
-    )
+def _loss_segment(model: LanguageModel, key: GraphKey, named: NamedTensors) -> Segment:
+    batch = MicroBatch(named["targets"], named["targets"], State((), {}))
+    return loss_segment(model, key.op, batch, named.get("known"))

@@ -1,4 +1,4 @@
-"""Messages between the stages of a pipeline: a communicator for every directed edge, and failures in words."""
+"""P2P channels between pipeline stages: one communicator per directed edge, non-blocking sends and receives."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch import Tensor
 from sleeptrain.schedule import Edge
 
 Describe = Callable[[], str]
-"""What a message is, in words; asked for when it is lost."""
+"""Returns the description of a message for an error."""
 
 
 class StageLost(RuntimeError):
-    """Another stage of the pipeline did not send, or take, what it should have: it failed, or is stuck."""
+    """Another pipeline stage did not send or receive a message: it failed or is stuck."""
 
 
 @dataclass
 class PendingRecv:
-    """A message on its way here."""
+    """A posted receive."""
 
     buffer: Tensor
     work: Any
     lost: Callable[[Exception], StageLost]
 
     def tensor(self) -> Tensor:
-        """What arrived, as soon as it has."""
+        """The received tensor; waits until it has arrived. Raises StageLost if it does not."""
         if self.work is not None:
             try:
                 self.work.wait()
@@ -43,7 +43,7 @@ class PendingRecv:
 
 @dataclass(frozen=True)
 class _PendingSend:
-    """A tensor that must stay as it is until it is through."""
+    """A posted send; it holds the tensor, which must not be reused before the send is complete."""
 
     tensor: Tensor
     work: Any
@@ -53,32 +53,32 @@ class _PendingSend:
 class P2PChannels:
     """The communicators of this process's stage.
 
-    One for each directed edge: with fewer, stages that send to each other block for ever, since a communicator keeps the
-    order in which messages were posted and NCCL has no buffers.
+    Each directed edge has its own communicator. A communicator runs messages in the order in which they were posted, and
+    NCCL does not buffer them, so two stages that both send first over a shared communicator would deadlock.
     """
 
     def __init__(self, pipes: Sequence[Sequence[int]], timeout: timedelta | None = None) -> None:
-        """`pipes`: the ranks of the stages of every pipeline of the run, the same on all processes. `timeout`: how long to
-        wait for a message."""
+        """`pipes`: the ranks of the stages of every pipeline of the run, the same on all ranks. `timeout`: of a message."""
         rank = dist.get_rank()
         self.pipes, self.timeout = pipes, timeout
         self.ranks = next(pipe for pipe in pipes if rank in pipe)
         self.stage = list(self.ranks).index(rank)
         self._groups: dict[Edge, Any] = {}
         self._opened: set[Edge] = set()
-        self._sent: deque[_PendingSend] = deque()
+        self._sends: deque[_PendingSend] = deque()
 
     def open(self, edges: Iterable[Edge], device: torch.device) -> None:
-        """Make the communicators of these edges, where they are new; a collective over all processes of the run."""
+        """Create the communicators of the edges that have none yet; a collective over all ranks of the run."""
         new = sorted(set(edges) - self._opened)
         for edge in new:
             for pipe in self.pipes:
-                # A torch group is made by all processes, members or not.
+                # dist.new_group must be called by all ranks, members or not.
                 group = dist.new_group(sorted([pipe[edge.src], pipe[edge.dst]]), timeout=self.timeout)
                 if pipe == self.ranks and self.stage in (edge.src, edge.dst):
                     self._groups[edge] = group
         for edge in new:
-            # NCCL connects at the first message, and waits for the other end; so the first messages go in one order.
+            # NCCL connects at the first message, which blocks until both ends join. Sending one in the same order on all
+            # ranks here keeps that from deadlocking in the schedule.
             if edge in self._groups and edge.direction == "reduce":
                 dist.all_reduce(torch.zeros(1, device=device), group=self._groups[edge])
             elif edge in self._groups and self.stage == edge.src:
@@ -87,56 +87,62 @@ class P2PChannels:
                 dist.recv(torch.zeros(1, device=device), self.ranks[edge.src], self._groups[edge])
         self._opened.update(new)
 
-    def receive(self, edge: Edge, buffer: Tensor, say: Describe) -> PendingRecv:
-        """Post a receive; does not wait."""
-        lost = self._lost(edge.src, "waited for", say)
+    def receive(self, edge: Edge, buffer: Tensor, describe: Describe) -> PendingRecv:
+        """Post a receive into `buffer`; does not wait."""
+        lost = self._lost(edge.src, "waited for", describe)
         try:
             return PendingRecv(buffer, dist.irecv(buffer, self.ranks[edge.src], self._groups[edge]), lost)
         except RuntimeError as error:
             raise lost(error) from error
 
-    def send(self, edge: Edge, tensor: Tensor, say: Describe) -> None:
+    def send(self, edge: Edge, tensor: Tensor, describe: Describe) -> None:
         """Post a send; does not wait."""
-        tensor, lost = tensor.contiguous(), self._lost(edge.dst, "wanted to send", say)
+        tensor, lost = tensor.contiguous(), self._lost(edge.dst, "wanted to send", describe)
         try:
             work = dist.isend(tensor, self.ranks[edge.dst], self._groups[edge])
         except RuntimeError as error:
             raise lost(error) from error
-        self._sent.append(_PendingSend(tensor, work, lost))
-        # gloo says so only to who waits; there, what was sent stays until `flush`.
-        while self._sent and self._sent[0].work.is_completed():
-            self._sent.popleft()
+        self._sends.append(_PendingSend(tensor, work, lost))
+        # Under gloo is_completed() is only true after wait(), so buffers are released in flush().
+        while self._sends and self._sends[0].work.is_completed():
+            self._sends.popleft()
 
-    def reduce(self, edge: Edge, tensor: Tensor, say: Describe) -> None:
-        """Sum a tensor with that of the other end, in place on both."""
+    def reduce(self, edge: Edge, tensor: Tensor, describe: Describe) -> None:
+        """All-reduce (sum) a tensor between the two stages of an edge, in place."""
         other = edge.src if self.stage == edge.dst else edge.dst
         try:
             dist.all_reduce(tensor, group=self._groups[edge])
         except RuntimeError as error:
-            raise self._lost(other, "waited for", say)(error) from error
+            raise self._lost(other, "waited for", describe)(error) from error
 
     def flush(self) -> None:
-        """Wait until all that was sent is through."""
-        while self._sent:
-            sent = self._sent.popleft()
+        """Wait until all sends are complete, and release their buffers."""
+        while self._sends:
+            send = self._sends.popleft()
             try:
-                sent.work.wait()
+                send.work.wait()
             except RuntimeError as error:
-                raise sent.lost(error) from error
+                raise send.lost(error) from error
 
-    def _lost(self, other: int, verb: str, say: Describe) -> Callable[[Exception], StageLost]:
+    def _lost(self, other: int, verb: str, describe: Describe) -> Callable[[Exception], StageLost]:
         def lost(error: Exception) -> StageLost:
             return StageLost(
-                f"stage {self.stage} of the pipeline {verb} {say()}, but stage {other} (rank {self.ranks[other]}) did not "
-                f"answer: it failed, or is stuck; its own output says why ({str(error).splitlines()[0]})"
+                f"stage {self.stage} of the pipeline {verb} {describe()}, but stage {other} (rank {self.ranks[other]}) did "
+                f"not answer: it failed or is stuck; see the output of that rank ({str(error).splitlines()[0]})"
             )
 
         return lost
 
 
-def agree(key: str, what: str) -> None:
-    """Raise ValueError if processes are about to do different things: they would wait for each other for ever."""
+def assert_same_schedule(key: str) -> None:
+    """Raise ValueError on every rank unless all ranks pass the same schedule key; a collective over all ranks.
+
+    Ranks with different schedules would wait for messages that are never sent.
+    """
     keys: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(keys, key)
     if len(set(keys)) > 1:
-        raise ValueError(f"processes hold different {what} ({', '.join(map(str, keys))}): start all of them alike")
+        raise ValueError(
+            f"ranks hold different schedules (keys by rank: {', '.join(map(str, keys))}): start all ranks with the same "
+            "code and recipe"
+        )

@@ -1,4 +1,4 @@
-"""The circular pipeline: this process's stage of it, and the schedules that all stages have agreed on."""
+"""The circular pipeline: runs this process's stage of a program by a schedule that all ranks have checked and share."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sleeptrain.execute.autograd import FinalizeGrads, run_with_autograd
-from sleeptrain.execute.cuda_graphs import GraphCache
+from sleeptrain.execute.autograd import DEFAULT_OPTIONS, ExecutorOptions, run_with_autograd
 from sleeptrain.execute.executor import StageExecutor
 from sleeptrain.execute.gradients import GradAccumulator
-from sleeptrain.execute.p2p import P2PChannels, agree
-from sleeptrain.execute.segments import MicroBatch
+from sleeptrain.execute.p2p import P2PChannels, assert_same_schedule
 from sleeptrain.execute.stage_plan import StagePlan, checked, schedule_key
-from sleeptrain.execute.store import ActionObserver
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput
 from sleeptrain.program import Program
 from sleeptrain.schedule import RecomputePolicy, Schedule, StageBlocks, build_schedule
@@ -26,43 +24,39 @@ ScheduleBuilder = Callable[[Program, int], Schedule]
 
 @dataclass
 class Pipeline:
-    """One stage, on this process; the others are on the processes that `edges` lead to."""
+    """One pipeline stage, on this process; `p2p` connects it to the other stages."""
 
     build: ScheduleBuilder
-    edges: P2PChannels
-    sum_dtype: torch.dtype = torch.float32
-    finalize_grads: FinalizeGrads | None = None
-    observer: ActionObserver | None = None
-    graph_cache: GraphCache | None = None
+    p2p: P2PChannels
+    options: ExecutorOptions = DEFAULT_OPTIONS
     _plans: dict[tuple[str, int], StagePlan] = field(default_factory=dict)
 
-    def run(self, model: LanguageModel, group: Sequence[MicroBatch], program: Program) -> list[ProgramOutput]:
-        """Run a program over a group of micro-batches; all stages call this with the same program and rows.
+    def run(self, model: LanguageModel, micro_batches: Sequence[MicroBatch], program: Program) -> list[ProgramOutput]:
+        """Run a program over a group of micro-batches; every stage calls this with the same program and rows.
 
-        Losses are those of the last stage and zero on the others. `backward` must be called on all of them, once, from all
-        results together. Raises ValueError, before anything is sent, for a schedule that cannot be carried out or that not
-        all processes hold alike; StageLost where another stage does not answer.
+        The last stage returns the losses, the others zeros. Every stage must call `backward` once, from all results
+        together. Raises ValueError, before any message, for an invalid schedule and for one that differs between ranks;
+        StageLost where another stage does not answer.
         """
-        plan = self.plan(program, len(group), next(model.parameters()).device)
-        stage = StageExecutor(
-            model, group, plan, self.edges, GradAccumulator(self.sum_dtype), self.observer, self.graph_cache
-        )
-        return run_with_autograd(stage, self.finalize_grads)
+        plan = self.plan(program, len(micro_batches), next(model.parameters()).device)
+        grads = GradAccumulator(self.options.sum_dtype)
+        stage = StageExecutor(model, micro_batches, plan, self.p2p, grads, self.options.graph_cache)
+        return run_with_autograd(stage, self.options.finalize_grads)
 
     def plan(self, program: Program, group: int, device: torch.device) -> StagePlan:
-        """This stage's part of a program's schedule; a collective over all processes of the run the first time."""
+        """This stage's plan of a program; the first call for a program is a collective over all ranks of the run."""
         if (program.key, group) not in self._plans:
             schedule = checked(self.build(program, group))
-            agree(schedule_key(schedule), "schedules")
-            self.edges.open(schedule.channels, device)
-            self._plans[program.key, group] = StagePlan(schedule, self.edges.stage)
+            assert_same_schedule(schedule_key(schedule))
+            self.p2p.open(schedule.channels, device)
+            self._plans[program.key, group] = StagePlan(schedule, self.p2p.stage)
         return self._plans[program.key, group]
 
 
 def circular_schedule(stages: Sequence[StageBlocks], recompute: RecomputePolicy, tied: bool) -> ScheduleBuilder:
-    """The circular order over these stages."""
+    """A builder of circular schedules over these stages. `tied`: embedding and head share one matrix."""
 
-    def placed(program: Program, group: int) -> Schedule:
+    def build(program: Program, group: int) -> Schedule:
         return build_schedule(program, stages, group, recompute, tied)
 
-    return placed
+    return build

@@ -1,4 +1,4 @@
-"""A chain of units, the work of one stage in one pass: run it, run it again with its graphs, go back through them."""
+"""A chain of segments, the work of one stage in one pass: forward, recomputation with graphs, backward."""
 
 from __future__ import annotations
 
@@ -13,102 +13,117 @@ from sleeptrain.execute.segments import Segment, SegmentGraph, forward_no_grad, 
 
 @dataclass(frozen=True)
 class ChainInputs:
-    """What a chain reads, and of what of it gradients are wanted."""
+    """The inputs of a chain, and which of them need a gradient."""
 
     h: Tensor | None
-    """The features that enter it; None where it reads tokens."""
+    """The features that enter it; None where it embeds tokens."""
     state: Mapping[str, Tensor]
-    wants_h: bool
-    wants: frozenset[str]
+    grad_h: bool
+    grad_leaves: frozenset[str]
 
 
 @dataclass(frozen=True)
 class ChainOutputs:
-    """A chain that was run."""
+    """The results of the forward pass of a chain."""
 
     out: Tensor
     changed: dict[str, Tensor]
     """The leaves of the state that it wrote."""
-    between: list[Tensor]
-    """The features that entered its blocks, but for the first one; if asked for."""
-    nodes: list[SegmentGraph]
-    """Its units with their graphs; if asked for."""
+    block_inputs: list[Tensor]
+    """The features entering the last segments, as many as were asked for."""
+    graphs: list[SegmentGraph]
+    """The graphs of all segments, if they were asked for."""
 
 
-def run(units: Sequence[Segment], inputs: ChainInputs, *, graphs: bool = False, between: int = 0) -> ChainOutputs:
-    """Run a chain; keep the graphs of all units, or the features that enter the last `between` units."""
-    if graphs:
-        nodes = chain_with_grad(units, inputs)
-        changed = {name: value.detach() for node in nodes for name, value in node.changed.items()}
-        return ChainOutputs(nodes[-1].out.detach(), changed, [], nodes)
-    h, changed, kept = inputs.h, {}, []
-    for k, unit in enumerate(units):
-        if h is not None and k >= len(units) - between:
-            kept.append(h)
-        h, new = forward_no_grad(unit, h, inputs.state)
+def run(
+    segments: Sequence[Segment], inputs: ChainInputs, *, with_grad: bool = False, block_inputs: int = 0
+) -> ChainOutputs:
+    """Run a chain. `with_grad` returns the graphs of all segments; otherwise `block_inputs` is the number of last segments
+    whose input features are returned."""
+    if with_grad:
+        graphs = chain_with_grad(segments, inputs)
+        changed = {name: value.detach() for graph in graphs for name, value in graph.changed.items()}
+        return ChainOutputs(graphs[-1].out.detach(), changed, [], graphs)
+    h, changed, saved = inputs.h, {}, []
+    for k, segment in enumerate(segments):
+        if h is not None and k >= len(segments) - block_inputs:
+            saved.append(h)
+        h, new = forward_no_grad(segment, h, inputs.state)
         changed |= new
     assert h is not None
-    return ChainOutputs(h, changed, kept, [])
+    return ChainOutputs(h, changed, saved, [])
 
 
-def chain_with_grad(units: Sequence[Segment], inputs: ChainInputs) -> list[SegmentGraph]:
-    """All units with graphs of their own, each cut off from the one before."""
-    h, nodes = inputs.h, list[SegmentGraph]()
-    for unit in units:
-        nodes.append(_node(unit, h, inputs, first=not nodes))
-        h = nodes[-1].out.detach()
-    return nodes
+def chain_with_grad(segments: Sequence[Segment], inputs: ChainInputs) -> list[SegmentGraph]:
+    """The graphs of all segments, each detached from the one before."""
+    h, graphs = inputs.h, list[SegmentGraph]()
+    for segment in segments:
+        graphs.append(_graph(segment, h, inputs, first=not graphs))
+        h = graphs[-1].out.detach()
+    return graphs
 
 
-def graphs_for_backward(units: Sequence[Segment], inputs: ChainInputs, between: Sequence[Tensor]) -> list[SegmentGraph]:
-    """The units with which backward begins, with their graphs: all, or the last one where its input was kept."""
-    return [_node(units[-1], between[-1], inputs, first=False)] if between else chain_with_grad(units, inputs)
+def graphs_for_backward(
+    segments: Sequence[Segment], inputs: ChainInputs, block_inputs: Sequence[Tensor]
+) -> list[SegmentGraph]:
+    """The recomputed graphs with which backward begins: that of the last segment if its input was saved, else all."""
+    if block_inputs:
+        return [_graph(segments[-1], block_inputs[-1], inputs, first=False)]
+    return chain_with_grad(segments, inputs)
 
 
 def backward(
-    units: Sequence[Segment], inputs: ChainInputs, between: Sequence[Tensor], nodes: list[SegmentGraph], d_out: Tensor | None,
-    d_changed: Mapping[str, Tensor], sums: GradAccumulator,
+    segments: Sequence[Segment], inputs: ChainInputs, block_inputs: Sequence[Tensor], graphs: list[SegmentGraph],
+    d_out: Tensor | None, d_changed: Mapping[str, Tensor], grads: GradAccumulator,
 ) -> tuple[Tensor | None, dict[str, Tensor]]:  # fmt: skip
-    """Back through a chain: from the adjoints of its features and leaves (missing: zero) to those of what it read."""
+    """Backward through a chain: the gradients of its features and leaves from those of its outputs (missing: zero).
+
+    Weight gradients are added to `grads`. `graphs`, as `graphs_for_backward` or `run` returned them, is emptied.
+    """
     d_h, d_leaves = d_out, dict[str, Tensor]()
-    for node in _last_first(units, inputs, between, nodes):
-        d_h, found, gradients = vjp(node, d_h, d_changed)
-        d_leaves |= found
-        for weight, gradient in gradients:
-            sums.add(weight, gradient)
+    for graph in _reversed_graphs(segments, inputs, block_inputs, graphs):
+        d_h, d_read, d_weights = vjp(graph, d_h, d_changed)
+        d_leaves |= d_read
+        for weight, gradient in d_weights:
+            grads.add(weight, gradient)
     return d_h, d_leaves
 
 
-def backward_one(node: SegmentGraph, d_out: Tensor | None, sums: GradAccumulator) -> Tensor | None:
-    """Back through one unit that reads features alone: the adjoint of what it read."""
-    d_h, _, gradients = vjp(node, d_out, {})
-    for weight, gradient in gradients:
-        sums.add(weight, gradient)
+def backward_one(graph: SegmentGraph, d_out: Tensor | None, grads: GradAccumulator) -> Tensor | None:
+    """Backward through one segment without state: the gradient of its features."""
+    d_h, _, d_weights = vjp(graph, d_out, {})
+    for weight, gradient in d_weights:
+        grads.add(weight, gradient)
     return d_h
 
 
 def backward_received(
-    sent: Sequence[Tensor], norm: Segment | None, out: Tensor, sums: GradAccumulator
+    received: Sequence[Tensor], norm: Segment | None, out: Tensor, grads: GradAccumulator
 ) -> Tensor | None:
-    """The adjoint of the features leaving a chain from what other stages sent back, who read them through `norm` if given."""
+    """The gradient of a chain's output features from those that other stages sent.
+
+    The other stages read the features through `norm`, if it is given.
+    """
     total: Tensor | None = None
-    for d in sent:
-        total = add_optional(total, d)
-    return total if norm is None else backward_one(forward_with_grad(norm, out.detach(), {}), total, sums)
+    for gradient in received:
+        total = add_optional(total, gradient)
+    return total if norm is None else backward_one(forward_with_grad(norm, out.detach(), {}), total, grads)
 
 
-def _last_first(
-    units: Sequence[Segment], inputs: ChainInputs, between: Sequence[Tensor], nodes: list[SegmentGraph]
+def _reversed_graphs(
+    segments: Sequence[Segment], inputs: ChainInputs, block_inputs: Sequence[Tensor], graphs: list[SegmentGraph]
 ) -> Iterator[SegmentGraph]:
-    """The units with their graphs, last first; each is forgotten here when the next is asked for."""
-    while nodes:
-        yield nodes.pop()
-    for k in range(2, len(between) + 1):
-        yield _node(units[-k], between[-k], inputs, first=False)
-    rest = chain_with_grad(units[: len(units) - len(between)], inputs) if between else []
+    """The graphs of all segments, last first. Only one graph is alive at a time where block inputs were saved."""
+    while graphs:
+        yield graphs.pop()
+    for k in range(2, len(block_inputs) + 1):
+        yield _graph(segments[-k], block_inputs[-k], inputs, first=False)
+    rest = chain_with_grad(segments[: len(segments) - len(block_inputs)], inputs) if block_inputs else []
     while rest:
         yield rest.pop()
 
 
-def _node(unit: Segment, h: Tensor | None, inputs: ChainInputs, first: bool) -> SegmentGraph:
-    return forward_with_grad(unit, h, inputs.state, wants=inputs.wants, wants_h=inputs.wants_h or not first)
+def _graph(segment: Segment, h: Tensor | None, inputs: ChainInputs, first: bool) -> SegmentGraph:
+    return forward_with_grad(
+        segment, h, inputs.state, grad_leaves=inputs.grad_leaves, grad_h=inputs.grad_h or not first
+    )

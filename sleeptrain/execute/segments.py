@@ -1,4 +1,4 @@
-"""The pieces of a pass that are differentiated one by one: entry, blocks, head; each a function of tensors alone."""
+"""Segments: the pieces of a pass with a graph of their own - embedding, blocks, final norm, loss - and their VJPs."""
 
 from __future__ import annotations
 
@@ -10,53 +10,40 @@ import torch
 from torch import Tensor, nn
 
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import Leaf, State
 from sleeptrain.program import Boundary, Pass
 
 Entry = Literal["embed", "norm"] | None
-"""What a pass does before its first block: embed tokens, norm features, or nothing."""
+"""What runs before the first block of a pass: the embedding of tokens, the final norm of features, or nothing."""
 SegmentOutputs = tuple[Tensor, dict[str, Tensor]]
 """Features, and the leaves of the state that changed."""
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """One micro-batch: `tokens`, `targets` [rows, length] (-100: not scored), the state that it starts from, and which
-    tokens are real (None: all are)."""
-
-    tokens: Tensor
-    targets: Tensor
-    state: State
-    valid: Tensor | None = None
-
-    def window(self, op: Pass) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens, targets and real tokens of the window of a pass."""
-        part = slice(op.start, op.stop)
-        return self.tokens[:, part], self.targets[:, part], None if self.valid is None else self.valid[:, part]
-
-
-@dataclass(frozen=True)
 class Segment:
-    """A piece of a pass. `run(h, leaves)` reads features (None at the entry of tokens) and its own leaves of the state."""
+    """A pure function of features and state leaves."""
 
     run: Callable[[Tensor | None, Mapping[str, Tensor]], SegmentOutputs]
+    """(features, leaves by name) -> outputs; the features are None for the embedding."""
     weights: tuple[nn.Parameter, ...]
     leaves: tuple[str, ...] = ()
+    """The leaves of the state that it reads."""
 
 
 @dataclass(frozen=True)
 class SegmentGraph:
-    """A unit that was run with a graph, from inputs that were cut off from what made them."""
+    """The autograd graph of one segment, whose inputs are detached from what computed them."""
 
-    unit: Segment
+    segment: Segment
     h: Tensor | None
     leaves: dict[str, Tensor]
     out: Tensor
     changed: dict[str, Tensor]
 
     def saved(self) -> list[Tensor]:
-        """All tensors that the graph keeps for backward, inputs included."""
-        found = [tensor for tensor in [self.h, *self.leaves.values()] if tensor is not None]
+        """All tensors that the graph saves for backward, including the inputs."""
+        tensors = [tensor for tensor in [self.h, *self.leaves.values()] if tensor is not None]
         functions, seen = [t.grad_fn for t in [self.out, *self.changed.values()]], set()
         while functions:
             function = functions.pop()
@@ -64,42 +51,48 @@ class SegmentGraph:
                 continue
             seen.add(function)
             functions += [following for following, _ in function.next_functions]
-            kept = [getattr(function, name) for name in dir(function) if name.startswith("_saved_")]
-            kept += getattr(function, "saved_tensors", ())
-            found += [tensor for tensor in kept if isinstance(tensor, Tensor)]
-        return found
+            saved = [getattr(function, name) for name in dir(function) if name.startswith("_saved_")]
+            saved += getattr(function, "saved_tensors", ())
+            tensors += [tensor for tensor in saved if isinstance(tensor, Tensor)]
+        return tensors
 
 
 def block_segments(
-    model: LanguageModel, op: Pass, blocks: tuple[int, int], span: int, rows: MicroBatch, entry: Entry,
+    model: LanguageModel, op: Pass, blocks: tuple[int, int], span: int, batch: MicroBatch, entry: Entry,
     position0: Tensor | None = None,
 ) -> list[Segment]:  # fmt: skip
-    """The units of a pass over `blocks`: its entry, where there is anything to compute, then one for every block.
+    """The segments of a pass over blocks[0]..blocks[1]-1: its entry, unless that is None, then one per block.
 
-    `position0` [] is the rotary position of the first token where that is not always the one of `op`.
+    `position0` [], an int64 tensor, replaces `op.position0` as the rotary position of the first token.
     """
-    tokens, _, valid = rows.window(op)
-    units = []
+    tokens, _, valid = batch.window(op)
+    segments = []
     if entry == "embed":
-        units.append(Segment(lambda h, _: (model.embed(tokens), {}), _weights(model.embed)))
+        segments.append(Segment(lambda h, _: (model.embed(tokens), {}), _weights(model.embed)))
     elif entry == "norm":
-        units.append(norm_segment(model))
-    spec = rows.state.spec
+        segments.append(norm_segment(model))
+    spec = batch.state.spec
     for block in list(model.layers)[blocks[0] : blocks[1]]:
-        own = [leaf for leaf in spec if leaf.layer == block.layer and leaf.kind != "live"]
+        block_spec = tuple(leaf for leaf in spec if leaf.layer == block.layer and leaf.kind != "live")
 
         def run(
-            h: Tensor | None, leaves: Mapping[str, Tensor], block: nn.Module = block, own: list = own
+            h: Tensor | None,
+            leaves: Mapping[str, Tensor],
+            block: nn.Module = block,
+            spec: tuple[Leaf, ...] = block_spec,
         ) -> SegmentOutputs:
-            return block(h, State(tuple(own), leaves), op, span, valid, position0)
+            return block(h, State(spec, leaves), op, span, valid, position0)
 
-        units.append(Segment(run, _weights(block), tuple(leaf.name for leaf in own)))
-    return units
+        segments.append(Segment(run, _weights(block), tuple(leaf.name for leaf in block_spec)))
+    return segments
 
 
-def loss_segment(model: LanguageModel, op: Pass, rows: MicroBatch, known: Tensor | None = None) -> Segment:
-    """Final norm, head and loss of a pass: nats [rows, tokens of the window] from its features; `known` if it has run."""
-    _, targets, _ = rows.window(op)
+def loss_segment(model: LanguageModel, op: Pass, batch: MicroBatch, known: Tensor | None = None) -> Segment:
+    """Final norm, head and loss of a pass: features -> losses in nats [rows, tokens of the window].
+
+    `known`: the losses of an earlier run of the segment; then only the gradient is computed.
+    """
+    _, targets, _ = batch.window(op)
     weights = [*_weights(model.norm), *_weights(model.embed if model.head is None else model.head)]
 
     def run(h: Tensor | None, _: Mapping[str, Tensor]) -> SegmentOutputs:
@@ -110,7 +103,7 @@ def loss_segment(model: LanguageModel, op: Pass, rows: MicroBatch, known: Tensor
 
 
 def norm_segment(model: LanguageModel) -> Segment:
-    """The final norm alone, where passes read features through it."""
+    """The final norm, which passes apply to the features they read under `feedback: normed`."""
 
     def run(h: Tensor | None, _: Mapping[str, Tensor]) -> SegmentOutputs:
         assert h is not None
@@ -119,38 +112,41 @@ def norm_segment(model: LanguageModel) -> Segment:
     return Segment(run, _weights(model.norm))
 
 
-def forward_no_grad(unit: Segment, h: Tensor | None, state: Mapping[str, Tensor]) -> SegmentOutputs:
-    """Run a unit without a graph."""
+def forward_no_grad(segment: Segment, h: Tensor | None, state: Mapping[str, Tensor]) -> SegmentOutputs:
+    """Run a segment without a graph."""
     with torch.no_grad():
-        return unit.run(h, {name: state[name] for name in unit.leaves})
+        return segment.run(h, {name: state[name] for name in segment.leaves})
 
 
 def forward_with_grad(
-    unit: Segment, h: Tensor | None, state: Mapping[str, Tensor], *, wants: Container[str] = (), wants_h: bool = True
-) -> SegmentGraph:
-    """Run a unit with a graph of its own. `wants`: leaves whose gradient is wanted; `wants_h`: that of the features is."""
-    h = None if h is None else _input(h, wants_h)
-    leaves = {name: _input(state[name], name in wants) for name in unit.leaves}
+    segment: Segment, h: Tensor | None, state: Mapping[str, Tensor], *, grad_leaves: Container[str] = (), grad_h: bool = True
+) -> SegmentGraph:  # fmt: skip
+    """Run a segment and return its graph. Backward will give gradients of `grad_leaves` and, if `grad_h`, of features."""
+    h = None if h is None else _graph_input(h, grad_h)
+    leaves = {name: _graph_input(state[name], name in grad_leaves) for name in segment.leaves}
     with torch.enable_grad():
-        out, changed = unit.run(h, leaves)
-    return SegmentGraph(unit, h, leaves, out, changed)
+        out, changed = segment.run(h, leaves)
+    return SegmentGraph(segment, h, leaves, out, changed)
 
 
 def vjp(
-    node: SegmentGraph, d_out: Tensor | None, d_changed: Mapping[str, Tensor]
+    graph: SegmentGraph, d_out: Tensor | None, d_changed: Mapping[str, Tensor]
 ) -> tuple[Tensor | None, dict[str, Tensor], list[tuple[nn.Parameter, Tensor]]]:
-    """From the adjoints of a unit's outputs (missing: zero) those of its features, its leaves and its weights."""
-    found: list[tuple[Tensor, Tensor]] = [(node.out, d_out)] if d_out is not None else []
-    found += [(value, d_changed[name]) for name, value in node.changed.items() if name in d_changed]
-    found = [(value, adjoint) for value, adjoint in found if value.requires_grad]
-    if not found:
+    """The vector-Jacobian product of a segment: gradients of its features, leaves and weights from those of its outputs.
+
+    A missing output gradient means zero; gradients that are zero are None or missing.
+    """
+    outputs: list[tuple[Tensor, Tensor]] = [(graph.out, d_out)] if d_out is not None else []
+    outputs += [(value, d_changed[name]) for name, value in graph.changed.items() if name in d_changed]
+    outputs = [(value, gradient) for value, gradient in outputs if value.requires_grad]
+    if not outputs:
         return None, {}, []
-    names = [name for name, leaf in node.leaves.items() if leaf.requires_grad]
-    weights = [w for w in node.unit.weights if w.requires_grad]
-    inputs = [node.leaves[name] for name in names]
-    inputs += [node.h] if node.h is not None and node.h.requires_grad else []
+    names = [name for name, leaf in graph.leaves.items() if leaf.requires_grad]
+    weights = [w for w in graph.segment.weights if w.requires_grad]
+    inputs = [graph.leaves[name] for name in names]
+    inputs += [graph.h] if graph.h is not None and graph.h.requires_grad else []
     gradients = torch.autograd.grad(
-        [value for value, _ in found], [*inputs, *weights], [adjoint for _, adjoint in found], allow_unused=True
+        [value for value, _ in outputs], [*inputs, *weights], [gradient for _, gradient in outputs], allow_unused=True
     )
     d_leaves = {name: g for name, g in zip(names, gradients, strict=False) if g is not None}
     d_h = gradients[len(names)] if len(inputs) > len(names) else None
@@ -158,20 +154,20 @@ def vjp(
 
 
 def vjp_eviction(
-    spec: tuple[Leaf, ...], shapes: Mapping[str, torch.Size], boundary: Boundary, adjoints: Mapping[str, Tensor]
+    spec: tuple[Leaf, ...], shapes: Mapping[str, torch.Size], boundary: Boundary, d_evicted: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The adjoints of a state before it was evicted, from those after it. Eviction is linear: the shapes are enough."""
-    # Tensors of these shapes, without memory.
+    """The gradients of a state before eviction from those after it. Eviction is linear: shapes replace the values."""
+    # Expanded scalars have these shapes and take no memory.
     stand_ins = {leaf.name: torch.zeros(()).expand(shapes[leaf.name]) for leaf in spec}
-    for name, adjoint in adjoints.items():
-        stand_ins[name] = adjoint.new_zeros(()).expand(shapes[name]).requires_grad_()
+    for name, gradient in d_evicted.items():
+        stand_ins[name] = gradient.new_zeros(()).expand(shapes[name]).requires_grad_()
     with torch.enable_grad():
-        left = State(spec, stand_ins).evict(boundary)
-    names = [name for name in adjoints if left[name].requires_grad]
+        evicted = State(spec, stand_ins).evict(boundary)
+    names = [name for name in d_evicted if evicted[name].requires_grad]
     if not names:
         return {}
     gradients = torch.autograd.grad(
-        [left[name] for name in names], [stand_ins[name] for name in names], [adjoints[name] for name in names]
+        [evicted[name] for name in names], [stand_ins[name] for name in names], [d_evicted[name] for name in names]
     )
     return dict(zip(names, gradients, strict=True))
 
@@ -180,5 +176,5 @@ def _weights(module: nn.Module) -> tuple[nn.Parameter, ...]:
     return tuple(module.parameters())
 
 
-def _input(tensor: Tensor, wanted: bool) -> Tensor:
-    return tensor.detach().requires_grad_(tensor.is_floating_point() and wanted)
+def _graph_input(tensor: Tensor, needs_grad: bool) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.is_floating_point() and needs_grad)

@@ -1,4 +1,4 @@
-"""What a stage needs to know of a schedule beyond its actions; worked out once and used in every step."""
+"""The plan of one stage: facts derived once from its schedule and used in every step."""
 
 from __future__ import annotations
 
@@ -26,52 +26,53 @@ from sleeptrain.schedule.simulate import describe
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage of a schedule."""
+    """One stage of a schedule, with derived facts."""
 
     schedule: Schedule
     index: int
-    """Which stage."""
+    """The number of the stage."""
 
     @property
     def stage(self) -> StageSchedule:
-        """Its items and actions."""
+        """The ops and actions of the stage."""
         return self.schedule.stages[self.index]
 
     @cached_property
-    def left(self) -> tuple[Value, ...]:
-        """What is left when all is done: the state, in the order in which it was written."""
+    def final_state(self) -> tuple[Value, ...]:
+        """The state values that remain after the last action, in the order in which they were written."""
         return tuple(sorted(outputs(self.index, self.stage, self.schedule.group)))
 
     @cached_property
-    def away(self) -> Mapping[int, Sequence[Value]]:
-        """What waits for backward in the host's memory, by the action of the first half that is the last to touch it."""
-        found: dict[int, list[Value]] = {}
-        turn = len(self.stage.forward)
+    def offloaded_after(self) -> Mapping[int, Sequence[Value]]:
+        """The values to offload, by the index of the forward action that is the last to use them."""
+        by_action: dict[int, list[Value]] = {}
+        forward_actions = len(self.stage.forward)
         if self.schedule.recompute.offload:
             for life in liveness(self.schedule, self.index):
-                if life.made < turn <= life.freed and life.backward >= 0 and life.value not in self.left:
-                    found.setdefault(max(life.forward, 0), []).append(life.value)
-        return found
+                saved = life.made < forward_actions <= life.freed and life.backward >= 0
+                if saved and life.value not in self.final_state:
+                    by_action.setdefault(max(life.forward, 0), []).append(life.value)
+        return by_action
 
     @cached_property
-    def _last_looped(self) -> bool:
+    def _is_last_looped_stage(self) -> bool:
         looped = [s for s, stage in enumerate(self.schedule.stages) if len(range(*stage.blocks.part("loop")))]
         return looped[-1] == self.index
 
-    def exits(self, item: StageOp) -> bool:
-        """Whether the looped range of a window that sleeps is left by this item."""
-        op = self.schedule.program.ops[item.op]
+    def leaves_loop(self, stage_op: StageOp) -> bool:
+        """Whether the op's output is that of the whole looped range, in a window with several passes."""
+        op = self.schedule.program.ops[stage_op.op]
         assert isinstance(op, Pass)
-        return self._last_looped and op.layers == "loop" and op.of > 1
+        return self._is_last_looped_stage and op.layers == "loop" and op.of > 1
 
     def describe(self, action: ScheduleAction) -> str:
-        """An action in words."""
+        """A description of an action for messages."""
         return describe(self.schedule.program, action)
 
 
 @lru_cache(maxsize=64)
 def single_stage_plan(program: Program, sleep: Sleep, depth: int, group: int, recompute: RecomputePolicy) -> StagePlan:
-    """The plan of a process that holds all blocks."""
+    """The plan of a process that holds all blocks; cached, because every step asks for it."""
     return StagePlan(build_schedule(program, stage_blocks(sleep, depth), group, recompute), 0)
 
 

@@ -1,4 +1,4 @@
-"""What a stage holds: the values of a schedule by name, from the action that makes each to the one that frees it."""
+"""The activation store: the values of a schedule by name, from the action that makes each to the one that frees it."""
 
 from __future__ import annotations
 
@@ -13,47 +13,49 @@ from sleeptrain.execute.p2p import PendingRecv
 from sleeptrain.schedule import ScheduleAction, Value
 
 ActionObserver = Callable[[Literal["begin", "arrived", "end"], ScheduleAction | Value], None]
-"""Is told of every action that begins and ends, and of every message that an action waited for."""
+"""Called when an action begins or ends, and when a received message that an action waited for has arrived."""
 
 
 class ActivationStore:
-    """Values by name: tensors, dicts of leaves, lists of tensors or graphs; here, on their way, or put away."""
+    """Values by name: tensors, dicts of leaves, lists of tensors or graphs; on the device, pending or offloaded."""
 
-    def __init__(self, offloader: Offloader, observer: ActionObserver | None) -> None:
-        self.offloader, self.observer = offloader, observer
+    def __init__(self, offloader: Offloader) -> None:
+        self.offloader = offloader
+        self.observer: ActionObserver | None = None
+        """Called when a received message has arrived."""
         self.values: dict[Value, Any] = {}
 
     def get(self, value: Value) -> Any:
-        """A value, as soon as it is here. KeyError for one that is not held: then the schedule is wrong."""
-        found = self.values[value]
-        if isinstance(found, PendingRecv):
-            found = self.values[value] = found.tensor()
+        """A value on the device; waits for a pending receive. KeyError for a value that is not stored."""
+        stored = self.values[value]
+        if isinstance(stored, PendingRecv):
+            stored = self.values[value] = stored.tensor()
             if self.observer:
                 self.observer("arrived", value)
-        elif self.offloader.offload:
-            found = self.values[value] = self.offloader.get(found)
-        return found
+        elif self.offloader.enabled:
+            stored = self.values[value] = self.offloader.get(stored)
+        return stored
 
-    def put(self, value: Value, made: Any) -> None:
-        """Hold a value."""
-        self.values[value] = made
+    def put(self, value: Value, content: Any) -> None:
+        """Store a value."""
+        self.values[value] = content
 
-    def add(self, value: Value, more: Tensor | None) -> None:
-        """Add to an adjoint of features; None means zero."""
-        self.values[value] = add_optional(self.values.get(value), more)
+    def add(self, value: Value, gradient: Tensor | None) -> None:
+        """Add to the gradient of features; None means zero."""
+        self.values[value] = add_optional(self.values.get(value), gradient)
 
-    def add_leaves(self, value: Value, more: Mapping[str, Tensor]) -> None:
-        """Add to adjoints of leaves; missing ones are zero."""
+    def add_leaves(self, value: Value, gradients: Mapping[str, Tensor]) -> None:
+        """Add to the gradients of state leaves; a missing leaf means zero."""
         total = self.values.setdefault(value, {})
-        for name, adjoint in more.items():
-            total[name] = total[name] + adjoint if name in total else adjoint
+        for name, gradient in gradients.items():
+            total[name] = total[name] + gradient if name in total else gradient
 
     def free(self, values: Iterable[Value]) -> None:
-        """Forget values."""
+        """Drop values."""
         for value in values:
             del self.values[value]
 
     def offload(self, values: Iterable[Value]) -> None:
-        """Move values to the host until they are asked for."""
+        """Move values to host memory until they are read."""
         for value in values:
             self.values[value] = self.offloader.put(self.values[value])

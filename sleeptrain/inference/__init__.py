@@ -1,4 +1,4 @@
-"""Sessions: a model that reads and writes token by token, and sleeps when a window is full."""
+"""Inference sessions: token-by-token reading and generation, with sleep at the end of a window."""
 
 from sleeptrain.inference.session import SleepSession
 

@@ -1,4 +1,4 @@
-"""Prompts to tokens and tokens to text, by the tokenizer that the data's manifest names."""
+"""Conversion of prompts to tokens and of tokens to text with the tokenizer of the data's manifest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from sleeptrain.data.manifest import Manifest
 
 
 class Codec:
-    """Encodes prompts and decodes what is generated. Raises UserError where a tokenizer file is gone or another one."""
+    """Encodes prompts and decodes generated tokens.
+
+    Raises UserError where the tokenizer file is missing or differs from the one that built the data.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         self.kind: str = manifest.tokenizer["kind"]
@@ -34,24 +37,28 @@ class Codec:
         return loaded
 
     def encode(self, prompt: str) -> list[int]:
-        """Text after the start-of-document token; for a task with symbols, its symbols, separated by spaces or not."""
+        """The tokens of a prompt.
+
+        For text: the start-of-document token, then the text. For a task with symbols: its symbols, with or without spaces
+        between them. Raises UserError for an unknown symbol.
+        """
         if self._tokenizer is not None:
-            # Bytes of the command line that are no UTF-8 come as surrogates, and go back to what they were.
+            # Python decodes bytes of the command line that are not UTF-8 to surrogates; this restores the bytes.
             return self._tokenizer.encode(prompt.encode("utf-8", "surrogateescape")).tolist()
         known = {symbol: i for i, symbol in enumerate(self.symbols)}
-        found = []
+        ids = []
         for word in prompt.split():
             parts = [word] if word in known else list(word)
-            wrong = next((part for part in parts if part not in known), None)
-            if wrong is not None:
+            unknown = next((part for part in parts if part not in known), None)
+            if unknown is not None:
                 raise UserError(
-                    f"--prompt: {wrong!r} in {word!r} is no symbol of this task; they are {' '.join(self.symbols)}"
+                    f"--prompt: {unknown!r} in {word!r} is not a symbol of this task; its symbols are {' '.join(self.symbols)}"
                 )
-            found += [known[part] for part in parts]
-        return found
+            ids += [known[part] for part in parts]
+        return ids
 
     def decode(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Text of each token as it comes; characters of several bytes come with their last one."""
+        """The text of each token as it arrives; a character of several bytes is returned with its last byte."""
         if self.kind == "bytes":
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
             for token in tokens:
@@ -68,10 +75,10 @@ class Codec:
                     shown = text
         else:
             for token in tokens:
-                # A model may have more rows in its embedding than the task has symbols.
+                # The embedding of a model may have more rows than the task has symbols.
                 yield f"{self.symbols[token] if token < len(self.symbols) else f'<{token}>'} "
 
     @property
     def stop(self) -> int | None:
-        """The token after which a text is over: the start of another document."""
+        """The token that ends a text: the start-of-document token. None for a task with symbols."""
         return None if self._tokenizer is None else self._tokenizer.bos

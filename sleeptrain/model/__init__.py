@@ -1,1 +1,1 @@
-"""Blocks, stack, state, the sleep interpreter and the language model."""
+"""The model: blocks, stack, state, language model and the eager interpreter of sleep programs."""

@@ -1,4 +1,4 @@
-"""Grouped-query attention over one window and what the cache still holds."""
+"""Grouped-query attention over one window and the key-value cache."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from sleeptrain.model.norm import RMSNorm
 
 
 @dataclass(frozen=True)
-class Cache:
-    """Keys (already rotated) and values [batch, time, kv_heads, head_dim], and which are real tokens [batch, time]."""
+class KVCache:
+    """Keys and values of past tokens."""
 
     key: Tensor
+    """[batch, time, kv_heads, head_dim], rotary embedding applied."""
     value: Tensor
+    """[batch, time, kv_heads, head_dim]."""
     seen: Tensor
+    """[batch, time] bool, false at padding."""
 
 
 class Attention(nn.Module):
-    """Causal attention in which a query sees at most `span` keys: per-head q/k RMSNorm, partial rotary, output gate.
+    """Causal attention over at most `span` keys: per-head q/k RMSNorm, partial rotary embedding, output gate.
 
-    The mixer of the dense Qwen3.5 text block (Hugging Face transformers, `qwen3_5`), its query and gate projections
-    kept apart.
+    The mixer of the dense Qwen3.5 text block (Hugging Face transformers, `qwen3_5`), with separate query and
+    gate projections.
     """
 
     def __init__(self, width: int, config: Config, eps: float) -> None:
@@ -42,61 +45,63 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, eps)
 
     def forward(
-        self, x: Tensor, cache: Cache | None, position0: int | Tensor, span: int, valid: Tensor | None
-    ) -> tuple[Tensor, Cache]:
-        """`x` [batch, time, width] at rotary positions position0.. -> (output, the cache with this window appended).
+        self, x: Tensor, cache: KVCache | None, position0: int | Tensor, span: int, valid: Tensor | None
+    ) -> tuple[Tensor, KVCache]:
+        """`x` [batch, time, width] -> (output [batch, time, width], the cache with this window appended).
 
-        `valid` [batch, time] marks real tokens; a padded one is seen by nobody but itself.
+        `position0` is the rotary position of the first token. `valid` [batch, time] is false at padding: no other token
+        attends to a padding token.
         """
         batch, time, _ = x.shape
         d = self.config.head_dim
         q = self.q_norm(self.q(x).view(batch, time, -1, d))
         k = self.k_norm(self.k(x).view(batch, time, -1, d))
         v = self.v(x).view(batch, time, -1, d)
-        cos, sin = rotation(position0, time, self.config, x)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        cos, sin = rotary_cos_sin(position0, time, self.config, x)
+        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
         seen = valid if valid is not None else torch.ones(batch, time, dtype=torch.bool, device=x.device)
         if cache is not None:
             k, v, seen = torch.cat([cache.key, k], 1), torch.cat([cache.value, v], 1), torch.cat([cache.seen, seen], 1)
         span = min(span, self.config.window or span)
-        plain = cache is None and valid is None and time <= span
-        mask = None if plain else visible(time, seen, span)
+        causal = cache is None and valid is None and time <= span
+        mask = None if causal else attention_mask(time, seen, span)
         o = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=plain,
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=causal,
             enable_gqa=self.config.heads != self.config.kv_heads,
         )  # fmt: skip
         o = o.transpose(1, 2).reshape(batch, time, -1)
         if self.gate is not None:
             o = o * torch.sigmoid(self.gate(x))
-        return self.o(o), Cache(k, v, seen)
+        return self.o(o), KVCache(k, v, seen)
 
 
-def rotation(position0: int | Tensor, time: int, config: Config, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [time, 1, rotated dimensions] of the rotary embedding (arXiv 2104.09864), at least float32."""
+def rotary_cos_sin(position0: int | Tensor, time: int, config: Config, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [time, 1, rotary dims] of the rotary embedding (arXiv 2104.09864), in float32 or float64."""
     dims = rotary_dims(config)
     wide = torch.promote_types(like.dtype, torch.float32)
     frequency = config.theta ** (-torch.arange(0, dims, 2, dtype=wide, device=like.device) / max(dims, 1))
-    # Exact below 2^24, and for positions in a tensor nothing that depends on their value.
+    # Exact below 2^24. With position0 in a tensor no shape or kernel depends on its value, as CUDA graphs require.
     angle = (torch.arange(time, dtype=wide, device=like.device) + position0)[:, None] * frequency
     angle = torch.cat([angle, angle], -1)[:, None, :]
     return angle.cos(), angle.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first dimensions of each head of `x` [batch, time, heads, head_dim]; the rest pass through."""
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first rotary dims of each head of `x` [batch, time, heads, head_dim]; the other dims are unchanged."""
     dims = cos.shape[-1]
     if dims == 0:
         return x
-    turn, rest = x[..., :dims], x[..., dims:]
-    left, right = turn.chunk(2, dim=-1)
-    turned = (turn * cos + torch.cat([-right, left], -1) * sin).to(x.dtype)
-    return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
+    rotary, rest = x[..., :dims], x[..., dims:]
+    left, right = rotary.chunk(2, dim=-1)
+    rotated = (rotary * cos + torch.cat([-right, left], -1) * sin).to(x.dtype)
+    return torch.cat([rotated, rest], -1) if rest.shape[-1] else rotated
 
 
-def visible(time: int, seen: Tensor, span: int) -> Tensor:
-    """Which keys the newest `time` queries see: [batch, 1, time, keys], true where attention is allowed.
+def attention_mask(time: int, seen: Tensor, span: int) -> Tensor:
+    """The mask [batch, 1, time, keys] of the newest `time` queries, true where attention is allowed.
 
-    Causal, real, and among the newest `span`; every query sees itself, so that a padded row has no empty softmax.
+    A query attends to keys that are not padding, not later than itself and among the newest `span`. It always attends to
+    itself: a row of padding alone would otherwise have an empty softmax.
     """
     keys = seen.shape[1]
     q = torch.arange(keys - time, keys, device=seen.device)[:, None]

@@ -1,4 +1,4 @@
-"""The `model:` section: sizes of the blocks and the pattern in which they are stacked."""
+"""The `model:` section: block sizes and layer pattern."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class AttentionConfig:
     """Fraction of each head's dimensions that is rotated."""
     theta: float = 10000.0
     gate: bool = True
-    """Sigmoid gate on the output, a projection of its own."""
+    """Sigmoid gate on the output, with its own projection."""
     window: int | None = None
-    """Sees at most this many keys; null: the whole context window."""
+    """Number of keys that a query sees at most; null: the whole context window."""
 
 
 @dataclass(frozen=True)
 class DeltaNetConfig:
-    """Gated DeltaNet: state of `value_heads` matrices [head_dim, head_dim] per layer."""
+    """Gated DeltaNet; its state is `value_heads` matrices [head_dim, head_dim] per layer."""
 
     key_heads: int = 4
     value_heads: int = 4
@@ -37,15 +37,15 @@ class DeltaNetConfig:
     conv: int = 4
     """Taps of the short convolution on q, k and v."""
     horizon: int | None = None
-    """Tokens, passes counted, that the slowest head should remember at the start of training; null: twice the tokens
-    written by all passes over the longest context."""
+    """Half-life at initialisation of the slowest head, in tokens summed over passes; null: twice the tokens that all
+    passes write over the longest context."""
     negative_eigenvalues: bool = False
-    """Write strengths up to 2 (arXiv 2411.12537). Leaves the exportable family."""
+    """Write strengths up to 2 (arXiv 2411.12537). Such models cannot be exported."""
 
 
 @dataclass(frozen=True)
 class MlpConfig:
-    """SwiGLU."""
+    """The SwiGLU MLP."""
 
     hidden: int = 1024
 
@@ -56,26 +56,26 @@ class Model:
 
     width: int = 256
     layers: str = "AGAG"
-    """One letter a block, groups repeat: `AGAG`, `(GGGA)x8`."""
+    """One letter per block, with repeated groups: `AGAG`, `(GGGA)x8`."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     deltanet: DeltaNetConfig = field(default_factory=DeltaNetConfig)
     mlp: MlpConfig = field(default_factory=MlpConfig)
     vocab: int | None = None
-    """Rows of the embedding; null: what the data's manifest says."""
+    """Rows of the embedding; null: the vocabulary size of the data's manifest."""
     tie: bool = True
-    """One matrix for embedding and head."""
+    """Embedding and head share one matrix."""
     norm: Literal["pre", "sandwich"] = "pre"
-    """`sandwich` norms each branch's output too (as Ouro does). Leaves the exportable family."""
+    """`sandwich` also norms the output of each branch (as Ouro does). Such models cannot be exported."""
     eps: float = 1e-6
     init_std: float = 0.02
 
     @property
     def pattern(self) -> str:
-        """One letter a block, groups written out."""
+        """One letter per block, with groups expanded."""
         return expand(self.layers)
 
     def problems(self) -> list[Problem]:
-        """What is wrong with this section by itself."""
+        """All invalid values of this section."""
         return list(self._problems())
 
     def _problems(self) -> Iterator[Problem]:
@@ -109,14 +109,14 @@ class Model:
 
 
 def rotary_dims(attention: AttentionConfig) -> int:
-    """How many dimensions of a head are rotated."""
+    """Number of rotated dimensions per head."""
     return int(attention.head_dim * attention.rotary)
 
 
 def expand(layers: str) -> str:
-    """Write a layer pattern out: `"(GGGA)x2"` -> `"GGGAGGGA"`.
+    """Expand a layer pattern: `"(GGGA)x2"` -> `"GGGAGGGA"`.
 
-    Raises ValueError where it is not made of A, G and groups `(...)xN`.
+    Raises ValueError for a pattern with anything but A, G and groups `(...)xN`.
     """
     text = re.sub(r"\s", "", layers)
     while group := re.search(r"\(([AG]+)\)x(\d+)", text):

@@ -1,4 +1,4 @@
-"""What a model costs: parameters by part, and FLOPs of a program."""
+"""Parameter counts by part and FLOPs of a program."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sleeptrain.program import Pass, Program, Sleep, blocks_of, pairs_seen
 
 
 def parameters(model: LanguageModel) -> dict[str, int]:
-    """Number of parameters by part: embedding, attention, deltanet, mlp, norms, head, total (a tied head counts 0)."""
+    """Numbers of parameters by part: embedding, attention, deltanet, mlp, norms, head, total (a tied head counts 0)."""
     count = dict.fromkeys(("embedding", "attention", "deltanet", "mlp", "norms", "head", "total"), 0)
     for name, parameter in model.named_parameters():
         count[_part(name, model.config.pattern)] += parameter.numel()
@@ -28,11 +28,10 @@ def _part(name: str, pattern: str) -> str:
 
 
 def block_flops(model: Model, letter: str) -> tuple[float, float]:
-    """Forward FLOPs of one block: for every token, and for every pair of a token and a key that it sees (0 where it does not
-    attend).
+    """Forward FLOPs of one block: per token, and per pair of a query and a key that it attends to (0 for Gated DeltaNet).
 
-    Twice the multiply-adds of every projection, plus the mixer itself: attention over causal pairs, or the gated delta rule
-    at 6 d^2 a head and token (decay, read, write) without its in-chunk part. Norms and activations are left out.
+    Two FLOPs per multiply-add of every projection, plus the mixer: attention over causal pairs, or the gated delta rule
+    with 6 d^2 per head and token (decay, read, write), without its in-chunk part. Norms and activations are left out.
     """
     width, a, g = model.width, model.attention, model.deltanet
     mlp = 6 * width * model.mlp.hidden
@@ -46,14 +45,14 @@ def block_flops(model: Model, letter: str) -> tuple[float, float]:
 
 
 def head_flops(model: Model) -> float:
-    """Forward FLOPs of the head for every token."""
+    """Forward FLOPs of the head per token."""
     return 2 * model.width * (model.vocab or 0)
 
 
 def step_flops(model: Model, program: Program, sleep: Sleep) -> float:
-    """Model FLOPs of one row through forward and backward: passes count as work, recomputing them does not.
+    """Model FLOPs of forward and backward of one row. All passes count; their recomputation does not.
 
-    Backward costs twice the forward of every pass that carries gradient.
+    Backward of a pass costs twice its forward; a pass without gradient has none.
     """
     total, per_block = 0.0, {letter: block_flops(model, letter) for letter in set(model.pattern)}
     for op in program.ops:

@@ -1,4 +1,4 @@
-"""Gated DeltaNet: the mixer whose recurrent state is the model's fast weights."""
+"""The Gated DeltaNet mixer, whose recurrent state is the model's fast weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sleeptrain.model.config import DeltaNetConfig as Config
 
 
 class DeltaNet(nn.Module):
-    """Gated DeltaNet (arXiv 2412.06464) as in the dense Qwen3.5 text block, its projections kept apart.
+    """Gated DeltaNet (arXiv 2412.06464) as in the dense Qwen3.5 text block, with one matrix per projection.
 
     q, k, v pass a short causal convolution and SiLU; q and k are L2-normed; each value head has a decay
     `exp(-exp(A_log) * softplus(a + dt_bias))` and a write strength `sigmoid(b)` per token; the output is RMS-normed per
@@ -21,7 +21,7 @@ class DeltaNet(nn.Module):
         super().__init__()
         self.config, self.eps = config, eps
         self.backend = "auto"
-        """What runs the operators (see `sleep_kernels`): `auto` or `chunked`; a run sets it before its first step."""
+        """The backend of the operators of `sleep_kernels`, `auto` or `chunked`; set before the first step of a run."""
         keys, values = config.key_heads * config.head_dim, config.value_heads * config.head_dim
         self.q = nn.Linear(width, keys, bias=False)
         self.k = nn.Linear(width, keys, bias=False)
@@ -39,7 +39,7 @@ class DeltaNet(nn.Module):
 
     def forward(self, x: Tensor, fast: Tensor, tail: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """`x` [batch, time, width], S [batch, value_heads, d, d], tail [batch, taps-1, key_heads, channels]
-        -> (output, new S, new tail). Where `valid` [batch, time] is false nothing is written."""
+        -> (output, new S, new tail). Tokens where `valid` [batch, time] is false write nothing to S and tail."""
         batch, time, _ = x.shape
         q, k, v, g, beta, tail = delta_inputs(
             self.q(x), self.k(x), self.v(x), self.a(x), self.b(x), self.conv_q, self.conv_k, self.conv_v,

@@ -1,4 +1,4 @@
-"""Initial values: each depends on the seed and the parameter's name alone, not on order, layout or device."""
+"""Parameter initialisation; a value depends on the seed and the parameter's name, not on order, layout or device."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import Tensor
 from sleeptrain.model.language import LanguageModel
 
 SHORTEST_HALF_LIFE = 16.0
-"""Tokens after which the fastest head has forgotten half, at the start of training."""
+"""Half-life in tokens of a layer's fastest head at initialisation."""
 
 
 def initialise(model: LanguageModel, seed: int, horizon: int) -> None:
-    """Fill all parameters in place (a model on the meta device must be moved with `to_empty` first).
+    """Fill all parameters in place; a model on the meta device must be moved with `to_empty` first.
 
     Matrices N(0, init_std); norms neutral; the convolution uniform in +-1/sqrt(taps); dt_bias the inverse softplus of dt
     log-uniform in 1e-3..1e-1, as in flash-linear-attention; A such that the half-lives of a layer's heads are spaced
-    logarithmically from 16 tokens to `horizon`, the tokens that all passes write over the longest context. N passes
-    also forget N times: with the usual A in 0..16 nothing of the first window would be left at the answer.
+    logarithmically from 16 tokens to `horizon`, the tokens that all passes write over the longest context. Every pass
+    applies the decay of its tokens: after N passes with the usual A in 0..16 the first window would have decayed to
+    nothing before the answer.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -28,7 +29,7 @@ def initialise(model: LanguageModel, seed: int, horizon: int) -> None:
 
 
 def initial(name: str, shape: torch.Size, seed: int, std: float, horizon: int) -> Tensor:
-    """The initial value of one whole parameter, in float32."""
+    """The float32 initial value of one parameter of the whole model."""
     kind = name.rsplit(".", 1)[-1]
     if kind == "A_log":
         dt_bias = initial(name.removesuffix(kind) + "dt_bias", shape, seed, std, horizon)
@@ -48,7 +49,7 @@ def initial(name: str, shape: torch.Size, seed: int, std: float, horizon: int) -
 
 
 def half_lives(heads: int, horizon: int) -> Tensor:
-    """Half-lives of a layer's heads in tokens, logarithmically from 16 to the horizon; one head alone gets the longest."""
+    """Half-lives [heads] in tokens, spaced logarithmically from 16 to the horizon; a single head gets the horizon."""
     longest = max(float(horizon), SHORTEST_HALF_LIFE)
     if heads == 1:
         return torch.tensor([longest])

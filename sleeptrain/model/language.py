@@ -14,34 +14,38 @@ from sleeptrain.model.state import State, leaves
 from sleeptrain.program import Sleep
 
 IGNORED = -100
+"""The target of positions that are not scored."""
 
 
 class Embedding(nn.Embedding):
-    """A vector for each token, and back: the same matrix is the head of a tied model.
+    """Token embedding, which is also the head of a tied model.
 
-    Both go through `forward`, so that whoever brings the matrix here when it is used, as ZeRO 3 does, sees both.
+    Both uses go through `forward`, because ZeRO-3 gathers a parameter in the forward hooks of its module.
     """
 
     def forward(
-        self, x: Tensor, targets: Tensor | None = None, known: Tensor | None = None, *, back: bool = False
+        self, x: Tensor, targets: Tensor | None = None, known: Tensor | None = None, *, as_head: bool = False
     ) -> Tensor:
-        """Tokens [...] -> features [..., width]; with `back`, what a `Head` makes of features."""
-        return _head(x, self.weight, targets, known) if back else super().forward(x)
+        """Tokens [...] -> features [..., width]; with `as_head` the same as `Head.forward` of features."""
+        return _head(x, self.weight, targets, known) if as_head else super().forward(x)
 
 
 class Head(nn.Linear):
-    """From features to the logits of all tokens, or to the losses of targets; without bias."""
+    """The language model head without bias: features to logits, or to the losses of targets."""
 
     def __init__(self, width: int, vocab: int) -> None:
         super().__init__(width, vocab, bias=False)
 
     def forward(self, x: Tensor, targets: Tensor | None = None, known: Tensor | None = None) -> Tensor:
-        """Features [..., width] -> logits [..., vocab]; with targets [...] their losses (see `LanguageModel.nll`)."""
+        """Features [..., width] -> logits [..., vocab], or with targets [...] their losses [...] (see `LanguageModel.nll`)."""
         return _head(x, self.weight, targets, known)
 
 
 class LanguageModel(nn.Module):
-    """Embedding, blocks, final norm and head; `config.vocab` must be set. Parameters are empty until `initialise`."""
+    """Embedding, blocks, final norm and head. Parameters are uninitialised until `initialise` fills them.
+
+    Raises ValueError where `config.vocab` is null.
+    """
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -52,46 +56,49 @@ class LanguageModel(nn.Module):
         self.layers = Stack(config)
         self.norm = RMSNorm(config.width, config.eps)
         self.head = None if config.tie else Head(config.width, config.vocab)
-        self.here = (0, len(self.layers))
-        """First and one-past-last of the blocks that are here."""
-        self.slices = 1
-        """Into how many slices of tokens the features of a window are cut between blocks, of which one is here."""
+        self.local_blocks = (0, len(self.layers))
+        """First and one-past-last block of this pipeline stage."""
+        self.token_shards = 1
+        """Sequence parallelism: the number of processes that share the tokens of features between blocks."""
 
     def zero_state(self, sleep: Sleep, batch: int) -> State:
-        """The state before the first token of the blocks that are here, on the model's device and in its dtype."""
-        weight, (first, stop) = next(self.parameters()), self.here
+        """The state of the local blocks before the first token, on the model's device and in its dtype."""
+        weight, (first, stop) = next(self.parameters()), self.local_blocks
         spec = [leaf for leaf in leaves(self.config, sleep, weight.dtype) if first <= leaf.layer < stop]
         return State.zeros(spec, batch, weight.device)
 
-    def keep(self, first: int, stop: int) -> None:
-        """Become one stage of a pipeline: keep blocks first..stop-1 under their names, the embedding on the first stage,
-        the final norm and the head (which a tied head shares with the embedding) on the last one."""
+    def keep_stage(self, first: int, stop: int) -> None:
+        """Reduce the model to one pipeline stage, in place.
+
+        Keeps blocks first..stop-1 under their names, the embedding on the first stage, and the final norm and the head on
+        the last one. The embedding stays on the last stage too where it is the head.
+        """
         depth = len(self.layers)
         for i in [*range(first), *range(stop, depth)]:
             self.layers[i] = nn.Identity()
-        self.here = (first, stop)
+        self.local_blocks = (first, stop)
         if first > 0 and not (self.config.tie and stop == depth):
             del self.embed
         if stop < depth:
             del self.norm, self.head
 
     def logits(self, h: Tensor) -> Tensor:
-        """Features at the exit of the stack [batch, time, width] -> logits [batch, time, vocab] in float32 (or 64)."""
+        """Features after the last block [batch, time, width] -> logits [batch, time, vocab] in float32 or float64."""
         x = self.norm(h)
-        x = self.embed(x, back=True) if self.head is None else self.head(x)
+        x = self.embed(x, as_head=True) if self.head is None else self.head(x)
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def nll(self, h: Tensor, targets: Tensor, known: Tensor | None = None) -> Tensor:
-        """Features at the exit of the stack -> negative log likelihood in nats of each target, 0 where it is -100.
+        """Features after the last block [batch, time, width] -> negative log likelihood in nats of the targets [batch, time].
 
-        Logits of all tokens never exist at once, unless they are few. `known`: what this gave before for the same features,
-        where only its gradient is wanted now.
+        0 where the target is -100. The operator computes large logits in tiles, so that they never exist all at once.
+        `known`: the losses of an earlier call with the same features; they are returned and only the gradient is computed.
         """
         x = self.norm(h)
-        return self.embed(x, targets, known, back=True) if self.head is None else self.head(x, targets, known)
+        return self.embed(x, targets, known, as_head=True) if self.head is None else self.head(x, targets, known)
 
-    def moved(self, h: Tensor, before: Tensor) -> Tensor:
-        """How far a pass moved the features of a window, relative to where they were: ||h - before|| / ||before||."""
+    def relative_change(self, h: Tensor, before: Tensor) -> Tensor:
+        """The relative change of the features of a window by a pass, ||h - before|| / ||before||, a float32 scalar."""
         return (h - before).float().norm() / before.float().norm().clamp_min(1e-12)
 
 

@@ -1,4 +1,4 @@
-"""RMSNorm in float32 with a weight stored as its distance from one."""
+"""RMSNorm in float32 with a zero-centred weight."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """`x / rms(x) * (1 + weight)` over the last dimension, computed in float32 (float64 stays), returned in x's dtype.
+    """`x / rms(x) * (1 + weight)` over the last dimension, computed in float32 or float64 and returned in x's dtype.
 
     The zero-centred weight is that of the Qwen3-Next and Qwen3.5 blocks (Hugging Face transformers, `qwen3_5`).
     """

@@ -1,127 +1,167 @@
-"""The eager interpreter of a program: windows, passes and eviction in plain order. The readable reference."""
+"""The eager interpreter of a program: windows, passes and eviction in program order, differentiated by plain autograd.
+
+This is the readable reference for the semantics of sleep (arXiv 2605.26099, Algorithm 1). Evaluation and ZeRO-3 training
+run it; the executor in `sleeptrain.execute` is tested against it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from sleeptrain.model.language import LanguageModel, cross_entropy
-from sleeptrain.model.stack import Around, plainly
-from sleeptrain.model.state import State
+from sleeptrain.model.micro_batch import MicroBatch
+from sleeptrain.model.stack import CallWrapper, call_directly
+from sleeptrain.model.state import Leaf, State
 from sleeptrain.program import Boundary, Pass, Program, Sleep, blocks_of
 
 
 @dataclass(frozen=True)
 class RecomputeWrappers:
-    """What is kept for backward: how the work of a window, of a pass, of a block and of the head are called."""
+    """How windows, passes, blocks and the head are called; a wrapper that checkpoints a call saves only its inputs."""
 
-    window: Around = plainly
-    passes: Around = plainly
-    block: Around = plainly
-    head: Around = plainly
+    window: CallWrapper = call_directly
+    passes: CallWrapper = call_directly
+    block: CallWrapper = call_directly
+    head: CallWrapper = call_directly
 
 
 KEEP_ALL = RecomputeWrappers()
-"""Plain autograd."""
+"""Plain autograd: every activation is saved."""
 
 
 @dataclass(frozen=True)
 class ProgramOutput:
-    """What a program leaves behind."""
+    """The results of a program over one micro-batch."""
 
     nll: Tensor
-    """Negative log likelihood in nats [batch, time], 0 where nothing was scored."""
+    """Negative log likelihood in nats [rows, length], 0 at positions that are not scored."""
     state: State
+    """The state after the last window."""
     residual: Tensor
-    """||h_n - h_{n-1}|| / ||h_{n-1}|| of each pass after a window's first, in program order; no gradient."""
+    """||h_n - h_{n-1}|| / ||h_{n-1}|| of every pass but a window's first, in program order; no gradient."""
     predicted: Tensor | None
-    """The likeliest next token [batch, time] where a window was scored, else -1; only when asked for."""
+    """The likeliest next token [rows, length] in windows that are scored, -1 elsewhere; None unless `predict` was set."""
+
+
+@dataclass(frozen=True)
+class LoopFeatures:
+    """Features at both ends of the looped range of blocks in the newest pass over a window."""
+
+    entry: Tensor | None = None
+    """What the prelude returned; None without a prelude or before it ran."""
+    exit: Tensor | None = None
+    """What the looped range returned; None before pass 1."""
+
+    def detach(self) -> LoopFeatures:
+        """The same features, cut from the graph."""
+        return LoopFeatures(*(h if h is None else h.detach() for h in (self.entry, self.exit)))
+
+
+WINDOW_START = LoopFeatures()
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all windows and passes of a run share.
+
+    It must not hold activations: a checkpointed call keeps it alive until backward, whatever the policy saves. Those are
+    passed as positional arguments, which torch's checkpoint saves.
+    """
+
+    model: LanguageModel
+    sleep: Sleep
+    span: int
+    """The number of keys that a query sees at most."""
+    spec: tuple[Leaf, ...]
+    """The leaves of the state, in the order in which their tensors are passed."""
+    recompute: RecomputeWrappers = KEEP_ALL
+    predict: bool = False
+    """Also return the likeliest next tokens of scored windows."""
+
+    def state(self, tensors: Sequence[Tensor]) -> State:
+        """The state with these tensors, the inverse of `State.flat`."""
+        return State(self.spec, {}).unflat(tensors)
 
 
 def run(
-    model: LanguageModel, tokens: Tensor, targets: Tensor, state: State, program: Program, sleep: Sleep,
-    *, valid: Tensor | None = None, recompute: RecomputeWrappers = KEEP_ALL, predict: bool = False,
+    model: LanguageModel, batch: MicroBatch, program: Program, sleep: Sleep,
+    *, recompute: RecomputeWrappers = KEEP_ALL, predict: bool = False,
 ) -> ProgramOutput:  # fmt: skip
-    """Run `program` over a batch: `tokens`, `targets` [batch, time] (-100: not scored), from `state`.
+    """Run `program` over a micro-batch.
 
-    `valid` [batch, time] marks real tokens; None means that all are. Gradients flow through windows and passes wherever
-    the program does not cut them (arXiv 2605.26099, Algorithm 1).
+    Gradients flow through windows and passes, except where the program detaches.
     """
-    nlls, residuals, guesses = [], [], []
+    context = RunContext(model, sleep, program.span, batch.state.spec, recompute, predict)
+    nlls, residuals, predictions, state = [], [], [], batch.state
     for passes, boundary in program.by_window():
-        part = slice(passes[0].start, passes[0].stop)
-        seen = None if valid is None else valid[:, part]
-        # What is called again in backward holds no tensor of its own: those would stay whatever the policy says.
-        form = state.hollow()
-        work = partial(run_window, model, passes, boundary, sleep, program.span, form, recompute, predict, None, None)
-        nll, residual, guess, *flat = recompute.window(work, tokens[:, part], targets[:, part], seen, *state.flat())
-        state = state.unflat(flat)
+        tokens, targets, valid = batch.window(passes[0])
+        window = partial(run_window, context, passes, boundary)
+        nll, residual, predicted, *tensors = recompute.window(window, tokens, targets, valid, *state.flat())
+        state = context.state(tensors)
         nlls.append(nll)
         residuals.append(residual)
-        guesses.append(guess)
-    predicted = torch.cat(guesses, 1) if predict else None
-    return ProgramOutput(torch.cat(nlls, 1), state, torch.cat(residuals), predicted)
+        predictions.append(predicted)
+    return ProgramOutput(
+        torch.cat(nlls, 1), state, torch.cat(residuals), torch.cat(predictions, 1) if predict else None
+    )
 
 
 def run_window(
-    model: LanguageModel, passes: Sequence[Pass], boundary: Boundary | None, sleep: Sleep, span: int, spec: State,
-    recompute: RecomputeWrappers, predict: bool, above: Tensor | None, exit_: Tensor | None,
-    tokens: Tensor, targets: Tensor, valid: Tensor | None, *flat: Tensor,
+    context: RunContext, passes: Sequence[Pass], boundary: Boundary | None,
+    tokens: Tensor, targets: Tensor, valid: Tensor | None, *state_tensors: Tensor, loop: LoopFeatures = WINDOW_START,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Passes over one window and the eviction after it: (nll, residuals, predictions, *state).
+    """All passes over one window, then eviction: (nll, residuals, predictions, *state).
 
-    `above` and `exit_` are the features that entered and left the looped range in an earlier pass, where `passes` does
-    not begin with the first one.
+    `loop` holds the features of the pass before the first one of `passes`, where that is not pass 1.
     """
-    state, depth = spec.unflat(flat), len(model.layers)
+    model, recompute, state = context.model, context.recompute, context.state(state_tensors)
     nll = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
-    guess = torch.full_like(tokens, -1)
+    predicted = torch.full_like(tokens, -1)
     residuals: list[Tensor] = []
     for op in passes:
         if op.detach:
-            state = state.detach()
-            above, exit_ = (h if h is None else h.detach() for h in (above, exit_))
-        h = {"tokens": None, "above": above}.get(op.reads, exit_)
-        blocks, form = blocks_of(op.layers, sleep, depth), state.hollow()
-        work = partial(run_pass, model, op, blocks, span, form, recompute.block, tokens, valid)
+            state, loop = state.detach(), loop.detach()
+        h = {"tokens": None, "above": loop.entry}.get(op.reads, loop.exit)
         with nullcontext() if op.grad else torch.no_grad():
-            h, *left = recompute.passes(work, h, *state.flat())
+            h, *after = recompute.passes(partial(run_pass, context, op), tokens, valid, h, *state.flat())
             if op.loss:
-                nll, best = recompute.head(partial(score, model, predict), h, targets)
-                guess = best if predict else guess
-        state = state.unflat(left)
+                nll, best = recompute.head(partial(score, model, context.predict), h, targets)
+                predicted = best if context.predict else predicted
+        state = context.state(after)
         if op.layers == "prelude":
-            above = h
+            loop = replace(loop, entry=h)
         elif op.layers == "loop":
-            if exit_ is not None:
-                residuals.append(model.moved(h.detach(), exit_.detach()))
-            exit_ = h
+            if loop.exit is not None:
+                residuals.append(model.relative_change(h.detach(), loop.exit.detach()))
+            loop = replace(loop, exit=h)
     if boundary is not None:
         state = state.evict(boundary)
     residual = torch.stack(residuals) if residuals else torch.zeros(0, device=tokens.device)
-    return nll, residual, guess, *state.flat()
+    return nll, residual, predicted, *state.flat()
 
 
 def run_pass(
-    model: LanguageModel, op: Pass, blocks: tuple[int, int], span: int, spec: State, around: Around,
-    tokens: Tensor, valid: Tensor | None, h: Tensor | None, *flat: Tensor,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """One pass over one window, from its inputs to its outputs, as a function of tensors alone."""
+    context: RunContext, op: Pass, tokens: Tensor, valid: Tensor | None, h: Tensor | None, *state_tensors: Tensor
+) -> tuple[Tensor, ...]:
+    """One pass over one window: (features, *state). `h` are the features that it reads, None where it embeds tokens."""
+    model, blocks = context.model, blocks_of(op.layers, context.sleep, len(context.model.layers))
     if h is None:
         h = model.embed(tokens)
     elif op.reads == "normed":
         h = model.norm(h)
-    h, state = model.layers(h, spec.unflat(flat).cross("pass"), op, blocks, span, valid, around)
+    state = context.state(state_tensors).cross("pass")
+    h, state = model.layers(h, state, op, blocks, context.span, valid, context.recompute.block)
     return h, *state.flat()
 
 
 def score(model: LanguageModel, predict: bool, h: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Losses of the targets from the features of a pass, and the likeliest token at every position if asked for."""
+    """The losses of the targets from the features of a pass; with `predict` also the likeliest token at every position."""
     if not predict:
         return model.nll(h, targets), None
     logits = model.logits(h)

@@ -1,4 +1,4 @@
-"""Blocks and their stack: one pass over one window, state in and state out, no side effects."""
+"""Blocks and their stack: one pass over one window as a function from features and state to features and state."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sleeptrain.model.attention import Attention, Cache
+from sleeptrain.model.attention import Attention, KVCache
 from sleeptrain.model.config import Model
 from sleeptrain.model.deltanet import DeltaNet
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.state import State
 from sleeptrain.program import Pass
 
-Around = Callable[..., Any]
-"""Calls `fn(*tensors)`; a recompute policy keeps the inputs only and calls it again in backward."""
+CallWrapper = Callable[..., Any]
+"""Calls `fn(*args)`. Activation checkpointing is such a wrapper: it saves only the arguments and recomputes in backward."""
 
 
-def plainly(fn: Callable[..., Any], *tensors: Any) -> Any:
-    """Call it, keep its graph."""
-    return fn(*tensors)
+def call_directly(fn: Callable[..., Any], *args: Any) -> Any:
+    """`fn(*args)` without activation checkpointing."""
+    return fn(*args)
 
 
 class Mlp(nn.Module):
@@ -38,7 +38,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """`x + mixer(norm1(x))`, then `x + mlp(norm2(x))`; under `sandwich` each branch is normed on its way out too."""
+    """Pre-norm residual block: `x + mixer(norm1(x))`, then `x + mlp(norm2(x))`.
+
+    Under `norm: sandwich` the output of each branch is normed as well.
+    """
 
     def __init__(self, model: Model, layer: int) -> None:
         super().__init__()
@@ -58,14 +61,19 @@ class Block(nn.Module):
     def forward(
         self, h: Tensor, state: State, op: Pass, span: int, valid: Tensor | None, position0: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Features [batch, time, width] -> (features, this layer's changed leaves). `position0` [] instead of `op`'s."""
+        """Features [batch, time, width] -> (features, the leaves of this layer's state that changed).
+
+        `position0` [], an int64 tensor, replaces `op.position0` as the rotary position of the first token.
+        """
         name = f"layers.{self.layer}"
         if isinstance(self.mixer, DeltaNet):
             y, fast, conv = self.mixer(self.norm1(h), state[f"{name}.fast"], state[f"{name}.conv"], valid)
             changed = {f"{name}.fast": fast, f"{name}.conv": conv}
         else:
-            held = Cache(state[f"{name}.key"], state[f"{name}.value"], state[f"{name}.seen"]) if op.kv_read else None
-            y, cache = self.mixer(self.norm1(h), held, op.position0 if position0 is None else position0, span, valid)
+            cached = (
+                KVCache(state[f"{name}.key"], state[f"{name}.value"], state[f"{name}.seen"]) if op.kv_read else None
+            )
+            y, cache = self.mixer(self.norm1(h), cached, op.position0 if position0 is None else position0, span, valid)
             new = {f"{name}.key": cache.key, f"{name}.value": cache.value, f"{name}.seen": cache.seen}
             changed = new if op.kv_write else {}
         h = h + self.out1(y)
@@ -73,23 +81,23 @@ class Block(nn.Module):
 
 
 class Stack(nn.ModuleList):
-    """The blocks, in order."""
+    """The blocks in order; pipeline stages replace blocks of other stages by `nn.Identity`."""
 
     def __init__(self, model: Model) -> None:
         super().__init__(Block(model, i) for i in range(len(model.pattern)))
 
     def forward(
         self, h: Tensor, state: State, op: Pass, blocks: tuple[int, int], span: int, valid: Tensor | None,
-        around: Around = plainly,
+        wrap_block: CallWrapper = call_directly,
     ) -> tuple[Tensor, State]:  # fmt: skip
-        """One pass of blocks[0]..blocks[1]-1 over one window.
+        """Run blocks[0]..blocks[1]-1 over one window.
 
-        `h` [batch, time, width]; `op` says which positions they have and whether caches are read and written; `span` is
-        how many keys a query sees at most; `valid` [batch, time] marks real tokens (None: all are); `around` calls the
-        blocks.
+        `h` [batch, time, width]; `op` gives the positions and whether caches are read and written; `span` is the number of
+        keys that a query sees at most; `valid` [batch, time] is false at padding (None: no padding); `wrap_block` calls
+        each block.
         """
         changed: dict[str, Tensor] = {}
         for block in list(self)[blocks[0] : blocks[1]]:
-            h, new = around(block, h, state, op, span, valid)
+            h, new = wrap_block(block, h, state, op, span, valid)
             changed |= new
         return h, state.replace(changed)

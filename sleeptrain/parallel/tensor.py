@@ -7,6 +7,7 @@ never cross processes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sleeptrain.config.errors import UserError
-from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.model.config import Model
 from sleeptrain.model.init import initial
 from sleeptrain.model.language import IGNORED, LanguageModel
@@ -41,7 +41,7 @@ class TensorParallelModel(LanguageModel):
         super().__init__(local_config(config, axis.size))
         self.shards = TPLayout(shapes, axis)
         self.vocab = config.vocab
-        self.slices = axis.size if share_tokens else 1
+        self.token_shards = axis.size if share_tokens else 1
         self._divide(config)
 
     def nll(self, h: Tensor, targets: Tensor, known: Tensor | None = None) -> Tensor:
@@ -59,10 +59,10 @@ class TensorParallelModel(LanguageModel):
         loss = vocab_parallel_cross_entropy(logits, targets.where(scored, 0).contiguous())
         return loss.where(scored, 0)
 
-    def moved(self, h: Tensor, before: Tensor) -> Tensor:
+    def relative_change(self, h: Tensor, before: Tensor) -> Tensor:
         """As the whole model's, of the whole window; a collective over the tensor axis where tokens are shared."""
-        if self.slices == 1:
-            return super().moved(h, before)
+        if self.token_shards == 1:
+            return super().relative_change(h, before)
         change, size = sequence.full_norms(self.shards.axis, h - before, before)
         return (change / size.clamp_min(1e-12)).float()
 
@@ -75,11 +75,11 @@ class TensorParallelModel(LanguageModel):
                 # DeepSpeed asks for this when it takes the norm of all gradients: others would be counted several times.
                 parameter.tensor_model_parallel = self.shards.dim(name) is not None  # type: ignore[attr-defined]
 
-    def finalize_grads(self, sums: GradAccumulator) -> None:
+    def finalize_grads(self, grad_of: Callable[[Tensor], Tensor]) -> None:
         """Complete the gradients of parameters of which every process saw a part only: its heads, or its tokens. A
         collective over the tensor axis."""
-        partial = [p for name, p in self.named_parameters() if self.shards.partial(name, self.slices > 1)]
-        found = [sums.of(p) for p in partial if p.requires_grad]
+        partial = [p for name, p in self.named_parameters() if self.shards.partial(name, self.token_shards > 1)]
+        found = [grad_of(p) for p in partial if p.requires_grad]
         if found:
             flat = torch.cat([total.flatten() for total in found])
             dist.all_reduce(flat, group=self.shards.axis.group)
@@ -90,7 +90,7 @@ class TensorParallelModel(LanguageModel):
         """What a layer that is divided over processes reads, the same on all of them; in backward, a sum over them."""
         from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 
-        if self.slices > 1:
+        if self.token_shards > 1:
             return sequence.gather_tokens(x, self.shards.axis)
         return copy_to_tensor_model_parallel_region(x)
 
@@ -102,7 +102,7 @@ class TensorParallelModel(LanguageModel):
             VocabParallelEmbedding,
         )
 
-        size, sliced = self.shards.axis.size, self.slices > 1
+        size, sliced = self.shards.axis.size, self.token_shards > 1
         config = ModelParallelConfig(
             tensor_model_parallel_size=size, use_cpu_initialization=True, perform_initialization=False
         )

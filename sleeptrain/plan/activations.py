@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves
 from sleep_kernels.linear_cross_entropy import backward as head_backward
 from sleep_kernels.linear_cross_entropy import forward as head_forward
 from sleeptrain.execute.segments import (
-    MicroBatch,
     Segment,
     block_segments,
     forward_no_grad,
@@ -31,6 +30,7 @@ from sleeptrain.execute.segments import (
     vjp,
 )
 from sleeptrain.model.config import Model
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import State, leaves
 from sleeptrain.plan.ownership import on_meta
 from sleeptrain.program import Pass, Sleep, Window, compile
@@ -112,7 +112,7 @@ def _counted(unit: Segment, h: Tensor, state: State, held: Iterable[Tensor]) -> 
     with there:
         forward_no_grad(unit, h, state.tensors)
     with back:
-        node = forward_with_grad(unit, h, state.tensors, wants=unit.leaves)
+        node = forward_with_grad(unit, h, state.tensors, grad_leaves=unit.leaves)
     known, kept = {_id(tensor) for tensor in held}, 0
     for tensor in node.saved():
         if _id(tensor) not in known:

@@ -69,7 +69,7 @@ def parameter_ownership(layout: Layout) -> Parameters:
     copies = padding = 0
     for blocks in layout.stages:
         stage = on_meta(model)
-        stage.keep(blocks.start, blocks.stop)
+        stage.keep_stage(blocks.start, blocks.stop)
         sizes, kinds = {}, dict[Kind, int]()
         for name, parameter in stage.named_parameters():
             shard = tp_layout.cut(name, parameter.detach())

@@ -8,29 +8,21 @@ from functools import partial
 import torch
 from torch import nn
 
-from sleeptrain.execute.activation_checkpoint import activation_checkpoint
-from sleeptrain.execute.autograd import CheckpointedExecutor, FinalizeGrads
+from sleeptrain.execute.activation_checkpoint import AUTOGRAD_WRAPPERS
+from sleeptrain.execute.autograd import DEFAULT_OPTIONS, CheckpointedExecutor, ExecutorOptions, FinalizeGrads
 from sleeptrain.execute.cuda_graphs import GraphCache
 from sleeptrain.execute.graph_capture import CudaGraphRecorder
 from sleeptrain.execute.p2p import P2PChannels
 from sleeptrain.execute.pipeline import Pipeline, circular_schedule
-from sleeptrain.execute.segments import MicroBatch
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.sleep import ProgramOutput, RecomputeWrappers, run
+from sleeptrain.model.micro_batch import MicroBatch
+from sleeptrain.model.sleep import ProgramOutput, run
 from sleeptrain.parallel.mesh import MeshAxes
 from sleeptrain.program import Pass, Program, Sleep, loop_range
 from sleeptrain.train.job import Job
 from sleeptrain.train.layout import Layout
 from sleeptrain.train.step import Forward
-
-AUTOGRAD_WRAPPERS = {
-    "none": RecomputeWrappers(),
-    "block": RecomputeWrappers(block=activation_checkpoint, head=activation_checkpoint),
-    "pass": RecomputeWrappers(passes=activation_checkpoint, head=activation_checkpoint),
-    "window": RecomputeWrappers(window=activation_checkpoint, passes=activation_checkpoint),
-}
-"""Activation checkpointing of plain autograd, by `train.recompute`."""
 
 
 def new_model(
@@ -52,7 +44,7 @@ def new_model(
 
             model = sharded = TensorParallelModel(job.model, axes.tensor, job.mesh.sequence)
             fill, finalize_grads = sharded.initialise, sharded.finalize_grads
-    model.keep(blocks.start, blocks.stop)
+    model.keep_stage(blocks.start, blocks.stop)
     model.to_empty(device=device)
     fill(job.train.seed, horizon)
     if job.model.tie and blocks.start > 0 and blocks.stop == len(job.model.pattern):
@@ -80,54 +72,39 @@ def make_forward(layout: Layout, axes: MeshAxes, finalize_grads: FinalizeGrads |
     job = layout.job
     if job.mesh.zero == 3:
         return autograd_forward(job)
-    graph_cache = None
-    if job.train.cuda_graphs:
-        graph_cache = GraphCache(CudaGraphRecorder(), getattr(torch, job.optim.sum_dtype))
-    if axes.pipe.size == 1:
-        return checkpointed_forward(job, finalize_grads, graph_cache)
-    return pipelined_forward(layout, axes, finalize_grads, graph_cache)
+    sum_dtype = getattr(torch, job.optim.sum_dtype)
+    graph_cache = GraphCache(CudaGraphRecorder(), sum_dtype) if job.train.cuda_graphs else None
+    options = ExecutorOptions(sum_dtype, finalize_grads, graph_cache)
+    return checkpointed_forward(job, options) if axes.pipe.size == 1 else pipelined_forward(layout, axes, options)
 
 
-def checkpointed_forward(
-    job: Job, finalize_grads: FinalizeGrads | None, graph_cache: GraphCache | None = None
-) -> Forward:
-    """The checkpointed executor over the whole stack. It needs whole parameters, which ZeRO 1 and 2 leave on every process.
-
-    `graph_cache` lasts as long as the run: passes are captured as CUDA graphs and replayed.
-    """
-    train, dtype = job.train, getattr(torch, job.optim.sum_dtype)
+def checkpointed_forward(job: Job, options: ExecutorOptions = DEFAULT_OPTIONS) -> Forward:
+    """The checkpointed executor over the whole stack. It needs whole parameters, which ZeRO 1 and 2 leave on every process."""
+    train = job.train
 
     def forward(model: LanguageModel, group: Sequence[MicroBatch], program: Program) -> list[ProgramOutput]:
         return CheckpointedExecutor(
-            model, group, program, job.sleep, train.recompute, offload=train.offload, sum_dtype=dtype,
-            finalize_grads=finalize_grads, graph_cache=graph_cache,
-        ).run()  # fmt: skip
+            model, group, program, job.sleep, train.recompute, offload=train.offload, options=options
+        ).run()
 
     return forward
 
 
-def pipelined_forward(
-    layout: Layout, axes: MeshAxes, finalize_grads: FinalizeGrads | None, graph_cache: GraphCache | None = None
-) -> Forward:
+def pipelined_forward(layout: Layout, axes: MeshAxes, options: ExecutorOptions) -> Forward:
     """The circular pipeline, of which this process runs one stage."""
-    job = layout.job
-    builder = circular_schedule(layout.stages, layout.recompute, job.model.tie)
-    channels, dtype = P2PChannels(axes.pipes), getattr(torch, job.optim.sum_dtype)
-    return Pipeline(builder, channels, dtype, finalize_grads, graph_cache=graph_cache).run
+    builder = circular_schedule(layout.stages, layout.recompute, layout.job.model.tie)
+    return Pipeline(builder, P2PChannels(axes.pipes), options).run
 
 
 def autograd_forward(job: Job) -> Forward:
     """Plain autograd with torch's activation checkpointing: the reference, and what trains under ZeRO 3.
 
     ZeRO 3 gathers a parameter while its module runs, and no longer. The gradients of a weight's uses are summed in the
-    weight's own type.
+    weight's own dtype.
     """
-    wrappers = AUTOGRAD_WRAPPERS[job.train.recompute]
+    recompute = AUTOGRAD_WRAPPERS[job.train.recompute]
 
     def forward(model: LanguageModel, group: Sequence[MicroBatch], program: Program) -> list[ProgramOutput]:
-        return [
-            run(model, rows.tokens, rows.targets, rows.state, program, job.sleep, valid=rows.valid, recompute=wrappers)
-            for rows in group
-        ]
+        return [run(model, batch, program, job.sleep, recompute=recompute) for batch in group]
 
     return forward

@@ -15,8 +15,8 @@ from sleeptrain.config.errors import UserError
 from sleeptrain.data.batch import IGNORED, Batch
 from sleeptrain.data.reader import Reader
 from sleeptrain.engine.build import Engine
-from sleeptrain.execute.segments import MicroBatch
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput
 from sleeptrain.parallel.mesh import MeshAxes
 from sleeptrain.parallel.process import Process

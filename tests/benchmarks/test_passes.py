@@ -1,4 +1,4 @@
-"""The GPU scripts for recorded passes where there is no GPU: what they say, and dry runs of all that they do."""
+"""The GPU benchmarks of CUDA graphs without a GPU: their output, dry runs and reports of failures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ABSENT = "import sys; sys.modules.update(dict.fromkeys(['deepspeed', 'megatron',
 
 
 def script(name: str, out: Path, *words: str) -> tuple[str, dict[str, Any]]:
-    """What a script prints and writes where nothing but torch, numpy and yaml is installed."""
+    """The output and report of a script where only torch, numpy and yaml can be imported."""
     environ = os.environ | {"PYTHONPATH": f"{ROOT}/kernels:{ROOT}:{ROOT}/benchmarks", "OMP_NUM_THREADS": "1"}
     code = f"{ABSENT}sys.argv = {[name, '--json', str(out), *words]!r}; import {name}; sys.exit({name}.main())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environ)
@@ -31,7 +31,7 @@ def script(name: str, out: Path, *words: str) -> tuple[str, dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.parametrize("name", ["passes", "cuda_graphs"])
-def test_says_that_there_is_no_gpu(name: str, tmp_path: Path) -> None:
+def test_without_a_gpu_nothing_is_run(name: str, tmp_path: Path) -> None:
     printed, report = script(name, tmp_path / "out.json")
     assert printed == "no GPU run\n" and report["gpu"] == "none"
 
@@ -48,9 +48,11 @@ def test_a_dry_run_measures_a_pass_in_every_mode(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_dry_run_checks_recordings_of_every_kind(tmp_path: Path) -> None:
+def test_a_dry_run_checks_graphs_under_all_sleep_options(tmp_path: Path) -> None:
     printed, report = script("cuda_graphs", tmp_path / "out.json", "--dry")
-    assert len(report["checks"]) == 4 and all(found["ok"] and found["apart"] == 0.0 for found in report["checks"])
+    assert len(report["checks"]) == 4 and all(
+        result["ok"] and result["difference"] == 0.0 for result in report["checks"]
+    )
     assert printed.count("ok: ") == 4
 
 
@@ -60,17 +62,19 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     return importlib.import_module
 
 
-def test_a_check_that_fails_leaves_the_others(
+def test_a_failed_check_does_not_stop_the_others(
     module: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cuda_graphs, out, written = module("cuda_graphs"), tmp_path / "out.json", []
-    results = iter([{"apart": 0.0, "replayed": 3}, RuntimeError("illegal address"), {"apart": 1.0, "replayed": 3}])
+    results = iter(
+        [{"difference": 0.0, "replayed": 3}, RuntimeError("illegal address"), {"difference": 1.0, "replayed": 3}]
+    )
 
     def compare(*_: Any) -> Any:
         written.append(len(json.loads(out.read_text())["checks"]) if out.exists() else 0)
-        result = next(results, {"apart": 0.0, "replayed": 0})
+        result = next(results, {"difference": 0.0, "replayed": 0})
         if isinstance(result, Exception):
-            logging.getLogger("sleeptrain").warning("a recording differs")
+            logging.getLogger("sleeptrain").warning("a replay differs")
             raise result
         return result
 
@@ -78,32 +82,32 @@ def test_a_check_that_fails_leaves_the_others(
     monkeypatch.setattr("sys.argv", ["cuda_graphs", "--dry", "--json", str(out)])
     assert cuda_graphs.main() == 1
     checks = json.loads(out.read_text())["checks"]
-    assert [found["ok"] for found in checks] == [True, False, False, False] and written == [0, 1, 2, 3]
-    assert checks[1]["failed"] == "RuntimeError: illegal address" and checks[1]["said"] == ["a recording differs"]
-    assert not any(isinstance(handler, cuda_graphs.Said) for handler in logging.getLogger("sleeptrain").handlers)
+    assert [result["ok"] for result in checks] == [True, False, False, False] and written == [0, 1, 2, 3]
+    assert checks[1]["failed"] == "RuntimeError: illegal address" and checks[1]["warnings"] == ["a replay differs"]
+    assert not any(isinstance(handler, cuda_graphs.Warnings) for handler in logging.getLogger("sleeptrain").handlers)
     printed = capsys.readouterr().out
-    assert printed.count("NOT OK: ") == 3 and "failed: RuntimeError: illegal address a recording differs" in printed
+    assert printed.count("NOT OK: ") == 3 and "failed: RuntimeError: illegal address a replay differs" in printed
 
 
-def test_losses_that_are_not_numbers_are_not_near(
+def test_nan_losses_fail_a_check(
     module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cuda_graphs = module("cuda_graphs")
-    right = cuda_graphs.trainer
+    trainer = cuda_graphs.trainer
 
-    def spoilt(*arguments: Any) -> Any:
-        made = right(*arguments)
+    def with_nan(*arguments: Any) -> Any:
+        made = trainer(*arguments)
         if arguments[-1] is not None:
             with torch.no_grad():
                 next(made.model.parameters()).fill_(float("nan"))
         return made
 
-    monkeypatch.setattr(cuda_graphs, "trainer", spoilt)
-    found = cuda_graphs.check("hard, every", torch.float32, dry=True)
-    assert not found["ok"] and found["apart"] == float("inf") and "NOT OK" in capsys.readouterr().out
+    monkeypatch.setattr(cuda_graphs, "trainer", with_nan)
+    result = cuda_graphs.check("hard, every", torch.float32, dry=True)
+    assert not result["ok"] and result["difference"] == float("inf") and "NOT OK" in capsys.readouterr().out
 
 
-def test_a_mode_that_fails_leaves_the_others(
+def test_a_failed_mode_does_not_stop_the_others(
     module: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     passes, out, written = module("passes"), tmp_path / "out.json", []
@@ -126,8 +130,8 @@ def test_a_mode_that_fails_leaves_the_others(
     assert all("200.00 ms a pass, at most    100.00 ms of it launching" in line for line in printed[1:])
 
 
-def test_peaks_are_those_since_the_warm_up(module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a device whose peaks grow by one with every step, and are forgotten when that is asked for."""
+def test_peaks_are_reset_after_the_warm_up(module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stand-in device whose peaks grow by one with every step and are reset on request."""
     passes, count = module("passes"), [0]
 
     class Stepper:

@@ -1,4 +1,4 @@
-"""How far gradients in bf16 are from those in float64, when a weight is used many times in a step."""
+"""The error of bf16 gradients against float64 when a weight is used many times in a step."""
 
 import copy
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from sleeptrain.execute.autograd import CheckpointedExecutor
-from sleeptrain.execute.segments import MicroBatch
 from sleeptrain.model.config import DeltaNetConfig
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.program import Loop, Sleep, compile
 from tests.model import toy
 
@@ -17,17 +17,17 @@ NAMES = tuple(f"layers.0.{n}.weight" for n in ("mixer.v", "mixer.o", "mlp.gate",
 
 
 @dataclass(frozen=True)
-class Apart:
-    """Means over the matrices: the norm of the difference over the norm, and the cosine of the angle."""
+class GradientError:
+    """Means over the matrices: norm of the difference over the norm, and cosine similarity."""
 
     error: float
     cosine: float
 
 
-def compared(windows: int, passes: int, policy: str | None) -> Apart:
-    """Gradients in bf16 against those in float64 by plain autograd, both from the same bf16 weights.
+def gradient_error(windows: int, passes: int, policy: str | None) -> GradientError:
+    """bf16 gradients against those of plain autograd in float64, from the same bf16 weights.
 
-    Every window but the last gets `passes` passes. `policy`: the tape's; None: plain autograd in bf16 too.
+    Every window but the last gets `passes` passes. `policy`: the recompute policy of the executor; None: plain autograd.
     """
     sleep, layout = Sleep(window=LENGTH, loop=Loop(trigger="every")), toy.windows(LENGTH, windows)
     sizes = {"width": 64, "deltanet": DeltaNetConfig(key_heads=2, value_heads=2, head_dim=16), "init_std": 0.02}
@@ -37,26 +37,26 @@ def compared(windows: int, passes: int, policy: str | None) -> Apart:
     if policy is None:
         result = toy.forward(ours, sleep, layout, tokens, targets, passes)
     else:
-        rows = MicroBatch(tokens, targets, ours.zero_state(sleep, ROWS))
-        (result,) = CheckpointedExecutor(ours, [rows], compile(sleep, layout, 1, passes), sleep, policy).run()
+        batch = MicroBatch(tokens, targets, ours.zero_state(sleep, ROWS))
+        (result,) = CheckpointedExecutor(ours, [batch], compile(sleep, layout, 1, passes), sleep, policy).run()
     result.nll.square().sum().backward()
-    found, wanted = dict(ours.named_parameters()), dict(exact.named_parameters())
-    pairs = [(found[n].grad.double().flatten(), wanted[n].grad.flatten()) for n in NAMES]
+    actual, expected = dict(ours.named_parameters()), dict(exact.named_parameters())
+    pairs = [(actual[n].grad.double().flatten(), expected[n].grad.flatten()) for n in NAMES]
     error = sum(((a - b).norm() / b.norm()).item() for a, b in pairs) / len(pairs)
-    return Apart(error, sum(torch.cosine_similarity(a, b, dim=0).item() for a, b in pairs) / len(pairs))
+    return GradientError(error, sum(torch.cosine_similarity(a, b, dim=0).item() for a, b in pairs) / len(pairs))
 
 
 def table() -> str:
-    """Lines of Markdown."""
+    """A Markdown table."""
     rows = {
         "one use of a weight": (1, 1, "pass"),
-        "64 uses (64 windows, N = 1), tape": (64, 1, "pass"),
+        "64 uses (64 windows, N = 1), checkpointed executor": (64, 1, "pass"),
         "64 uses (64 windows, N = 1), plain autograd": (64, 1, None),
-        "61 uses (16 windows, N = 4), tape": (16, 4, "window"),
+        "61 uses (16 windows, N = 4), checkpointed executor": (16, 4, "window"),
         "61 uses (16 windows, N = 4), plain autograd": (16, 4, None),
     }
     lines = ["| gradients in bf16 against float64 | relative error | 1 - cosine |", "|---|---|---|"]
     for name, case in rows.items():
-        apart = compared(*case)
-        lines.append(f"| {name} | {apart.error:.2%} | {1 - apart.cosine:.1e} |")
+        result = gradient_error(*case)
+        lines.append(f"| {name} | {result.error:.2%} | {1 - result.cosine:.1e} |")
     return "\n".join(lines)

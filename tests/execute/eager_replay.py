@@ -1,26 +1,26 @@
-"""Recordings without a GPU, counted."""
+"""A graph cache without a GPU, whose captures and replays are counted."""
 
 from sleeptrain.execute.cuda_graphs import GraphCache
 from sleeptrain.execute.graph_capture import EagerReplay
 
 
-class Counted(EagerReplay):
-    """Counts what it does; runs the function once more before it is recorded, as is done on a GPU."""
+class CountingReplay(EagerReplay):
+    """Counts captures and replays; runs the function once before a capture, as the warm-up on a GPU does."""
 
     def __init__(self):
-        self.recorded = self.replayed = 0
+        self.captured = self.replayed = 0
 
-    def record(self, run):
-        self.recorded += 1
+    def capture(self, run):
+        self.captured += 1
         run()
-        made, again = super().record(run)
+        outputs, replay = super().capture(run)
 
-        def counted():
+        def counting():
             self.replayed += 1
-            again()
+            replay()
 
-        return made, counted
+        return outputs, counting
 
 
 def graph_cache(dtype):
-    return GraphCache(Counted(), dtype)
+    return GraphCache(CountingReplay(), dtype)

@@ -1,29 +1,38 @@
-"""Small models cut into stages, for tests that start processes."""
+"""Small models divided into pipeline stages, for tests that start processes."""
 
 import copy
 
 import torch
 import torch.distributed as dist
 
-from sleeptrain.execute.autograd import CheckpointedExecutor
+from sleeptrain.execute.autograd import run_with_autograd
+from sleeptrain.execute.executor import StageExecutor
+from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels
 from sleeptrain.execute.pipeline import Pipeline, circular_schedule
-from sleeptrain.execute.segments import MicroBatch
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.parallel.process import init_distributed
-from sleeptrain.program import compile
+from sleeptrain.program import Loop, Sleep, compile
 from sleeptrain.schedule import RECOMPUTE_POLICIES, stage_blocks
 from tests.model import toy
 
+EVERY = (Sleep(window=4, loop=Loop(trigger="every")), toy.windows(4, 3), 3)
+"""`sleep` section, windows and passes of a case."""
 
-def edges(**options):
+
+def program_of(case, depth):
+    return compile(case[0], case[1], depth, case[2])
+
+
+def p2p_channels(**options):
     """All processes as one pipeline."""
     init_distributed()
     return P2PChannels([list(range(dist.get_world_size()))], **options)
 
 
 def micro_batches(model, sleep, layout, count, padded=False):
-    """Micro-batches of two rows with unequal numbers of targets; with padding in some if asked for."""
-    found = []
+    """Micro-batches of two rows with different numbers of targets, some with padding if `padded`."""
+    batches = []
     for seed in range(1, count + 1):
         tokens, targets = toy.batch(layout, seed=seed)
         valid = None
@@ -31,12 +40,12 @@ def micro_batches(model, sleep, layout, count, padded=False):
             valid = torch.ones(tokens.shape, dtype=torch.bool)
             valid[0, : seed % 3] = False
             targets[~valid] = -100
-        found.append(MicroBatch(tokens, targets, model.zero_state(sleep, 2), valid))
-    return found
+        batches.append(MicroBatch(tokens, targets, model.zero_state(sleep, 2), valid))
+    return batches
 
 
 def loss_of(results):
-    """Every position has an adjoint of its own, so that none can be mistaken for another."""
+    """A loss whose gradient differs at every position, so that swapped positions show."""
     return sum(result.nll.square().sum() for result in results)
 
 
@@ -45,61 +54,64 @@ def unrolled(model, case, group, padded=False):
     sleep, layout, passes = case
     model = copy.deepcopy(model)
     results = [
-        toy.forward(model, sleep, layout, rows.tokens, rows.targets, passes, valid=rows.valid)
-        for rows in micro_batches(model, sleep, layout, group, padded)
+        toy.forward(model, sleep, layout, batch.tokens, batch.targets, passes, valid=batch.valid)
+        for batch in micro_batches(model, sleep, layout, group, padded)
     ]
     loss_of(results).backward()
     return results, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
 
 
-def taped(model, case, group, padded=False):
-    """The same on the tape, which holds all blocks."""
-    sleep, layout, passes = case
-    model = copy.deepcopy(model)
-    program = compile(sleep, layout, len(model.layers), passes)
-    results = CheckpointedExecutor(model, micro_batches(model, sleep, layout, group, padded), program, sleep).run()
-    loss_of(results).backward()
-    return results, {name: p.grad for name, p in model.named_parameters()}
+def stage_model(model, sleep, cuts, stage):
+    """A copy of a whole model reduced to one stage."""
+    local, blocks = copy.deepcopy(model), stage_blocks(sleep, len(model.layers), cuts)[stage]
+    local.keep_stage(blocks.start, blocks.stop)
+    return local
 
 
-def share(model, sleep, cuts, stage):
-    """One stage of a whole model."""
-    mine, part = copy.deepcopy(model), stage_blocks(sleep, len(model.layers), cuts)[stage]
-    mine.keep(part.start, part.stop)
-    return mine
-
-
-def pipeline(ways, model, sleep, cuts, policy, **options):
+def pipeline(p2p, model, sleep, cuts, policy, **options):
     """The pipeline of a whole model that is cut before the blocks `cuts`."""
     stages = stage_blocks(sleep, len(model.layers), cuts)
-    return Pipeline(circular_schedule(stages, RECOMPUTE_POLICIES[policy], model.config.tie), ways, **options)
+    return Pipeline(circular_schedule(stages, RECOMPUTE_POLICIES[policy], model.config.tie), p2p, **options)
 
 
-def staged(ways, model, case, cuts, policy, group, padded=False):
+def run_stage(p2p, model, case, cuts, policy, group, padded=False):
     """Losses, states, residuals and gradients of this process's stage."""
     sleep, layout, passes = case
-    mine = share(model, sleep, cuts, ways.stage)
+    local = stage_model(model, sleep, cuts, p2p.stage)
     program = compile(sleep, layout, len(model.layers), passes)
-    rows = micro_batches(mine, sleep, layout, group, padded)
-    results = pipeline(ways, model, sleep, cuts, policy).run(mine, rows, program)
+    batches = micro_batches(local, sleep, layout, group, padded)
+    results = pipeline(p2p, model, sleep, cuts, policy).run(local, batches, program)
     loss_of(results).backward()
-    return results, {name: p.grad for name, p in mine.named_parameters()}
+    return results, {name: p.grad for name, p in local.named_parameters()}
 
 
-def distance(found, expected):
-    """How far losses, states, residuals and gradients of a stage are from those of the whole model: largest absolute
-    differences, and for every gradient the relative one. Losses and residuals are known to some stages only."""
-    apart = {"nll": None, "residual": None, "state": 0.0}
-    for one, all_of_it in zip(found[0], expected[0], strict=True):
-        if one.nll.any():
-            apart["nll"] = max(apart["nll"] or 0.0, (one.nll - all_of_it.nll).abs().max().item())
-        if len(one.residual):
-            apart["residual"] = max(apart["residual"] or 0.0, (one.residual - all_of_it.residual).abs().max().item())
-        for leaf in one.state.spec:
-            mine, whole = (r.state[leaf.name].double() for r in (one, all_of_it))
-            apart["state"] = max(apart["state"], (mine - whole).abs().max().item() if mine.numel() else 0.0)
-    apart["gradients"] = {
+def differences(actual, expected):
+    """The largest absolute differences in losses, states and residuals of a stage from those of the whole model, and the
+    relative difference of every gradient. None for losses and residuals that the stage does not have."""
+    largest = {"nll": None, "residual": None, "state": 0.0}
+    for ours, whole in zip(actual[0], expected[0], strict=True):
+        if ours.nll.any():
+            largest["nll"] = max(largest["nll"] or 0.0, (ours.nll - whole.nll).abs().max().item())
+        if len(ours.residual):
+            difference = (ours.residual - whole.residual).abs().max().item()
+            largest["residual"] = max(largest["residual"] or 0.0, difference)
+        for leaf in ours.state.spec:
+            a, b = (result.state[leaf.name].double() for result in (ours, whole))
+            largest["state"] = max(largest["state"], (a - b).abs().max().item() if a.numel() else 0.0)
+    largest["gradients"] = {
         name: ((g - expected[1][name]).norm() / expected[1][name].norm().clamp_min(1e-9)).item()
-        for name, g in found[1].items()
+        for name, g in actual[1].items()
     }
-    return apart
+    return largest
+
+
+def run_observed(p2p, model, case, cuts, policy, group, observe):
+    """One step of a stage; `observe(stage, event, subject)` is called at every event."""
+    sleep, layout, _ = case
+    local, program = stage_model(model, sleep, cuts, p2p.stage), program_of(case, len(model.layers))
+    plan = pipeline(p2p, model, sleep, cuts, policy).plan(program, group, torch.device("cpu"))
+    batches = micro_batches(local, sleep, layout, group)
+    stage = StageExecutor(local, batches, plan, p2p, GradAccumulator(torch.float32))
+    stage.observer = stage.store.observer = lambda event, subject: observe(stage, event, subject)
+    loss_of(run_with_autograd(stage)).backward()
+    return stage

@@ -1,4 +1,4 @@
-"""Recomputing changes no bit of a gradient, and keeps only what went in."""
+"""Activation checkpointing: bitwise equal gradients, saved bytes, and ZeRO with weights that are used several times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.engine.tiny import PASSES, Tiny, made, train
 
 
 class Stack(nn.Module):
-    """Several layers used several times, passing on (features, {name: state}) as the real stack does."""
+    """Several layers, each used several times, with features and state as in the real stack."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,20 +52,20 @@ FLAGS = [(True, False), (False, True), (True, True)]
 @pytest.mark.parametrize(("outer", "nested"), FLAGS)
 def test_gradients_are_bitwise_equal(dtype: torch.dtype, outer: bool, nested: bool) -> None:
     plain = Stack().to(dtype)
-    again = copy.deepcopy(plain)
+    checkpointed = copy.deepcopy(plain)
     results = []
-    for model, flags in ((plain, (False, False)), (again, (outer, nested))):
+    for model, flags in ((plain, (False, False)), (checkpointed, (outer, nested))):
         x = (0.3 * torch.randn(2, 5, generator=torch.Generator().manual_seed(3))).to(dtype).requires_grad_()
         loss = model(x, *flags)
         loss.backward()
         results.append([loss.detach(), x.grad, *(p.grad for p in model.parameters())])
     assert all(torch.isfinite(a).all() and torch.equal(a, b) for a, b in zip(*results, strict=True))
-    # 12 forward, each again for its backward; nested, once more on behalf of the outer one, except for the last of each.
-    assert (plain.runs, again.runs) == (12, 32 if outer and nested else 24)
+    # 12 in forward and 12 recomputed. When nested, the outer call recomputes all but its last layer once more.
+    assert (plain.runs, checkpointed.runs) == (12, 32 if outer and nested else 24)
 
 
-def kept(outer: bool, nested: bool) -> int:
-    """Bytes that the graph of a forward pass keeps, apart from parameters."""
+def saved_bytes(outer: bool, nested: bool) -> int:
+    """Bytes that the graph of a forward pass saves, without parameters."""
     model, seen = Stack(), {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     x = torch.randn(2, 5, requires_grad=True)
@@ -81,19 +81,20 @@ def kept(outer: bool, nested: bool) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 
 
-def test_the_coarser_the_grain_the_less_is_kept_and_nesting_keeps_no_more() -> None:
-    nothing, coarse, fine, both = kept(False, False), kept(True, False), kept(False, True), kept(True, True)
-    assert coarse == both < fine < nothing
+def test_coarser_checkpoints_save_less_and_nested_ones_save_no_more() -> None:
+    none, coarse = saved_bytes(False, False), saved_bytes(True, False)
+    fine, nested = saved_bytes(False, True), saved_bytes(True, True)
+    assert coarse == nested < fine < none
 
 
-def test_without_gradients_it_is_a_call() -> None:
+def test_without_gradients_the_function_is_called_directly() -> None:
     x = torch.randn(3, requires_grad=True)
     with torch.no_grad():
         assert not activation_checkpoint(torch.sin, x).requires_grad
 
 
-class Kept(Tiny):
-    """Every use of every block recomputed."""
+class Checkpointed(Tiny):
+    """Recomputes every use of every block."""
 
     def features(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
@@ -103,24 +104,25 @@ class Kept(Tiny):
         return x
 
 
-def both(precision: str, stages: list[int]) -> list[tuple[Any, Any]]:
-    """The reports of training with and without, at every stage."""
+def train_both(precision: str, zero_stages: list[int]) -> list[tuple[Any, Any]]:
+    """Reports of training without and with activation checkpointing at every ZeRO stage."""
     results = []
-    for zero in stages:
+    for zero in zero_stages:
         reports = []
-        for model in (Tiny(), Kept()):
+        for model in (Tiny(), Checkpointed()):
             engine = made(model, Optim(), precision, zero, accumulation=2)
             reports.append(train(engine, range(2)))
         results.append((reports[0], reports[1]))
     return results
 
 
-def test_looped_weights_under_zero() -> None:
-    """ZeRO 2 and 3 refuse a weight whose gradient hook fires twice, as it does under the reentrant kind."""
+def test_weights_used_several_times_train_under_zero() -> None:
+    """ZeRO-2 and ZeRO-3 refuse a weight whose gradient hook fires twice, as it does under reentrant checkpoints."""
     for precision in ("fp32", "bf16"):
-        assert all(with_ == without for with_, without in both(precision, [1, 2]))
+        assert all(plain == checkpointed for plain, checkpointed in train_both(precision, [1, 2]))
 
 
 @pytest.mark.slow
-def test_looped_weights_under_zero_on_two_processes() -> None:
-    assert all(with_ == without for results in run(both, 2, "fp32", [1, 2, 3]) for with_, without in results)
+def test_weights_used_several_times_train_under_zero_on_two_processes() -> None:
+    for results in run(train_both, 2, "fp32", [1, 2, 3]):
+        assert all(plain == checkpointed for plain, checkpointed in results)

@@ -1,4 +1,4 @@
-"""Recorders: CUDA graphs as far as torch's interface can be seen without a GPU, running again, parameters that stand in."""
+"""Graph capture: the calls that CudaGraphRecorder makes to torch.cuda, eager replay, and aliased parameters."""
 
 import gc
 import inspect
@@ -24,18 +24,18 @@ class Stream:
 
 @pytest.fixture
 def log(monkeypatch):
-    """What a recorder asks of torch.cuda, whose own signatures it must fit."""
-    said, main, pools = [], Stream([], "main"), itertools.count()
-    main.log = said
+    """The calls to torch.cuda, which are checked against its signatures."""
+    calls, main, pools = [], Stream([], "main"), itertools.count()
+    main.log = calls
     begin = inspect.signature(torch.cuda.CUDAGraph.capture_begin)
 
     @contextmanager
     def stream(chosen):
-        said.append(f"on {chosen.name}")
+        calls.append(f"on {chosen.name}")
         try:
             yield
         finally:
-            said.append("back")
+            calls.append("back")
 
     class Graph:
         replay = torch.cuda.CUDAGraph.replay
@@ -43,46 +43,46 @@ def log(monkeypatch):
         def capture_begin(self, *args, **options):
             bound = begin.bind(self, *args, **options)
             assert bound.arguments["capture_error_mode"] == "thread_local"
-            said.append(f"capture into {bound.arguments['pool']}")
+            calls.append(f"capture into {bound.arguments['pool']}")
 
         def capture_end(self):
-            said.append("captured")
+            calls.append("captured")
 
     for name, stand_in in {
-        "Stream": lambda: Stream(said, "side"), "graph_pool_handle": lambda: next(pools), "current_stream": lambda: main,
+        "Stream": lambda: Stream(calls, "side"), "graph_pool_handle": lambda: next(pools), "current_stream": lambda: main,
         "stream": stream, "CUDAGraph": Graph, "current_device": lambda: 0,
     }.items():  # fmt: skip
         assert hasattr(torch.cuda, name)
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(
-        torch._C, "_cuda_endAllocateToPool", lambda device, pool: said.append(f"closed {pool}"), raising=False
+        torch._C, "_cuda_endAllocateToPool", lambda device, pool: calls.append(f"closed {pool}"), raising=False
     )
-    return said
+    return calls
 
 
-def recorded(log):
+def captured(log):
     log.append("run")
     return {"y": torch.ones(2)}
 
 
-def test_a_cuda_graph_is_captured_after_the_function_ran_once_on_the_same_stream(log):
-    made, again = CudaGraphRecorder().record(partial(recorded, log))
-    assert list(made) == ["y"] and again.__name__ == "replay"
+def test_the_function_runs_once_on_the_capture_stream_before_the_capture(log):
+    outputs, replay = CudaGraphRecorder().capture(partial(captured, log))
+    assert list(outputs) == ["y"] and replay.__name__ == "replay"
     assert log == [
         "side waits for main", "on side", "run", "capture into 1", "run", "captured", "back", "main waits for side",
     ]  # fmt: skip
 
 
-def test_graphs_share_a_pool_for_as_long_as_one_of_them_lives(log):
+def test_graphs_share_a_pool_while_one_of_them_is_alive(log):
     recorder = CudaGraphRecorder()
-    kept = [recorder.record(partial(recorded, log)) for _ in range(2)]
-    kept.clear()
+    graphs = [recorder.capture(partial(captured, log)) for _ in range(2)]
+    graphs.clear()
     gc.collect()
-    recorder.record(partial(recorded, log))
+    recorder.capture(partial(captured, log))
     assert [line for line in log if "capture into" in line] == ["capture into 1", "capture into 1", "capture into 2"]
 
 
-def test_after_a_capture_that_fails_work_goes_on_where_it_was_and_nothing_more_is_recorded(log):
+def test_a_failed_capture_restores_the_stream_and_later_captures_are_refused(log):
     recorder, runs = CudaGraphRecorder(), itertools.count()
 
     def run():
@@ -91,36 +91,36 @@ def test_after_a_capture_that_fails_work_goes_on_where_it_was_and_nothing_more_i
         return {}
 
     with pytest.raises(RuntimeError, match="not permitted"):
-        recorder.record(run)
+        recorder.capture(run)
     assert log[-4:] == ["captured", "closed 1", "back", "main waits for side"]
-    with pytest.raises(RuntimeError, match="earlier recording failed"):
-        recorder.record(partial(recorded, log))
+    with pytest.raises(RuntimeError, match="earlier CUDA graph capture failed"):
+        recorder.capture(partial(captured, log))
     assert log[-1] == "main waits for side"
 
 
-def test_running_again_writes_where_the_first_run_wrote():
+def test_eager_replay_overwrites_the_outputs_of_the_capture():
     x = torch.zeros(2)
-    made, again = EagerReplay().record(lambda: {"y": x + 1})
-    process = made["y"]
+    outputs, replay = EagerReplay().capture(lambda: {"y": x + 1})
+    y = outputs["y"]
     x.fill_(3)
-    again()
-    assert made["y"] is process and process.tolist() == [4, 4]
+    replay()
+    assert outputs["y"] is y and y.tolist() == [4, 4]
 
 
-def test_parameters_that_stand_in_are_at_the_same_addresses_and_unknown_to_autograd():
+def test_aliased_parameters_share_storage_and_have_no_accumulate_grad():
     model = toy.model(tie=True)
     model.norm.weight.requires_grad_(False)
     model.extra = nn.Linear(1, 1, bias=False)
     model.extra.weight = model.embed.weight  # shared by two modules
     own = dict(model.named_parameters(remove_duplicate=False))
-    loss = sum(weight.sum() for weight in own.values())  # autograd knows them now
+    loss = sum(weight.sum() for weight in own.values())  # creates AccumulateGrad of the originals
     with pytest.raises(ZeroDivisionError), aliased_parameters(model) as originals:
-        others = dict(model.named_parameters(remove_duplicate=False))
-        assert others.keys() == own.keys() and len(originals) == len(set(own.values()))
-        for name, other in others.items():
-            assert other is not own[name] and originals[other] is own[name]
-            assert other.data_ptr() == own[name].data_ptr() and other.requires_grad == own[name].requires_grad
-        assert others["extra.weight"] is others["embed.weight"]
+        aliases = dict(model.named_parameters(remove_duplicate=False))
+        assert aliases.keys() == own.keys() and len(originals) == len(set(own.values()))
+        for name, alias in aliases.items():
+            assert alias is not own[name] and originals[alias] is own[name]
+            assert alias.data_ptr() == own[name].data_ptr() and alias.requires_grad == own[name].requires_grad
+        assert aliases["extra.weight"] is aliases["embed.weight"]
         raise ZeroDivisionError
     assert all(weight is own[name] for name, weight in model.named_parameters(remove_duplicate=False))
     loss.backward()

@@ -1,4 +1,4 @@
-"""Recorded passes against the tape that launches every kernel: equal bits over steps in which weights and batches change."""
+"""Passes replayed as CUDA graphs against eager execution: equal bits over steps with changing weights and batches."""
 
 import copy
 import logging
@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sleeptrain.execute.autograd import CheckpointedExecutor
+from sleeptrain.execute.autograd import CheckpointedExecutor, ExecutorOptions
 from sleeptrain.execute.cuda_graphs import GraphCache
-from sleeptrain.execute.segments import MicroBatch
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.program import Evict, Loop, Sleep, compile
 from tests.distributed import run
-from tests.execute import stages as cut
-from tests.execute.eager_replay import Counted, graph_cache
+from tests.execute import stages
+from tests.execute.eager_replay import CountingReplay, graph_cache
 from tests.model import toy
 from tests.model.test_sleep import CASES
 
@@ -29,35 +29,33 @@ QUICK = (
 EVERY = [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 
 
-def trained(model, *how, **options):
-    """What `steps_of` finds with a copy of a model, and the weights that are left."""
+def train_copy(model, *args, **options):
+    """The results of `train` with a copy of a model, and the final weights."""
     model = copy.deepcopy(model)
-    return [*steps_of(model, *how, **options), *model.parameters()]
+    return [*train(model, *args, **options), *model.parameters()]
 
 
-def steps_of(model, case, policy, recordings, *, padded=False, offload=False, steps=STEPS):
-    """Losses, states, residuals and gradients of some steps of plain gradient descent, each on another batch."""
+def train(model, case, policy, cache, *, padded=False, offload=False, steps=STEPS):
+    """Losses, residuals, states and gradients of steps of gradient descent, each on another batch."""
     sleep, layout, passes = case
-    found = []
+    results = []
     program = compile(sleep, layout, len(model.layers), passes)
     for step in range(steps):
-        group = [rows(model, sleep, layout, 2 * step + micro, padded and micro == 0) for micro in range(2)]
-        tape = CheckpointedExecutor(
-            model, group, program, sleep, policy, offload=offload, sum_dtype=torch.float32, graph_cache=recordings
-        )
-        results = tape.run()
+        group = [micro_batch(model, sleep, layout, 2 * step + micro, padded and micro == 0) for micro in range(2)]
+        options = ExecutorOptions(graph_cache=cache)
+        outputs = CheckpointedExecutor(model, group, program, sleep, policy, offload=offload, options=options).run()
         model.zero_grad()
-        sum(result.nll.square().sum() for result in results).backward()
-        for result in results:
-            found += [result.nll.detach(), result.residual, *result.state.flat()]
+        stages.loss_of(outputs).backward()
+        for output in outputs:
+            results += [output.nll.detach(), output.residual, *output.state.flat()]
         with torch.no_grad():
             for weight in model.parameters():
-                found.append(weight.grad.clone())
+                results.append(weight.grad.clone())
                 weight -= 0.05 * weight.grad / (1 + weight.grad.abs().max())
-    return found
+    return results
 
 
-def rows(model, sleep, layout, seed, padded):
+def micro_batch(model, sleep, layout, seed, padded):
     tokens, targets = toy.batch(layout, seed=seed + 1)
     valid = None
     if padded:
@@ -67,126 +65,128 @@ def rows(model, sleep, layout, seed, padded):
     return MicroBatch(tokens, targets, model.zero_state(sleep, 2), valid)
 
 
-def equal(found, expected):
-    assert len(found) == len(expected) and all(tensor.isfinite().all() for tensor in expected)
-    for one, other in zip(found, expected, strict=True):
+def assert_same_bits(actual, expected):
+    assert len(actual) == len(expected) and all(tensor.isfinite().all() for tensor in expected)
+    for one, other in zip(actual, expected, strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("case", EVERY)
-def test_recorded_passes_compute_the_same_bits_on_every_option_of_the_program(case, caplog):
+def test_replayed_passes_compute_the_same_bits_on_every_option_of_the_program(case, caplog):
     number = list(CASES).index(case)
     policy = ("block", "pass", "window")[number % 3]
-    model, recordings = toy.model(dtype=torch.float32, tie=number % 2 == 0), graph_cache(torch.float32)
+    model, cache = toy.model(dtype=torch.float32, tie=number % 2 == 0), graph_cache(torch.float32)
     with caplog.at_level(logging.WARNING, "sleeptrain"):
-        found = trained(model, CASES[case], policy, recordings)
+        actual = train_copy(model, CASES[case], policy, cache)
     assert not caplog.messages
-    equal(found, trained(model, CASES[case], policy, None))
-    recorder = recordings.recorder
-    assert recorder.recorded <= 24 and recordings.replayed > 2 * recorder.recorded
+    assert_same_bits(actual, train_copy(model, CASES[case], policy, None))
+    recorder = cache.recorder
+    assert recorder.captured <= 24 and cache.replayed > 2 * recorder.captured
 
 
 @pytest.mark.parametrize("case, policy", [("sliding, range, every", "window"), ("every", "pass"), ("context", "block")])
-def test_padding_that_comes_and_goes_short_types_and_what_waits_on_the_host(case, policy, caplog):
-    model, recordings = toy.model(dtype=torch.bfloat16, tie=True), graph_cache(torch.float32)
+def test_replay_with_padding_in_some_steps_bf16_and_offload(case, policy, caplog):
+    model, cache = toy.model(dtype=torch.bfloat16, tie=True), graph_cache(torch.float32)
     options = {"padded": True, "offload": True, "steps": 4}
-    found = trained(model, CASES[case], policy, recordings, **options)
-    equal(found, trained(model, CASES[case], policy, None, **options))
-    assert recordings.replayed > 2 * recordings.recorder.recorded and not caplog.messages
+    actual = train_copy(model, CASES[case], policy, cache, **options)
+    assert_same_bits(actual, train_copy(model, CASES[case], policy, None, **options))
+    assert cache.replayed > 2 * cache.recorder.captured and not caplog.messages
 
 
-def test_the_number_of_passes_and_of_windows_brings_no_recordings():
-    """A draw of the number of passes, and positions from the start of the document, are in the tensors."""
-    model, recordings = toy.model(dtype=torch.float32), graph_cache(torch.float32)
+def test_more_passes_and_windows_need_no_more_graphs():
+    """The number of passes may be drawn and positions may count from the start of the document: graphs read tensors."""
+    model, cache = toy.model(dtype=torch.float32), graph_cache(torch.float32)
     sleep = Sleep(window=4, loop=Loop(trigger="every"), evict=Evict("sliding"))
     counts = []
     for passes, windows in ((3, 4), (2, 6), (5, 9)):
-        steps_of(model, (sleep, toy.windows(4, windows), passes), "window", recordings, steps=1)
-        counts.append(recordings.recorder.recorded)
+        train(model, (sleep, toy.windows(4, windows), passes), "window", cache, steps=1)
+        counts.append(cache.recorder.captured)
     assert counts[0] > 4 and counts == [counts[0]] * 3
 
 
-def test_graphs_that_are_kept_cannot_be_replayed():
+def test_policy_none_is_refused():
     with pytest.raises(ValueError, match="use another policy"):
-        trained(toy.model(), CASES["context"], "none", graph_cache(torch.float32), steps=1)
+        train_copy(toy.model(), CASES["context"], "none", graph_cache(torch.float32), steps=1)
 
 
-def stages(case, policy, padded):
-    """Two steps of one stage of a pipeline with and without recordings: whether all bits are equal, and the recordings."""
-    ways, (sleep, layout, passes) = cut.edges(), CASES[case]
-    found, recordings = [], graph_cache(torch.float32)
-    for replayed in (None, recordings):
+def train_stage(case, policy, padded):
+    """Two steps of one pipeline stage without and with graphs: whether all bits are equal, the number of tensors compared,
+    of replays and of captures."""
+    p2p, (sleep, layout, passes) = stages.p2p_channels(), CASES[case]
+    runs, cache = [], graph_cache(torch.float32)
+    for graphs in (None, cache):
         whole = toy.model(dtype=torch.float32, tie=True)
-        mine = cut.share(whole, sleep, (2,), ways.stage)
-        line = cut.pipeline(ways, whole, sleep, (2,), policy, graph_cache=replayed)
-        program, made = compile(sleep, layout, 4, passes), []
+        local = stages.stage_model(whole, sleep, (2,), p2p.stage)
+        options = ExecutorOptions(graph_cache=graphs)
+        pipeline = stages.pipeline(p2p, whole, sleep, (2,), policy, options=options)
+        program, results = compile(sleep, layout, 4, passes), []
         for _ in range(2):
-            results = line.run(mine, cut.micro_batches(mine, sleep, layout, 3, padded), program)
-            mine.zero_grad()
-            cut.loss_of(results).backward()
-            made += [t for r in results for t in (r.nll.detach(), r.residual, *r.state.flat())]
+            outputs = pipeline.run(local, stages.micro_batches(local, sleep, layout, 3, padded), program)
+            local.zero_grad()
+            stages.loss_of(outputs).backward()
+            results += [t for r in outputs for t in (r.nll.detach(), r.residual, *r.state.flat())]
             with torch.no_grad():
-                for weight in mine.parameters():
-                    made.append(weight.grad.clone())
+                for weight in local.parameters():
+                    results.append(weight.grad.clone())
                     weight -= 0.05 * weight.grad / (1 + weight.grad.abs().max())
-        found.append(made)
-    alike = [torch.equal(one, other) for one, other in zip(*found, strict=True)]
-    return all(alike), len(alike), recordings.replayed, recordings.recorder.recorded
+        runs.append(results)
+    same = [torch.equal(one, other) for one, other in zip(*runs, strict=True)]
+    return all(same), len(same), cache.replayed, cache.recorder.captured
 
 
-def several(cases):
-    return [stages(*case) for case in cases]
+def train_stage_on(cases):
+    return [train_stage(*case) for case in cases]
 
 
-def test_two_stages_compute_the_same_bits():
+def test_two_stages_that_replay_compute_the_same_bits():
     cases = [("normed", "pass", False), ("sliding, range, every", "window", True)]
-    for of_a_stage in run(several, 2, cases):
-        for alike, count, replayed, recorded in of_a_stage:
-            assert alike and count > 20 and replayed > recorded > 2
+    for by_case in run(train_stage_on, 2, cases):
+        for same, count, replayed, captured in by_case:
+            assert same and count > 20 and replayed > captured > 2
 
 
 HOST = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero", "is_nonzero")
-"""Methods that make the host wait for the device; a capture does not allow it."""
+"""Methods that synchronize with the device, which a capture does not allow."""
 
 
-class OnTheDevice(TorchDispatchMode):
-    """Raises for operators that look at a value, whose results' shapes depend on one, or that leave the device."""
+class CapturableOnly(TorchDispatchMode):
+    """Raises for operators that read values on the host, whose output shapes depend on values, or that leave the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
-            raise AssertionError(f"{func} looks at values")
+            raise AssertionError(f"{func} reads values")
         device = (kwargs or {}).get("device")
-        assert device in (None, torch.device("cpu")), f"{func} goes to {device}"
-        assert "lift_fresh" not in str(func), "a tensor from numbers of the host is copied to the device"
+        assert device in (None, torch.device("cpu")), f"{func} leaves the device for {device}"
+        assert "lift_fresh" not in str(func), "host numbers are copied to the device"
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("case", ["context", "sliding, range, every"])
-def test_a_pass_can_be_captured_as_far_as_this_can_be_seen_without_a_gpu(case, monkeypatch):
-    """While it is recorded nothing asks the device for a value. Padding as well."""
-    watching = []
+def test_a_captured_pass_never_synchronizes_with_the_device(case, monkeypatch):
+    """As far as this can be checked without a GPU; with padding."""
+    captured = []
 
-    class Watched(Counted):
-        def record(self, run):
-            def watched():
-                watching.append(True)
-                with monkeypatch.context() as patch, OnTheDevice():
+    class CheckedCapture(CountingReplay):
+        def capture(self, run):
+            def checked():
+                captured.append(True)
+                with monkeypatch.context() as patch, CapturableOnly():
                     for name in HOST:
-                        patch.setattr(torch.Tensor, name, never(name))
+                        patch.setattr(torch.Tensor, name, forbidden(name))
                     return run()
 
-            return watched(), lambda: None
+            return checked(), lambda: None
 
-    def never(name):
+    def forbidden(name):
         def raises(*_):
-            raise AssertionError(f"Tensor.{name} makes the host wait")
+            raise AssertionError(f"Tensor.{name} synchronizes")
 
         return raises
 
-    recordings = GraphCache(Watched(), torch.float32)
-    trained(toy.model(dtype=torch.bfloat16), CASES[case], "pass", recordings, padded=True, steps=1)
-    assert len(watching) > 5
-    with pytest.raises(AssertionError, match=r"looks at values"):
-        Watched().record(lambda: {"y": torch.ones(2)[torch.ones(2).max() > 0]})
-    with pytest.raises(AssertionError, match="looks at values"), OnTheDevice():
+    cache = GraphCache(CheckedCapture(), torch.float32)
+    train_copy(toy.model(dtype=torch.bfloat16), CASES[case], "pass", cache, padded=True, steps=1)
+    assert len(captured) > 5
+    with pytest.raises(AssertionError, match=r"reads values"):
+        CheckedCapture().capture(lambda: {"y": torch.ones(2)[torch.ones(2).max() > 0]})
+    with pytest.raises(AssertionError, match="reads values"), CapturableOnly():
         torch.ones(2).max().item()

@@ -1,11 +1,11 @@
-"""The circular pipeline in real processes against autograd over the whole model in one; what it keeps, when it waits."""
+"""The circular pipeline in real processes against plain autograd over the whole model in one process."""
 
 import pytest
 import torch
 
 from sleeptrain.program import Evict, Loop, Sleep
 from tests.distributed import run
-from tests.execute import stages as cut
+from tests.execute import stages
 from tests.model import toy
 from tests.model.test_sleep import CASES
 
@@ -20,61 +20,63 @@ QUICK = {
 }
 
 
-def compared(cuts, cases, groups, tied, dtype=torch.float64):
-    """Every case on this process's stage: distances from one process, and whether policies agree in every bit."""
-    ways, found = cut.edges(), {}
+def compare_stage(cuts, cases, groups, tied, dtype=torch.float64):
+    """For every case: how far this process's stage is from the whole model, and whether all policies give the same bits."""
+    p2p, comparisons = stages.p2p_channels(), {}
     for number, (name, case) in enumerate(cases.items()):
         model, group, padded = toy.model(dtype=dtype, tie=tied(number)), groups[number % len(groups)], number % 2 == 1
-        expected = cut.unrolled(model, case, group, padded)
-        by_policy = {p: cut.staged(ways, model, case, cuts, p, group, padded) for p in POLICIES}
+        expected = stages.unrolled(model, case, group, padded)
+        by_policy = {p: stages.run_stage(p2p, model, case, cuts, p, group, padded) for p in POLICIES}
         first = by_policy["none"]
-        found[name] = {
-            "apart": cut.distance(first, expected),
-            "bits": all(
+        comparisons[name] = {
+            "differences": stages.differences(first, expected),
+            "same bits": all(
                 torch.equal(g, first[1][n]) for results in by_policy.values() for n, g in results[1].items()
             ) and all(torch.equal(a.nll, b.nll) for r in by_policy.values() for a, b in zip(r[0], first[0], strict=True)),
-            "least": min(g.norm().item() for g in expected[1].values()),
+            "smallest gradient norm": min(g.norm().item() for g in expected[1].values()),
         }  # fmt: skip
-    return found
+    return comparisons
 
 
-def alternately(number):
+def every_other(number):
     return number % 2 == 0
 
 
-def equal(stages, tolerance=1e-12):
+def assert_equal(by_stage, tolerance=1e-12):
+    """Every stage equals the whole model, and all policies give the same bits; returns all (case, gradient) compared."""
     names = set()
-    for found in stages:
-        for name, case in found.items():
-            apart = case["apart"]
-            worst = max(apart["gradients"], key=apart["gradients"].get)
-            assert apart["gradients"][worst] < tolerance, (name, worst, apart["gradients"][worst])
-            assert apart["state"] < tolerance and (apart["nll"] or 0) < tolerance, name
-            assert (apart["residual"] or 0) < max(tolerance, 1e-6), name  # in float32
-            assert case["bits"], f"{name}: policies differ"
-            names |= {(name, n) for n in apart["gradients"]}
-    for name in stages[0]:
-        assert sum(found[name]["apart"]["nll"] is not None for found in stages) == 1, "one stage knows the losses"
+    for comparisons in by_stage:
+        for name, case in comparisons.items():
+            found = case["differences"]
+            worst = max(found["gradients"], key=found["gradients"].get)
+            assert found["gradients"][worst] < tolerance, (name, worst, found["gradients"][worst])
+            assert found["state"] < tolerance and (found["nll"] or 0) < tolerance, name
+            assert (found["residual"] or 0) < max(tolerance, 1e-6), name  # residuals are float32
+            assert case["same bits"], f"{name}: policies differ"
+            names |= {(name, n) for n in found["gradients"]}
+    for name in by_stage[0]:
+        with_losses = sum(comparisons[name]["differences"]["nll"] is not None for comparisons in by_stage)
+        assert with_losses == 1, "exactly one stage has the losses"
     return names
 
 
 def test_two_stages_compute_the_gradients_of_one_process_under_every_policy():
-    stages = run(compared, 2, (2,), QUICK, [2, 3], alternately)
-    compared_names = equal(stages)
+    by_stage = run(compare_stage, 2, (2,), QUICK, [2, 3], every_other)
+    compared = assert_equal(by_stage)
     for number, name in enumerate(QUICK):
-        whole = dict(toy.model(tie=alternately(number)).named_parameters())
-        assert {n for case, n in compared_names if case == name} == set(whole)
-        assert stages[0][name]["least"] > 1e-6
-        tied = "embed.weight" in stages[1][name]["apart"]["gradients"]
-        assert tied == alternately(number)  # and then it was compared there, too
+        whole = dict(toy.model(tie=every_other(number)).named_parameters())
+        assert {n for case, n in compared if case == name} == set(whole)
+        assert by_stage[0][name]["smallest gradient norm"] > 1e-6
+        tied = "embed.weight" in by_stage[1][name]["differences"]["gradients"]
+        assert tied == every_other(number)  # a tied embedding was compared on the last stage, too
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cuts, groups", [((2,), [2, 4]), ((1,), [3]), ((1, 2, 3), [4, 6])])
 def test_two_and_four_stages_on_every_option_of_the_program(cuts, groups):
-    equal(run(compared, len(cuts) + 1, cuts, CASES, groups, alternately, timeout=600))
+    assert_equal(run(compare_stage, len(cuts) + 1, cuts, CASES, groups, every_other, timeout=600))
 
 
 @pytest.mark.slow
-def test_in_float32_four_stages_stay_within_rounding():
-    equal(run(compared, 4, (1, 2, 3), QUICK, [4, 5], alternately, torch.float32, timeout=300), 1e-4)
+def test_four_stages_in_float32_differ_by_rounding_only():
+    assert_equal(run(compare_stage, 4, (1, 2, 3), QUICK, [4, 5], every_other, torch.float32, timeout=300), 1e-4)

@@ -1,4 +1,4 @@
-"""A session fed token by token equals the trainer's forward over the same windows."""
+"""Inference sessions: equal to the trainer on the same windows, bounded memory, generation, and when a window sleeps."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ EVERY = toy.windows(4, 4, tail=3)
 
 
 def feed(session, tokens, targets, layout, sizes, real=None):
-    """Feed in pieces of the given sizes (repeated), marking tokens of windows with targets as scored."""
+    """Losses of tokens fed in pieces of `sizes`, repeated; tokens of windows with targets are fed as scored."""
     logits, start = [], 0
     while start < tokens.shape[1]:
         window = next(w for w in layout if w.start <= start < w.stop)
@@ -48,7 +48,7 @@ def test_equals_the_trainer(passes, mode, trigger, loop):
 
 
 @pytest.mark.parametrize("mode", ["hard", "sliding"])
-def test_equals_the_trainer_without_a_carried_tail(mode):
+def test_equals_the_trainer_without_conv_carry(mode):
     m, sleep = toy.model(), Sleep(window=4, loop=Loop(trigger="every"), evict=Evict(mode, conv_carry=False))
     tokens, targets = toy.batch(EVERY)
     expected = toy.forward(m, sleep, EVERY, tokens, targets, 3)
@@ -67,7 +67,7 @@ def test_equals_the_trainer_on_padded_rows():
 
 
 @pytest.mark.parametrize("loop", [Loop(trigger="every"), Loop(trigger="context", layers=(0, 2))])
-def test_state_moves_between_sessions(loop):
+def test_a_session_continues_from_the_state_of_another(loop):
     m, sleep = toy.model(), Sleep(window=4, passes=2, loop=loop, evict=Evict("sliding"))
     tokens, _ = toy.batch(EVERY)
     whole = SleepSession(m, sleep, batch=2)
@@ -91,7 +91,7 @@ def test_memory_is_bounded():
         assert all(a <= b for a, b in zip(held, leaf.shape, strict=True)), leaf.name
 
 
-def test_generation_is_greedy_or_sampled_and_repeatable():
+def test_greedy_and_sampled_generation_are_repeatable():
     m, sleep = toy.model(), Sleep(window=4, passes=2, loop=Loop(trigger="every"))
 
     def write(sampling, **options):
@@ -111,11 +111,11 @@ def test_generation_is_greedy_or_sampled_and_repeatable():
     assert write(Sampling(), stop=int(greedy[0, 0])).shape[1] >= 1
 
 
-def test_sampling_draws_from_what_it_says():
+def test_sampling_probabilities_of_top_k_and_top_p():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    assert Sampling(1.0, top_k=2).chances(logits).tolist()[0] == pytest.approx([0.625, 0.375, 0, 0])
-    assert Sampling(1.0, top_p=0.75).chances(logits).tolist()[0] == pytest.approx([0.625, 0.375, 0, 0])
-    assert Sampling(1.0, top_p=1.0).chances(logits).tolist()[0] == pytest.approx([0.5, 0.3, 0.15, 0.05])
+    assert Sampling(1.0, top_k=2).probabilities(logits).tolist()[0] == pytest.approx([0.625, 0.375, 0, 0])
+    assert Sampling(1.0, top_p=0.75).probabilities(logits).tolist()[0] == pytest.approx([0.625, 0.375, 0, 0])
+    assert Sampling(1.0, top_p=1.0).probabilities(logits).tolist()[0] == pytest.approx([0.5, 0.3, 0.15, 0.05])
     with pytest.raises(ValueError, match="temperature >= 0"):
         Sampling(temperature=-1.0)
 
@@ -126,15 +126,15 @@ def test_tokens_outside_the_vocabulary_are_refused():
 
 
 def test_windows_of_a_context_session_sleep_only_when_full_and_unscored():
-    m, sleep, seen = toy.model(), Sleep(window=4, passes=3), []
+    m, sleep, calls = toy.model(), Sleep(window=4, passes=3), []
     session = SleepSession(m, sleep)
-    m.layers.register_forward_hook(lambda *_: seen.append(1))
+    m.layers.register_forward_hook(lambda *_: calls.append(1))
 
     def passes(tokens, scored):
-        seen.clear()
+        calls.clear()
         session.feed(torch.tensor([tokens]), scored=scored)
-        return len(seen)
+        return len(calls)
 
-    assert passes([1, 2, 3], False) == 3  # prelude, loop and coda ranges, once each
-    assert passes([4, 5], False) == 3 + 2 + 3  # the window filled, slept twice more, and a new one began
+    assert passes([1, 2, 3], False) == 3  # one pass: prelude, loop and coda
+    assert passes([4, 5], False) == 3 + 2 + 3  # the window was filled, had two more passes, and the next one began
     assert passes([1, 2, 3, 4], True) == 3 + 3  # scored: evicted without sleep

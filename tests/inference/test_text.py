@@ -1,4 +1,4 @@
-"""Prompts and what is written, by the tokenizer of the data."""
+"""Encoding of prompts and decoding of generated tokens with the tokenizer of the data."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ def text(documents: Path, tmp_path: Path) -> Codec:
     return Codec(manifest("text", tmp_path / "text", paths=[str(documents)], window=8, windows_per_sample=2, holdout=6))
 
 
-def test_bytes_there_and_back(text: Codec) -> None:
+def test_bytes_round_trip(text: Codec) -> None:
     ids = text.encode("naïve ∞")
     assert ids[0] == text.stop == 256
     pieces = list(text.decode(ids))
     assert "".join(pieces) == "naïve ∞"
-    assert pieces[0] == "" and "ï" in pieces, "a character comes whole, with its last byte"
+    assert pieces[0] == "" and "ï" in pieces, "a character is returned whole, with its last byte"
     assert "".join(text.decode([0xC3])) == "\ufffd"
 
 
-def test_bytes_of_a_command_line_that_are_no_text(text: Codec) -> None:
-    prompt = b"\xff\xfea".decode("utf-8", "surrogateescape")  # as Python gives arguments
+def test_prompt_bytes_that_are_not_utf8(text: Codec) -> None:
+    prompt = b"\xff\xfea".decode("utf-8", "surrogateescape")  # as Python decodes arguments
     assert text.encode(prompt) == [256, 0xFF, 0xFE, ord("a")]
 
 
-def test_symbols_there_and_back(tmp_path: Path) -> None:
+def test_symbols_round_trip(tmp_path: Path) -> None:
     codec = Codec(
         manifest("rule110", tmp_path / "rule110", strings=2, width=4, transitions=(1, 2), variant="dense", holdout=4)
     )
     ids = codec.encode("T1 01 1 T2")
     assert "".join(codec.decode(ids)).split() == ["T1", "0", "1", "1", "T2"] and codec.stop is None
     assert codec.encode("") == []
-    with pytest.raises(UserError, match=r"'x' in '0x1' is no symbol of this task; they are 0 1 Q PAD"):
+    with pytest.raises(UserError, match=r"'x' in '0x1' is not a symbol of this task; its symbols are 0 1 Q PAD"):
         codec.encode("0x1")
 
 
-def test_rows_of_the_embedding_beyond_the_symbols_are_shown_by_number(tmp_path: Path) -> None:
+def test_tokens_without_a_symbol_are_shown_by_number(tmp_path: Path) -> None:
     codec = Codec(
         manifest("rule110", tmp_path / "rule110", strings=1, width=4, transitions=1, variant="paper", holdout=4)
     )
@@ -70,16 +70,16 @@ def tokenizer_file(path: Path) -> None:
     from tokenizers.decoders import ByteLevel
 
     symbols = pre_tokenizers.ByteLevel.alphabet()
-    made = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(sorted(symbols))}, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = ByteLevel()
-    made.save(str(path))
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(sorted(symbols))}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevel()
+    tokenizer.save(str(path))
 
 
-def test_a_tokenizer_file_there_and_back_and_not_another_one(documents: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_file_round_trips_and_a_changed_one_is_refused(documents: Path, tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     tokenizer_file(file)
-    told = manifest(
+    with_file = manifest(
         "text",
         tmp_path / "text",
         paths=[str(documents)],
@@ -88,13 +88,13 @@ def test_a_tokenizer_file_there_and_back_and_not_another_one(documents: Path, tm
         holdout=6,
         tokenizer=str(file),
     )
-    codec = Codec(told)
+    codec = Codec(with_file)
     ids = codec.encode("naïve ∞")
     assert ids[0] == codec.stop
     assert "".join(codec.decode(ids[1:])) == "naïve ∞"
     file.write_text(file.read_text().replace("[]", "[ ]"))
     with pytest.raises(UserError, match=r"tokenizer .*tokenizer.json was changed since the data was built"):
-        Codec(told)
+        Codec(with_file)
     file.unlink()
     with pytest.raises(UserError, match=r"tokenizer\.json"):
-        Codec(told)
+        Codec(with_file)

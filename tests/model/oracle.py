@@ -1,4 +1,4 @@
-"""Sleep written a second time, token by token in plain loops, to check the library against. Shares no code with it."""
+"""An independent implementation of sleep, token by token in plain loops, against which the library is tested."""
 
 import math
 
@@ -11,19 +11,19 @@ def rms(x, weight, eps=1e-6):
 
 
 class Oracle:
-    """One row of a batch, float64. `p` maps parameter names to tensors; `m` and `s` are the configuration sections."""
+    """One row of a batch in float64. `p` maps parameter names to tensors; `m` and `s` are the `model` and `sleep` sections."""
 
     def __init__(self, p, m, s, passes):
         self.p, self.m, self.s, self.passes = p, m, s, passes
-        self.pattern = m.layers  # written out, without groups
+        self.pattern = m.layers  # without groups
         g = m.deltanet
         self.S = {
             i: torch.zeros(g.value_heads, g.head_dim, g.head_dim, dtype=torch.float64) for i in range(len(self.pattern))
         }
-        self.inputs = {i: [] for i in range(len(self.pattern))}  # what the convolution of layer i has read
-        self.cache = {i: [] for i in range(len(self.pattern))}  # (position, key, value) lists
+        self.inputs = {i: [] for i in range(len(self.pattern))}  # inputs of the convolution of layer i
+        self.cache = {i: [] for i in range(len(self.pattern))}  # [(position, key, value)] of layer i
 
-    def cut(self):
+    def detach(self):
         self.S = {i: x.detach() for i, x in self.S.items()}
         self.inputs = {i: [tuple(t.detach() for t in row) for row in rows] for i, rows in self.inputs.items()}
         self.cache = {i: [(n, k.detach(), v.detach()) for n, k, v in rows] for i, rows in self.cache.items()}
@@ -60,7 +60,7 @@ class Oracle:
             outs.append(w("o") @ o)
         return outs, held
 
-    def remember(self, i, xs):
+    def delta_net(self, i, xs):
         g, p = self.m.deltanet, lambda n: self.p[f"layers.{i}.mixer.{n}"]
         r, d, outs = g.value_heads // g.key_heads, g.head_dim, []
         for x in xs:
@@ -68,9 +68,9 @@ class Oracle:
             mixed = []
             for j, n in enumerate("qkv"):
                 y = 0
-                for back in range(g.conv):
-                    if back < len(self.inputs[i]):
-                        y = y + p(f"conv_{n}")[:, g.conv - 1 - back] * self.inputs[i][-1 - back][j]
+                for lag in range(g.conv):
+                    if lag < len(self.inputs[i]):
+                        y = y + p(f"conv_{n}")[:, g.conv - 1 - lag] * self.inputs[i][-1 - lag][j]
                 mixed.append(F.silu(y).view(-1, d))
             q, k, v = mixed
             alpha = torch.exp(-torch.exp(p("A_log")) * F.softplus(p("a.weight") @ x + p("dt_bias")))
@@ -98,7 +98,7 @@ class Oracle:
                 if write:
                     self.cache[i] = held
             else:
-                ys = self.remember(i, xs)
+                ys = self.delta_net(i, xs)
             out = (lambda y, n: rms(y, 1 + w(n))) if self.m.norm == "sandwich" else (lambda y, n: y)  # noqa: B023
             hs = [h + out(y, "out1") for h, y in zip(hs, ys, strict=True)]
             ns = [rms(h, 1 + w("norm2")) for h in hs]
@@ -118,7 +118,7 @@ class Oracle:
         hs = above
         for i in range(1, n + 1):
             if i > 1 and i == n - k + 1:
-                self.cut()
+                self.detach()
                 hs, above = [h.detach() for h in hs], [h.detach() for h in above]
             if i > 1 and s.loop.feedback == "normed":
                 hs = [rms(h, 1 + self.p["norm.weight"]) for h in hs]
@@ -147,5 +147,5 @@ class Oracle:
             )
             every = self.s.gradient.windows
             if every != "all" and (i + 1) % every == 0:
-                self.cut()
+                self.detach()
         return total

@@ -1,4 +1,4 @@
-"""Initial values and counts."""
+"""Initial parameter values, parameter counts and FLOPs."""
 
 import math
 
@@ -13,30 +13,30 @@ from sleeptrain.program import Sleep, Window, compile
 from tests.model import toy
 
 
-def made(layers="AGAG", seed=0, horizon=64, **changes):
+def initialised(layers="AGAG", seed=0, horizon=64, **changes):
     m = LanguageModel(toy.config(layers, **changes))
     initialise(m, seed, horizon)
     return m
 
 
-def test_values_depend_on_seed_and_name_alone():
-    a, b = dict(made("AGAG").named_parameters()), dict(made("AGAGAG").named_parameters())
+def test_values_depend_only_on_seed_and_name():
+    a, b = dict(initialised("AGAG").named_parameters()), dict(initialised("AGAGAG").named_parameters())
     assert all(torch.equal(p, b[n]) for n, p in a.items())
-    assert not torch.equal(a["embed.weight"], dict(made(seed=1).named_parameters())["embed.weight"])
+    assert not torch.equal(a["embed.weight"], dict(initialised(seed=1).named_parameters())["embed.weight"])
     assert not torch.equal(a["layers.0.mlp.up.weight"], a["layers.1.mlp.up.weight"])
 
 
-def test_meta_device_gives_the_same_model():
+def test_a_model_from_the_meta_device_has_the_same_values():
     with torch.device("meta"):
         m = LanguageModel(toy.config())
     assert all(p.is_meta for p in m.parameters())
     m.to_empty(device="cpu")
     initialise(m, 0, 64)
-    assert all(torch.equal(p, q) for p, q in zip(m.parameters(), made().parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(m.parameters(), initialised().parameters(), strict=True))
 
 
-def test_every_parameter_is_set_to_its_kind():
-    m = made(width=64, init_std=0.02)
+def test_every_kind_of_parameter_has_its_distribution():
+    m = initialised(width=64, init_std=0.02)
     for name, p in m.named_parameters():
         if name.endswith(("q_norm.weight", "k_norm.weight", "norm1.weight", "norm2.weight")) or name == "norm.weight":
             assert not p.any()
@@ -48,32 +48,32 @@ def test_every_parameter_is_set_to_its_kind():
     assert (dt >= 0.999e-3).all() and (dt <= 1.001e-1).all()
 
 
-def test_half_lives_run_from_sixteen_tokens_to_the_horizon():
-    m = made(horizon=1600)
+def test_half_lives_are_spaced_from_sixteen_tokens_to_the_horizon():
+    m = initialised(horizon=1600)
     g = m.layers[1].mixer.decay(torch.zeros(4))
     lives = (math.log(0.5) / g).tolist()
     assert lives == pytest.approx([16, 16 * 100 ** (1 / 3), 16 * 100 ** (2 / 3), 1600], rel=1e-4)
     assert half_lives(1, 500).tolist() == [500] and half_lives(2, 3).tolist() == pytest.approx([16, 16])
 
 
-def test_parameters_by_part_add_up():
-    m = made()
+def test_parameter_counts_by_part_sum_to_the_total():
+    m = initialised()
     count = parameters(m)
     assert count["total"] == sum(p.numel() for p in m.parameters()) == sum(v for k, v in count.items() if k != "total")
     assert count["mlp"] == 4 * 3 * 12 * 16 and count["embedding"] == count["head"] == 11 * 12
-    assert parameters(made(tie=True))["head"] == 0
+    assert parameters(initialised(tie=True))["head"] == 0
 
 
 @pytest.mark.parametrize("letter", ["A", "G"])
-def test_linear_flops_are_twice_the_weights(letter):
-    m = made(letter, width=32)
+def test_linear_flops_are_two_per_weight(letter):
+    m = initialised(letter, width=32)
     weights = sum(p.numel() for n, p in m.layers.named_parameters() if p.dim() == 2)
     per_token, per_pair = block_flops(m.config, letter)
     assert per_token == 2 * weights + (0 if letter == "A" else 6 * 4 * 4**2)
     assert per_pair == (4 * 16 if letter == "A" else 0)
 
 
-def test_passes_count_as_work():
+def test_step_flops_grow_with_the_number_of_passes():
     layout, config = [Window(0, 8, False), Window(8, 16, True)], toy.config()
     one, four = (step_flops(config, compile(Sleep(window=8), layout, 4, n), Sleep(window=8)) for n in (1, 4))
     head = 3 * 2 * 8 * 12 * 11

@@ -1,4 +1,4 @@
-"""The default block is the dense Qwen3.5 text block: logits against transformers' own model, weights mapped by hand."""
+"""The default block is the dense Qwen3.5 text block: logits and gradients against transformers, with mapped weights."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import torch
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import run
 from sleeptrain.program import Sleep, Window, compile
 
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.engines
 TIME = 70
 
 
-def ours(layers, std, **changes):
+def our_model(layers, std, **changes):
     sizes = {
         "attention": AttentionConfig(heads=4, kv_heads=2, head_dim=32, rotary=0.25),
         "deltanet": DeltaNetConfig(2, 4, 16),
@@ -29,8 +30,8 @@ def ours(layers, std, **changes):
     return model
 
 
-def theirs(model):
-    """The same weights in transformers' class; RMSNorm weights are stored as w - 1 on both sides, the gated one as w."""
+def their_model(model):
+    """transformers' model with the same weights. Both store RMSNorm weights as w - 1 and the gated norm's as w."""
     from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
     c, a, g = model.config, model.config.attention, model.config.deltanet
@@ -43,12 +44,12 @@ def theirs(model):
         layer_types=["linear_attention" if x == "G" else "full_attention" for x in c.layers],
     )  # fmt: skip
     other = Qwen3_5ForCausalLM(config).eval()
-    missing, unexpected = other.load_state_dict(mapped(model), strict=False)
+    missing, unexpected = other.load_state_dict(mapped_weights(model), strict=False)
     assert not unexpected and not [name for name in missing if "inv_freq" not in name]
     return other
 
 
-def mapped(model):
+def mapped_weights(model):
     p, a = {n: t.detach() for n, t in model.named_parameters()}, model.config.attention
     out = {
         "model.embed_tokens.weight": p["embed.weight"],
@@ -93,17 +94,11 @@ def logits(model, tokens, window):
     """One pass over windows of `window` tokens, as the trainer runs it."""
     sleep = Sleep(window=window)
     layout = [Window(0, tokens.shape[1], True)]
-    seen = []
-    model.norm.register_forward_hook(lambda _, __, h: seen.append(h))
-    run(
-        model,
-        tokens,
-        tokens,
-        model.zero_state(sleep, tokens.shape[0]),
-        compile(sleep, layout, len(model.layers)),
-        sleep,
-    )
-    return seen[0] @ model.head.weight.T
+    normed = []
+    model.norm.register_forward_hook(lambda _, __, h: normed.append(h))
+    batch = MicroBatch(tokens, tokens, model.zero_state(sleep, tokens.shape[0]))
+    run(model, batch, compile(sleep, layout, len(model.layers)), sleep)
+    return normed[0] @ model.head.weight.T
 
 
 CASES = {
@@ -122,17 +117,17 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_transformers(case):
-    model = ours(std=0.02, **CASES[case])
+    model = our_model(std=0.02, **CASES[case])
     tokens = torch.randint(0, 101, (2, TIME), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        expected = theirs(model)(tokens, use_cache=False).logits
+        expected = their_model(model)(tokens, use_cache=False).logits
     torch.testing.assert_close(logits(model, tokens, TIME), expected, rtol=0, atol=1e-5)
 
 
 def test_large_weights_drift_no_more_than_transformers_does_in_two_chunks():
-    model = ours("GAGA", std=0.1)
+    model = our_model("GAGA", std=0.1)
     tokens = torch.randint(0, 101, (2, TIME), generator=torch.Generator().manual_seed(2))
-    other = theirs(model)
+    other = their_model(model)
     with torch.no_grad():
         whole = other(tokens, use_cache=False).logits
         first = other(tokens[:, :40], use_cache=True)
@@ -142,13 +137,13 @@ def test_large_weights_drift_no_more_than_transformers_does_in_two_chunks():
 
 
 def test_gradients_equal_transformers():
-    model = ours("GA", std=0.05)
+    model = our_model("GA", std=0.05)
     tokens = torch.randint(0, 101, (2, TIME), generator=torch.Generator().manual_seed(2))
-    other = theirs(model)
+    other = their_model(model)
     sleep = Sleep(window=TIME)
     targets = tokens.roll(-1, 1)
     program = compile(sleep, [Window(0, TIME, True)], 2)
-    run(model, tokens, targets, model.zero_state(sleep, 2), program, sleep).nll.sum().backward()
+    run(model, MicroBatch(tokens, targets, model.zero_state(sleep, 2)), program, sleep).nll.sum().backward()
     torch.nn.functional.cross_entropy(other(tokens).logits.flatten(0, 1), targets.flatten(), reduction="sum").backward()
     found = {n: p.grad for n, p in other.named_parameters()}
     pairs = {

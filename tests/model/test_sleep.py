@@ -1,4 +1,4 @@
-"""The sleep interpreter: every invariant of the method, and gradients against the unrolled float64 oracle."""
+"""The eager interpreter: the invariants of sleep, and losses and gradients against the float64 oracle."""
 
 import dataclasses
 import itertools
@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig
-from sleeptrain.model.sleep import plainly
+from sleeptrain.model.sleep import RecomputeWrappers
+from sleeptrain.model.stack import call_directly
 from sleeptrain.program import Evict, Gradient, Loop, Sleep, Window
 from tests.model import toy
 from tests.model.oracle import Oracle
@@ -20,7 +21,8 @@ def gradients(m, loss):
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(m.named_parameters(), grads, strict=True)}
 
 
-def against_oracle(m, sleep, layout, passes, rows=1):
+def compare_with_oracle(m, sleep, layout, passes, rows=1):
+    """Compare losses and gradients with the oracle; returns the oracle's gradients."""
     tokens, targets = toy.batch(layout, rows)
     result = toy.forward(m, sleep, layout, tokens, targets, passes)
     oracle_loss = sum(
@@ -29,7 +31,7 @@ def against_oracle(m, sleep, layout, passes, rows=1):
     )
     torch.testing.assert_close(
         result.nll.double().sum(), oracle_loss, rtol=0, atol=1e-6
-    )  # nll is handed out in float32 sums
+    )  # losses are returned in float32
     ours, theirs = gradients(m, result.nll.sum()), gradients(m, oracle_loss)
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-9, msg=lambda s, n=name: f"{n}: {s}")
@@ -69,22 +71,22 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradients_equal_the_unrolled_oracle(case):
     sleep, layout, passes = CASES[case]
-    grads = against_oracle(toy.model(), sleep, layout, passes)
+    grads = compare_with_oracle(toy.model(), sleep, layout, passes)
     assert grads["layers.1.mixer.k.weight"].abs().max() > 1e-6
 
 
-def test_the_oracle_notices_a_batch_and_a_tied_head():
-    against_oracle(toy.model(tie=True), CASES["context"][0], CONTEXT, 2, rows=2)
+def test_two_rows_and_a_tied_head_equal_the_oracle():
+    compare_with_oracle(toy.model(tie=True), CASES["context"][0], CONTEXT, 2, rows=2)
 
 
-def test_blocks_outside_the_exportable_family_equal_the_oracle():
+def test_blocks_that_cannot_be_exported_equal_the_oracle():
     wide = DeltaNetConfig(key_heads=2, value_heads=4, head_dim=4, negative_eigenvalues=True)
-    against_oracle(toy.model(norm="sandwich", deltanet=wide), *CASES["context"])
+    compare_with_oracle(toy.model(norm="sandwich", deltanet=wide), *CASES["context"])
     ungated = AttentionConfig(heads=2, kv_heads=2, head_dim=6, rotary=1.0, gate=False)
-    against_oracle(toy.model("AG", attention=ungated), *CASES["every"])
+    compare_with_oracle(toy.model("AG", attention=ungated), *CASES["every"])
 
 
-def test_gradient_cuts_change_gradients_and_nothing_else():
+def test_truncated_gradients_do_not_change_losses():
     m, (tokens, targets) = toy.model(), toy.batch(EVERY)
     every = Loop(trigger="every")
     variants = [Gradient(), Gradient(passes=1), Gradient(passes=2), Gradient(windows=1), Gradient(windows=2)]
@@ -92,9 +94,9 @@ def test_gradient_cuts_change_gradients_and_nothing_else():
     for result in results[1:]:
         assert torch.equal(result.nll, results[0].nll)
     name = "layers.1.mixer.v.weight"
-    found = [gradients(m, r.nll.sum())[name] for r in results]
-    for a, b in itertools.combinations(range(len(found)), 2):
-        assert not torch.allclose(found[a], found[b], rtol=1e-3), (variants[a], variants[b])
+    truncated = [gradients(m, r.nll.sum())[name] for r in results]
+    for a, b in itertools.combinations(range(len(truncated)), 2):
+        assert not torch.allclose(truncated[a], truncated[b], rtol=1e-3), (variants[a], variants[b])
 
 
 def test_one_pass_is_the_plain_chunked_hybrid():
@@ -109,7 +111,7 @@ def test_one_pass_is_the_plain_chunked_hybrid():
     whole = toy.forward(deltanet_only, one, [Window(0, 12, True)], tokens, targets, 1)
     torch.testing.assert_close(windowed.nll, whole.nll, **close)
     torch.testing.assert_close(windowed.state["layers.0.fast"], whole.state["layers.0.fast"], **close)
-    assert not torch.allclose(unwindowed.nll, context.nll)  # attention does stop at the window
+    assert not torch.allclose(unwindowed.nll, context.nll)  # attention ends at the window
 
 
 def test_one_pass_under_sliding_eviction_is_sliding_window_attention():
@@ -124,21 +126,21 @@ def test_one_pass_under_sliding_eviction_is_sliding_window_attention():
 
 @pytest.mark.parametrize("passes", [2, 3])
 def test_sleep_on_embeddings_is_one_forward_over_the_repeated_stream(passes):
-    """Every full window repeated N times, under window-local causal attention (a layout of one-pass windows)."""
+    """Passes over a window equal one pass over N copies of the window in a row, each copy with its own attention."""
     m, (tokens, targets) = toy.model(), toy.batch(CONTEXT)
     slept = toy.forward(m, Sleep(window=4, loop=Loop(feedback="embeddings")), CONTEXT, tokens, targets, passes)
     parts = [p for w in CONTEXT for p in [(w.start, w.stop)] * (1 if w.targets else passes)]
     stream = torch.cat([tokens[:, a:b] for a, b in parts], 1)
-    aims = torch.cat([targets[:, a:b] for a, b in parts], 1)
-    edges = list(itertools.accumulate(b - a for a, b in parts))
-    layout = [Window(s - (b - a), s, True) for s, (a, b) in zip(edges, parts, strict=True)]
-    once = toy.forward(m, Sleep(window=4), layout, stream, aims, 1)
+    stream_targets = torch.cat([targets[:, a:b] for a, b in parts], 1)
+    ends = list(itertools.accumulate(b - a for a, b in parts))
+    layout = [Window(s - (b - a), s, True) for s, (a, b) in zip(ends, parts, strict=True)]
+    once = toy.forward(m, Sleep(window=4), layout, stream, stream_targets, 1)
     torch.testing.assert_close(slept.nll[:, -3:], once.nll[:, -3:], **close)
     torch.testing.assert_close(slept.state["layers.1.fast"], once.state["layers.1.fast"], **close)
 
 
 @pytest.mark.parametrize("carry", [True, False])
-def test_nothing_of_an_evicted_window_survives_except_in_the_fast_weights(carry):
+def test_an_evicted_window_affects_later_ones_only_through_the_state(carry):
     m, sleep = toy.model(), Sleep(window=4, evict=Evict("hard", conv_carry=carry))
     tokens, targets = toy.batch(CONTEXT)
     changed = tokens.clone()
@@ -156,7 +158,7 @@ def test_nothing_of_an_evicted_window_survives_except_in_the_fast_weights(carry)
     crossing = ("fast", "conv") if carry else ("fast",)
     frozen = other.replace({f.name: end[f.name] for f in end.spec if f.kind in crossing})
     assert torch.equal(later(end), later(frozen))
-    if carry:  # S alone is not all that crosses when the tail does
+    if carry:  # the convolution tail crosses the window too
         partly = other.replace({f.name: end[f.name] for f in end.spec if f.kind == "fast"})
         assert not torch.equal(later(end), later(partly))
 
@@ -164,18 +166,18 @@ def test_nothing_of_an_evicted_window_survives_except_in_the_fast_weights(carry)
 @pytest.mark.parametrize("mode", ["hard", "sliding"])
 @pytest.mark.parametrize("trigger", ["context", "every"])
 def test_padding_changes_nothing(mode, trigger):
-    """Padding to the left of the first window and to the right of the last, in one row of two."""
+    """One row of two is padded, on the left of the first window and on the right of the last."""
     m, sleep = toy.model(), Sleep(window=6, evict=Evict(mode), loop=Loop(trigger=trigger))
     layout = [Window(0, 4, False), Window(4, 10, False), Window(10, 13, True)]
     tokens, targets = toy.batch(layout, rows=1)
     padded_layout = [Window(0, 6, False), Window(6, 12, False), Window(12, 18, True)]
     junk = torch.full((1, 2), 5), torch.full((1, 3), 7)
     wide = torch.cat([junk[0], tokens, junk[1]], 1)
-    aims = torch.cat([torch.full((1, 2), -100), targets, torch.full((1, 3), -100)], 1)
+    wide_targets = torch.cat([torch.full((1, 2), -100), targets, torch.full((1, 3), -100)], 1)
     valid = torch.tensor([[False] * 2 + [True] * 13 + [False] * 3])
     other_tokens, other_targets = toy.batch(padded_layout, rows=1, seed=3)
     both = toy.forward(
-        m, sleep, padded_layout, torch.cat([wide, other_tokens]), torch.cat([aims, other_targets]), 3,
+        m, sleep, padded_layout, torch.cat([wide, other_tokens]), torch.cat([wide_targets, other_targets]), 3,
         valid=torch.cat([valid, torch.ones_like(valid)]),
     )  # fmt: skip
     alone = toy.forward(m, sleep, layout, tokens, targets, 3)
@@ -190,7 +192,7 @@ def test_padding_changes_nothing(mode, trigger):
         torch.testing.assert_close(ours[name], theirs[name], **close)
 
 
-def test_a_wholly_padded_window_leaves_the_state_alone():
+def test_a_window_of_padding_does_not_change_the_state():
     m, sleep = toy.model(), Sleep(window=4)
     tokens, targets = toy.batch(CONTEXT)
     start = toy.forward(m, sleep, CONTEXT[:1], tokens[:, :4], targets[:, :4], 2).state
@@ -208,15 +210,13 @@ def test_residuals_and_predictions():
     assert toy.forward(m, Sleep(window=4), CONTEXT, tokens, targets, 1).residual.numel() == 0
 
 
-def test_a_retain_policy_sees_every_window_and_every_pass():
-    from sleeptrain.model.sleep import RecomputeWrappers
-
+def test_recompute_wrappers_call_every_window_and_every_pass():
     calls = {"window": 0, "passes": 0}
 
     def counting(kind):
         def call(fn, *tensors):
             calls[kind] += 1
-            return plainly(fn, *tensors)
+            return call_directly(fn, *tensors)
 
         return call
 

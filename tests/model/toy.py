@@ -1,10 +1,11 @@
-"""Tiny models and batches for the tests of this folder."""
+"""Tiny models, window layouts and batches for tests."""
 
 import torch
 
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import run
 from sleeptrain.program import Window, compile
 
@@ -21,21 +22,21 @@ def config(layers="AGAG", **changes):
 
 
 def model(layers="AGAG", seed=0, dtype=torch.float64, **changes):
-    made = LanguageModel(config(layers, **changes))
-    initialise(made, seed, horizon=64)
+    result = LanguageModel(config(layers, **changes))
+    initialise(result, seed, horizon=64)
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():  # neutral norm weights would hide a forgotten one
-        for name, p in made.named_parameters():
+    with torch.no_grad():  # with neutral norm weights a missing norm would not show
+        for name, p in result.named_parameters():
             if "norm" in name or "out" in name:
                 p += 0.3 * torch.randn(p.shape, generator=generator)
-    return made.to(dtype)
+    return result.to(dtype)
 
 
 def windows(length, count, targets=lambda i: True, tail=None):
-    found = [Window(i * length, (i + 1) * length, targets(i)) for i in range(count)]
+    layout = [Window(i * length, (i + 1) * length, targets(i)) for i in range(count)]
     if tail:
-        found[-1] = Window(found[-1].start, found[-1].start + tail, found[-1].targets)
-    return found
+        layout[-1] = Window(layout[-1].start, layout[-1].start + tail, layout[-1].targets)
+    return layout
 
 
 def batch(layout, rows=2, seed=1):
@@ -49,7 +50,9 @@ def batch(layout, rows=2, seed=1):
     return tokens, targets
 
 
-def forward(m, sleep, layout, tokens, targets, passes=None, state=None, **options):
+def forward(m, sleep, layout, tokens, targets, passes=None, **options):
+    """Run a program by the eager interpreter; `options`: `state` and `valid` of the micro-batch, and those of `run`."""
     program = compile(sleep, layout, len(m.layers), passes)
-    state = state if state is not None else m.zero_state(sleep, tokens.shape[0])
-    return run(m, tokens, targets, state, program, sleep, **options)
+    state = options.pop("state", None) or m.zero_state(sleep, tokens.shape[0])
+    batch = MicroBatch(tokens, targets, state, options.pop("valid", None))
+    return run(m, batch, program, sleep, **options)

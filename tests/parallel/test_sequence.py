@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from sleeptrain.execute.autograd import CheckpointedExecutor
-from sleeptrain.execute.segments import MicroBatch
+from sleeptrain.execute.autograd import CheckpointedExecutor, ExecutorOptions
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.parallel import Mesh
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
@@ -56,7 +56,12 @@ def taped(model, case, policy, finalize_grads=None):
         targets[~valid] = -100
     rows = MicroBatch(tokens, targets, model.zero_state(sleep, 3), valid if padding else None)
     tape = CheckpointedExecutor(
-        model, [rows], compile(sleep, layout, len(model.layers), 3), sleep, policy, finalize_grads=finalize_grads
+        model,
+        [rows],
+        compile(sleep, layout, len(model.layers), 3),
+        sleep,
+        policy,
+        options=ExecutorOptions(finalize_grads=finalize_grads),
     )
     (result,) = tape.run()
     features = tape.bytes()["h"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sleeptrain.config.errors import UserError
-from sleeptrain.execute.autograd import CheckpointedExecutor
-from sleeptrain.execute.segments import MicroBatch
+from sleeptrain.execute.autograd import CheckpointedExecutor, ExecutorOptions
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.parallel import Mesh
 from sleeptrain.parallel.mesh import MeshAxis, init_mesh
 from sleeptrain.parallel.process import init_distributed
@@ -32,7 +32,9 @@ def taped(model, case, policy, finalize_grads=None):
     targets[~valid] = -100
     program = compile(sleep, layout, len(model.layers), passes)
     rows = MicroBatch(tokens, targets, model.zero_state(sleep, 3), valid)
-    (result,) = CheckpointedExecutor(model, [rows], program, sleep, policy, finalize_grads=finalize_grads).run()
+    (result,) = CheckpointedExecutor(
+        model, [rows], program, sleep, policy, options=ExecutorOptions(finalize_grads=finalize_grads)
+    ).run()
     result.nll.square().sum().backward()
     return result, {name: p.grad for name, p in model.named_parameters()}
 

@@ -13,10 +13,11 @@ from sleeptrain.execute.autograd import CheckpointedExecutor, run_with_autograd
 from sleeptrain.execute.executor import StageExecutor
 from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels
-from sleeptrain.execute.segments import MicroBatch, forward_no_grad, loss_segment, vjp
+from sleeptrain.execute.segments import forward_no_grad, loss_segment, vjp
 from sleeptrain.execute.stage_plan import StagePlan as StagePlan
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.plan.activations import measure_activations
@@ -142,7 +143,7 @@ def held(plan, edges):
     """Bytes of this process's stage at the turn, and their largest sum; and what was planned."""
     mine = model_of(plan)
     part = plan.schedule.stages[edges.stage].blocks
-    mine.keep(part.start, part.stop)
+    mine.keep_stage(part.start, part.stop)
     edges.open(plan.schedule.channels, torch.device("cpu"))
     stage = StageExecutor(
         mine, group_of(plan, mine), StagePlan(plan.schedule, edges.stage), edges, GradAccumulator(torch.float32)

@@ -61,7 +61,7 @@ def parts_of(layout):
             with torch.device("meta"):
                 model = TensorParallelModel(job.model, axes.tensor)
             part = layout.stages[axes.pipe.rank]
-            model.keep(part.start, part.stop)
+            model.keep_stage(part.start, part.stop)
             shapes = {name: (tuple(p.shape), model.shards.dim(name)) for name, p in model.named_parameters()}
             found[axes.pipe.rank, axes.tensor.rank] = shapes
         parallel_state.destroy_model_parallel()

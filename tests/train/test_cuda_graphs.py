@@ -10,7 +10,7 @@ from sleeptrain.recipe import load_recipe
 from sleeptrain.train import build_model
 from sleeptrain.train.setup import check_device
 from tests.distributed import run
-from tests.execute.eager_replay import Counted
+from tests.execute.eager_replay import CountingReplay
 from tests.train.jobs import recipe_file, text_data, trained
 
 STEPS = [
@@ -23,12 +23,12 @@ def both(folder, changes):
     """Losses and weights with recordings and without, and how many were made."""
     where, made = Path(folder), []
 
-    class Noted(Counted):
+    class Noted(CountingReplay):
         def __init__(self):
             super().__init__()
             made.append(self)
 
-    build_model.CudaRecorder = Noted  # this process is the test's own
+    build_model.CudaGraphRecorder = Noted  # this process is the test's own
     found = []
     for graphs in ("true", "false"):
         name = "-".join([*changes, graphs])
@@ -36,7 +36,7 @@ def both(folder, changes):
         kept = ("loss", "grad_norm", "residual", "state_norm", "loss_by_window")
         found.append(([{key: row[key] for key in kept} for row in rows], weights))
     (recorder,) = made
-    return found, recorder.recorded, recorder.replayed
+    return found, recorder.captured, recorder.replayed
 
 
 @pytest.mark.slow

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from sleeptrain.execute.activation_checkpoint import AUTOGRAD_WRAPPERS
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import run
 from sleeptrain.program import Loop, Sleep, Window, compile
-from sleeptrain.train.build_model import AUTOGRAD_WRAPPERS
 from tests.storages import StorageCounter
 
 ROWS, LENGTH, WIDTH, VOCAB = 2, 8, 16, 300
@@ -29,9 +30,9 @@ def kept(recompute: str, passes: int, windows: int) -> int:
     model = LanguageModel(config)
     initialise(model, 0, 64)
     tokens = torch.randint(VOCAB, (ROWS, windows * LENGTH), generator=torch.Generator().manual_seed(0))
-    state, program = model.zero_state(sleep, ROWS), compile(sleep, layout, 2)
+    batch, program = MicroBatch(tokens, tokens, model.zero_state(sleep, ROWS)), compile(sleep, layout, 2)
     with StorageCounter() as storages:
-        result = run(model, tokens, tokens, state, program, sleep, recompute=AUTOGRAD_WRAPPERS[recompute])
+        result = run(model, batch, program, sleep, recompute=AUTOGRAD_WRAPPERS[recompute])
     assert result.nll.requires_grad  # the result holds the graph
     return storages.alive
 
