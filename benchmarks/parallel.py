@@ -149,7 +149,7 @@ def _idle(name: str, policy: str, plan: Plan, traces: Sequence[dict[str, Any]]) 
         ),
         Figure(
             f"idle, recompute {policy}, {name}: by the clock", waited, "of all time",
-            detail={"planned_by_flops": plan.price.bubble, "seconds": [stage["seconds"] for stage in stages]},
+            detail={"planned_by_flops": plan.estimate.bubble, "seconds": [stage["seconds"] for stage in stages]},
         ),
     ]  # fmt: skip
 

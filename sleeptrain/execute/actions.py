@@ -137,7 +137,7 @@ class ActionRunner:
     def back(self, work: WorkItem) -> None:
         """From the adjoints of what left an item to those of what it read, and of its weights."""
         item = work.item
-        d_sent = [self.store.get(work.leaving("rdh", stage)) for stage in item.returned]
+        d_sent = [self.store.get(work.leaving("rdh", stage)) for stage in item.receives_grad]
         d_out = self._get("dh", work) if item.dh else None
         d_state: dict[str, Tensor] = {}
         for kind, there in (("dS", item.dS), ("dkv", item.dkv)):

@@ -13,12 +13,12 @@ from sleeptrain.execute.executor import StageExecutor
 from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels, agree
 from sleeptrain.execute.segments import MicroBatch
-from sleeptrain.execute.stage_plan import StagePlan, checked, schedule_key
+from sleeptrain.execute.stage_plan import StagePlan
 from sleeptrain.execute.store import ActionObserver
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import ProgramOutput
 from sleeptrain.program import Program
-from sleeptrain.schedule import RecomputePolicy, Schedule, StageBlocks, build_schedule
+from sleeptrain.schedule import RecomputePolicy, Schedule, StageBlocks, build_schedule, checked
 
 ScheduleBuilder = Callable[[Program, int], Schedule]
 """The schedule of a program for a group of that many micro-batches."""
@@ -53,7 +53,7 @@ class Pipeline:
         """This stage's part of a program's schedule; a collective over all processes of the run the first time."""
         if (program.key, group) not in self._plans:
             schedule = checked(self.build(program, group))
-            agree(schedule_key(schedule), "schedules")
+            agree(schedule.key, "schedules")
             self.edges.open(schedule.channels, device)
             self._plans[program.key, group] = StagePlan(schedule, self.edges.stage)
         return self._plans[program.key, group]

@@ -48,9 +48,9 @@ def costs_of(job: Job, micro: int, graphs: ActivationMemory | None = None, speed
         sizes=_sizes(job, model, dtype, micro, graphs),
         flops=tuple(flops[letter][0] for letter in pattern),
         pairs=tuple(flops[letter][1] for letter in pattern),
-        reach=model.attention.window,
+        attention_window=model.attention.window,
         head=head_flops(model),
-        shared=float(sums * model.width * (model.vocab or 0)) if job.model.tie and mesh.pipe > 1 else 0.0,
+        tied_bytes=float(sums * model.width * (model.vocab or 0)) if job.model.tie and mesh.pipe > 1 else 0.0,
         speed=speed or 1.0,
     )
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleeptrain.config import Resolved
-from sleeptrain.execute.stage_plan import checked
 from sleeptrain.model.counts import step_flops
 from sleeptrain.parallel.config import BatchLayout
 from sleeptrain.plan.costs import activations_of, costs_of, recompute_policy
@@ -16,7 +15,7 @@ from sleeptrain.plan.ownership import Parameters, parameter_ownership
 from sleeptrain.plan.traffic import Traffic, traffic_of
 from sleeptrain.program import Program, Window, compile
 from sleeptrain.recipe.recipe import Recipe, check_processes
-from sleeptrain.schedule import Balance, Costs, Estimate, Schedule, build_schedule, estimate
+from sleeptrain.schedule import Balance, Costs, Estimate, Schedule, build_schedule, checked, estimate
 from sleeptrain.train.build_model import stages_of
 from sleeptrain.train.job import Job
 from sleeptrain.train.setup import split_batch
@@ -56,7 +55,7 @@ class Plan:
     def again(self) -> float:
         """FLOPs of a step that are done anew since their results were not kept, over all processes."""
         groups = self.split.accumulation * self.data * self.job.mesh.tensor
-        return groups * sum(stage.again for stage in self.estimate.stages)
+        return groups * sum(stage.recompute for stage in self.estimate.stages)
 
     @property
     def seconds(self) -> float | None:
@@ -66,7 +65,7 @@ class Plan:
     @property
     def balance(self) -> Balance:
         """Where the stack is cut, and what every stage computes in a step."""
-        return balance_of(self.schedule, [s.forward + s.again + s.backward for s in self.estimate.stages])
+        return balance_of(self.schedule, [s.forward + s.recompute + s.backward for s in self.estimate.stages])
 
 
 def planned_world(recipe: Recipe, processes: int | None) -> int:
@@ -113,7 +112,7 @@ def stage_balance(job: Job, windows: Sequence[Window], split: BatchLayout) -> Ba
     """What every stage of a complete job computes in one group of micro-batches."""
     schedule = schedule_of(job, program_of(job, windows), split.group)
     stages = estimate(schedule, costs_of(job, split.micro)).stages
-    return balance_of(schedule, [s.forward + s.again + s.backward for s in stages])
+    return balance_of(schedule, [s.forward + s.recompute + s.backward for s in stages])
 
 
 def balance_of(schedule: Schedule, flops: Sequence[float]) -> Balance:

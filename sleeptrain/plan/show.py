@@ -160,7 +160,7 @@ def _stage(plan: Plan, s: int, memory: ProcessMemory, traffic: Traffic) -> dict[
     share, price = plan.parameters.stages[s], plan.estimate.stages[s]
     return {
         "blocks": list(share.blocks), "elements": share.elements, "optimizer_elements": share.partition(plan.data),
-        "flops": {"forward": price.forward, "again": price.again, "backward": price.backward}, "idle": price.bubble,
+        "flops": {"forward": price.forward, "recompute": price.recompute, "backward": price.backward}, "idle": price.bubble,
         "memory": {
             "all": memory.total, "parameters": memory.parameters, "optimizer": memory.optimizer, "host": memory.host,
             "most_in": memory.worst.name, "kept_for_backward": dict(memory.turn),

@@ -202,8 +202,8 @@ def test_stages_hold_what_was_priced(two):
 
 def test_timelines_that_would_block_or_differ_are_refused_before_anything_is_sent(two):
     for found in two:
-        assert "this schedule cannot be carried out: " in found["refused"]["shared"]
-        assert "stage 1 asked for" in found["refused"]["swapped"]
+        assert "invalid schedule: " in found["refused"]["shared"]
+        assert "stage 1 expects" in found["refused"]["swapped"]
         assert "processes hold different schedules" in found["refused"]["own"]
 
 
