@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from benchmarks.stage_slots import ITEMS, idle_slots
+from benchmarks.stage_slots import SLOTS, idle_slots
 from sleeptrain.execute.autograd import run_with_autograd
 from sleeptrain.execute.executor import StageExecutor
 from sleeptrain.execute.gradients import GradAccumulator
@@ -88,7 +88,7 @@ def idle_as_priced(traces, cuts, group, policy):
     expected = estimate(line, costs)
     # On a clock on which only items take time.
     idle = idle_slots(traces)
-    total = idle[0] + sum(ITEMS.get(kind, 0) for what, kind, *_ in traces[0] if what == "end")
+    total = idle[0] + sum(SLOTS.get(kind, 0) for what, kind, *_ in traces[0] if what == "end")
     assert total == expected.seconds
     assert idle == [stage.idle for stage in expected.stages]
     passes = sum(op.layers == "loop" for op in line.program.ops if hasattr(op, "layers"))
