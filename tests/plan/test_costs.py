@@ -61,7 +61,11 @@ def test_a_tied_matrix_travels_once_in_the_type_of_the_sums():
     ):
         plan = plan_of("mesh.pipe=2", *changes)
         assert plan.costs.tied_bytes == size * 258 * 32
-    assert costs_of(resolved_of()[0].value, 1).tied_bytes == 0 == plan_of("mesh.pipe=2", "model.tie=false").costs.tied_bytes
+    assert (
+        costs_of(resolved_of()[0].value, 1).tied_bytes
+        == 0
+        == plan_of("mesh.pipe=2", "model.tie=false").costs.tied_bytes
+    )
 
 
 def test_speed_makes_seconds_of_flops():
