@@ -85,7 +85,7 @@ def compared(layouts: Sequence[Mapping[str, int]], rounds: int, quick: bool) -> 
         plans = {name_of(layout): plans_of(layout, quick) for layout in ({}, *layouts)}
         teams = {name: stack.enter_context(Team(p["none"].layout.world, orders, p)) for name, p in plans.items()}
         for policy in POLICIES:
-            weighed = {name: team.do("weigh", policy) for name, team in teams.items()}
+            weighed = {name: team.do("measure_memory", policy) for name, team in teams.items()}
             found += [figure for name in teams for figure in _memory(name, policy, plans[name][policy], weighed[name])]
             steps = {name: partial(_seconds, team, policy) for name, team in teams.items()}
             times = interleaved(steps, rounds)
@@ -122,7 +122,7 @@ def _memory(name: str, policy: str, plan: Plan, weighed: Sequence[dict[str, Any]
     ratio = max((p["kept"] / size for p, size in zip(weighed, planned, strict=True)), key=lambda found: abs(found - 1))
     detail = {
         "by_process": [p["kept"] for p in weighed], "planned": planned,
-        "most_by_process": [p["most"] for p in weighed],
+        "most_by_process": [p["peak"] for p in weighed],
         "planned_most": [sum(plan.memory[p["stage"]].phases[0].kept.values()) for p in weighed],
     }  # fmt: skip
     resident = max(p["resident"] for p in weighed)
@@ -152,7 +152,7 @@ def _idle(name: str, policy: str, plan: Plan, traces: Sequence[dict[str, Any]]) 
         ),
         Figure(
             f"idle, recompute {policy}, {name}: by the clock", waited, "of all time",
-            detail={"planned_by_flops": plan.price.bubble, "seconds": [stage["seconds"] for stage in stages]},
+            detail={"planned_by_flops": plan.estimate.bubble, "seconds": [stage["seconds"] for stage in stages]},
         ),
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What one process of a layout can be told by `parallel.py`: make a step, weigh one, or write down what it did and when."""
+"""One benchmark process of a layout: runs a training step, measures its memory, or traces the actions of its stage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sleeptrain.execute.autograd import FinalizeGrads, run_with_autograd
 from sleeptrain.execute.executor import StageExecutor
 from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels
-from sleeptrain.execute.stage_plan import StagePlan as StagePlan
+from sleeptrain.execute.stage_plan import StagePlan
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput
@@ -32,18 +32,19 @@ from sleeptrain.schedule import ScheduleAction
 from sleeptrain.train.build_model import new_model
 from sleeptrain.train.step import StepContext, train_step
 
-Watching = Callable[[StageExecutor, str, Any], None]
+StepObserver = Callable[[StageExecutor, str, Any], None]
+"""Called with the executor, the event (begin, end or arrived), and the action or value."""
 
 
 def orders(plans: dict[str, Plan]) -> Orders:
-    """Join the group and build this process's share; `plans` by `train.recompute`."""
-    process = _Process.made(plans)
-    return {"step": process.step, "weigh": process.weigh, "trace": process.trace}
+    """Joins the process group and builds this process's model and engine; `plans` by `train.recompute`."""
+    process = _BenchmarkProcess.create(plans)
+    return {"step": process.step, "measure_memory": process.measure_memory, "trace": process.trace}
 
 
 @dataclass
-class _Process:
-    """One process: one model and optimizer, whatever the policy."""
+class _BenchmarkProcess:
+    """One process with one model and optimizer, shared by all recompute policies."""
 
     plans: dict[str, Plan]
     engine: Engine
@@ -54,8 +55,8 @@ class _Process:
     stages: dict[str, StagePlan] = field(default_factory=dict)
 
     @classmethod
-    def made(cls, plans: dict[str, Plan]) -> _Process:
-        """Model, engine and the ways between stages."""
+    def create(cls, plans: dict[str, Plan]) -> _BenchmarkProcess:
+        """Builds model, engine and P2P channels, and runs one step of every policy to warm up."""
         process, plan = init_distributed(), next(iter(plans.values()))
         job, split = plan.job, plan.layout.batch
         axes = init_mesh(job.mesh, process.rank, process.world)
@@ -69,16 +70,16 @@ class _Process:
             edges = P2PChannels(axes.pipes)
             for each in plans.values():
                 edges.open(each.schedule.channels, process.device)
-        pieces = split.group * split.accumulation
-        rows = [batch(plan.data_layout.windows, split.micro, plan.data_layout.manifest.vocab) for _ in range(pieces)]
+        windows, vocab = plan.data_layout.windows, plan.data_layout.manifest.vocab
+        batches = [batch(windows, split.micro, vocab) for _ in range(split.micro_batches)]
         stages = {policy: StagePlan(each.schedule, axes.pipe.rank) for policy, each in plans.items()}
-        made = cls(plans, engine, axes, edges, finalize_grads, rows, stages)
-        for policy in plans:  # to warm up
-            made.step(policy)
-        return made
+        created = cls(plans, engine, axes, edges, finalize_grads, batches, stages)
+        for policy in plans:
+            created.step(policy)
+        return created
 
-    def step(self, policy: str, watching: Watching | None = None) -> float:
-        """Seconds of a step."""
+    def step(self, policy: str, observer: StepObserver | None = None) -> float:
+        """Runs one step and returns its seconds."""
         plan = self.plans[policy]
         job = plan.job
 
@@ -86,8 +87,8 @@ class _Process:
             stage = StageExecutor(
                 model, group, self.stages[policy], self.edges, GradAccumulator(getattr(torch, job.optim.sum_dtype))
             )
-            if watching:
-                stage.observer = stage.store.observer = lambda what, subject: watching(stage, what, subject)
+            if observer:
+                stage.observer = stage.store.observer = lambda event, subject: observer(stage, event, subject)
             return run_with_autograd(stage, self.finalize_grads)
 
         if self.engine.process.world > 1:
@@ -97,75 +98,79 @@ class _Process:
             StepContext(self.engine, forward, plan.layout, self.axes, plan.data_layout.manifest.pad),
             self.batches, plan.schedule.program, 1e-6,
         )  # fmt: skip
-        _wait()
+        _synchronize()
         return time.perf_counter() - began
 
-    def weigh(self, policy: str) -> dict[str, Any]:
-        """What waits for backward when it could begin, and the largest sum of what is held, by our accounting; and the process's
-        peak, in a step of its own."""
-        _forget_peak()
+    def measure_memory(self, policy: str) -> dict[str, Any]:
+        """Bytes held before backward and at peak by the executor's accounting, and the peak memory of the process.
+
+        The peak of the process is measured in a separate step, without the accounting.
+        """
+        _reset_peak()
         self.step(policy)
-        resident, by = _peak()
-        found = {"kept": 0, "most": 0}
+        resident, source = _peak()
+        measured = {"kept": 0, "peak": 0}
 
-        def heavier(stage: StageExecutor, what: str, subject: Any) -> None:
-            # When backward is through a graph, there is nothing left of it to be weighed.
-            if what == "begin" or (what == "end" and subject.kind in ("FWD", "RECOMPUTE", "RECV")):
+        def observe(stage: StageExecutor, event: str, subject: Any) -> None:
+            # The end of BWD is skipped: its graph is partly released, so the accounting cannot measure it.
+            if event == "begin" or (event == "end" and subject.kind in ("FWD", "RECOMPUTE", "RECV")):
                 held = sum(stage.bytes().values())
-                found["most"] = max(found["most"], held)
-                if what == "begin" and subject == stage.stage.backward[0]:
-                    found["kept"] = max(found["kept"], held)
+                measured["peak"] = max(measured["peak"], held)
+                if event == "begin" and subject == stage.stage.backward[0]:
+                    measured["kept"] = max(measured["kept"], held)
 
-        self.step(policy, heavier)
-        return found | {"resident": resident, "by": by, "stage": self.axes.pipe.rank}
+        self.step(policy, observe)
+        return measured | {"resident": resident, "by": source, "stage": self.axes.pipe.rank}
 
     def trace(self, policy: str) -> dict[str, Any]:
-        """What this process's stage did in the first backward of a step and its forward, in order; how long it waited."""
+        """Events of this stage in the first forward and backward of a step, in order, and the seconds it waited for messages."""
         events: list[tuple[str, str, int, int, Any]] = []
         first: list[StageExecutor] = []
-        clock = {"waited": 0.0, "begun": 0.0, "from": 0.0, "to": 0.0}
+        clock = {"waited": 0.0, "action_begin": 0.0, "begin": 0.0, "end": 0.0}
 
-        def note(stage: StageExecutor, what: str, subject: Any) -> None:
+        def record(stage: StageExecutor, event: str, subject: Any) -> None:
             now = time.perf_counter()
             if not first:
                 first.append(stage)
-                clock["from"] = now
+                clock["begin"] = now
             if stage is not first[0]:
                 return
             if isinstance(subject, ScheduleAction):
                 edge = None if subject.edge is None else tuple(subject.edge)
-                events.append((what, subject.kind, subject.op, subject.micro, edge))
-                if what == "begin":
-                    clock["begun"] = now
-                if what == "end" and subject.kind == "REDUCE":
-                    clock["waited"] += now - clock["begun"]
+                events.append((event, subject.kind, subject.op, subject.micro, edge))
+                if event == "begin":
+                    clock["action_begin"] = now
+                if event == "end" and subject.kind == "REDUCE":
+                    clock["waited"] += now - clock["action_begin"]
             else:
-                events.append((what, subject.kind, subject.op, subject.micro, (subject.stage, self.axes.pipe.rank, "")))
-                clock["waited"] += now - clock["begun"]
-            clock["to"] = now
+                events.append(
+                    (event, subject.kind, subject.op, subject.micro, (subject.stage, self.axes.pipe.rank, ""))
+                )
+                clock["waited"] += now - clock["action_begin"]
+            clock["end"] = now
 
-        self.step(policy, note)
+        self.step(policy, record)
         return {
-            "stage": self.axes.pipe.rank, "events": events, "waited": clock["waited"], "seconds": clock["to"] - clock["from"],
+            "stage": self.axes.pipe.rank, "events": events, "waited": clock["waited"], "seconds": clock["end"] - clock["begin"],
         }  # fmt: skip
 
 
-def _wait() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def _forget_peak() -> None:
-    """Begin to count the peak anew."""
+def _reset_peak() -> None:
+    """Resets the peak memory of the process."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
-    with suppress(OSError):  # where it is not allowed, the peak is that of all steps so far
+    with suppress(OSError):  # without permission, the peak is that of all steps so far
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak() -> tuple[int, str]:
-    """Bytes, and who counted them."""
+    """Peak bytes of the process and their source: allocated (by torch on the GPU) or resident (by the system)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated(), "allocated"
     with suppress(OSError):

@@ -135,7 +135,7 @@ class ActionRunner:
     def backward(self, work: WorkItem) -> None:
         """Compute the gradients of a pass's inputs and weights from those of its outputs."""
         stage_op = work.stage_op
-        received = [self.store.get(work.output("rdh", stage)) for stage in stage_op.returned]
+        received = [self.store.get(work.output("rdh", stage)) for stage in stage_op.receives_grad]
         d_out = self._get("dh", work) if stage_op.dh else None
         d_state: dict[str, Tensor] = {}
         for kind, exists in (("dS", stage_op.dS), ("dkv", stage_op.dkv)):

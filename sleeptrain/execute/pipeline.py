@@ -11,12 +11,12 @@ from sleeptrain.execute.autograd import DEFAULT_OPTIONS, ExecutorOptions, run_wi
 from sleeptrain.execute.executor import StageExecutor
 from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels, assert_same_schedule
-from sleeptrain.execute.stage_plan import StagePlan, checked, schedule_key
+from sleeptrain.execute.stage_plan import StagePlan
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput
 from sleeptrain.program import Program
-from sleeptrain.schedule import RecomputePolicy, Schedule, StageBlocks, build_schedule
+from sleeptrain.schedule import RecomputePolicy, Schedule, StageBlocks, build_schedule, checked
 
 ScheduleBuilder = Callable[[Program, int], Schedule]
 """The schedule of a program for a group of that many micro-batches."""
@@ -47,7 +47,7 @@ class Pipeline:
         """This stage's plan of a program; the first call for a program is a collective over all ranks of the run."""
         if (program.key, group) not in self._plans:
             schedule = checked(self.build(program, group))
-            assert_same_schedule(schedule_key(schedule))
+            assert_same_schedule(schedule.key)
             self.p2p.open(schedule.channels, device)
             self._plans[program.key, group] = StagePlan(schedule, self.p2p.stage)
         return self._plans[program.key, group]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from hashlib import sha256
 
 from sleeptrain.program import Pass, Program, Sleep
 from sleeptrain.schedule import (
@@ -16,7 +15,6 @@ from sleeptrain.schedule import (
     StageSchedule,
     Value,
     build_schedule,
-    check,
     outputs,
     stage_blocks,
 )
@@ -74,18 +72,3 @@ class StagePlan:
 def single_stage_plan(program: Program, sleep: Sleep, depth: int, group: int, recompute: RecomputePolicy) -> StagePlan:
     """The plan of a process that holds all blocks; cached, because every step asks for it."""
     return StagePlan(build_schedule(program, stage_blocks(sleep, depth), group, recompute), 0)
-
-
-def checked(schedule: Schedule) -> Schedule:
-    """The schedule, if it can be carried out. Raises ValueError, naming what is wrong, for one that cannot."""
-    if problems := check(schedule):
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise ValueError(f"this schedule cannot be carried out: {shown}")
-    return schedule
-
-
-def schedule_key(schedule: Schedule) -> str:
-    """A hash of all that stages must agree on."""
-    stages = [(stage.blocks, stage.forward, stage.backward) for stage in schedule.stages]
-    everything = (schedule.program.key, schedule.group, schedule.recompute, sorted(schedule.channels.items()), stages)
-    return sha256(repr(everything).encode()).hexdigest()[:16]

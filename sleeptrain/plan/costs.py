@@ -47,9 +47,9 @@ def costs_of(layout: Layout, activations: ActivationMemory | None = None, speed:
         sizes=_sizes(job, model, layout.batch.micro, activations),
         flops=tuple(flops[letter][0] for letter in pattern),
         pairs=tuple(flops[letter][1] for letter in pattern),
-        reach=model.attention.window,
+        attention_window=model.attention.window,
         head=head_flops(model),
-        shared=float(grad_bytes * model.width * (model.vocab or 0)) if tied_across_stages else 0.0,
+        tied_bytes=float(grad_bytes * model.width * (model.vocab or 0)) if tied_across_stages else 0.0,
         speed=speed or 1.0,
     )
 

@@ -49,7 +49,7 @@ class Plan:
     def recompute_flops(self) -> float:
         """FLOPs of a step that recompute activations, over all processes."""
         groups = self.layout.batch.accumulation * self.layout.batch.data * self.job.mesh.tensor
-        return groups * sum(stage.again for stage in self.estimate.stages)
+        return groups * sum(stage.recompute for stage in self.estimate.stages)
 
     @property
     def seconds(self) -> float | None:
@@ -88,5 +88,5 @@ def stage_balance(layout: Layout) -> Balance:
 
 
 def _balance(layout: Layout, estimated: Estimate) -> Balance:
-    flops = tuple(stage.forward + stage.again + stage.backward for stage in estimated.stages)
+    flops = tuple(stage.forward + stage.recompute + stage.backward for stage in estimated.stages)
     return Balance(tuple(blocks.start for blocks in layout.stages[1:]), flops, layout.stages[-1].stop)

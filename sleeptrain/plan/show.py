@@ -163,7 +163,7 @@ def _stage(plan: Plan, s: int, memory: ProcessMemory, traffic: Traffic) -> dict[
     return {
         "blocks": list(held.blocks), "elements": held.elements,
         "optimizer_elements": held.partition(plan.layout.batch.data),
-        "flops": {"forward": stage.forward, "recompute": stage.again, "backward": stage.backward}, "idle": stage.bubble,
+        "flops": {"forward": stage.forward, "recompute": stage.recompute, "backward": stage.backward}, "idle": stage.bubble,
         "memory": {
             "all": memory.total, "parameters": memory.parameters, "optimizer": memory.optimizer, "host": memory.host,
             "peak_during": memory.peak.name, "saved_activations": dict(memory.saved),

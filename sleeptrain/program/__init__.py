@@ -1,4 +1,4 @@
-"""The order of work: the `sleep:` section and the program compiled from it. Pure Python, no torch."""
+"""The `sleep:` section, and the program of passes and window boundaries compiled from it. Pure Python, no torch."""
 
 from sleeptrain.program.config import Draw, Evict, Gradient, Loop, Ramp, Sleep
 from sleeptrain.program.program import (

@@ -1,4 +1,4 @@
-"""The `sleep:` section: windows, passes, what is looped, what is evicted, where gradients stop."""
+"""The `sleep:` section: windows, passes, looped blocks, cache eviction, gradient truncation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Draw:
-    """A number of passes drawn uniformly from `low` to `high`, both included, anew at every step."""
+    """A number of passes drawn at every step, uniformly from `low` to `high` (both included)."""
 
     low: int
     high: int
@@ -31,51 +31,51 @@ class Draw:
 
 @dataclass(frozen=True)
 class Loop:
-    """Which blocks are looped, what a pass reads, and which windows sleep."""
+    """Looped blocks, input of passes 2..N, and which windows sleep."""
 
     layers: All | tuple[int, ...] = "all"
-    """`all`, or `[first, stop]`: blocks first..stop-1 are looped, those before run once a window, those after too."""
+    """`all`, or `[first, stop]`: blocks first..stop-1 are looped; blocks before and after them run once per window."""
     feedback: Literal["raw", "normed", "embeddings"] = "raw"
-    """What a pass after the first reads: the last pass's features, those through the final norm, or the tokens again."""
+    """Input of passes 2..N: features of the previous pass, these features through the final norm, or the embeddings."""
     trigger: Literal["context", "every"] = "context"
     """`context`: windows without targets sleep (arXiv 2605.26099, Algorithm 1). `every`: all but the last of a step."""
 
 
 @dataclass(frozen=True)
 class Evict:
-    """What happens to the attention cache when a window is over."""
+    """Eviction of the attention cache at the end of a window."""
 
     mode: Literal["hard", "sliding"] = "hard"
-    """`hard`: the cache is cleared. `sliding`: the newest `window - 1` tokens' keys and values stay."""
+    """`hard` clears the cache. `sliding` keeps the keys and values of the newest `window - 1` tokens."""
     conv_carry: bool = True
-    """Whether the convolution's tail crosses passes and windows; `false` is the strict "only S crosses"."""
+    """Whether the convolution tail is carried across passes and windows; with `false` only S is carried."""
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """Where back-propagation is cut."""
+    """Truncation of back-propagation."""
 
     passes: All | int = "all"
-    """Only the last k passes of a sleeping window carry gradient; pass 1 keeps the gradient of its own loss."""
+    """Only the last k passes of a sleeping window have a backward; pass 1 keeps the gradient of its own loss."""
     windows: All | int = "all"
-    """S (and sliding keys) are detached every K windows."""
+    """S (and the attention cache under sliding eviction) is detached every K windows."""
 
 
 @dataclass(frozen=True)
 class Sleep:
-    """How a model sleeps. One pass always predicts; N passes (the first included) rewrite the fast weights."""
+    """How a model sleeps: N passes over a window rewrite the fast weights; predicting a token takes one pass."""
 
     window: int = 512
-    """L, in tokens."""
+    """Window length L in tokens."""
     passes: int | Ramp | Draw = 1
-    """N, all passes over a window, the first one included; N = 1 is the plain hybrid."""
+    """Number of passes N over a sleeping window, including the first; N = 1 is the plain hybrid model."""
     loop: Loop = field(default_factory=Loop)
     evict: Evict = field(default_factory=Evict)
     gradient: Gradient = field(default_factory=Gradient)
 
     @property
     def max_passes(self) -> int:
-        """The largest N of any step."""
+        """Largest N over all steps."""
         match self.passes:
             case Ramp(start, stop, _):
                 return max(start, stop)
@@ -85,7 +85,7 @@ class Sleep:
                 return n
 
     def passes_at(self, step: int, seed: int) -> int:
-        """N of a step (0-based). Depends on step and seed alone, so that every rank and every restart agrees."""
+        """N of a step (0-based). Depends on step and seed only, so that all ranks and restarts agree."""
         match self.passes:
             case Ramp(start, stop, steps):
                 return round(start + (stop - start) * min(1.0, step / max(1, steps)))
@@ -95,7 +95,7 @@ class Sleep:
                 return n
 
     def problems(self) -> list[Problem]:
-        """What is wrong with this section by itself."""
+        """Errors in this section alone, each with the field it belongs to."""
         return list(self._problems())
 
     def _problems(self) -> Iterator[Problem]:
@@ -107,7 +107,7 @@ class Sleep:
             case Draw(low, high) if not 1 <= low <= high:
                 yield Problem("passes", "a draw needs 1 <= low <= high")
             case int(n) if n < 1:
-                yield Problem("passes", "must be at least 1: the first pass, which predicts, is counted")
+                yield Problem("passes", "must be at least 1; the first pass is counted")
         layers = self.loop.layers
         if layers != "all" and (len(layers) != 2 or not 0 <= layers[0] < layers[1]):
             yield Problem("loop.layers", "must be `all` or [first, stop] with 0 <= first < stop")

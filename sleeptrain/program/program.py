@@ -1,7 +1,7 @@
-"""The order of work as a value: which passes run over which windows, and what happens between windows.
+"""The program: the passes of one training step over its windows, and the eviction between windows, as a value.
 
-`compile` writes window and pass semantics down once; the trainer, the pipeline, the planner and the inference session
-all interpret the same `Program`.
+`compile` defines window and pass semantics in one place. Trainer, pipeline, planner and inference session all interpret
+the same `Program`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Reads = Literal["tokens", "raw", "normed", "above"]
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens start..stop-1 of a sequence; `targets`: whether anything in it is scored."""
+    """Tokens start..stop-1 of a sequence; `targets` tells whether any of them has a target."""
 
     start: int
     stop: int
@@ -29,7 +29,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of a range of blocks over one window."""
+    """One pass of a range of blocks over one window (tokens start..stop-1)."""
 
     window: int
     start: int
@@ -37,26 +37,28 @@ class Pass:
     position0: int
     """Rotary position of the window's first token."""
     index: int
-    """1-based number of this pass over the window."""
+    """Number of this pass over the window, from 1."""
     of: int
-    """All passes over this window."""
+    """Total number of passes over this window."""
     layers: Layers
     reads: Reads
-    """`tokens`: embed them; `raw`: features at the exit of the looped range (a coda reads them too);
-    `normed`: those through the final norm; `above`: what the prelude handed down."""
+    """Input features. `tokens`: embeddings of the window. `raw`: features leaving the looped range (also the input of a
+    coda). `normed`: these features through the final norm. `above`: features leaving the prelude."""
     loss: bool
-    """The head reads this pass's output and the window's targets are scored."""
+    """The head computes the loss of the window's targets from the output of this pass."""
     grad: bool
-    """The graph of this pass is kept."""
+    """This pass has a backward."""
     detach: bool
-    """Features and state are cut from the graph on entry."""
+    """Input features and state are detached."""
     kv_read: bool
+    """Attention reads the cache that earlier windows left."""
     kv_write: bool
+    """The attention cache that this pass leaves is kept for later windows."""
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """Eviction after a window: the newest `keep_kv` tokens stay in the attention cache."""
+    """Eviction after a window: the newest `keep_kv` tokens stay in the attention cache; `detach` detaches the state."""
 
     window: int
     keep_kv: int
@@ -68,19 +70,19 @@ Op = Pass | Boundary
 
 @dataclass(frozen=True)
 class Program:
-    """All passes and boundaries of one training step over one sequence layout, in order."""
+    """All passes and boundaries of one training step over one layout of windows, in order."""
 
     ops: tuple[Op, ...]
     span: int
-    """How many keys a query may see at most (L)."""
+    """Largest number of keys per query (L)."""
 
     @cached_property
     def key(self) -> str:
-        """A hash of the operations. Ranks that hold different keys would deadlock or learn different things."""
+        """Hash of the ops. Ranks with different keys would deadlock or train different models."""
         return hashlib.sha256(repr((self.span, self.ops)).encode()).hexdigest()[:16]
 
     def by_window(self) -> Iterator[tuple[list[Pass], Boundary | None]]:
-        """Each window's passes with the boundary that follows it (none after the last)."""
+        """The passes of every window with the boundary after it (None after the last window)."""
         passes: list[Pass] = []
         for op in self.ops:
             if isinstance(op, Pass):
@@ -93,19 +95,19 @@ class Program:
 
     @property
     def token_passes(self) -> int:
-        """Tokens times passes of the looped range: what a step costs, in units of one pass over one token."""
+        """Tokens times passes of the looped range: the cost of a step in units of one pass over one token."""
         return sum(op.stop - op.start for op in self.ops if isinstance(op, Pass) and op.layers == "loop")
 
 
 def compile(sleep: Sleep, windows: Sequence[Window], depth: int, passes: int | None = None) -> Program:
-    """The program of one step.
+    """Compiles the program of one step.
 
-    `depth` is the number of blocks of the stack; `passes` overrides N (a ramp's or a draw's value of this step, a sweep
-    at test time). A `context` program sleeps on windows without targets and predicts the others in one pass
-    (arXiv 2605.26099, Algorithm 1); an `every` program predicts each window in pass 1 and then sleeps on it, except
-    on the last window of the sequence.
+    `depth` is the number of blocks of the stack. `passes` overrides N: the value of a ramp or draw at this step, or of a
+    sweep at test time. With trigger `context` the program sleeps on windows without targets and predicts the others in
+    one pass (arXiv 2605.26099, Algorithm 1). With trigger `every` it predicts each window in pass 1 and then sleeps on
+    it, except on the last window.
 
-    Raises ValueError for an empty layout and for windows longer than `sleep.window`.
+    Raises ValueError for an empty layout and for empty windows or windows longer than `sleep.window`.
     """
     if not windows:
         raise ValueError("a program needs at least one window")
@@ -114,22 +116,22 @@ def compile(sleep: Sleep, windows: Sequence[Window], depth: int, passes: int | N
             raise ValueError(f"window {w.start}..{w.stop} has {w.stop - w.start} tokens; sleep.window = {sleep.window}")
     n = passes if passes is not None else sleep.max_passes
     ops: list[Op] = []
+    every = sleep.gradient.windows
     for i, window in enumerate(windows):
         last = i == len(windows) - 1
-        ops += _passes_over(sleep, i, window, _passes_of(sleep, window, n, last), depth, last)
+        ops += _window_passes(sleep, i, window, _window_pass_count(sleep, window, n, last), depth, last)
         if not last:
-            horizon = sleep.gradient.windows
-            ops.append(Boundary(i, kept_tokens(sleep), detach=horizon != "all" and (i + 1) % horizon == 0))
+            ops.append(Boundary(i, kept_tokens(sleep), detach=every != "all" and (i + 1) % every == 0))
     return Program(tuple(ops), sleep.window)
 
 
 def kept_tokens(sleep: Sleep) -> int:
-    """How many tokens' keys and values stay in the attention cache when a window is evicted."""
+    """Number of tokens whose keys and values stay in the attention cache after a window."""
     return sleep.window - 1 if sleep.evict.mode == "sliding" else 0
 
 
 def loop_range(sleep: Sleep, depth: int) -> tuple[int, int]:
-    """First and one-past-last block of the looped range of a stack of `depth` blocks."""
+    """First and one-past-last block of the looped range in a stack of `depth` blocks."""
     return (0, depth) if sleep.loop.layers == "all" else (sleep.loop.layers[0], sleep.loop.layers[1])
 
 
@@ -139,10 +141,13 @@ def blocks_of(layers: Layers, sleep: Sleep, depth: int) -> tuple[int, int]:
     return {"prelude": (0, first), "loop": (first, stop), "coda": (stop, depth)}[layers]
 
 
-def pairs_seen(program: Program, op: Pass, reach: int | None = None) -> float:
-    """How many pairs of a token and a key attention computes in one op and row: causal, over the window and what is left
-    in the cache, at most `program.span` keys a token (`reach`, where that is less)."""
-    span, tokens = min(program.span, reach or program.span), op.stop - op.start
+def pairs_seen(program: Program, op: Pass, attention_window: int | None = None) -> float:
+    """Number of (query, key) pairs that attention computes in one op, per row.
+
+    Attention is causal over the window and the cache, with at most `program.span` keys per query (or
+    `attention_window`, if that is less).
+    """
+    span, tokens = min(program.span, attention_window or program.span), op.stop - op.start
     cached = min(span - 1, op.start) if op.kv_read else 0
     if cached + tokens <= span:
         return tokens * cached + tokens * (tokens + 1) / 2
@@ -150,27 +155,27 @@ def pairs_seen(program: Program, op: Pass, reach: int | None = None) -> float:
     return (tokens - growing) * span + sum(range(cached + 1, cached + growing + 1))
 
 
-def _passes_of(sleep: Sleep, window: Window, n: int, last: bool) -> int:
-    """How many passes this window gets."""
+def _window_pass_count(sleep: Sleep, window: Window, n: int, last: bool) -> int:
+    """Number of passes over a window: n if it sleeps, else 1."""
     sleeps = not window.targets if sleep.loop.trigger == "context" else not last
     return n if sleeps else 1
 
 
-def _passes_over(sleep: Sleep, index: int, window: Window, n: int, depth: int, last: bool) -> Iterator[Pass]:
-    """Prelude, the looped range n times, coda: after the last pass under `context`, in pass 1 under `every`."""
+def _window_passes(sleep: Sleep, index: int, window: Window, n: int, depth: int, last: bool) -> Iterator[Pass]:
+    """Prelude once, looped range n times, coda once: after the last pass with `context`, in pass 1 with `every`."""
     first, stop = loop_range(sleep, depth)
     has_prelude, has_coda = first > 0, stop < depth
     sliding = sleep.evict.mode == "sliding"
     k = n if sleep.gradient.passes == "all" else min(n, sleep.gradient.passes)
     coda_at = n if sleep.loop.trigger == "context" else 1
 
-    def make(layers: Layers, i: int, reads: Reads, loss: bool, writes: bool) -> Pass:
+    def make(layers: Layers, i: int, reads: Reads, loss: bool, final: bool) -> Pass:
         own_loss = window.targets and i == 1
         return Pass(
             window=index, start=window.start, stop=window.stop, position0=window.start if sliding else 0,
             index=i, of=n, layers=layers, reads=reads, loss=loss,
             grad=i > n - k or own_loss, detach=layers == "loop" and i > 1 and i == n - k + 1,
-            kv_read=sliding and index > 0, kv_write=sliding and writes and not last,
+            kv_read=sliding and index > 0, kv_write=sliding and final and not last,
         )  # fmt: skip
 
     if has_prelude:

@@ -1,7 +1,8 @@
-"""Places a program on stages: every stage's actions over one group of micro-batches, in order.
+"""Builds the schedule of the circular pipeline: every stage's actions over one group of micro-batches.
 
-The circular order: for window, for pass, for micro-batch. A pass that leaves the last looped stage goes back to the
-first; only features cross stages, the state stays with its blocks. Backward is the exact reverse, with edges reversed.
+Forward order: for window, for pass, for micro-batch. A pass that leaves the last looped stage continues on the first
+one. Only features are sent between stages; the state stays with its blocks. Backward is the exact reverse, with edges
+reversed.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sleeptrain.program.program import Pass, Program
+from sleeptrain.program import Pass, Program
 from sleeptrain.schedule.dataflow import stage_ops
 from sleeptrain.schedule.reads_writes import outputs, reads_writes
 from sleeptrain.schedule.schedule import (
@@ -24,160 +25,172 @@ from sleeptrain.schedule.schedule import (
 )
 
 StagePass = tuple[StageOp, ...]
-"""What a stage runs for one micro-batch in one pass over one window: prelude, looped and coda blocks it owns."""
+"""The stage ops that one stage runs in one pass over one window: those of its prelude, looped and coda blocks."""
 
 
 @dataclass(frozen=True)
 class _PassActions:
-    """A turn of one micro-batch: receives to post one turn ahead, and the work itself."""
+    """The actions of one stage pass for one micro-batch; its receives are posted one stage pass earlier."""
 
     receives: tuple[ScheduleAction, ...]
     work: tuple[ScheduleAction, ...]
 
 
+@dataclass(frozen=True)
+class _StageContext:
+    """One stage of the schedule under construction."""
+
+    program: Program
+    index: int
+    ops: Mapping[int, StageOp]
+    group: int
+    recompute: RecomputePolicy
+
+    def window(self, stage_op: StageOp) -> int:
+        """Index of the window of a stage op."""
+        return self.program.ops[stage_op.op].window
+
+
 def build_schedule(
     program: Program, stages: Sequence[StageBlocks], group: int, recompute: RecomputePolicy, tied: bool = False
 ) -> Schedule:
-    """The schedule of one group of `group` micro-batches on `stages`; one stage is the ordinary trainer.
+    """Schedule of one group of `group` micro-batches on `stages`; a single stage is ordinary training.
 
-    `tied`: embedding and head are one matrix, whose gradient the first and the last stage sum at the end.
-    Raises ValueError for groups smaller than the number of stages: stages would wait for one another in every pass.
+    `tied`: embedding and head share one matrix, whose gradient the first and the last stage reduce at the end.
+    Raises ValueError if the group has fewer micro-batches than there are stages: every pass would have a bubble.
     """
     if group < max(1, len(stages)):
         raise ValueError(
             f"a group of {group} micro-batches cannot keep {len(stages)} stages busy: "
             f"a pass needs at least as many micro-batches as stages, so use a group of {max(1, len(stages))} or more"
         )
-    placed = []
-    for s, items in enumerate(stage_ops(program, stages)):
-        turns = _stage_passes(program, items)
-        forward = _one_ahead([_forward(s, turn, m) for turn in turns for m in range(group)])
-        steps = list(_backward_steps(program, s, items, turns, group, recompute))
-        backward = _one_ahead(steps)
+    schedules = []
+    for s, ops in enumerate(stage_ops(program, stages)):
+        stage = _StageContext(program, s, ops, group, recompute)
+        stage_passes = _stage_passes(stage)
+        forward = _post_receives_early([_forward(s, each, m) for each in stage_passes for m in range(group)])
+        backward = _post_receives_early(list(_backward_passes(stage, stage_passes)))
         if tied and len(stages) > 1 and s in (0, len(stages) - 1):
             backward.append(ScheduleAction("REDUCE", -1, -1, Edge(0, len(stages) - 1, "reduce")))
-        stage = StageSchedule(stages[s], items, tuple(forward), tuple(backward))
-        placed.append(_with_frees(s, stage, group, recompute))
-    return Schedule(program, tuple(placed), group, recompute, channel_per_edge(placed))
+        schedules.append(_with_frees(stage, StageSchedule(stages[s], ops, tuple(forward), tuple(backward))))
+    return Schedule(program, tuple(schedules), group, recompute, channel_per_edge(schedules))
 
 
 def channel_per_edge(stages: Sequence[StageSchedule]) -> dict[Edge, str]:
-    """A communicator for every directed edge in use."""
+    """One communicator for every directed edge that the stages use."""
     edges = {a.edge for stage in stages for a in (*stage.forward, *stage.backward) if a.edge is not None}
     return {edge: f"{edge.direction} {edge.src}-{edge.dst}" for edge in sorted(edges)}
 
 
-def _stage_passes(program: Program, items: Mapping[int, StageOp]) -> list[StagePass]:
-    """A stage's items by window and pass."""
-    turns: dict[tuple[int, int], list[StageOp]] = {}
-    for i, item in items.items():
-        op = program.ops[i]
+def _stage_passes(stage: _StageContext) -> list[StagePass]:
+    """A stage's ops grouped by window and pass, in program order."""
+    grouped: dict[tuple[int, int], list[StageOp]] = {}
+    for i, stage_op in stage.ops.items():
+        op = stage.program.ops[i]
         assert isinstance(op, Pass)
-        turns.setdefault((op.window, op.index), []).append(item)
-    return [tuple(turn) for turn in turns.values()]
+        grouped.setdefault((op.window, op.index), []).append(stage_op)
+    return [tuple(ops) for ops in grouped.values()]
 
 
-def _one_ahead(steps: Sequence[_PassActions]) -> list[ScheduleAction]:
-    """All steps in order, each preceded by the receives of the one after it, so that transfers hide behind work."""
-    actions = list(steps[0].receives) if steps else []
-    for k, step in enumerate(steps):
-        if k + 1 < len(steps):
-            actions += steps[k + 1].receives
-        actions += step.work
+def _post_receives_early(passes: Sequence[_PassActions]) -> list[ScheduleAction]:
+    """All actions in order, with the receives of each pass before the work of the previous one to overlap transfers."""
+    actions = list(passes[0].receives) if passes else []
+    for k, each in enumerate(passes):
+        if k + 1 < len(passes):
+            actions += passes[k + 1].receives
+        actions += each.work
     return actions
 
 
-def _forward(s: int, turn: StagePass, micro: int) -> _PassActions:
+def _forward(s: int, stage_pass: StagePass, micro: int) -> _PassActions:
     receives, work, losses = [], [], []
-    for item in turn:
-        if item.receives and item.h is not None:
-            receives.append(ScheduleAction("RECV", item.h.op, micro, Edge(item.h.stage, s, "forward")))
-        work.append(ScheduleAction("FWD", item.op, micro))
-        work += [ScheduleAction("SEND", item.op, micro, Edge(s, to, "forward")) for to in item.sends]
-        losses += [ScheduleAction("LOSS", item.op, micro)] if item.loss else []
+    for stage_op in stage_pass:
+        if stage_op.receives and stage_op.h is not None:
+            receives.append(ScheduleAction("RECV", stage_op.h.op, micro, Edge(stage_op.h.stage, s, "forward")))
+        work.append(ScheduleAction("FWD", stage_op.op, micro))
+        work += [ScheduleAction("SEND", stage_op.op, micro, Edge(s, to, "forward")) for to in stage_op.sends]
+        losses += [ScheduleAction("LOSS", stage_op.op, micro)] if stage_op.loss else []
     return _PassActions(tuple(receives), (*work, *losses))
 
 
-def _backward_steps(
-    program: Program,
-    s: int,
-    ops: Mapping[int, StageOp],
-    turns: Sequence[StagePass],
-    group: int,
-    recompute: RecomputePolicy,
-) -> Iterator[_PassActions]:
-    """Turns in reverse. The first one of a window restores what the window's passes read, where that was not kept."""
+def _backward_passes(stage: _StageContext, stage_passes: Sequence[StagePass]) -> Iterator[_PassActions]:
+    """Backward of all stage passes in reverse.
+
+    The first one of a window and micro-batch begins with the forward of those ops of the window whose outputs the
+    window's backward reads and the policy did not save.
+    """
     restored: set[tuple[int, int]] = set()
-    for turn in reversed(turns):
-        if not any(item.backward for item in turn):
+    for stage_pass in reversed(stage_passes):
+        if not any(stage_op.backward for stage_op in stage_pass):
             continue
-        window = _window(program, turn[0])
-        again = _ops_to_rerun(program, s, ops, window, recompute)
-        for m in reversed(range(group)):
-            step = _backward(s, turn, m, recompute)
+        window = stage.window(stage_pass[0])
+        rerun = _ops_to_rerun(stage, window)
+        for m in reversed(range(stage.group)):
+            actions = _backward(stage, stage_pass, m)
             if (window, m) not in restored:
                 restored.add((window, m))
-                step = replace(step, work=(*(ScheduleAction("FWD", i, m) for i in again), *step.work))
-            yield step
+                actions = replace(actions, work=(*(ScheduleAction("FWD", i, m) for i in rerun), *actions.work))
+            yield actions
 
 
-def _backward(s: int, turn: StagePass, micro: int, recompute: RecomputePolicy) -> _PassActions:
-    receives, work = [], []
-    for item in reversed(turn):
-        if not item.backward:
+def _backward(stage: _StageContext, stage_pass: StagePass, micro: int) -> _PassActions:
+    receives, work, s = [], [], stage.index
+    for stage_op in reversed(stage_pass):
+        if not stage_op.backward:
             continue
-        receives += [ScheduleAction("RECV", item.op, micro, Edge(back, s, "backward")) for back in item.returned]
-        if recompute.body != "all":
-            work.append(ScheduleAction("RECOMPUTE", item.op, micro))
-        if item.loss:
-            work.append(ScheduleAction("LOSS", item.op, micro))
-        work.append(ScheduleAction("BWD", item.op, micro))
-        if item.returns and item.h is not None:
-            work.append(ScheduleAction("SEND", item.h.op, micro, Edge(s, item.h.stage, "backward")))
+        receives += [
+            ScheduleAction("RECV", stage_op.op, micro, Edge(source, s, "backward")) for source in stage_op.receives_grad
+        ]
+        if stage.recompute.body != "all":
+            work.append(ScheduleAction("RECOMPUTE", stage_op.op, micro))
+        if stage_op.loss:
+            work.append(ScheduleAction("LOSS", stage_op.op, micro))
+        work.append(ScheduleAction("BWD", stage_op.op, micro))
+        if stage_op.sends_grad and stage_op.h is not None:
+            work.append(ScheduleAction("SEND", stage_op.h.op, micro, Edge(s, stage_op.h.stage, "backward")))
     return _PassActions(tuple(receives), tuple(work))
 
 
-def _window(program: Program, item: StageOp) -> int:
-    return program.ops[item.op].window
+def _ops_to_rerun(stage: _StageContext, window: int) -> list[int]:
+    """Ops of a window that run forward again before its backward, to restore inputs that the policy did not save.
 
-
-def _ops_to_rerun(
-    program: Program, s: int, items: Mapping[int, StageOp], window: int, recompute: RecomputePolicy
-) -> list[int]:
-    """Ops of a window that run again, without graphs, before its backward: they make what its passes read.
-
-    What came from another stage, or from work that has no backward, was kept.
+    Inputs that were received, and inputs produced by ops without a backward, are always saved.
     """
-    found: set[int] = set()
-    wanted = [item for i, item in items.items() if item.backward and _window(program, item) == window]
-    while wanted:
-        item = wanted.pop()
-        for source, grain in ((item.h, recompute.h), (item.S, recompute.S), (item.kv, recompute.S)):
-            if source is None or grain == "pass" or source.stage != s or source.op < 0 or source.op in found:
+    ops, recompute = stage.ops, stage.recompute
+    rerun: set[int] = set()
+    pending = [stage_op for stage_op in ops.values() if stage_op.backward and stage.window(stage_op) == window]
+    while pending:
+        stage_op = pending.pop()
+        for source, saved in ((stage_op.h, recompute.h), (stage_op.S, recompute.S), (stage_op.kv, recompute.S)):
+            if source is None or saved == "pass" or source.stage != stage.index or source.op < 0 or source.op in rerun:
                 continue
-            maker = items[source.op]
-            if maker.backward and _window(program, maker) == window:
-                found.add(source.op)
-                wanted.append(maker)
-    return sorted(found)
+            producer = ops[source.op]
+            if producer.backward and stage.window(producer) == window:
+                rerun.add(source.op)
+                pending.append(producer)
+    return sorted(rerun)
 
 
-def _with_frees(s: int, stage: StageSchedule, group: int, recompute: RecomputePolicy) -> StageSchedule:
-    """Every value is freed by the last action that touches it before it is made anew, or at all; results never are."""
-    last: dict[Value, int] = {Value("S", -1, m, s): 0 for m in range(group)}
+def _with_frees(stage: _StageContext, schedule: StageSchedule) -> StageSchedule:
+    """Adds to every action the values it frees: those it uses last before they are written again, or at all.
+
+    Outputs of the schedule are never freed. Gradients are accumulated, so writing one again does not free it.
+    """
+    last_use: dict[Value, int] = {Value("S", -1, m, stage.index): 0 for m in range(stage.group)}
     frees: dict[int, list[Value]] = {}
-    summed, kept = ("dh", "dS", "dkv"), outputs(s, stage, group)
-    n, actions = 0, (*stage.forward, *stage.backward)
+    accumulated, final = ("dh", "dS", "dkv"), outputs(stage.index, schedule, stage.group)
+    actions, backward_start = (*schedule.forward, *schedule.backward), len(schedule.forward)
     for n, action in enumerate(actions):
-        read, made = reads_writes(s, stage.ops.get(action.op), action, n >= len(stage.forward), recompute)
-        for value in made:
-            if value in last and value.kind not in summed and value not in kept:
-                frees.setdefault(last[value], []).append(value)
-            last[value] = n
-        for value in read:
-            last[value] = n
-    for value, n in last.items():
-        if value not in kept:
+        stage_op = stage.ops.get(action.op)
+        reads, writes = reads_writes(stage.index, stage_op, action, n >= backward_start, stage.recompute)
+        for value in writes:
+            if value in last_use and value.kind not in accumulated and value not in final:
+                frees.setdefault(last_use[value], []).append(value)
+            last_use[value] = n
+        for value in reads:
+            last_use[value] = n
+    for value, n in last_use.items():
+        if value not in final:
             frees.setdefault(n, []).append(value)
-    done = [replace(a, frees=tuple(frees[n])) if n in frees else a for n, a in enumerate(actions)]
-    return replace(stage, forward=tuple(done[: len(stage.forward)]), backward=tuple(done[len(stage.forward) :]))
+    freeing = [replace(a, frees=tuple(frees[n])) if n in frees else a for n, a in enumerate(actions)]
+    return replace(schedule, forward=tuple(freeing[:backward_start]), backward=tuple(freeing[backward_start:]))

@@ -1,4 +1,4 @@
-"""Proves a schedule: everything runs once and in order, nothing is read that is not there, no message blocks another."""
+"""Static verification of a schedule: every op runs once and in order, no use after free, no deadlock, no lost message."""
 
 from __future__ import annotations
 
@@ -6,79 +6,92 @@ from collections import Counter
 from collections.abc import Iterator
 
 from sleeptrain.schedule.reads_writes import outputs, reads_writes
-from sleeptrain.schedule.schedule import Schedule, ScheduleAction, StageSchedule, Value
+from sleeptrain.schedule.schedule import ActionKind, Schedule, ScheduleAction, StageSchedule, Value
 from sleeptrain.schedule.simulate import describe, simulate
 
 
+def checked(schedule: Schedule) -> Schedule:
+    """Returns the schedule if `check` finds no problem, and raises ValueError with the first problems otherwise."""
+    if problems := check(schedule):
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise ValueError(f"invalid schedule: {shown}")
+    return schedule
+
+
 def check(schedule: Schedule) -> list[str]:
-    """What is wrong with a schedule, in words; empty if nothing is.
+    """The problems of a schedule, one message each; empty for a valid schedule.
 
-    Deadlocks and messages out of order under NCCL's rules, values read before they are made or after they are freed,
-    values never freed, items left out or run twice, and a backward that is not the reverse of the forward.
+    Found are deadlocks and mismatched messages under NCCL's rules, values read before they are written or after they
+    are freed, values never freed, ops that are missing or run twice, and a backward that is not the reverse of forward.
     """
-    found: list[str] = []
+    problems: list[str] = []
     for s, stage in enumerate(schedule.stages):
-        found += _order(schedule, s, stage)
-        found += _values(schedule, s, stage)
-    return found + list(simulate(schedule, _no_time, _at_once).problems)
+        problems += _check_order(schedule, s, stage)
+        problems += _check_values(schedule, s, stage)
+    return problems + list(simulate(schedule, _no_compute_time, _no_message_time).problems)
 
 
-def _no_time(stage: int, action: ScheduleAction, backward: bool) -> float:
+def _no_compute_time(stage: int, action: ScheduleAction, backward: bool) -> float:
     return 0.0
 
 
-def _at_once(action: ScheduleAction) -> float:
+def _no_message_time(action: ScheduleAction) -> float:
     return 0.0
 
 
-def _order(schedule: Schedule, s: int, stage: StageSchedule) -> Iterator[str]:
-    """Every item once forward, and once backward in the opposite order where it has a backward."""
-    wanted = {(item.op, m): item for item in stage.ops.values() for m in range(schedule.group)}
-    halves = ((stage.forward, "FWD"), (stage.forward, "LOSS"), (stage.backward, "LOSS"), (stage.backward, "BWD"))
-    done = [[(a.op, a.micro) for a in half if a.kind == kind] for half, kind in halves]
-    due = [
-        set(wanted),
-        {key for key, item in wanted.items() if item.loss},
-        {key for key, item in wanted.items() if item.loss and item.backward},
-        {key for key, item in wanted.items() if item.backward},
+def _check_order(schedule: Schedule, s: int, stage: StageSchedule) -> Iterator[str]:
+    """Every op runs forward once, and ops with a backward run it once, in reverse order."""
+    ops = {(stage_op.op, m): stage_op for stage_op in stage.ops.values() for m in range(schedule.group)}
+    with_backward = {key for key, stage_op in ops.items() if stage_op.backward}
+    with_loss = {key for key, stage_op in ops.items() if stage_op.loss}
+    expectations: list[tuple[tuple[ScheduleAction, ...], ActionKind, set[tuple[int, int]]]] = [
+        (stage.forward, "FWD", set(ops)),
+        (stage.forward, "LOSS", with_loss),
+        (stage.backward, "LOSS", with_loss & with_backward),
+        (stage.backward, "BWD", with_backward),
     ]
-    for (_, kind), keys, expected in zip(halves, done, due, strict=True):
-        for (op, micro), n in (Counter(keys) - Counter(expected)).items():
-            yield f"stage {s}: {describe(schedule.program, ScheduleAction(kind, op, micro))} is {n} times too often there"  # type: ignore[arg-type]
-        for op, micro in expected.difference(keys):
-            yield f"stage {s}: {describe(schedule.program, ScheduleAction(kind, op, micro))} is missing"  # type: ignore[arg-type]
-    if done[3] != [key for key in reversed(done[0]) if key in due[3]]:
+    for actions, kind, expected in expectations:
+        scheduled = _keys(actions, kind)
+        for (op, micro), n in (Counter(scheduled) - Counter(expected)).items():
+            action = describe(schedule.program, ScheduleAction(kind, op, micro))
+            yield f"stage {s}: {n} unexpected or repeated {action}"
+        for op, micro in expected.difference(scheduled):
+            yield f"stage {s}: {describe(schedule.program, ScheduleAction(kind, op, micro))} is missing"
+    forward_order = [key for key in _keys(stage.forward, "FWD") if key in with_backward]
+    if _keys(stage.backward, "BWD") != forward_order[::-1]:
         yield f"stage {s}: backward is not the reverse of forward"
 
 
-def _values(schedule: Schedule, s: int, stage: StageSchedule) -> Iterator[str]:
-    """Walk a stage's actions with the set of values it holds."""
+def _keys(actions: tuple[ScheduleAction, ...], kind: ActionKind) -> list[tuple[int, int]]:
+    """Op and micro-batch of the actions of one kind, in order."""
+    return [(action.op, action.micro) for action in actions if action.kind == kind]
+
+
+def _check_values(schedule: Schedule, s: int, stage: StageSchedule) -> Iterator[str]:
+    """Walks a stage's actions with the set of values that it holds."""
     held = {Value("S", -1, m, s) for m in range(schedule.group)}
-    freed: dict[Value, ScheduleAction] = {}
-    turn = len(stage.forward)
+    freed_by: dict[Value, ScheduleAction] = {}
     for n, action in enumerate((*stage.forward, *stage.backward)):
         if action.edge is None and action.op not in stage.ops:
             yield f"stage {s} has no blocks for {describe(schedule.program, action)}"
             continue
-        read, made = reads_writes(s, stage.ops.get(action.op), action, n >= turn, schedule.recompute)
-        for value in read:
+        backward = n >= len(stage.forward)
+        reads, writes = reads_writes(s, stage.ops.get(action.op), action, backward, schedule.recompute)
+        for value in reads:
             if value not in held:
-                why = (
-                    f"after {describe(schedule.program, freed[value])} freed it"
-                    if value in freed
-                    else "before it is made"
-                )
-                yield f"stage {s}, {describe(schedule.program, action)}: reads {_called(value)} {why}"
-        held.update(made)
+                freed = freed_by.get(value)
+                why = f"after {describe(schedule.program, freed)} freed it" if freed else "before it is written"
+                yield f"stage {s}, {describe(schedule.program, action)}: reads {_describe_value(value)} {why}"
+        held.update(writes)
         for value in action.frees:
             if value not in held:
-                yield f"stage {s}, {describe(schedule.program, action)}: frees {_called(value)}, which it does not hold"
+                yield f"stage {s}, {describe(schedule.program, action)}: frees {_describe_value(value)}, which the stage does not hold"
             held.discard(value)
-            freed[value] = action
-    kept = outputs(s, stage, schedule.group)
-    yield from (f"stage {s} never frees {_called(value)}" for value in sorted(held - kept))
-    yield from (f"stage {s} is left without {_called(value)}" for value in sorted(kept - held))
+            freed_by[value] = action
+    final = outputs(s, stage, schedule.group)
+    yield from (f"stage {s} never frees {_describe_value(value)}" for value in sorted(held - final))
+    yield from (f"stage {s} does not hold its output {_describe_value(value)}" for value in sorted(final - held))
 
 
-def _called(value: Value) -> str:
+def _describe_value(value: Value) -> str:
     return f"{value.kind} of op {value.op} micro {value.micro} from stage {value.stage}"

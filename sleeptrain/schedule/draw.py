@@ -1,4 +1,4 @@
-"""Draws a schedule: a row a stage, in text and in SVG."""
+"""Draws a schedule as a timeline with one row per stage, in text and in SVG."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from sleeptrain.schedule.schedule import Schedule, ScheduleAction
 from sleeptrain.schedule.simulate import Simulation, describe, simulate
 
 SLOTS = {"FWD": 1.0, "RECOMPUTE": 1.0, "BWD": 2.0}
-"""Slots of an action where no costs are given."""
+"""Duration of an action in slots, if no costs are given."""
 FORWARD, BACKWARD = "0123456789abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-COLOURS = {"FWD": "#5b8def", "again": "#b9c9ea", "BWD": "#f2a65a", "LOSS": "#6fbf73", "REDUCE": "#8c8c8c"}
+LEGEND = "0-9, a-z: forward of a micro-batch · A-Z: backward · r: recompute · +: head · .: idle"
+COLOURS = {"FWD": "#5b8def", "RECOMPUTE": "#b9c9ea", "BWD": "#f2a65a", "LOSS": "#6fbf73", "REDUCE": "#8c8c8c"}
 ROW, BAR, LABEL, WIDTH = 34, 26, 70, 1200
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A schedule to look at."""
+    """The timeline of a schedule, as text and as an SVG document."""
 
     text: str
     svg: str
@@ -27,6 +28,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class _Bar:
+    """An action that takes time, with its span."""
+
     begin: float
     end: float
     action: ScheduleAction
@@ -34,13 +37,13 @@ class _Bar:
 
     @property
     def colour(self) -> str:
-        """Work that is done anew has a colour of its own."""
-        again = self.action.kind == "RECOMPUTE" or (self.action.kind == "FWD" and self.backward)
-        return COLOURS["again" if again else self.action.kind]
+        """Colour by kind of action; all recompute has one colour."""
+        restores = self.action.kind == "FWD" and self.backward
+        return COLOURS["RECOMPUTE" if restores else self.action.kind]
 
     @property
     def letter(self) -> str:
-        """One character: a micro-batch's digit forward and letter backward, `+` for the head, `r` for work done anew."""
+        """One character: the micro-batch for forward and backward, `+` for the head, `r` for recompute."""
         if self.action.kind == "BWD":
             return BACKWARD[self.action.micro % len(BACKWARD)]
         if self.action.kind == "FWD" and not self.backward:
@@ -49,15 +52,15 @@ class _Bar:
 
 
 def draw(schedule: Schedule, costs: Costs | None = None, columns: int = 120) -> Picture:
-    """The picture of a schedule: who works when, and on which micro-batch.
+    """The timeline of a schedule: when every stage works, and on which micro-batch.
 
-    Without `costs` an item takes one slot forward, one again and two backward, and messages no time. The text has a
-    column a slot as long as `columns` suffice, else it is a sample of that many moments.
+    Without `costs` a stage op takes one slot for forward, one for recompute and two for backward, and messages take no
+    time. The text has one column per slot, or samples the timeline at `columns` points in time if there are more slots.
     """
     run = simulate(schedule, _slots, lambda action: 0.0) if costs is None else simulate_costs(schedule, costs)
     rows = [list(_bars(schedule, run, s)) for s in range(len(schedule.stages))]
-    wide = columns if costs is not None else min(columns, max(1, round(run.seconds)))
-    return Picture(_text(schedule, run, rows, wide), _svg(schedule, run, rows))
+    width = columns if costs is not None else min(columns, max(1, round(run.seconds)))
+    return Picture(_text(schedule, run, rows, width), _svg(schedule, run, rows))
 
 
 def _slots(stage: int, action: ScheduleAction, backward: bool) -> float:
@@ -65,7 +68,7 @@ def _slots(stage: int, action: ScheduleAction, backward: bool) -> float:
 
 
 def _bars(schedule: Schedule, run: Simulation, s: int) -> Iterator[_Bar]:
-    """A stage's work, in order; what takes no time is left out."""
+    """Actions of a stage that take time, in order."""
     stage = schedule.stages[s]
     actions = (*stage.forward, *stage.backward)
     for k, (begin, end) in enumerate(run.spans[s]):
@@ -78,8 +81,8 @@ def _title(schedule: Schedule, run: Simulation, rows: list[list[_Bar]]) -> str:
     idle = 1 - busy / (run.seconds * len(rows)) if run.seconds else 0.0
     count = len(schedule.stages)
     stages = f"{count} stage{'s' if count > 1 else ''}"
-    stuck = " · stuck" if run.problems else ""
-    return f"{stages} · group of {schedule.group} micro-batches · {idle:.1%} idle{stuck}"
+    invalid = " · invalid schedule" if run.problems else ""
+    return f"{stages} · group of {schedule.group} micro-batches · {idle:.1%} idle{invalid}"
 
 
 def _text(schedule: Schedule, run: Simulation, rows: list[list[_Bar]], columns: int) -> str:
@@ -87,13 +90,13 @@ def _text(schedule: Schedule, run: Simulation, rows: list[list[_Bar]], columns: 
     for s, row in enumerate(rows):
         cells, k = [], 0
         for column in range(columns):
-            moment = (column + 0.5) * run.seconds / columns
-            while k < len(row) and row[k].end <= moment:
+            time = (column + 0.5) * run.seconds / columns
+            while k < len(row) and row[k].end <= time:
                 k += 1
-            cells.append(row[k].letter if k < len(row) and row[k].begin <= moment else ".")
+            cells.append(row[k].letter if k < len(row) and row[k].begin <= time else ".")
         busy = sum(bar.end - bar.begin for bar in row) / run.seconds if run.seconds else 0.0
         lines.append(f"stage {s:<3}|{''.join(cells)}| {busy:.0%}")
-    lines.append("0-9 a micro-batch forward · A-Z backward · r done anew · + head · . idle")
+    lines.append(LEGEND)
     return "\n".join(lines)
 
 
@@ -125,8 +128,8 @@ def _rect(schedule: Schedule, bar: _Bar, x: float, y: int, width: float) -> str:
 
 
 def _legend(y: int) -> Iterator[str]:
-    words = {"FWD": "forward", "again": "done anew", "BWD": "backward", "LOSS": "head"}
-    for k, (kind, word) in enumerate(words.items()):
+    labels = {"FWD": "forward", "RECOMPUTE": "recompute", "BWD": "backward", "LOSS": "head"}
+    for k, (kind, label) in enumerate(labels.items()):
         x = LABEL + 130 * k
         yield f'<rect x="{x}" y="{y + 6}" width="14" height="14" fill="{COLOURS[kind]}"/>'
-        yield f'<text x="{x + 20}" y="{y + 18}">{word}</text>'
+        yield f'<text x="{x + 20}" y="{y + 18}">{label}</text>'

@@ -1,4 +1,4 @@
-"""Bytes that a stage keeps while it carries out its actions, by component."""
+"""Memory of a stage over a schedule: lifetimes of its values, and bytes by component at and between actions."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sleeptrain.program.program import Pass
+from sleeptrain.program import Pass
 from sleeptrain.schedule.reads_writes import outputs, reads_writes
 from sleeptrain.schedule.schedule import Schedule, StageOp, StageSchedule, Value
 
 BytesByComponent = Mapping[str, float]
-"""Bytes by component: h, received h, S, conv, kv, body, gradients."""
+"""Bytes by component, as in COMPONENTS."""
 COMPONENTS = ("h", "received h", "S", "conv", "kv", "body", "gradients")
+"""Own and received features, fast weights, convolution tails, attention cache, saved activations inside ops, gradients
+of features and state."""
 
 AUTOGRAD_GRAPHS = ("graph", "head")
-"""Values that stay on the device where others are put away: autograd holds them."""
+"""Kinds of values that are never offloaded: autograd owns their tensors."""
 
 
 @dataclass(frozen=True)
@@ -31,98 +33,107 @@ class ValueSizes:
     kv: tuple[float, ...]
     """Attention cache, per block and token."""
     graph: tuple[float, ...]
-    """What backward of a block needs, its input left out, per block and token."""
+    """Saved activations of a block without its input, per block and token."""
     cached: tuple[float, ...] = ()
-    """What it needs beyond that for every cached token that an attending block reads, per block; none: nothing."""
+    """Saved activations of an attention block beyond that, per block and cached token that it reads; empty: none."""
     head: float = 0.0
-    """What backward of the head needs, per token."""
+    """Saved activations of the head, per token."""
     rows: int = 1
 
 
 @dataclass(frozen=True)
 class MemoryProfile:
-    """What a stage keeps over one group."""
+    """Bytes that a stage holds over one group of micro-batches."""
 
     kept: BytesByComponent
-    """On the device, at the turn from forward to backward."""
+    """On the device, between forward and backward."""
     peak: BytesByComponent
     """On the device, when the sum is largest."""
     host: float
-    """In the host's memory at the turn."""
-    moved: float
-    """Bytes moved to the host's memory and back."""
+    """Offloaded to host memory, between forward and backward."""
+    offload_traffic: float
+    """Bytes copied to host memory and back."""
 
 
 class Lifetime(NamedTuple):
-    """A value from the action that made it to the one that freed it; what the two halves of the step do with it."""
+    """A value with the indices of the actions that first write it, use it and free it."""
 
     value: Value
     made: int
     freed: int
     forward: int
-    """Last action of the forward half that touches it, or -1."""
+    """Last action of the forward half that uses it, or -1."""
     backward: int
-    """First action of the backward half that touches it, or -1."""
+    """First action of the backward half that uses it, or -1."""
 
 
 def memory_profile(schedule: Schedule, stage: int, sizes: ValueSizes) -> MemoryProfile:
-    """Bytes kept by one stage. What waits for backward is on the host if the policy offloads, else on the device."""
-    at = schedule.stages[stage]
-    turn, length = len(at.forward), len(at.forward) + len(at.backward)
-    table = _Table(schedule, stage, sizes)
-    results_ = outputs(stage, at, schedule.group) if schedule.recompute.offload else set()
-    deltas: list[list[tuple[str, float]]] = [[] for _ in range(length + 1)]
+    """Bytes that one stage holds.
+
+    A value that is held across the start of backward and used there counts as offloaded from its last use in forward to
+    its first use in backward, if the policy offloads and the value is neither an output nor an autograd graph.
+    """
+    stage_schedule = schedule.stages[stage]
+    backward_start = len(stage_schedule.forward)
+    last_action = backward_start + len(stage_schedule.backward) - 1
+    table = _SizeTable(schedule, stage, sizes)
+    offload = schedule.recompute.offload
+    final = outputs(stage, stage_schedule, schedule.group) if offload else set()
+    deltas: list[list[tuple[str, float]]] = [[] for _ in range(last_action + 2)]
     kept, host = dict.fromkeys(COMPONENTS, 0.0), 0.0
     for life in liveness(schedule, stage):
-        spans = life.made < turn <= life.freed
-        away = spans and schedule.recompute.offload and life.backward >= 0 and life.value not in results_
-        away = away and life.value.kind not in AUTOGRAD_GRAPHS
-        stays = [(life.made, life.forward), (life.backward, life.freed)] if away else [(life.made, life.freed)]
+        saved = life.made < backward_start <= life.freed
+        offloaded = saved and offload and life.backward >= 0 and life.value not in final
+        offloaded = offloaded and life.value.kind not in AUTOGRAD_GRAPHS
+        on_device = [(life.made, life.forward), (life.backward, life.freed)] if offloaded else [(life.made, life.freed)]
         for component, size in table.bytes(life.value):
-            host += size if away else 0
-            kept[component] += size if spans and not away else 0
-            for first, last in stays:
+            host += size if offloaded else 0
+            kept[component] += size if saved and not offloaded else 0
+            for first, last in on_device:
                 deltas[max(first, 0)].append((component, size))
-                deltas[min(last, length - 1) + 1].append((component, -size))
+                deltas[min(last, last_action) + 1].append((component, -size))
     return MemoryProfile(kept, _peak(deltas), host, 2 * host)
 
 
 def _peak(deltas: list[list[tuple[str, float]]]) -> BytesByComponent:
-    now = dict.fromkeys(COMPONENTS, 0.0)
-    best, total, most = dict(now), 0.0, 0.0
-    for step in deltas:
-        for component, size in step:
-            now[component] += size
+    """Bytes by component when their sum is largest, from the changes at every action."""
+    current = dict.fromkeys(COMPONENTS, 0.0)
+    peak, total, largest = dict(current), 0.0, 0.0
+    for changes in deltas:
+        for component, size in changes:
+            current[component] += size
             total += size
-        if total > most:
-            best, most = dict(now), total
-    return best
+        if total > largest:
+            peak, largest = dict(current), total
+    return peak
 
 
 def liveness(schedule: Schedule, s: int) -> Iterator[Lifetime]:
-    """Every value that a stage holds, with the indices of the actions that make, use and free it."""
+    """Lifetime of every value that stage `s` holds, in the order in which values are freed."""
     stage = schedule.stages[s]
-    turn, actions = len(stage.forward), (*stage.forward, *stage.backward)
+    backward_start, actions = len(stage.forward), (*stage.forward, *stage.backward)
     made_at = {Value("S", -1, m, s): -1 for m in range(schedule.group)}
-    forward: dict[Value, int] = {}
-    backward: dict[Value, int] = {}
+    last_forward_use: dict[Value, int] = {}
+    first_backward_use: dict[Value, int] = {}
     for n, action in enumerate(actions):
-        read, made = reads_writes(s, stage.ops.get(action.op), action, n >= turn, schedule.recompute)
-        for value in (*read, *made):
-            if n < turn:
-                forward[value] = n
+        reads, writes = reads_writes(s, stage.ops.get(action.op), action, n >= backward_start, schedule.recompute)
+        for value in (*reads, *writes):
+            if n < backward_start:
+                last_forward_use[value] = n
             else:
-                backward.setdefault(value, n)
-        for value in made:
+                first_backward_use.setdefault(value, n)
+        for value in writes:
             made_at.setdefault(value, n)
         for value in action.frees:
-            yield Lifetime(value, made_at.pop(value, n), n, forward.pop(value, -1), backward.pop(value, -1))
+            uses = last_forward_use.pop(value, -1), first_backward_use.pop(value, -1)
+            yield Lifetime(value, made_at.pop(value, n), n, *uses)
     for value, n in made_at.items():
-        yield Lifetime(value, n, len(actions), forward.get(value, -1), backward.get(value, -1))
+        uses = last_forward_use.get(value, -1), first_backward_use.get(value, -1)
+        yield Lifetime(value, n, len(actions), *uses)
 
 
-class _Table:
-    """Sizes of a stage's values, worked out once for every op."""
+class _SizeTable:
+    """Bytes of a stage's values, computed once for every kind, op and producing stage."""
 
     def __init__(self, schedule: Schedule, stage: int, sizes: ValueSizes) -> None:
         self.schedule, self.index, self.sizes = schedule, stage, sizes
@@ -130,57 +141,58 @@ class _Table:
         self.known: dict[tuple[str, int, int], list[tuple[str, float]]] = {}
 
     def bytes(self, value: Value) -> list[tuple[str, float]]:
-        """A value's bytes by component."""
+        """Bytes of a value by component, over all rows of a micro-batch."""
         key = (value.kind, value.op, value.stage)
         if key not in self.known:
-            found = self._bytes(*key)
-            self.known[key] = [(component, size * self.sizes.rows) for component, size in found if size]
+            per_row = self._bytes_per_row(*key)
+            self.known[key] = [(component, size * self.sizes.rows) for component, size in per_row if size]
         return self.known[key]
 
-    def _bytes(self, kind: str, op: int, stage: int) -> list[tuple[str, float]]:
-        sizes, item = self.sizes, self.stage.ops.get(op)
+    def _bytes_per_row(self, kind: str, op: int, stage: int) -> list[tuple[str, float]]:
+        sizes, stage_op = self.sizes, self.stage.ops.get(op)
         if kind in ("h", "dh", "rdh"):
             component = "gradients" if kind != "h" else "h" if stage == self.index else "received h"
             return [(component, sizes.h * self._tokens(op))]
-        first, stop = item.blocks if item else (self.stage.blocks.start, self.stage.blocks.stop)
+        first, stop = stage_op.blocks if stage_op else (self.stage.blocks.start, self.stage.blocks.stop)
         blocks = range(first, stop)
         if kind in ("S", "dS"):
-            fast, conv = (sum(per[b] for b in blocks) for per in (sizes.fast, sizes.conv))
+            fast, conv = (sum(per_block[b] for b in blocks) for per_block in (sizes.fast, sizes.conv))
             return [("S", fast), ("conv", conv)] if kind == "S" else [("gradients", fast + conv)]
-        assert item is not None
+        assert stage_op is not None
         if kind in ("kv", "dkv"):
-            cache = sum(sizes.kv[b] for b in blocks) * self._cached(item)
+            cache = sum(sizes.kv[b] for b in blocks) * self._cached_tokens(stage_op)
             return [("kv" if kind == "kv" else "gradients", cache)]
         if kind == "blocks":
             return [("body", (len(blocks) - 1) * sizes.h * self._tokens(op))]
         if kind == "head":
             return [("body", sizes.head * self._tokens(op))]
-        return [("body", self._graph(item, blocks))]
+        return [("body", self._graph_bytes(stage_op, blocks))]
 
-    def _graph(self, item: StageOp, blocks: range) -> float:
-        """What backward of an item needs, but for what it read."""
-        tokens, read = self._tokens(item.op), 0
-        if item.kv is not None:
-            found = self.schedule.program.ops[item.op]
-            assert isinstance(found, Pass)
-            read = min(found.start, self.schedule.program.span - 1)
-        per = [
-            self.sizes.graph[b] * tokens + (self.sizes.cached[b] * read if read and self.sizes.cached else 0.0)
-            for b in blocks
+    def _graph_bytes(self, stage_op: StageOp, blocks: range) -> float:
+        """Saved activations of a stage op, without the inputs that are values of their own."""
+        tokens, cache_read = self._tokens(stage_op.op), 0
+        if stage_op.kv is not None:
+            op = self.schedule.program.ops[stage_op.op]
+            assert isinstance(op, Pass)
+            cache_read = min(op.start, self.schedule.program.span - 1)
+        reads_cache = cache_read and self.sizes.cached
+        per_block = [
+            self.sizes.graph[b] * tokens + (self.sizes.cached[b] * cache_read if reads_cache else 0.0) for b in blocks
         ]
         if self.schedule.recompute.body == "block":
-            # The inputs of blocks were kept, and one block at a time is computed again.
-            return max(per)
-        # The first block's input is a value of its own, unless it was made here from tokens.
-        between = len(per) - (item.h is not None)
-        return sum(per) + between * self.sizes.h * tokens
+            # Block inputs are saved as `blocks`, and the graph of one block at a time is recomputed.
+            return max(per_block)
+        # The input of the first block is a value of its own, unless this op embeds the tokens.
+        block_inputs = len(per_block) - (stage_op.h is not None)
+        return sum(per_block) + block_inputs * self.sizes.h * tokens
 
     def _tokens(self, op: int) -> int:
         found = self.schedule.program.ops[op]
         assert isinstance(found, Pass)
         return found.stop - found.start
 
-    def _cached(self, item: StageOp) -> int:
-        op = self.schedule.program.ops[item.op]
+    def _cached_tokens(self, stage_op: StageOp) -> int:
+        """Tokens in the attention cache that leaves a stage op."""
+        op = self.schedule.program.ops[stage_op.op]
         assert isinstance(op, Pass)
-        return min(op.stop, item.boundary.keep_kv if item.boundary else op.stop)
+        return min(op.stop, stage_op.boundary.keep_kv if stage_op.boundary else op.stop)

@@ -1,8 +1,7 @@
-"""What every action reads and makes: the one table that placing, checking and pricing share."""
+"""The values that every action reads and writes: one table for building, checking and estimating schedules."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 from sleeptrain.schedule.schedule import RecomputePolicy, ScheduleAction, StageOp, StageSchedule, Value
@@ -10,20 +9,26 @@ from sleeptrain.schedule.schedule import RecomputePolicy, ScheduleAction, StageO
 ValueKeys = tuple[tuple[str, int, int], ...]
 """Values without their micro-batch: kind, op, stage."""
 ReadsWrites = tuple[ValueKeys, ValueKeys]
-"""Read and made."""
+"""Values read and values written."""
 
 
 def reads_writes(
-    stage: int, item: StageOp | None, action: ScheduleAction, backward: bool, recompute: RecomputePolicy
-) -> Iterator[tuple[Value, ...]]:
-    """The values that an action reads, then those that it makes; `item` is the stage's item of the action's op."""
+    stage: int, stage_op: StageOp | None, action: ScheduleAction, backward: bool, recompute: RecomputePolicy
+) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+    """Values that an action reads, and values that it writes.
+
+    `stage_op` is the stage op of the action (unused for messages); `backward` tells the half of the step.
+    """
     if action.edge is not None:
-        found = _message(stage, action, backward)
+        reads, writes = _message(stage, action, backward)
     else:
-        assert item is not None
-        found = _work(stage, item, action.kind, backward, recompute)
-    for side in found:
-        yield tuple(Value(kind, op, action.micro, at) for kind, op, at in side)
+        assert stage_op is not None
+        reads, writes = _compute(stage, stage_op, action.kind, backward, recompute)
+    return _for_micro_batch(reads, action.micro), _for_micro_batch(writes, action.micro)
+
+
+def _for_micro_batch(keys: ValueKeys, micro: int) -> tuple[Value, ...]:
+    return tuple(Value(kind, op, micro, stage) for kind, op, stage in keys)
 
 
 def _message(stage: int, action: ScheduleAction, backward: bool) -> ReadsWrites:
@@ -37,36 +42,39 @@ def _message(stage: int, action: ScheduleAction, backward: bool) -> ReadsWrites:
 
 
 @lru_cache(maxsize=4096)
-def _work(stage: int, item: StageOp, kind: str, backward: bool, recompute: RecomputePolicy) -> ReadsWrites:
-    i, graphs = item.op, recompute.body == "all"
-    sources = [("h", item.h), ("S", item.S), ("kv", item.kv)]
-    inputs = tuple((kind, s.op, s.stage) for kind, s in sources if s is not None)
-    out = ("h", i, stage)
-    match kind:
+def _compute(
+    stage: int, stage_op: StageOp, action_kind: str, backward: bool, recompute: RecomputePolicy
+) -> ReadsWrites:
+    i, saves_graphs = stage_op.op, recompute.body == "all"
+    producers = [("h", stage_op.h), ("S", stage_op.S), ("kv", stage_op.kv)]
+    inputs = tuple((kind, p.op, p.stage) for kind, p in producers if p is not None)
+    block_inputs = (("blocks", i, stage),) if recompute.body == "block" else ()
+    h = ("h", i, stage)
+    match action_kind:
         case "FWD":
-            made = [("S", i, stage)]
-            made += [out] if item.makes_h else []
-            made += [("kv", i, stage)] if item.makes_kv else []
-            if item.backward and not backward and recompute.body != "none":
-                made.append(("graph" if graphs else "blocks", i, stage))
-            return inputs, tuple(made)
+            writes = [("S", i, stage)]
+            writes += [h] if stage_op.makes_h else []
+            writes += [("kv", i, stage)] if stage_op.makes_kv else []
+            if stage_op.backward and not backward and recompute.body != "none":
+                writes.append(("graph" if saves_graphs else "blocks", i, stage))
+            return inputs, tuple(writes)
         case "RECOMPUTE":
-            kept = (("blocks", i, stage),) if recompute.body == "block" else ()
-            return inputs + kept, (("graph", i, stage), *((out,) if item.loss else ()))
+            return inputs + block_inputs, (("graph", i, stage), *((h,) if stage_op.loss else ()))
         case "LOSS" if backward:
-            return (("head", i, stage) if graphs else out,), (("dh", i, stage),)
+            return (("head", i, stage) if saves_graphs else h,), (("dh", i, stage),)
         case "LOSS":
-            return (out,), ((("head", i, stage),) if graphs and item.backward else ())
+            return (h,), ((("head", i, stage),) if saves_graphs and stage_op.backward else ())
         case _:
-            blocks = (("blocks", i, stage),) if recompute.body == "block" else ()
-            arrived = tuple(("rdh", i, s) for s in item.returned)
-            local = tuple((k, i, stage) for k, there in (("dh", item.dh), ("dS", item.dS), ("dkv", item.dkv)) if there)
-            passed = tuple((f"d{k}", s.op, s.stage) for k, s in sources if s is not None and s.grad)
-            return (("graph", i, stage), *blocks, *inputs, *local, *arrived), passed
+            received = tuple(("rdh", i, source) for source in stage_op.receives_grad)
+            gradients = (("dh", stage_op.dh), ("dS", stage_op.dS), ("dkv", stage_op.dkv))
+            local = tuple((kind, i, stage) for kind, exists in gradients if exists)
+            writes = [(f"d{kind}", p.op, p.stage) for kind, p in producers if p is not None and p.grad]
+            return (("graph", i, stage), *block_inputs, *inputs, *local, *received), tuple(writes)
 
 
-def outputs(stage: int, at: StageSchedule, group: int) -> set[Value]:
-    """What is left of a stage when all is done: the state of every micro-batch."""
-    newest = {("S", at.ops[op].blocks): op for op in sorted(at.ops)}
-    newest |= {("kv", at.ops[op].blocks): op for op in sorted(at.ops) if at.ops[op].makes_kv}
+def outputs(stage: int, stage_schedule: StageSchedule, group: int) -> set[Value]:
+    """Values that a stage still holds after its last action: the final state of every micro-batch."""
+    ops = stage_schedule.ops
+    newest = {("S", ops[op].blocks): op for op in sorted(ops)}
+    newest |= {("kv", ops[op].blocks): op for op in sorted(ops) if ops[op].makes_kv}
     return {Value(kind, op, m, stage) for (kind, _), op in newest.items() for m in range(group)}

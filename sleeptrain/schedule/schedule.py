@@ -1,18 +1,19 @@
-"""Who does what, in which order: the actions of every stage over one group of micro-batches, and what they keep.
+"""The schedule as data: every stage's actions over one group of micro-batches, and the values they read and write.
 
-A program says what happens to one batch; a schedule says how the stages of a pipeline do it for a group of micro-batches,
-forward and backward. It is data: the trainer carries it out, `check` proves it, `price` and `draw` read it.
+A program describes one batch. A schedule describes how the stages of a pipeline run that program for a group of
+micro-batches, forward and backward. The executor runs it, `check` verifies it, `estimate` and `draw` read it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from sleeptrain.program.config import Sleep
-from sleeptrain.program.program import Boundary, Layers, Program, loop_range
+from sleeptrain.program import Boundary, Layers, Program, Sleep, loop_range
 
 ActionKind = Literal["FWD", "RECOMPUTE", "BWD", "SEND", "RECV", "LOSS", "REDUCE"]
 Granularity = Literal["pass", "window"]
@@ -21,16 +22,16 @@ Direction = Literal["forward", "backward", "reduce"]
 
 @dataclass(frozen=True)
 class RecomputePolicy:
-    """What is kept for backward; everything else is computed again. Features that another stage sent are always kept."""
+    """Which activations are saved for backward; all others are recomputed. Received features are always saved."""
 
     h: Granularity = "pass"
-    """Features entering every pass, or only those at window starts."""
+    """Save the features entering every pass, or only those at window starts."""
     S: Granularity = "pass"
-    """State entering every pass, or only that at window starts."""
+    """Save the state entering every pass, or only the state at window starts."""
     body: Literal["none", "block", "all"] = "none"
-    """What else is kept of an item: nothing, the input of every block, or its whole graph."""
+    """What is saved inside a stage op: nothing, the input of every block, or the whole autograd graph."""
     offload: bool = False
-    """What waits for backward does so in the host's memory."""
+    """Saved activations are moved to host memory between forward and backward."""
 
 
 RECOMPUTE_POLICIES: Mapping[str, RecomputePolicy] = {
@@ -43,7 +44,7 @@ RECOMPUTE_POLICIES: Mapping[str, RecomputePolicy] = {
 
 
 class Edge(NamedTuple):
-    """A way for messages between two stages, in the forward or the backward half of a step."""
+    """A directed P2P connection from stage `src` to stage `dst`, used in one half of a step (or to reduce)."""
 
     src: int
     dst: int
@@ -51,12 +52,18 @@ class Edge(NamedTuple):
 
 
 class Value(NamedTuple):
-    """Something a stage holds for one micro-batch.
+    """The name of a tensor (or group of tensors) that a stage holds for one micro-batch.
 
-    `h` features leaving `op` on stage `stage`, made here or received · `S` fast weights and convolution tails leaving
-    `op` (op -1: those the step starts from) · `kv` the attention cache leaving `op` · `dh`, `dS`, `dkv` gradients of these
-    · `rdh` the gradient that stage `stage` sent for the features that leave `op` here · `graph` what backward of `op`
-    needs · `blocks` inputs of the blocks of `op` · `head` what backward of the head needs.
+    Kinds:
+
+    - `h`: features leaving `op` on stage `stage`, computed on this stage or received
+    - `S`: fast weights and convolution tails leaving `op`; `op` is -1 for the initial state of the step
+    - `kv`: attention cache leaving `op`
+    - `dh`, `dS`, `dkv`: gradients of these
+    - `rdh`: gradient received from stage `stage` for the features leaving `op` on this stage
+    - `graph`: saved autograd graph of `op`
+    - `blocks`: saved inputs of the blocks of `op`
+    - `head`: saved autograd graph of the loss head
     """
 
     kind: str
@@ -67,15 +74,19 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ScheduleAction:
-    """One thing a stage does.
+    """One step of a stage's schedule.
 
-    FWD runs an item without keeping its graph, unless the policy keeps graphs; in the backward half it restores what a
-    window's passes read. RECOMPUTE runs it again with its graph, BWD goes back through that graph. LOSS applies the
-    head to the features leaving `op`; in the backward half it goes back through the head (and forward first, if the
-    policy keeps no graphs). RECV posts a receive and SEND a send; neither waits: the item that reads a value waits for
-    its arrival, and what is freed with a SEND is free once it is through. REDUCE sums what two stages share.
+    - FWD runs a stage op without saving its graph, unless the policy saves graphs. In the backward half it restores the
+      inputs of a window's passes.
+    - RECOMPUTE runs a stage op again with its graph.
+    - BWD runs backward through that graph.
+    - LOSS applies the head to the features leaving `op`. In the backward half it runs the head's backward, and its
+      forward first unless the policy saves graphs.
+    - RECV posts a receive and SEND posts a send; neither blocks. The stage op that reads a received value waits for its
+      arrival. A value freed with a SEND is released once the send has completed.
+    - REDUCE sums the gradient of a matrix that two stages share.
 
-    A message is named by the op that made its features, in both directions.
+    A message carries the index of the op that computed its features, in both directions.
     """
 
     kind: ActionKind
@@ -83,19 +94,19 @@ class ScheduleAction:
     micro: int
     edge: Edge | None = None
     frees: tuple[Value, ...] = ()
-    """Values that nothing reads between this action and the next one that makes them."""
+    """Values that no later action reads before they are written again."""
 
 
 @dataclass(frozen=True)
 class StageBlocks:
-    """The blocks start..stop-1 of a stage, and which blocks of the whole stack are looped."""
+    """The blocks start..stop-1 of one stage, and the looped range of the whole stack."""
 
     start: int
     stop: int
     loop: tuple[int, int]
 
     def part(self, layers: Layers) -> tuple[int, int]:
-        """First and one-past-last block that a pass over `layers` runs here; equal where it runs none."""
+        """First and one-past-last block that a pass over `layers` runs on this stage; equal if it runs none."""
         first, stop = {"prelude": (0, self.loop[0]), "loop": self.loop, "coda": (self.loop[1], self.stop)}[layers]
         first = max(first, self.start)
         return first, max(first, min(stop, self.stop))
@@ -103,56 +114,57 @@ class StageBlocks:
 
 @dataclass(frozen=True)
 class Producer:
-    """Where an item's input was made: by `op` on `stage` (op -1: before the step)."""
+    """The op and stage that compute an input of a stage op; op -1 is the initial state of the step."""
 
     op: int
     stage: int
     grad: bool
-    """Backward of the item adds to the gradient of this input."""
+    """Backward of the reading stage op adds to the gradient of this input."""
 
 
 @dataclass(frozen=True)
 class StageOp:
-    """One op on one stage: the same for every micro-batch."""
+    """One op of the program on one stage; the same for every micro-batch."""
 
     op: int
     blocks: tuple[int, int]
     h: Producer | None
-    """Features it reads; None: it embeds the tokens."""
+    """Producer of the input features; None if the stage op embeds the tokens."""
     S: Producer
+    """Producer of the state (fast weights and convolution tails)."""
     kv: Producer | None
-    """The attention cache it reads, if it reads one."""
+    """Producer of the attention cache; None if the op reads no cache."""
     receives: bool
-    """Its features come from another stage, and it is the first here to read them."""
-    returns: bool
-    """After its backward, the gradient of its features is complete and goes back to the stage that sent them."""
+    """Its input features come from another stage, and it is the first op of this stage that reads them."""
+    sends_grad: bool
+    """Its backward completes the gradient of received features, which is then sent to their producer."""
     makes_h: bool
-    """Something reads the features that leave it."""
+    """Some stage op or the head reads the features it computes."""
     makes_kv: bool
     """It rewrites the attention cache."""
     sends: tuple[int, ...]
-    """Stages that the features leaving it go to."""
+    """Stages that its output features are sent to."""
     normed: bool
-    """What it sends are the features through the final norm, and the gradient that comes back is theirs."""
+    """Its output features are sent through the final norm, and the received gradient is that of the normed features."""
     loss: bool
-    """The head scores the features leaving it, here."""
+    """The head scores its output features on this stage."""
     boundary: Boundary | None
-    """Eviction that the state leaving it undergoes: it is the last of its window here over these blocks."""
+    """Eviction applied to its output state; set on the last op of a window over these blocks."""
     backward: bool
-    """It has a backward: gradient of some loss reaches it."""
+    """It has a backward: the gradient of some loss reaches it."""
     dh: bool
-    """Items of this stage (or its head) give a gradient to the features leaving it."""
-    returned: tuple[int, ...]
-    """Stages that send back a gradient for the features leaving it."""
+    """Backward of other ops (or the head) on this stage produces a gradient of its output features."""
+    receives_grad: tuple[int, ...]
+    """Stages that send a gradient of its output features."""
     dS: bool
-    """A later item gives a gradient to the fast weights and tails leaving it."""
+    """Backward of a later op produces a gradient of its output state."""
     dkv: bool
-    """A later item gives a gradient to the attention cache leaving it."""
+    """Backward of a later op produces a gradient of its output attention cache."""
 
 
 @dataclass(frozen=True)
 class StageSchedule:
-    """One stage: its blocks, its items by op, and its actions in order, for the two halves of a step."""
+    """One stage: its blocks, its stage ops by op index, and its actions in order for both halves of a step."""
 
     blocks: StageBlocks
     ops: Mapping[int, StageOp]
@@ -162,21 +174,29 @@ class StageSchedule:
 
 @dataclass(frozen=True)
 class Schedule:
-    """All stages' actions over one group of micro-batches."""
+    """The actions of all stages over one group of micro-batches."""
 
     program: Program
     stages: tuple[StageSchedule, ...]
     group: int
+    """Micro-batches in the group."""
     recompute: RecomputePolicy
     channels: Mapping[Edge, str] = field(default_factory=dict)
-    """Which communicator carries an edge. One per directed edge; with fewer, messages block one another."""
+    """Name of the communicator of each edge. Edges that share a communicator can deadlock."""
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of everything that all stages must agree on. Ranks with different keys would deadlock."""
+        stages = [(stage.blocks, stage.forward, stage.backward) for stage in self.stages]
+        content = (self.program.key, self.group, self.recompute, sorted(self.channels.items()), stages)
+        return sha256(repr(content).encode()).hexdigest()[:16]
 
 
 def stage_blocks(sleep: Sleep, depth: int, cuts: tuple[int, ...] = ()) -> tuple[StageBlocks, ...]:
-    """The stages of a stack of `depth` blocks that is cut before the blocks `cuts`; no cuts: one stage.
+    """Split a stack of `depth` blocks into stages; a stage starts at block 0 and at every block of `cuts`.
 
-    Stages are neighbours in the stack, so the first ones own what runs before the looped range (and the embedding), the
-    last ones what runs after it (and the head). Raises ValueError where a stage would own no block.
+    Stages are contiguous. The first stages own the prelude and the embedding, the last ones the coda and the head.
+    Raises ValueError if a stage would own no block.
     """
     bounds = (0, *cuts, depth)
     if any(a >= b for a, b in pairwise(bounds)):

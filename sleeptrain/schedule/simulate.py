@@ -1,178 +1,180 @@
-"""Carries out a schedule on a clock, under NCCL's rules for messages.
+"""Discrete-event simulation of a schedule under NCCL's rules for messages.
 
-A stage works its actions off one after the other. Sends and receives are posted and do not hold it up; an item waits for
-the message that it reads. A communicator keeps what one rank posts in order, and a message moves only when its send and
-its receive are both at the front (unbuffered; tags mean nothing).
+A stage runs its actions in order. Sends and receives are posted without blocking; a stage op waits for the message that
+it reads. A communicator keeps the operations that a rank posts in order. A message moves once its send and its receive
+are both at the front of their queues: transfers are unbuffered and tags are ignored.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sleeptrain.program.program import Pass, Program
-from sleeptrain.schedule.schedule import Edge, Schedule, ScheduleAction, StageOp, StageSchedule
+from sleeptrain.program import Pass, Program
+from sleeptrain.schedule.schedule import Edge, Schedule, ScheduleAction, StageSchedule
 
-Seconds = Callable[[int, ScheduleAction, bool], float]
-"""How long a stage needs for an action, by stage, action and whether it is in the backward half."""
-Transit = Callable[[ScheduleAction], float]
-"""How long a message is under way, by the action that sends it."""
-Arrival = tuple[Edge, int, int]
+ActionSeconds = Callable[[int, ScheduleAction, bool], float]
+"""Duration of an action by stage, action and whether it is in the backward half."""
+MessageSeconds = Callable[[ScheduleAction], float]
+"""Duration of a transfer, by the action that sends the message."""
+Message = tuple[Edge, int, int]
 """A message by edge, op and micro-batch."""
+Span = tuple[float, float]
+"""Begin and end of an action in seconds."""
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What happened: begin and end of every action carried out, by stage; what went wrong."""
+    """Result of a simulation: the span of every action that ran, by stage, and the problems found."""
 
-    spans: tuple[tuple[tuple[float, float], ...], ...]
+    spans: tuple[tuple[Span, ...], ...]
     problems: tuple[str, ...]
 
     @property
     def seconds(self) -> float:
-        """When the last stage was done."""
+        """End of the last action of any stage."""
         return max((stage[-1][1] for stage in self.spans if stage), default=0.0)
 
 
-class _Post(NamedTuple):
+class _Posted(NamedTuple):
+    """A send or receive and the time at which it was posted."""
+
     action: ScheduleAction
     time: float
 
 
 @dataclass
-class _World:
-    """Everything that changes while a schedule runs."""
+class _Network:
+    """Posted sends and receives, and the messages that have arrived."""
 
     schedule: Schedule
-    transit: Transit
-    queues: dict[tuple[str, int], deque[_Post]] = field(default_factory=dict)
-    free: dict[tuple[str, int], float] = field(default_factory=dict)
-    arrived: dict[Arrival, float] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
+    message_seconds: MessageSeconds
+    queues: dict[tuple[str, int], deque[_Posted]] = field(default_factory=dict)
+    """Pending operations by communicator and stage."""
+    free_at: dict[tuple[str, int], float] = field(default_factory=dict)
+    """When the last transfer of a communicator and stage ends."""
+    arrived: dict[Message, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
     def post(self, stage: int, action: ScheduleAction, time: float) -> set[int]:
-        """Queue a send or a receive; returns the stages for which something arrived."""
+        """Posts a send or a receive; returns the stages at which messages arrived."""
         assert action.edge is not None
         channel = self.schedule.channels.get(action.edge)
         if channel is None:
-            self.wrong.append(
-                f"stage {stage}, {describe(self.schedule.program, action)}: no communicator carries its edge"
-            )
+            described = describe(self.schedule.program, action)
+            self.problems.append(f"stage {stage}, {described}: its edge has no communicator")
             return set()
-        self.queues.setdefault((channel, stage), deque()).append(_Post(action, time))
+        self.queues.setdefault((channel, stage), deque()).append(_Posted(action, time))
         return self._match(channel, stage)
 
     def _match(self, channel: str, stage: int) -> set[int]:
-        """Move every message whose two ends are both at the front, beginning at one stage's queue."""
-        woken: set[int] = set()
-        look = [stage]
-        while look:
-            rank = look.pop()
-            mine = self.queues.get((channel, rank))
-            if not mine:
+        """Transfers every message whose send and receive are both at the front, beginning with one stage's queue."""
+        receivers: set[int] = set()
+        pending = [stage]
+        while pending:
+            rank = pending.pop()
+            queue = self.queues.get((channel, rank))
+            if not queue:
                 continue
-            edge = mine[0].action.edge
+            edge = queue[0].action.edge
             assert edge is not None
             peer = edge.dst if rank == edge.src else edge.src
-            theirs = self.queues.get((channel, peer))
-            if not theirs or theirs[0].action.edge != edge:
+            peer_queue = self.queues.get((channel, peer))
+            if not peer_queue or peer_queue[0].action.edge != edge:
                 continue
-            a, b = mine.popleft(), theirs.popleft()
-            sent, received = (a, b) if rank == edge.src else (b, a)
-            ends = ((channel, rank), (channel, peer))
-            start = max(a.time, b.time, *(self.free.get(end, 0.0) for end in ends))
-            end = start + self.transit(sent.action)
-            self.free |= dict.fromkeys(ends, end)
-            got, asked = sent.action, received.action
-            if (got.op, got.micro) != (asked.op, asked.micro):
-                program = self.schedule.program
-                self.wrong.append(
-                    f"stage {edge.dst} asked for {describe_subject(program, asked)} and got {describe_subject(program, got)}"
-                )
-            self.arrived[edge, asked.op, asked.micro] = end
-            woken |= {rank, peer} if asked.kind == "REDUCE" else {edge.dst}
-            look += [rank, peer]
-        return woken
+            own, other = queue.popleft(), peer_queue.popleft()
+            send, receive = (own, other) if rank == edge.src else (other, own)
+            self._transfer(channel, edge, send, receive)
+            receivers |= {rank, peer} if receive.action.kind == "REDUCE" else {edge.dst}
+            pending += [rank, peer]
+        return receivers
+
+    def _transfer(self, channel: str, edge: Edge, send: _Posted, receive: _Posted) -> None:
+        """Records the arrival of a message, and a problem if it is not the message that the receiver expects."""
+        ends = ((channel, edge.src), (channel, edge.dst))
+        start = max(send.time, receive.time, *(self.free_at.get(end, 0.0) for end in ends))
+        arrival = start + self.message_seconds(send.action)
+        self.free_at |= dict.fromkeys(ends, arrival)
+        sent, expected = send.action, receive.action
+        if (sent.op, sent.micro) != (expected.op, expected.micro):
+            subjects = [describe_subject(self.schedule.program, action) for action in (expected, sent)]
+            self.problems.append(f"stage {edge.dst} expects {subjects[0]} and receives {subjects[1]}")
+        self.arrived[edge, expected.op, expected.micro] = arrival
+
+    def unmatched(self) -> list[str]:
+        """One problem for every queue whose first operation was never matched by the peer."""
+        program = self.schedule.program
+        return [
+            f"communicator {channel!r}: stage {stage} posts {describe(program, queue[0].action)}, which its peer never matches"
+            for (channel, stage), queue in self.queues.items()
+            if queue
+        ]
 
 
-def simulate(schedule: Schedule, seconds: Seconds, transit: Transit) -> Simulation:
-    """Run a schedule until it is done or stuck; linear in the number of its actions."""
-    world = _World(schedule, transit)
+def simulate(schedule: Schedule, action_seconds: ActionSeconds, message_seconds: MessageSeconds) -> Simulation:
+    """Runs a schedule until it completes or deadlocks; takes time linear in the number of actions."""
+    network = _Network(schedule, message_seconds)
     actions = [(*stage.forward, *stage.backward) for stage in schedule.stages]
-    spans: list[list[tuple[float, float]]] = [[] for _ in schedule.stages]
+    spans: list[list[Span]] = [[] for _ in schedule.stages]
     ready = deque(range(len(schedule.stages)))
     posted: set[tuple[int, int]] = set()
     while ready:
         s = ready.popleft()
-        stage, mine = schedule.stages[s], spans[s]
-        turn = len(stage.forward)
-        clock = mine[-1][1] if mine else 0.0
-        while (k := len(mine)) < len(actions[s]):
-            action, backward, begin = actions[s][k], k >= turn, clock
+        stage, done = schedule.stages[s], spans[s]
+        clock = done[-1][1] if done else 0.0
+        while (k := len(done)) < len(actions[s]):
+            action, backward, begin = actions[s][k], k >= len(stage.forward), clock
             if action.edge is not None and (s, k) not in posted:
                 posted.add((s, k))
-                ready.extend(other for other in world.post(s, action, clock) if other != s)
-            for message in awaited_messages(s, stage, action, backward):
-                if message not in world.arrived:
-                    break
-                begin = max(begin, world.arrived[message])
-            else:
-                clock = begin + (seconds(s, action, backward) if action.edge is None else 0.0)
-                mine.append((begin, clock))
-                continue
-            break
-    problems = [*world.wrong, *_stuck(schedule, actions, spans), *_left(world)]
+                ready.extend(receiver for receiver in network.post(s, action, clock) if receiver != s)
+            awaited = awaited_messages(s, stage, action, backward)
+            if any(message not in network.arrived for message in awaited):
+                break
+            begin = max([begin, *(network.arrived[message] for message in awaited)])
+            clock = begin + (action_seconds(s, action, backward) if action.edge is None else 0.0)
+            done.append((begin, clock))
+    problems = [*network.problems, *_deadlocks(schedule.program, actions, spans), *network.unmatched()]
     return Simulation(tuple(map(tuple, spans)), tuple(problems))
 
 
-def awaited_messages(s: int, stage: StageSchedule, action: ScheduleAction, backward: bool) -> list[Arrival]:
+def awaited_messages(s: int, stage: StageSchedule, action: ScheduleAction, backward: bool) -> list[Message]:
     """Messages that must have arrived before an action can begin."""
     if action.kind == "REDUCE":
         assert action.edge is not None
         return [(action.edge, action.op, action.micro)]
-    item: StageOp | None = stage.ops.get(action.op)
-    if item is None:
+    stage_op = stage.ops.get(action.op)
+    if stage_op is None:
         return []
-    if action.kind == "FWD" and not backward and item.h is not None and item.h.stage != s:
-        return [(Edge(item.h.stage, s, "forward"), item.h.op, action.micro)]
+    if action.kind == "FWD" and not backward and stage_op.h is not None and stage_op.h.stage != s:
+        return [(Edge(stage_op.h.stage, s, "forward"), stage_op.h.op, action.micro)]
     if action.kind == "BWD":
-        return [(Edge(back, s, "backward"), item.op, action.micro) for back in item.returned]
+        return [(Edge(source, s, "backward"), stage_op.op, action.micro) for source in stage_op.receives_grad]
     return []
 
 
 def describe_subject(program: Program, action: ScheduleAction) -> str:
-    """An action's subject in words."""
+    """The window, pass and micro-batch of an action, as text."""
     if action.op < 0:
-        return "the shared matrix"
+        return "the tied matrix"
     op = program.ops[action.op]
-    part = f" {op.layers}" if isinstance(op, Pass) and op.layers != "loop" else ""
-    return f"window {op.window} pass {getattr(op, 'index', '-')}{part} micro {action.micro}"
+    layers = f" {op.layers}" if isinstance(op, Pass) and op.layers != "loop" else ""
+    return f"window {op.window} pass {getattr(op, 'index', '-')}{layers} micro {action.micro}"
 
 
 def describe(program: Program, action: ScheduleAction) -> str:
-    """An action in words."""
-    edge = action.edge
-    way = f" {edge.src}->{edge.dst} {edge.direction}" if edge else ""
-    return f"{action.kind}{way} {describe_subject(program, action)}"
+    """An action as text: kind, edge and subject."""
+    edge = f" {action.edge.src}->{action.edge.dst} {action.edge.direction}" if action.edge else ""
+    return f"{action.kind}{edge} {describe_subject(program, action)}"
 
 
-def _stuck(
-    schedule: Schedule, actions: list[tuple[ScheduleAction, ...]], spans: list[list[tuple[float, float]]]
+def _deadlocks(
+    program: Program, actions: Sequence[tuple[ScheduleAction, ...]], spans: Sequence[Sequence[Span]]
 ) -> list[str]:
-    """One line for every stage that waits for ever."""
-    found = []
-    for s, (mine, done) in enumerate(zip(actions, spans, strict=True)):
-        if len(done) < len(mine):
-            found.append(f"deadlock: stage {s} waits for ever before {describe(schedule.program, mine[len(done)])}")
-    return found
-
-
-def _left(world: _World) -> list[str]:
-    """One line for every message that one side still waits to pass."""
+    """One problem for every stage that did not run all its actions."""
     return [
-        f"communicator {channel!r}: {describe(world.schedule.program, queue[0].action)} of stage {stage} finds no partner"
-        for (channel, stage), queue in world.queues.items()
-        if queue
+        f"deadlock: stage {s} never begins {describe(program, scheduled[len(done)])}"
+        for s, (scheduled, done) in enumerate(zip(actions, spans, strict=True))
+        if len(done) < len(scheduled)
     ]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from sleeptrain.execute.stage_plan import checked
 from sleeptrain.parallel.config import BatchLayout, batch_layout, data_parallel_size, pipeline_obstacle, stage_cuts
 from sleeptrain.program import Program, Sleep, Window, compile
 from sleeptrain.schedule import (
@@ -15,6 +14,7 @@ from sleeptrain.schedule import (
     Schedule,
     StageBlocks,
     build_schedule,
+    checked,
     stage_blocks,
 )
 from sleeptrain.train.job import Job

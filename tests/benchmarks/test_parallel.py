@@ -37,7 +37,7 @@ def test_slots_of_what_two_stages_did_by_hand():
             ("begin", "SEND", 0, 0, back), ("end", "SEND", 0, 0, back)]  # fmt: skip
     # One forward, the other's forward and backward, one backward: six slots, of which each works three.
     assert idle_slots([first, last]) == [3, 3]
-    with pytest.raises(RuntimeError, match="nobody had sent"):
+    with pytest.raises(RuntimeError, match="never sent"):
         idle_slots([[event for event in first if event[1] != "SEND"], last])
 
 

@@ -28,7 +28,7 @@ STATIC: dict[str, tuple[Sequence[str], str]] = {
     "sequence alone": (["mesh.sequence=true"], "mesh.sequence = true (command line) with mesh.tensor = 1 (default): the processes that share the tokens"),
     "a group that is too small": (["mesh.pipe=2", "mesh.group=1"], "mesh.group = 1 (command line) with mesh.pipe = 2 (command line): stages would wait for one another"),
     "rows that make no groups": (["mesh.pipe=2", "mesh.data=2", "train.batch=10"], "the 5 rows of each of 2 processes do not make groups of 2 or 3 or 4 micro-batches (mesh.group, mesh.pipe = 2); the nearest batch that does is 12"),
-    "no pass": (["sleep.passes=0", "mesh.pipe=2"], "sleep.passes = 0 (command line): must be at least 1: the first pass, which predicts, is counted"),
+    "no pass": (["sleep.passes=0", "mesh.pipe=2"], "sleep.passes = 0 (command line): must be at least 1; the first pass is counted"),
     "a draw of no pass": (["sleep.passes={low: 0, high: 2}"], "sleep.passes = {low: 0, high: 2} (command line): a draw needs 1 <= low <= high"),
     "a slip below deepspeed": (["deepspeed.wall_clock_breakdwn=true"], "deepspeed.wall_clock_breakdwn = true (command line): unknown key; did you mean wall_clock_breakdown?"),
     "a slip deeper down": (["deepspeed.zero_optimization.overlap_com=true"], "deepspeed.zero_optimization.overlap_com = true (command line): unknown key; did you mean overlap_comm?"),

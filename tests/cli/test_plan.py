@@ -82,7 +82,7 @@ def test_pictures(sleeptrain: Any, folder: Path) -> None:
     ran = sleeptrain(*words, "--draw", "--svg", "pictures/tiny.svg")
     assert ran.status == 0, ran.err
     *_, first, last, legend = ran.out.splitlines()
-    assert first.startswith("stage 0  |") and last.startswith("stage 1  |") and "a micro-batch forward" in legend
+    assert first.startswith("stage 0  |") and last.startswith("stage 1  |") and "forward of a micro-batch" in legend
     root = ET.parse(folder / "pictures" / "tiny.svg").getroot()
     assert root.tag.endswith("svg") and "2 stages" in str(next(root.iter("{http://www.w3.org/2000/svg}text")).text)
     assert "Assumed: runs/data" not in ran.out  # there is data

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.stage_slots import ITEMS, idle_slots
+from benchmarks.stage_slots import SLOTS, idle_slots
 from sleeptrain.execute.segments import block_segments, forward_with_grad, loss_segment
 from sleeptrain.execute.stored_bytes import ByteCounter
 from sleeptrain.schedule import (
@@ -58,7 +58,7 @@ def assert_idle_as_estimated(traces, cuts, group, policy):
     expected = estimate(schedule, costs)
     # On a clock that only compute actions advance.
     idle = idle_slots(traces)
-    total = idle[0] + sum(ITEMS.get(kind, 0) for event, kind, *_ in traces[0] if event == "end")
+    total = idle[0] + sum(SLOTS.get(kind, 0) for event, kind, *_ in traces[0] if event == "end")
     assert total == expected.seconds
     assert idle == [stage.idle for stage in expected.stages]
     passes = sum(op.layers == "loop" for op in schedule.program.ops if hasattr(op, "layers"))
@@ -174,8 +174,8 @@ def test_stored_bytes_of_two_stages_are_as_estimated(two):
 
 def test_schedules_that_deadlock_or_differ_between_ranks_are_refused_before_any_message(two):
     for found in two:
-        assert "this schedule cannot be carried out: " in found["refusals"]["shared_channels"]
-        assert "stage 1 asked for" in found["refusals"]["swapped_receives"]
+        assert "invalid schedule: " in found["refusals"]["shared_channels"]
+        assert "stage 1 expects" in found["refusals"]["swapped_receives"]
         assert "ranks hold different schedules" in found["refusals"]["different_by_rank"]
 
 

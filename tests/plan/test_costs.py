@@ -59,8 +59,9 @@ def test_a_tied_matrix_travels_once_in_the_type_of_the_sums():
         (["train.precision=bf16", "optim.sum_dtype=bfloat16"], 2),
     ):
         plan = plan_of("mesh.pipe=2", *changes)
-        assert plan.costs.shared == size * 258 * 32
-    assert costs_of(layout_of()).shared == 0 == plan_of("mesh.pipe=2", "model.tie=false").costs.shared
+        assert plan.costs.tied_bytes == size * 258 * 32
+    tied_later = plan_of("mesh.pipe=2", "model.tie=false").costs.tied_bytes
+    assert costs_of(layout_of()).tied_bytes == 0 == tied_later
 
 
 def test_speed_makes_seconds_of_flops():

@@ -71,7 +71,7 @@ def test_stages_are_weighed_by_what_they_compute():
     plan = plan_of("mesh.pipe=2", "train.recompute=pass")
     first, last = plan.balance.costs
     stages = plan.estimate.stages
-    assert first == stages[0].forward + stages[0].again + stages[0].backward
+    assert first == stages[0].forward + stages[0].recompute + stages[0].backward
     assert last > first > 0.8 * last  # the head
     assert plan.balance.cuts == (2,)
     assert stage_balance(plan.layout) == plan.balance

@@ -1,4 +1,4 @@
-"""Draws programs, cuts and policies of every kind for property tests."""
+"""Hypothesis strategy for random programs, stages and recompute policies."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from sleeptrain.schedule import RECOMPUTE_POLICIES, Schedule, StageBlocks, build
 
 
 @dataclass(frozen=True)
-class Case:
-    """Everything that a schedule is made of."""
+class ScheduleCase:
+    """The inputs of `build_schedule`."""
 
     sleep: Sleep
     depth: int
@@ -24,8 +24,8 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, max_windows: int = 4, max_depth: int = 7, max_stages: int = 4) -> Case:
-    """A program over up to `max_windows` windows of unequal length, on up to `max_stages` stages cut anywhere."""
+def schedule_cases(draw: st.DrawFn, max_windows: int = 4, max_depth: int = 7, max_stages: int = 4) -> ScheduleCase:
+    """A program over up to `max_windows` windows of random length, on up to `max_stages` stages of random size."""
     depth = draw(st.integers(1, max_depth))
     passes = draw(st.integers(1, 4))
     first = draw(st.integers(0, depth - 1))
@@ -49,7 +49,7 @@ def cases(draw: st.DrawFn, max_windows: int = 4, max_depth: int = 7, max_stages:
     count = draw(st.integers(1, min(max_stages, depth)))
     cuts = tuple(sorted(draw(st.permutations(range(1, depth)))[: count - 1])) if depth > 1 else ()
     group = draw(st.integers(count, count + 2))
-    return Case(
+    return ScheduleCase(
         sleep,
         depth,
         compile(sleep, layout, depth),
