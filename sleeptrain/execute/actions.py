@@ -198,7 +198,7 @@ class ActionRunner:
 
     def _note_exit(self, work: WorkItem, out: Tensor) -> None:
         if work.op.index > 1:
-            self.residuals[work.micro].append(self.model.moved(out, self.exits[work.micro]))
+            self.residuals[work.micro].append(self.model.relative_change(out, self.exits[work.micro]))
         if work.op.index < work.op.of:
             self.exits[work.micro] = out
         else:

@@ -90,8 +90,8 @@ class LanguageModel(nn.Module):
         x = self.norm(h)
         return self.embed(x, targets, known, back=True) if self.head is None else self.head(x, targets, known)
 
-    def moved(self, h: Tensor, before: Tensor) -> Tensor:
-        """How far a pass moved the features of a window, relative to where they were: ||h - before|| / ||before||."""
+    def relative_change(self, h: Tensor, before: Tensor) -> Tensor:
+        """The relative change of the features of a window by a pass, ||h - before|| / ||before||, a float32 scalar."""
         return (h - before).float().norm() / before.float().norm().clamp_min(1e-12)
 
 

@@ -99,7 +99,7 @@ def run_window(
             above = h
         elif op.layers == "loop":
             if exit_ is not None:
-                residuals.append(model.moved(h.detach(), exit_.detach()))
+                residuals.append(model.relative_change(h.detach(), exit_.detach()))
             exit_ = h
     if boundary is not None:
         state = state.evict(boundary)

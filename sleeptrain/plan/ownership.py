@@ -72,7 +72,7 @@ def parameter_ownership(job: Job) -> Parameters:
         stage.keep(part.start, part.stop)
         sizes, kinds = {}, dict[Kind, int]()
         for name, parameter in stage.named_parameters():
-            cut = shards.cut(name, parameter.detach())
+            cut = shards.shard(name, parameter.detach())
             sizes[name] = cut.numel()
             group = kind(name, cut)
             kinds[group] = kinds.get(group, 0) + cut.numel()

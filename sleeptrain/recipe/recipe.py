@@ -17,7 +17,7 @@ from sleeptrain import checkpoint
 from sleeptrain.config import Problem, Resolved, UserError, load
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.engine.deepspeed_keys import refused_keys
-from sleeptrain.engine.settings import OURS
+from sleeptrain.engine.settings import RESERVED_KEYS
 from sleeptrain.parallel.config import batch_layout
 from sleeptrain.recipe.rules import RULES
 from sleeptrain.train.job import Job
@@ -32,7 +32,7 @@ class Recipe(Job):
 
     def problems(self) -> list[Problem]:
         """What is wrong with the keys of `deepspeed:`, which is no section of ours."""
-        return [Problem(f"deepspeed.{path}", why) for path, why in refused_keys(self.deepspeed, OURS)]
+        return [Problem(f"deepspeed.{path}", why) for path, why in refused_keys(self.deepspeed, RESERVED_KEYS)]
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Resolved[Recipe]:

@@ -15,7 +15,8 @@ from sleeptrain import checkpoint
 from sleeptrain.config import UserError
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.reader import Reader
-from sleeptrain.engine.build import Engine, build_engine
+from sleeptrain.engine.build import EngineSpec, build_engine
+from sleeptrain.engine.engine import Engine
 from sleeptrain.model.config import Model
 from sleeptrain.model.counts import step_flops
 from sleeptrain.parallel.collectives import assert_same_on_all_ranks
@@ -114,12 +115,12 @@ def set_up(job: Job, flat_config: dict[str, Any], folder: Path, reader: Reader, 
     split = split_batch(job, axes.data.size)
     model, finalize_grads = new_model(job, axes, job.model.deltanet.horizon or manifest.length, process.device)
     use_kernels(model, train, manifest.windows, split.micro, process)
-    engine = build_engine(
-        model, job.optim, precision=train.precision, zero=job.mesh.zero,
-        micro_rows=split.micro * split.group, accumulation=split.accumulation, overrides=job.deepspeed, mpu=axes.mpu,
-        parts=None if axes.mpu is None else StateGatherer(axes, getattr(model, "shards", None), process.device),
-        looped=looped_elements(model, program, job.sleep) if job.mesh.zero == 3 else 0,
+    spec = EngineSpec(
+        train.precision, job.mesh.zero, split.micro * split.group, split.accumulation, overrides=job.deepspeed, mpu=axes.mpu,
+        state_gatherer=None if axes.mpu is None else StateGatherer(axes, getattr(model, "tp_layout", None), process.device),
+        reused_elements=looped_elements(model, program, job.sleep) if job.mesh.zero == 3 else 0,
     )  # fmt: skip
+    engine = build_engine(model, job.optim, spec)
     steps = train.steps or -(-(train.tokens or 0) // (train.batch * manifest.length))
     step, newest = 0, checkpoint.latest(folder / "checkpoints")
     if newest is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sleeptrain.config.errors import UserError
 from sleeptrain.data.batch import IGNORED, Batch
 from sleeptrain.data.reader import Reader
-from sleeptrain.engine.build import Engine
+from sleeptrain.engine.engine import Engine
 from sleeptrain.execute.segments import MicroBatch
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import ProgramOutput
@@ -61,7 +61,7 @@ def train_step(
     micro-batches: targets are counted first. Raises UserError on all ranks where one could not read its part.
     """
     device, model = engine.process.device, cast(LanguageModel, engine.module)
-    counts = _sum_over_ranks(_scored(batches, windows).to(device) / axes.copies)
+    counts = _sum_over_ranks(_scored(batches, windows).to(device) / axes.model_parallel_size)
     if isinstance(batches, UserError) or counts.isnan().any():
         raise _of_all(engine.process, batches)
     total, pieces = max(1, round(float(counts.sum()))), len(batches)
@@ -113,7 +113,7 @@ def _measures(result: ProgramOutput, windows: Sequence[Window], axes: MeshAxes) 
     (elsewhere they are 0) and residuals; every process has its own part of the state.
     """
     losses = _by_window(result.nll.detach(), windows) / axes.tensor.size
-    rows = losses.new_tensor(result.nll.shape[0] / axes.copies)
+    rows = losses.new_tensor(result.nll.shape[0] / axes.model_parallel_size)
     residual = result.residual.double().mean() if result.residual.numel() else losses.new_zeros(())
     fast = [result.state[leaf.name].detach() for leaf in result.state.spec if leaf.kind == "fast"]
     squares = sum((s.double().square().sum() for s in fast), losses.new_zeros(()))
