@@ -15,7 +15,8 @@ import torch.distributed as dist
 from steps import batch
 from teams import Orders
 
-from sleeptrain.engine.build import Engine, build_engine
+from sleeptrain.engine.build import EngineSpec, build_engine
+from sleeptrain.engine.engine import Engine
 from sleeptrain.execute.autograd import FinalizeGrads, run_with_autograd
 from sleeptrain.execute.executor import StageExecutor
 from sleeptrain.execute.gradients import GradAccumulator
@@ -61,10 +62,8 @@ class _BenchmarkProcess:
         job, split = plan.job, plan.layout.batch
         axes = init_mesh(job.mesh, process.rank, process.world)
         model, finalize_grads = new_model(plan.layout, axes, job.model.deltanet.horizon or 1, process.device)
-        engine = build_engine(
-            model, job.optim, precision=job.train.precision, zero=job.mesh.zero, micro_rows=split.micro * split.group,
-            accumulation=split.accumulation, mpu=axes.mpu,
-        )  # fmt: skip
+        spec = EngineSpec(job.train.precision, job.mesh.zero, split.rows_per_backward, split.accumulation, mpu=axes.mpu)
+        engine = build_engine(model, job.optim, spec)
         edges = None
         if axes.pipe.size > 1:
             edges = P2PChannels(axes.pipes)

@@ -16,7 +16,7 @@ import torch
 from figures import Figure, interleaved, median_ratio, part
 
 from sleeptrain.data.batch import IGNORED, Batch
-from sleeptrain.engine.build import build_engine
+from sleeptrain.engine.build import EngineSpec, build_engine
 from sleeptrain.model.counts import parameters
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
@@ -84,7 +84,7 @@ def stepper(case: Case, rows: int) -> tuple[dict[int, Callable[[], float]], dict
         "layers": recipe.model.pattern, "parameters": parameters(model)["total"], "optimizer": recipe.optim.name,
         "recompute": recipe.train.recompute,
     }  # fmt: skip
-    engine = build_engine(model, recipe.optim, precision="fp32", zero=recipe.mesh.zero, micro_rows=rows, accumulation=1)
+    engine = build_engine(model, recipe.optim, EngineSpec("fp32", recipe.mesh.zero, micro_rows=rows, accumulation=1))
     data, axes = batch(case.layout, rows, case.vocab), init_mesh(recipe.mesh, 0, 1)
     job = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, batch=rows, micro=rows))
     layout = resolve_layout(job, case.layout, 1)

@@ -1,4 +1,4 @@
-"""Saves a run and takes it up again."""
+"""Saves and loads checkpoints: engine state, weights and random generator states."""
 
 from sleeptrain.checkpoint.folder import latest, load, load_weights, save
 from sleeptrain.checkpoint.random import random_state, set_random_state

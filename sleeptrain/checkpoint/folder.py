@@ -1,12 +1,12 @@
-"""A checkpoint is a folder that is there whole or not at all.
+"""Checkpoint folders: written beside their place and renamed when complete.
 
 step-00000100/
-    deepspeed/            parameters and optimizer as DeepSpeed writes them, a file a process
-    model.safetensors     every parameter by name, whole, in fp32: for evaluation and export
-    state/00000.json      what the caller gave on each rank: step, data position, random states
-    layout.json           which processes wrote it: their number, the sizes of the mesh, ZeRO stage, precision and optimizer
+    deepspeed/            parameters and optimizer state in DeepSpeed's format, one file per process
+    model.safetensors     every full parameter by name, in fp32: for evaluation and export
+    state/00000.json      the caller's state of each rank: step, data position, random states
+    layout.json           the layout it was written with: processes, mesh sizes, ZeRO stage, precision and optimizer
     config.yaml           the resolved configuration, if given
-latest                    the name of the newest one
+latest                    the name of the newest checkpoint
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sleeptrain.config.errors import UserError
-from sleeptrain.engine.build import Engine
+from sleeptrain.engine.engine import Engine
 from sleeptrain.parallel.config import Mesh
 
 DATA_ONLY = Mesh()
-"""All processes share the rows."""
+"""Data parallelism alone."""
 
 
 def save(
     engine: Engine, folder: Path, step: int, state: dict[str, Any],
     *, mesh: Mesh = DATA_ONLY, keep: int = 0, config: str = "",
 ) -> Path:  # fmt: skip
-    """Writes `folder/step-<step>` and moves `latest` to it; a collective, between steps. Returns its path.
+    """Write `folder/step-<step>` and point `latest` to it; a collective, between steps. Returns the checkpoint's path.
 
-    `state` is this rank's own and must be JSON-able; `mesh` is how the processes of `engine` stand. `keep` > 0 then removes all but the newest that many. It is written
-    beside its place and renamed when complete, so that a process that dies leaves no half checkpoint that looks whole.
+    `state` is this rank's own and must be JSON-serializable; `mesh` is the mesh of `engine`. With `keep` > 0, all but the
+    newest `keep` checkpoints are removed. Files are written to a staging folder, which is renamed when complete: a process
+    that dies leaves no incomplete checkpoint under the final name.
     """
     first = engine.process.rank == 0
     final = folder / f"step-{step:08d}"
@@ -57,10 +58,10 @@ def save(
     dist.barrier()
     if first:
         _commit(staging, final)
-        _point(folder, final.name)
+        _set_latest(folder, final.name)
         if keep > 0:
-            # By step, not by age: after a rollback the steps beyond are of a history that was given up.
-            for old in _found(folder)[:-keep]:
+            # The newest by step. After a rollback the new checkpoint may not be among them, and is kept all the same.
+            for old in _checkpoints(folder)[:-keep]:
                 if old != final:
                     shutil.rmtree(old)
     dist.barrier()
@@ -68,29 +69,32 @@ def save(
 
 
 def latest(folder: Path) -> Path | None:
-    """The checkpoint that `folder/latest` names, else the one with the highest step, else None."""
+    """The checkpoint that `folder/latest` names, else the one of the highest step; None if there is none."""
     pointer = folder / "latest"
     if pointer.is_file():
         named = folder / pointer.read_text().strip()
         if (named / "layout.json").is_file():
             return named
-    found = _found(folder)
-    return found[-1] if found else None
+    checkpoints = _checkpoints(folder)
+    return checkpoints[-1] if checkpoints else None
 
 
 def load(engine: Engine, path: Path, *, mesh: Mesh = DATA_ONLY) -> dict[str, Any]:
-    """Restores parameters and optimizer bit for bit; a collective. Returns the state this rank gave to `save`.
+    """Restore parameters and optimizer bit for bit; a collective. Returns the state that this rank passed to `save`.
 
-    UserError, of which rank 0 has the words, where `path` is no checkpoint, or was written by processes that stood otherwise.
+    Raises UserError on all ranks, with a message on rank 0, if `path` is not a checkpoint or has another layout.
     """
-    if wrong := _other_layout(path, _layout(engine, mesh)):
-        raise UserError([wrong] if engine.process.rank == 0 else [])
+    if obstacle := _layout_obstacle(path, _layout(engine, mesh)):
+        raise UserError([obstacle] if engine.process.rank == 0 else [])
     engine.load(path)
     return json.loads((path / "state" / f"{engine.process.rank:05d}.json").read_text())
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Every parameter by name, whole, in fp32 on the CPU. Needs neither DeepSpeed nor other processes."""
+    """Every full parameter by name, in fp32 on the CPU. Needs neither DeepSpeed nor a process group.
+
+    Raises UserError if `path` is not a checkpoint.
+    """
     from safetensors.torch import load_file
 
     file = path / "model.safetensors"
@@ -100,9 +104,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _layout(engine: Engine, mesh: Mesh) -> dict[str, Any]:
+    """The content of layout.json for a run."""
     return {
         "processes": engine.process.world,
-        "data": engine.data,
+        "data": engine.data_parallel_size,
         "pipe": mesh.pipe,
         "tensor": mesh.tensor,
         "sequence": mesh.sequence,
@@ -112,29 +117,31 @@ def _layout(engine: Engine, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-FIELDS = {"precision": "train.precision", "optimizer": "optim.name"}
-"""Where a recipe says what a layout calls so; the rest is in its section `mesh:`."""
+RECIPE_FIELDS = {"precision": "train.precision", "optimizer": "optim.name"}
+"""Field of the recipe for keys of a layout that are not in its section `mesh:`."""
 
 
-def _other_layout(path: Path, now: dict[str, Any]) -> str | None:
-    """Why the checkpoint at `path` cannot be loaded at the layout `now`, and what to do; None if it can."""
+def _layout_obstacle(path: Path, current: dict[str, Any]) -> str | None:
+    """Why a run with the layout `current` cannot load the checkpoint at `path`, and what to do; None if it can."""
     if not (path / "layout.json").is_file():
         return f"{path} is not a checkpoint: it has no layout.json"
-    saved = now | json.loads((path / "layout.json").read_text())
-    changed = [name for name in now if saved[name] != now[name]]
+    saved = current | json.loads((path / "layout.json").read_text())
+    changed = [name for name in current if saved[name] != current[name]]
     if not changed:
         return None
-    # The data axis is what the number of processes leaves.
-    values = [(FIELDS.get(name, f"mesh.{name}"), saved[name]) for name in changed if name not in ("processes", "data")]
-    back = " ".join(f"{field}={str(value).lower()}" for field, value in values)
+    # No override for the data axis: its size follows from the number of processes.
+    fields = {
+        RECIPE_FIELDS.get(name, f"mesh.{name}"): saved[name] for name in changed if name not in ("processes", "data")
+    }
+    overrides = " ".join(f"{field}={str(value).lower()}" for field, value in fields.items())
     return (
-        f"{path} was written by {_said(saved)}, and this run has {_said(now)}; a run continues at the sizes it was saved at: start "
-        f"{_count(saved['processes'])}{f' with {back}' if back else ''}, or begin another run with run_dir=..."
+        f"{path} was written by {_describe(saved)}, and this run has {_describe(current)}; a run continues with the layout of its "
+        f"checkpoint: start {_count(saved['processes'])}{f' with {overrides}' if overrides else ''}, or begin another run with run_dir=..."
     )
 
 
-def _said(layout: dict[str, Any]) -> str:
-    """A layout in words."""
+def _describe(layout: dict[str, Any]) -> str:
+    """A layout as a phrase of an error message."""
     axes = " x ".join(f"{axis} {layout[axis]}" for axis in ("data", "pipe", "tensor"))
     sequence = " with sequence" if layout["sequence"] else ""
     return f"{_count(layout['processes'])} ({axes}{sequence}, ZeRO {layout['zero']}, {layout['precision']}, {layout['optimizer']})"
@@ -144,7 +151,8 @@ def _count(processes: int) -> str:
     return f"{processes} process{'' if processes == 1 else 'es'}"
 
 
-def _found(folder: Path) -> list[Path]:
+def _checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in order of step."""
     return sorted(path for path in folder.glob("step-*") if (path / "layout.json").is_file())
 
 
@@ -153,29 +161,31 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _commit(staging: Path, final: Path) -> None:
+    """Flush the files of `staging` to disk and rename it to `final`, which is replaced if it exists."""
     for path in [*staging.rglob("*"), staging]:
-        _sync(path)
+        _fsync(path)
     if final.exists():
-        # A run that went back to an earlier step and comes here again.
-        aside = staging.with_suffix(".old")
-        shutil.rmtree(aside, ignore_errors=True)
-        final.rename(aside)
+        # The run was rolled back to an earlier step and reaches this one again.
+        replaced = staging.with_suffix(".old")
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
         staging.rename(final)
-        shutil.rmtree(aside)
+        shutil.rmtree(replaced)
     else:
         staging.rename(final)
-    _sync(final.parent)
+    _fsync(final.parent)
 
 
-def _point(folder: Path, name: str) -> None:
+def _set_latest(folder: Path, name: str) -> None:
+    """Write the file `latest` atomically."""
     pointer = folder / ".latest.part"
     pointer.write_text(name + "\n")
-    _sync(pointer)
+    _fsync(pointer)
     pointer.replace(folder / "latest")
-    _sync(folder)
+    _fsync(folder)
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The states of all random generators of a process, as a value that JSON can hold."""
+"""The random generator states of a process as a JSON-serializable value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """The states of Python's, numpy's, torch's and, where there is a GPU, this process's CUDA generator."""
+    """The states of the generators of Python, numpy, torch and, with a GPU, this process's CUDA device."""
     version, numbers, gauss = random.getstate()
     twister: Any = np.random.get_state()
     _, keys, position, has_gauss, cached = twister
@@ -25,7 +25,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Puts back what `random_state` gave; CUDA's only where there is one on both sides."""
+    """Restore the states from `random_state`; the CUDA state only if it was saved and there is a GPU."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     keys, position, has_gauss, cached = state["numpy"]

@@ -1,10 +1,10 @@
-"""Muon for hidden matrices and AdamW for the rest, over the flat partitions that ZeRO hands to an optimizer.
+"""Muon for hidden matrices and AdamW for the rest, over the flat partitions of ZeRO 1 and 2.
 
-DeepSpeed has a Muon of its own. Under ZeRO 1 and 2 in fp32, and under ZeRO 2 in bf16, it orthogonalises each matrix
-before it takes the norm (0.19.8, `stage_1_and_2.get_flat_partition`): the norm it reports, and clips by, mixes Muon's
-updates with AdamW's gradients, so that clipping shrinks the step by the square root of the model's size; and under
-ZeRO 2 in bf16 its momentum is bf16. Here the optimizer sees gradients that were averaged and clipped, in fp32, whatever
-the stage, and its momentum has the layout of the master weights.
+DeepSpeed has its own Muon. Under ZeRO 1 and 2 in fp32, and under ZeRO 2 in bf16, it orthogonalises each matrix before it
+takes the gradient norm (0.19.8, `stage_1_and_2.get_flat_partition`). The norm that it reports and clips by then mixes Muon's
+updates with AdamW's gradients, so that clipping shrinks the step by the square root of the model's size; and under ZeRO 2
+in bf16 its momentum is bf16. This one reads averaged and clipped fp32 gradients at every stage, and its momentum is
+partitioned like the master weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration (Jordan et al. 2024, Muon): steepest at zero; singular values end between about 0.7 and 1.2."""
+"""Coefficients of the quintic Newton-Schulz iteration (Jordan et al. 2024, Muon): of maximum slope at zero; singular values
+end between about 0.7 and 1.2."""
 
 
 def orthogonalise(matrix: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
@@ -39,63 +40,65 @@ def orthogonalise(matrix: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
 
 @dataclass(frozen=True)
 class Fragment:
-    """The part of one matrix that lies in this process's partition."""
+    """The contiguous part of one flattened matrix that lies in one process's partition."""
 
     matrix: int
-    """Which matrix, counted in the order of the parameter group."""
+    """Index of the matrix in the parameter group."""
     start: int
-    """Where the part begins in the flat partition, in elements."""
+    """First element in the flat partition."""
     offset: int
-    """Where the part begins in the flattened matrix."""
+    """First element in the flattened matrix."""
     numel: int
 
 
 @dataclass(frozen=True)
 class MatrixPartition:
-    """Which parts of which matrices every process of the data group holds."""
+    """The fragments of the matrices on every process of the data group."""
 
     shapes: list[tuple[int, int]]
-    everyone: list[list[Fragment]]
+    """(rows, cols) of every matrix."""
+    fragments: list[list[Fragment]]
     """By rank in the group."""
     rank: int
     group: Any
     """The process group; None for the default one."""
 
     @property
-    def mine(self) -> list[Fragment]:
-        """What this process holds."""
-        return self.everyone[self.rank]
+    def local_fragments(self) -> list[Fragment]:
+        """The fragments of this process."""
+        return self.fragments[self.rank]
 
-    def common(self, one: int, other: int) -> list[Fragment]:
-        """The fragments of rank `one` whose matrices rank `other` holds a part of, too, in the order of the matrices."""
-        theirs = {fragment.matrix for fragment in self.everyone[other]}
-        return sorted((f for f in self.everyone[one] if f.matrix in theirs), key=lambda f: f.matrix)
+    def fragments_to_send(self, source: int, destination: int) -> list[Fragment]:
+        """Fragments of rank `source` whose matrices also have a fragment on rank `destination`, in order of the matrices."""
+        matrices = {fragment.matrix for fragment in self.fragments[destination]}
+        return sorted((f for f in self.fragments[source] if f.matrix in matrices), key=lambda f: f.matrix)
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, except for groups with `muon=True`, whose parameters are matrices or, after `attach`, one flat partition.
+    """Muon for groups with `muon=True`, AdamW for the others.
 
-    Weight decay is decoupled; an update is scaled by sqrt(max(1, rows / cols)). State: `momentum_buffer`, as the parameter.
+    The parameters of a Muon group are matrices or, after `set_partition`, one flat partition of them. Weight decay is
+    decoupled; an update is scaled by sqrt(max(1, rows / cols)). State: `momentum_buffer`, of the parameter's shape.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, momentum: float, ns_dtype: torch.dtype, **adam: Any) -> None:
         super().__init__(groups, **adam)
         self.momentum = momentum
         self.ns_dtype = ns_dtype
-        self.layout: MatrixPartition | None = None
+        self.partition: MatrixPartition | None = None
 
-    def attach(self, layout: MatrixPartition) -> None:
-        """From now on the one parameter of the muon group is a flat partition with this layout."""
-        self.layout = layout
+    def set_partition(self, partition: MatrixPartition) -> None:
+        """Declare that the one parameter of the Muon group is a flat partition, as ZeRO makes it."""
+        self.partition = partition
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Updates every group; a collective over the data group if any matrix lies in several partitions."""
-        everything = self.param_groups
-        self.param_groups = [group for group in everything if not group["muon"]]
+        """Update every group; a collective over the data group if a matrix lies in several partitions."""
+        all_groups = self.param_groups
+        self.param_groups = [group for group in all_groups if not group["muon"]]
         super().step()
-        self.param_groups = everything
-        for group in everything:
+        self.param_groups = all_groups
+        for group in all_groups:
             if group["muon"]:
                 for parameter in group["params"]:
                     if parameter.grad is not None:
@@ -105,70 +108,73 @@ class Muon(torch.optim.AdamW):
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-            # AdamW, when it loads a state, looks for one in every parameter's.
+            # AdamW.load_state_dict expects it in the state of every parameter.
             state["step"] = torch.tensor(0.0)
         state["step"] += 1
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
         direction = torch.lerp(gradient, momentum, self.momentum)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        if self.layout is None:
+        if self.partition is None:
             parameter.add_(self._scaled(direction), alpha=-group["lr"])
             return
-        from_others = exchange(direction, self.layout)
-        for part in self.layout.mine:
-            own = direction.narrow(0, part.start, part.numel)
-            rows, cols = self.layout.shapes[part.matrix]
-            if part.numel < rows * cols:
-                whole = direction.new_zeros(rows * cols)
-                whole.narrow(0, part.offset, part.numel).copy_(own)
-                for other, values in from_others[part.matrix]:
-                    whole.narrow(0, other.offset, other.numel).copy_(values)
+        remote = exchange_fragments(direction, self.partition)
+        for fragment in self.partition.local_fragments:
+            local = direction.narrow(0, fragment.start, fragment.numel)
+            rows, cols = self.partition.shapes[fragment.matrix]
+            if fragment.numel < rows * cols:
+                full = direction.new_zeros(rows * cols)
+                full.narrow(0, fragment.offset, fragment.numel).copy_(local)
+                for other, values in remote[fragment.matrix]:
+                    full.narrow(0, other.offset, other.numel).copy_(values)
             else:
-                whole = own
-            update = self._scaled(whole.view(rows, cols)).reshape(-1).narrow(0, part.offset, part.numel)
-            parameter.narrow(0, part.start, part.numel).add_(update, alpha=-group["lr"])
+                full = local
+            update = self._scaled(full.view(rows, cols)).reshape(-1).narrow(0, fragment.offset, fragment.numel)
+            parameter.narrow(0, fragment.start, fragment.numel).add_(update, alpha=-group["lr"])
 
     def _scaled(self, direction: Tensor) -> Tensor:
+        """The orthogonalised matrix times sqrt(max(1, rows / cols)), in the dtype of `direction`."""
         rows, cols = direction.shape
         return orthogonalise(direction, self.ns_dtype).to(direction.dtype) * max(1.0, rows / cols) ** 0.5
 
 
-def exchange(flat: Tensor, layout: MatrixPartition) -> dict[int, list[tuple[Fragment, Tensor]]]:
-    """The parts, held by others, of the matrices this process holds a part of: by matrix, (fragment, its values).
+def exchange_fragments(flat: Tensor, partition: MatrixPartition) -> dict[int, list[tuple[Fragment, Tensor]]]:
+    """Other ranks' fragments of the matrices that this process has a fragment of: (fragment, values) pairs by matrix.
 
-    One all-to-all, of nothing but matrices that lie in several partitions; none at all where there are no such.
+    One all-to-all over the data group, of the matrices that lie in several partitions; no collective if there are none.
+    `flat` is this process's partition.
     """
-    ranks: Sequence[int] = range(len(layout.everyone))
-    shared = {f.matrix for a in ranks for b in ranks if a != b for f in layout.common(a, b)}
-    received: dict[int, list[tuple[Fragment, Tensor]]] = {matrix: [] for matrix in shared}
-    if not shared:
-        return received
-    out = [[f for f in layout.common(layout.rank, r) if r != layout.rank] for r in ranks]
-    into = [[f for f in layout.common(r, layout.rank) if r != layout.rank] for r in ranks]
-    sizes_out = [sum(f.numel for f in parts) for parts in out]
-    sizes_in = [sum(f.numel for f in parts) for parts in into]
-    send = torch.cat([flat.new_empty(0)] + [flat.narrow(0, f.start, f.numel) for parts in out for f in parts])
-    arrived = flat.new_empty(sum(sizes_in))
-    dist.all_to_all_single(arrived, send, sizes_in, sizes_out, group=layout.group)
+    ranks: Sequence[int] = range(len(partition.fragments))
+    divided = {f.matrix for a in ranks for b in ranks if a != b for f in partition.fragments_to_send(a, b)}
+    remote: dict[int, list[tuple[Fragment, Tensor]]] = {matrix: [] for matrix in divided}
+    if not divided:
+        return remote
+    own = partition.rank
+    sent = [[f for f in partition.fragments_to_send(own, r) if r != own] for r in ranks]
+    received = [[f for f in partition.fragments_to_send(r, own) if r != own] for r in ranks]
+    send_sizes = [sum(f.numel for f in fragments) for fragments in sent]
+    receive_sizes = [sum(f.numel for f in fragments) for fragments in received]
+    send_buffer = torch.cat([flat.new_empty(0)] + [flat.narrow(0, f.start, f.numel) for row in sent for f in row])
+    receive_buffer = flat.new_empty(sum(receive_sizes))
+    dist.all_to_all_single(receive_buffer, send_buffer, receive_sizes, send_sizes, group=partition.group)
     position = 0
-    for part in (f for parts in into for f in parts):
-        received[part.matrix].append((part, arrived.narrow(0, position, part.numel)))
-        position += part.numel
-    return received
+    for fragment in (f for fragments in received for f in fragments):
+        remote[fragment.matrix].append((fragment, receive_buffer.narrow(0, position, fragment.numel)))
+        position += fragment.numel
+    return remote
 
 
 def matrix_partition(parameters: list[torch.nn.Parameter], group: Any) -> MatrixPartition:
-    """The layout of the partition that DeepSpeed's ZeRO 1 or 2 made of `parameters`; a collective over `group`.
+    """The partition that DeepSpeed's ZeRO 1 or 2 made of the matrices `parameters`; a collective over `group`.
 
-    Reads the map from a parameter to its part of the partition that DeepSpeed keeps for its own checkpoints.
+    Reads the map from a parameter to its fragment that DeepSpeed keeps for its own checkpoints.
     """
-    mine = []
+    local_fragments = []
     for index, parameter in enumerate(parameters):
-        held = parameter._hp_mapping  # type: ignore[attr-defined]
-        if held is not None:
-            where, part = held.hp_fragment_address, held.lp_fragment_address
-            mine.append(Fragment(index, start=where.start, offset=part.start, numel=where.numel))
-    everyone: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, mine, group=group)
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is not None:
+            address, offset = mapping.hp_fragment_address, mapping.lp_fragment_address.start
+            local_fragments.append(Fragment(index, start=address.start, offset=offset, numel=address.numel))
+    fragments: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(fragments, local_fragments, group=group)
     shapes = [(p.shape[0], p.shape[1]) for p in parameters]
-    return MatrixPartition(shapes, everyone, dist.get_rank(group), group)
+    return MatrixPartition(shapes, fragments, dist.get_rank(group), group)

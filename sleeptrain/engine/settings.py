@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, derived from ours; users never write one, and may still override its keys."""
+"""DeepSpeed's configuration: derived from the recipe, with the keys of its `deepspeed:` section merged over it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sleeptrain.engine.deepspeed_keys import refused_keys
 
 Precision = Literal["fp32", "bf16"]
 
-OURS = {
+RESERVED_KEYS = {
     "optimizer": "optim",
     "scheduler": "optim.schedule",
     "gradient_clipping": "optim.clip",
@@ -23,26 +23,26 @@ OURS = {
     "bf16.enabled": "train.precision",
     "fp16.enabled": "train.precision",
 }
-"""Keys that cannot be overridden, since other parts of a run are computed from the field named here."""
+"""Keys that cannot be overridden, each with the field of the recipe that decides it."""
 
 LARGEST_BUCKET = 200_000_000
-"""Elements reduced in one message, at most. DeepSpeed allocates the whole bucket anew every step, 500 M elements by default."""
+"""Maximum number of elements of a reduction bucket. DeepSpeed allocates the bucket anew every step; its default is 500 M."""
 
 
-def settings(
+def deepspeed_config(
     model: nn.Module, *, clip: float, precision: Precision, zero: int, micro: int, accumulation: int
 ) -> dict[str, Any]:
-    """What `deepspeed.initialize` is given, before overrides."""
+    """The configuration for `deepspeed.initialize`, before overrides."""
     sizes = [parameter.numel() for parameter in model.parameters()]
     bucket = max(*sizes, min(sum(sizes), LARGEST_BUCKET))
     return {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clip,
-        # DeepSpeed wants an even number here.
         "zero_optimization": {
             "stage": zero,
             "reduce_bucket_size": bucket,
+            # DeepSpeed requires an even number here.
             "allgather_bucket_size": bucket + bucket % 2,
         },
         # Without the check ZeRO 2 steps with non-finite gradients in bf16.
@@ -55,37 +55,45 @@ def settings(
     }
 
 
-def zero3_gathering(model: nn.Module, looped: int, precision: Precision, memory: int | None) -> dict[str, int]:
-    """Which parameters ZeRO 3 keeps whole: keys of DeepSpeed's `zero_optimization`.
+def zero3_gathering(
+    model: nn.Module, reused_elements: int, precision: Precision, device_memory: int | None
+) -> dict[str, int]:
+    """Keys of DeepSpeed's `zero_optimization` that decide which parameters ZeRO 3 keeps gathered.
 
-    The smallest ones for good, up to a hundredth of the model: a message each costs more than they do. And from one use to
-    the next the `looped` elements that every pass uses, if they take at most a quarter of a device of `memory` bytes (None:
-    of any size); otherwise they travel as often as they are used. DeepSpeed looks ahead a number of elements, in the order of
-    their use, for another use: a pass that is recomputed before its backward puts twice the looped range between two.
+    The smallest parameters stay gathered for the whole run, up to a hundredth of the model: one message each costs more than
+    their memory. The `reused_elements`, which every pass uses, stay gathered from one use to the next if they take at most a
+    quarter of `device_memory` bytes (None: no limit); otherwise they are gathered for every use. DeepSpeed searches the
+    next use of a parameter within a distance, counted in elements in order of use: a pass that is recomputed before its
+    backward puts twice the looped range between two uses.
     """
     sizes = [parameter.numel() for parameter in model.parameters()]
-    total, width = sum(sizes), 2 if precision == "bf16" else 4
-    small = max((size for size in sizes if 100 * sum(s for s in sizes if s <= size) <= total), default=0)
-    keys = {"stage3_param_persistence_threshold": small}
-    if looped and (memory is None or looped * width <= memory // 4):
-        # The second one bounds how much is fetched ahead, with all that is there counted in.
-        keys |= {"stage3_max_reuse_distance": 2 * looped, "stage3_max_live_parameters": 2 * looped + total}
+    total, element_bytes = sum(sizes), 2 if precision == "bf16" else 4
+    threshold = max((size for size in sizes if 100 * sum(s for s in sizes if s <= size) <= total), default=0)
+    keys = {"stage3_param_persistence_threshold": threshold}
+    if reused_elements and (device_memory is None or reused_elements * element_bytes <= device_memory // 4):
+        # max_live_parameters bounds prefetching, and counts all parameters that are gathered.
+        keys |= {
+            "stage3_max_reuse_distance": 2 * reused_elements,
+            "stage3_max_live_parameters": 2 * reused_elements + total,
+        }
     return keys
 
 
-def merge_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the user's `deepspeed:` section over it, key by key at every depth. UserError for keys in
-    OURS, and for what DeepSpeed does not know or take."""
-    if wrong := [f"deepspeed.{path}: {why}" for path, why in refused_keys(overrides, OURS)]:
-        raise UserError(wrong)
-    return _merge(base, overrides)
+def merge_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with `overrides` merged over it, key by key at every depth.
+
+    Raises UserError for RESERVED_KEYS and for keys and values that DeepSpeed refuses or does not know.
+    """
+    if problems := [f"deepspeed.{path}: {why}" for path, why in refused_keys(overrides, RESERVED_KEYS)]:
+        raise UserError(problems)
+    return _merge(config, overrides)
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in over.items():
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overrides.items():
         inner = base.get(key)
         if isinstance(inner, Mapping) and isinstance(value, Mapping):
             value = _merge(inner, value)
-        result[key] = value
-    return result
+        merged[key] = value
+    return merged

@@ -1,4 +1,4 @@
-"""How a run is spread over processes."""
+"""Data, pipeline and tensor parallelism: process groups, and how a model is divided over them."""
 
 from sleeptrain.parallel.config import Mesh
 

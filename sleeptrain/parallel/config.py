@@ -1,4 +1,4 @@
-"""The `mesh:` section: how many processes share what."""
+"""The `mesh:` section: sizes of the data, pipe and tensor axes; and the sizes of model and batch that they can divide."""
 
 from __future__ import annotations
 
@@ -15,52 +15,53 @@ from sleeptrain.schedule import balance
 
 @dataclass(frozen=True)
 class Mesh:
-    """How the processes of a run are arranged."""
+    """The axes of the device mesh, and the ZeRO stage."""
 
     data: int = 0
-    """Processes that share the rows of a batch; 0 takes all that pipe and tensor leave."""
+    """Data-parallel size: processes that share the rows of a batch; 0 means all processes divided by pipe x tensor."""
     pipe: int = 1
-    """Stages that share the layers."""
+    """Pipeline-parallel size: stages that share the layers."""
     tensor: int = 1
-    """Processes that share every layer."""
+    """Tensor-parallel size: processes that share every layer."""
     sequence: bool = False
-    """The tensor processes share the tokens between the layers too: less memory, the same traffic."""
+    """Sequence parallelism: the tensor axis also shards the tokens between the layers; less memory, the same traffic."""
     group: int = 0
-    """Micro-batches that the stages pass around together, whose passes fill each other's waiting times; 0 chooses."""
+    """Micro-batches that go through the pipeline together, so that one fills the bubbles of another; 0 means automatic."""
     zero: int = 1
-    """ZeRO stage over the data axis: 1 divides the optimizer's state, 2 the gradients too, 3 the parameters as well."""
+    """ZeRO stage over the data axis: 1 shards the optimizer state, 2 also the gradients, 3 also the parameters."""
 
     def problems(self) -> list[Problem]:
-        """What is wrong with the values, one by one."""
+        """Every invalid value, one problem each."""
         found = []
         if self.data < 0:
-            found.append(Problem("data", "must be a number of processes, or 0 for all there are"))
+            found.append(Problem("data", "must be a number of processes, or 0 for all that are left"))
         for name in ("pipe", "tensor"):
             if getattr(self, name) < 1:
                 found.append(Problem(name, "must be at least 1 process"))
         if self.group < 0:
-            found.append(Problem("group", "must be a number of micro-batches, or 0, which chooses"))
+            found.append(Problem("group", "must be a number of micro-batches, or 0 for automatic"))
         if self.zero not in (1, 2, 3):
             found.append(
                 Problem(
-                    "zero", "must be 1, 2 or 3; 0 is not offered: it drifts in bf16 and lets a NaN into the weights"
+                    "zero",
+                    "must be 1, 2 or 3; 0 is not offered: it drifts in bf16 and does not skip steps with NaN gradients",
                 )
             )
         return found
 
 
 def divided_sizes(model: Model) -> Mapping[str, int]:
-    """What tensor parallelism divides, by field of the `model:` section: heads of the mixers there are, and the MLP."""
-    found = {"mlp.hidden": model.mlp.hidden}
+    """Sizes that tensor parallelism divides, by field of the `model:` section: heads of the mixers in use, and the MLP width."""
+    sizes = {"mlp.hidden": model.mlp.hidden}
     if "A" in model.pattern:
-        found |= {"attention.heads": model.attention.heads, "attention.kv_heads": model.attention.kv_heads}
+        sizes |= {"attention.heads": model.attention.heads, "attention.kv_heads": model.attention.kv_heads}
     if "G" in model.pattern:
-        found |= {"deltanet.key_heads": model.deltanet.key_heads, "deltanet.value_heads": model.deltanet.value_heads}
-    return found
+        sizes |= {"deltanet.key_heads": model.deltanet.key_heads, "deltanet.value_heads": model.deltanet.value_heads}
+    return sizes
 
 
 def tensor_obstacle(model: Model, tensor: int) -> str | None:
-    """Why a model cannot be shared by `tensor` processes, with the sizes that work; None if it can."""
+    """Why a model cannot be sharded over `tensor` processes, with the sizes that work; None if it can."""
     wrong = [f"model.{field} = {size}" for field, size in divided_sizes(model).items() if size % tensor]
     if not wrong:
         return None
@@ -70,7 +71,7 @@ def tensor_obstacle(model: Model, tensor: int) -> str | None:
 
 
 def padded_vocab(vocab: int, tensor: int) -> int:
-    """Rows of the embedding when `tensor` processes share it: equal parts, each a multiple of 64, which tensor cores like."""
+    """Rows of an embedding that is sharded over `tensor` processes: equal shards, each a multiple of 64 for tensor cores."""
     return vocab if tensor == 1 else -(-vocab // (64 * tensor)) * 64 * tensor
 
 
@@ -153,7 +154,10 @@ def pipeline_obstacle(model: Model, mesh: Mesh) -> LayoutError | None:
 
 
 def stage_cuts(model: Model, sleep: Sleep, pipe: int) -> tuple[int, ...]:
-    """The blocks before which the stack is cut, so that stages cost alike; a block costs by the size of its matrices."""
+    """Index of the first block of every stage but the first, such that stages cost alike.
+
+    The cost of a block is the number of elements of its matrices, times the number of passes if it is looped.
+    """
     a, g, width = model.attention, model.deltanet, model.width
     mixers = {
         "A": width * a.head_dim * (a.heads * (3 if a.gate else 2) + 2 * a.kv_heads),

@@ -1,4 +1,4 @@
-"""Puts a model that lies in parts over many processes together again."""
+"""Gathers the full state of a model that is sharded over the tensor axis and divided into pipeline stages."""
 
 from __future__ import annotations
 
@@ -10,45 +10,50 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sleeptrain.parallel.mesh import MeshAxes
+from sleeptrain.parallel.tp_layout import TPLayout
 
 
 @dataclass(frozen=True)
 class StateGatherer:
-    """How the parameters lie over the processes: layers over stages, and heads over the tensor axis."""
+    """Gathers parameters first over the tensor axis, one by one, then over the pipe axis, to rank 0."""
 
     axes: MeshAxes
-    shards: Any
-    """`shards.Shards`; None where the tensor axis is one process."""
+    tp_layout: TPLayout | None
+    """How parameters are sharded; None if the tensor axis is one process."""
     device: torch.device
+    """The device of this process, through which tensors are sent."""
 
     @property
     def is_gatherer(self) -> bool:
-        """Whether this process holds on to the parameters of its stage for `gather`: one in every stage does."""
+        """Whether this process collects the full parameters of its stage: one process of every stage does."""
         return self.axes.data.rank == self.axes.tensor.rank == 0
 
-    def whole(self, name: str, part: Tensor) -> Tensor:
-        """A parameter of this stage, whole; a collective over the tensor axis."""
-        return part if self.shards is None else self.shards.whole(name, part)
+    def full(self, name: str, shard: Tensor) -> Tensor:
+        """The full parameter (or gradient) `name` of this stage from its shards; a collective over the tensor axis."""
+        return shard if self.tp_layout is None else self.tp_layout.gather(name, shard)
 
-    def gather(self, found: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """From what every stage found, on the CPU, all of it on rank 0 and None elsewhere; a collective over the run."""
+    def gather_full_state(self, stage_state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """The state of all stages on rank 0, None on other ranks; a collective over the run.
+
+        `stage_state` has the full CPU tensors of this process's stage, and is read where `is_gatherer` only.
+        """
         pipe = self.axes.pipe
         if not self.is_gatherer:
             return None
         if pipe.size == 1:
-            return found
+            return stage_state
         ranks = dist.get_process_group_ranks(pipe.group)
-        shapes = [(name, t.shape, t.dtype) for name, t in found.items()]
-        everyone: list[Any] = [None] * pipe.size
-        dist.all_gather_object(everyone, shapes, group=pipe.group)
+        shapes = [(name, t.shape, t.dtype) for name, t in stage_state.items()]
+        shapes_by_stage: list[Any] = [None] * pipe.size
+        dist.all_gather_object(shapes_by_stage, shapes, group=pipe.group)
         if pipe.rank > 0:
-            for tensor in found.values():
+            for tensor in stage_state.values():
                 dist.send(tensor.to(self.device), ranks[0], group=pipe.group)
             return None
         for stage in range(1, pipe.size):
-            for name, shape, dtype in everyone[stage]:
-                arrived = torch.empty(shape, dtype=dtype, device=self.device)
-                dist.recv(arrived, ranks[stage], group=pipe.group)
+            for name, shape, dtype in shapes_by_stage[stage]:
+                received = torch.empty(shape, dtype=dtype, device=self.device)
+                dist.recv(received, ranks[stage], group=pipe.group)
                 # A tied embedding is on the first and the last stage.
-                found.setdefault(name, arrived.cpu())
-        return found
+                stage_state.setdefault(name, received.cpu())
+        return stage_state

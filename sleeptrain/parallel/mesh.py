@@ -1,4 +1,4 @@
-"""The processes of a run along three axes: data, pipe and tensor, with their groups."""
+"""The device mesh: process groups of the data, pipe and tensor axes, from megatron-core's parallel state."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ from sleeptrain.parallel.config import Mesh, data_parallel_size
 
 @dataclass(frozen=True)
 class MeshAxis:
-    """Where this process stands among those that differ from it along one axis only."""
+    """One mesh axis: the processes whose coordinates differ from this one's along this axis only."""
 
     rank: int
     size: int
     group: Any
-    """Their process group; None stands for all processes of the run."""
+    """The process group of the axis; None means all processes of the run."""
 
 
 @dataclass(frozen=True)
 class MeshAxes:
-    """This process on the mesh."""
+    """Coordinates and process groups of this process."""
 
     data: MeshAxis
     pipe: MeshAxis
     tensor: MeshAxis
     mpu: Any
-    """What DeepSpeed asks for groups; None where the data axis is the only one."""
+    """The "model parallel unit" from which DeepSpeed gets process groups; None if data is the only axis above 1."""
 
     @property
     def pipes(self) -> list[list[int]]:
-        """The ranks of the stages of every pipeline of the run."""
-        apart = self.data.size * self.tensor.size
-        return [[first + apart * stage for stage in range(self.pipe.size)] for first in range(apart)]
+        """For every pipeline of the run, the ranks of its stages, first stage first."""
+        stride = self.data.size * self.tensor.size
+        return [[first + stride * stage for stage in range(self.pipe.size)] for first in range(stride)]
 
     @property
-    def copies(self) -> int:
-        """How many processes hold, or work out, the same numbers about a row of the batch."""
+    def model_parallel_size(self) -> int:
+        """Number of processes that hold one copy of the model and work on the same rows: pipe x tensor."""
         return self.pipe.size * self.tensor.size
 
 
 def init_mesh(mesh: Mesh, rank: int, world: int) -> MeshAxes:
-    """Arrange the processes, which must have joined one process group; a collective. Tensor neighbours have neighbouring
-    ranks, so that they share a node; pipe neighbours are farthest.
+    """Create the process groups of the mesh and return this process's coordinates; a collective over the run.
 
-    Calling it again with the same sizes changes nothing; with others, the groups are made anew. Raises UserError where
-    `world` does not fit the mesh.
+    The default process group must exist. Rank order is tensor, data, pipe, fastest first, so that the tensor axis lies within
+    a node. A second call with the same sizes reuses the groups; other sizes replace them. Raises UserError if the axes do
+    not multiply to `world`.
     """
     data = data_parallel_size(mesh, world)
     if mesh.pipe == mesh.tensor == 1:
         return MeshAxes(MeshAxis(rank, world, None), MeshAxis(0, 1, None), MeshAxis(0, 1, None), None)
     from sleeptrain.parallel.patches.deepspeed_mpu import Mpu
     from sleeptrain.parallel.patches.megatron_warnings import import_megatron
-    from sleeptrain.parallel.patches.sequence_parallel_on_cpu import allow_sequences_on_cpu
+    from sleeptrain.parallel.patches.sequence_parallel_on_cpu import allow_sequence_parallel_on_cpu
 
     import_megatron()
     if mesh.sequence:
-        allow_sequences_on_cpu()
+        allow_sequence_parallel_on_cpu()
     from megatron.core import parallel_state as state
 
-    now = (data, mesh.pipe, mesh.tensor)
-    if state.model_parallel_is_initialized() and now != _sizes(state):
+    sizes = (data, mesh.pipe, mesh.tensor)
+    if state.model_parallel_is_initialized() and sizes != _initialized_sizes(state):
         state.destroy_model_parallel()
     if not state.model_parallel_is_initialized():
         state.initialize_model_parallel(mesh.tensor, mesh.pipe, create_gloo_process_groups=False)
@@ -72,7 +72,8 @@ def init_mesh(mesh: Mesh, rank: int, world: int) -> MeshAxes:
     )
 
 
-def _sizes(state: Any) -> tuple[int, int, int]:
+def _initialized_sizes(state: Any) -> tuple[int, int, int]:
+    """(data, pipe, tensor) of megatron-core's current process groups."""
     return (
         state.get_data_parallel_world_size(),
         state.get_pipeline_model_parallel_world_size(),

@@ -1,4 +1,4 @@
-"""Joins the processes of a run: one on a laptop, or many under torchrun, `deepspeed` or any launcher that sets RANK."""
+"""The default process group: a single process, or several under torchrun, `deepspeed` or a launcher that sets RANK."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # see init_distributed
+import torch.distributed.nn  # before the process group exists, see init_distributed
 
 from sleeptrain.config.errors import UserError
-from sleeptrain.parallel.patches.deepspeed_logging import deepspeed_quiet, silence_deprecations
-from sleeptrain.parallel.patches.deepspeed_shm_op import skip_shared_memory_operator
+from sleeptrain.parallel.patches.deepspeed_logging import deepspeed_quiet, silence_deprecation_warnings
+from sleeptrain.parallel.patches.deepspeed_shm_op import skip_shm_op_build
 
 
 @dataclass(frozen=True)
 class Process:
-    """Where this process stands among all."""
+    """The rank and device of this process."""
 
     rank: int
     world: int
@@ -29,23 +29,25 @@ class Process:
 
 
 def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> Process:
-    """Joins the other processes: NCCL where there is a GPU, else gloo. Calling it again only says where we stand.
+    """Create the default process group, with NCCL on GPUs and gloo on CPUs; a second call only returns the same Process.
 
-    With RANK and WORLD_SIZE set, also needs MASTER_ADDR and MASTER_PORT; LOCAL_RANK is derived where it is missing.
-    Without them this is a run of one process and uses no port. Raises UserError for half an environment.
+    RANK and WORLD_SIZE come with MASTER_ADDR and MASTER_PORT; LOCAL_RANK is derived if it is missing. Without them the run
+    is one process and opens no port. `timeout` is that of collectives and of the start. Raises UserError for an incomplete
+    environment.
     """
     gpu = torch.cuda.is_available()
-    rank, world = _numbers()
+    rank, world = _rank_and_world()
     if "LOCAL_RANK" not in os.environ:
-        # DeepSpeed reads it from the environment and asserts that it is there.
+        # DeepSpeed asserts that it is set in the environment.
         os.environ["LOCAL_RANK"] = str(rank % torch.cuda.device_count() if gpu else rank)
     local_rank = int(os.environ["LOCAL_RANK"])
     device = local_device(local_rank)
     with deepspeed_quiet():
-        # Before there is a group: functions that are defined later have it as a default argument, and hold it for good.
+        # Imported before the process group exists: functions that torch or DeepSpeed define later have the group as a default
+        # argument, and that reference would keep it alive after `shutdown_distributed`.
         import deepspeed.comm
 
-        skip_shared_memory_operator()
+        skip_shm_op_build()
     if not dist.is_initialized():
         if gpu:
             torch.cuda.set_device(device)
@@ -54,7 +56,7 @@ def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> Process:
             dist.init_process_group(backend, timeout=timeout, device_id=device if gpu and world > 1 else None)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    silence_deprecations()
+    silence_deprecation_warnings()
     with deepspeed_quiet():
         if not deepspeed.comm.is_initialized():
             deepspeed.comm.init_distributed(auto_mpi_discovery=False, timeout=timeout, verbose=False)
@@ -62,17 +64,18 @@ def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> Process:
 
 
 def local_device(local_rank: int = 0) -> torch.device:
-    """The device of one of this machine's processes: its GPU, or the CPU where there is none."""
+    """The device of the process with this local rank: its GPU, or the CPU if there is none."""
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _numbers() -> tuple[int, int]:
+def _rank_and_world() -> tuple[int, int]:
+    """Rank and world size from the environment; (0, 1) if it has neither. Raises UserError if it is incomplete."""
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
         return 0, 1
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(
-            f"the environment has some of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, but not {', '.join(missing)}: "
+            f"the environment sets some of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, but not {', '.join(missing)}: "
             "start with torchrun or set all four, or unset them for one process"
         )
     world = env_int("WORLD_SIZE", 1)
@@ -83,39 +86,39 @@ def _numbers() -> tuple[int, int]:
 
 
 def env_int(name: str, least: int, most: int | None = None) -> int:
-    """A whole number from the environment. UserError where it is none, or out of range."""
-    said = os.environ[name]
+    """The integer in an environment variable. Raises UserError if it is not an integer from `least` to `most`."""
+    text = os.environ[name]
     try:
-        found = int(said)
+        value = int(text)
     except ValueError:
-        raise UserError(f"{name} = {json.dumps(said)} (environment): expected a whole number") from None
-    if found < least or (most is not None and found > most):
+        raise UserError(f"{name} = {json.dumps(text)} (environment): expected a whole number") from None
+    if value < least or (most is not None and value > most):
         wanted = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise UserError(f"{name} = {found} (environment): must be {wanted}")
-    return found
+        raise UserError(f"{name} = {value} (environment): must be {wanted}")
+    return value
 
 
 class ProcessLost(RuntimeError):
-    """Another process of this run has ended, or cannot be reached."""
+    """Another process of this run has ended or cannot be reached."""
 
 
 @contextmanager
 def explain_lost_process(process: Process) -> Iterator[None]:
-    """A collective that fails inside since another process is gone raises ProcessLost."""
+    """Raises ProcessLost instead of the backend's error if a collective in the block fails because another process is gone."""
     try:
         yield
     except RuntimeError as error:
-        # gloo raises RuntimeError itself, with the place in its own source.
-        lost = type(error) is RuntimeError and "/gloo/" in str(error)
-        if process.world == 1 or not (lost or isinstance(error, dist.DistBackendError)):
+        # gloo raises plain RuntimeError; its message has the path of its source file.
+        from_gloo = type(error) is RuntimeError and "/gloo/" in str(error)
+        if process.world == 1 or not (from_gloo or isinstance(error, dist.DistBackendError)):
             raise
         raise ProcessLost(
-            f"rank {process.rank} of {process.world} cannot reach another process of this run any more; what that one said last "
-            "is the reason; the same command continues from the last checkpoint"
+            f"rank {process.rank} of {process.world} cannot reach another process of this run; the last message of the process "
+            "that ended has the reason; run the same command to continue from the last checkpoint"
         ) from error
 
 
 def shutdown_distributed() -> None:
-    """Leaves the process group, if one was joined; without it torch complains at exit."""
+    """Destroy the process group if there is one; otherwise torch warns at exit."""
     if dist.is_initialized():
         dist.destroy_process_group()

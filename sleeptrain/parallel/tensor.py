@@ -1,8 +1,7 @@
-"""Tensor parallelism, applied from outside the model: every layer's heads and columns divided over processes.
+"""Tensor parallelism of the language model: replaces its linear layers and embedding by megatron-core's (arXiv 1909.08053).
 
-Built of megatron-core's layers (arXiv 1909.08053): what a block reads is copied to all, heads and MLP columns are worked
-on apart, and what a block adds to the features is summed. The state belongs to heads, so that S and the convolution's tail
-never cross processes.
+The input of a mixer or MLP is replicated (its gradient is all-reduced), heads and MLP columns are sharded, and the output is
+all-reduced. Fast weights and convolution tails belong to heads, so that they are local to a process.
 """
 
 from __future__ import annotations
@@ -23,78 +22,84 @@ from sleeptrain.model.language import IGNORED, LanguageModel
 from sleeptrain.parallel import sequence
 from sleeptrain.parallel.config import padded_vocab, tensor_obstacle
 from sleeptrain.parallel.mesh import MeshAxis
-from sleeptrain.parallel.tp_layout import COLUMNS, ROWS, TPLayout
+from sleeptrain.parallel.tp_layout import COLUMN_PARALLEL, ROW_PARALLEL, TPLayout
 
 
 class TensorParallelModel(LanguageModel):
-    """One process's share of a language model. Parameter names are those of the whole model.
+    """One process's shard of a language model; parameters have the names of the full model's.
 
-    With `share_tokens` the features between blocks are this process's slice of a window's tokens; windows must divide.
+    Under `sequence_parallel` the features between blocks are this process's slice of a window's tokens, so that the axis size
+    must divide the window. Raises UserError if it does not divide the heads or the MLP width.
     """
 
-    def __init__(self, config: Model, axis: MeshAxis, share_tokens: bool = False) -> None:
+    def __init__(self, config: Model, axis: MeshAxis, sequence_parallel: bool = False) -> None:
         assert config.vocab is not None
         if reason := tensor_obstacle(config, axis.size):
             raise UserError(f"mesh.tensor = {axis.size}: {reason}")
         with torch.device("meta"):
             shapes = {name: p.shape for name, p in LanguageModel(config).named_parameters()}
         super().__init__(local_config(config, axis.size))
-        self.shards = TPLayout(shapes, axis)
+        self.tp_layout = TPLayout(shapes, axis)
         self.vocab = config.vocab
-        self.token_shards = axis.size if share_tokens else 1
-        self._divide(config)
+        self.token_shards = axis.size if sequence_parallel else 1
+        self._replace_layers(config)
 
     def nll(self, h: Tensor, targets: Tensor, known: Tensor | None = None) -> Tensor:
-        """As the whole model's, known or not; every process has all tokens' logits of its part of the vocabulary."""
+        """As `LanguageModel.nll`, by vocabulary-parallel cross-entropy: logits of all tokens and this process's shard of the
+        vocabulary exist at once, so that `known` is not needed. A collective over the tensor axis."""
         from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
         weight = self.embed.weight if self.head is None else self.head.weight
-        logits = F.linear(self._for_all(self.norm(h)), weight)
+        logits = F.linear(self._replicate(self.norm(h)), weight)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        real = self.vocab - self.shards.axis.rank * weight.shape[0]
-        if real < weight.shape[0]:
-            padding = torch.arange(weight.shape[0], device=h.device) >= real
+        vocab_rows = self.vocab - self.tp_layout.axis.rank * weight.shape[0]
+        if vocab_rows < weight.shape[0]:
+            padding = torch.arange(weight.shape[0], device=h.device) >= vocab_rows
             logits = logits.masked_fill(padding, float("-inf"))
         scored = targets != IGNORED
         loss = vocab_parallel_cross_entropy(logits, targets.where(scored, 0).contiguous())
         return loss.where(scored, 0)
 
     def relative_change(self, h: Tensor, before: Tensor) -> Tensor:
-        """As the whole model's, of the whole window; a collective over the tensor axis where tokens are shared."""
+        """As `LanguageModel.relative_change`, over all tokens; a collective over the tensor axis under sequence parallelism."""
         if self.token_shards == 1:
             return super().relative_change(h, before)
-        change, size = sequence.full_norms(self.shards.axis, h - before, before)
+        change, size = sequence.full_norms(self.tp_layout.axis, h - before, before)
         return (change / size.clamp_min(1e-12)).float()
 
     def initialise(self, seed: int, horizon: int) -> None:
-        """Fill all parameters with this process's part of what the whole model starts from."""
+        """Fill all parameters with this process's shards of the full model's initial values."""
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                whole = initial(name, self.shards.shapes[name], seed, self.config.init_std, horizon)
-                parameter.copy_(self.shards.cut(name, whole))
-                # DeepSpeed asks for this when it takes the norm of all gradients: others would be counted several times.
-                parameter.tensor_model_parallel = self.shards.dim(name) is not None  # type: ignore[attr-defined]
+                full = initial(name, self.tp_layout.shapes[name], seed, self.config.init_std, horizon)
+                parameter.copy_(self.tp_layout.shard(name, full))
+                # DeepSpeed's gradient norm counts marked parameters on every process and the others on the first one only.
+                parameter.tensor_model_parallel = self.tp_layout.dim(name) is not None  # type: ignore[attr-defined]
 
     def finalize_grads(self, grad_of: Callable[[Tensor], Tensor]) -> None:
-        """Complete the gradients of parameters of which every process saw a part only: its heads, or its tokens. A
-        collective over the tensor axis."""
-        partial = [p for name, p in self.named_parameters() if self.shards.partial(name, self.token_shards > 1)]
-        found = [grad_of(p) for p in partial if p.requires_grad]
-        if found:
-            flat = torch.cat([total.flatten() for total in found])
-            dist.all_reduce(flat, group=self.shards.axis.group)
-            for total, part in zip(found, flat.split([t.numel() for t in found]), strict=True):
-                total.copy_(part.view_as(total))
+        """All-reduce the gradients of replicated parameters that are partial sums over heads or tokens; a collective over the
+        tensor axis. One all-reduce of their concatenation. `grad_of` returns the accumulated gradient of a parameter."""
+        sequence_parallel = self.token_shards > 1
+        partial = [p for name, p in self.named_parameters() if self.tp_layout.has_partial_grad(name, sequence_parallel)]
+        grads = [grad_of(p) for p in partial if p.requires_grad]
+        if grads:
+            flat = torch.cat([grad.flatten() for grad in grads])
+            dist.all_reduce(flat, group=self.tp_layout.axis.group)
+            for grad, reduced in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                grad.copy_(reduced.view_as(grad))
 
-    def _for_all(self, x: Tensor) -> Tensor:
-        """What a layer that is divided over processes reads, the same on all of them; in backward, a sum over them."""
+    def _replicate(self, x: Tensor) -> Tensor:
+        """The input of a column-parallel layer on every process; backward sums its gradient over the tensor axis.
+
+        Forward is the identity, or an all-gather of token slices under sequence parallelism."""
         from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 
         if self.token_shards > 1:
-            return sequence.gather_tokens(x, self.shards.axis)
+            return sequence.gather_tokens(x, self.tp_layout.axis)
         return copy_to_tensor_model_parallel_region(x)
 
-    def _divide(self, whole: Model) -> None:
+    def _replace_layers(self, full: Model) -> None:
+        """Replace projections and embedding by megatron-core's layers, and replicate the inputs of mixers and MLPs."""
         from megatron.core import ModelParallelConfig
         from megatron.core.tensor_parallel import (
             ColumnParallelLinear,
@@ -102,52 +107,53 @@ class TensorParallelModel(LanguageModel):
             VocabParallelEmbedding,
         )
 
-        size, sliced = self.shards.axis.size, self.token_shards > 1
+        size, sequence_parallel = self.tp_layout.axis.size, self.token_shards > 1
         config = ModelParallelConfig(
             tensor_model_parallel_size=size, use_cpu_initialization=True, perform_initialization=False
         )
         common: dict[str, Any] = {"config": config, "init_method": nn.init.zeros_}
-        scattered = common | {"config": replace(config, sequence_parallel=sliced)}
+        row_common = common | {"config": replace(config, sequence_parallel=sequence_parallel)}
 
         def column(linear: nn.Linear) -> nn.Module:
-            # What a block reads is brought to all, and its gradient summed, once for all its projections: below.
-            made = ColumnParallelLinear(
+            # No reduction of the input's gradient here: `replicate_input` does it once for all projections of a block.
+            parallel = ColumnParallelLinear(
                 linear.in_features, linear.out_features * size, bias=False, disable_grad_reduce=True, **common
             )
-            made.register_forward_hook(_drop_bias)
-            return made
+            parallel.register_forward_hook(_drop_bias)
+            return parallel
 
         def row(linear: nn.Linear) -> nn.Module:
-            made = RowParallelLinear(
-                linear.in_features * size, linear.out_features, bias=False, input_is_parallel=True, skip_bias_add=False, **scattered
+            parallel = RowParallelLinear(
+                linear.in_features * size, linear.out_features, bias=False, input_is_parallel=True, skip_bias_add=False, **row_common
             )  # fmt: skip
-            if sliced:
-                made.register_forward_pre_hook(lambda _, args: sequence.split_tokens(args[0], size))
-            made.register_forward_hook(_drop_bias)
-            return made
+            if sequence_parallel:
+                parallel.register_forward_pre_hook(lambda _, args: sequence.split_tokens(args[0], size))
+            parallel.register_forward_hook(_drop_bias)
+            return parallel
 
-        def for_all(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return self._for_all(args[0]), *args[1:]
+        def replicate_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return self._replicate(args[0]), *args[1:]
 
         for block in self.layers:
-            for path in (*COLUMNS, *ROWS):
+            for path in (*COLUMN_PARALLEL, *ROW_PARALLEL):
                 owner, name = path.split(".")
                 module = getattr(getattr(block, owner), name, None)
                 if isinstance(module, nn.Linear):
-                    setattr(getattr(block, owner), name, column(module) if path in COLUMNS else row(module))
-            for part in (block.get_submodule("mixer"), block.get_submodule("mlp")):
-                part.register_forward_pre_hook(for_all)
-        assert whole.vocab is not None
+                    replacement = column(module) if path in COLUMN_PARALLEL else row(module)
+                    setattr(getattr(block, owner), name, replacement)
+            for sublayer in (block.get_submodule("mixer"), block.get_submodule("mlp")):
+                sublayer.register_forward_pre_hook(replicate_input)
+        assert full.vocab is not None
         self.embed = VocabParallelEmbedding(
-            padded_vocab(whole.vocab, size), whole.width, reduce_scatter_embeddings=sliced, **common
+            padded_vocab(full.vocab, size), full.width, reduce_scatter_embeddings=sequence_parallel, **common
         )
-        if sliced:
-            # It exchanges the first two dimensions before it scatters the first one.
+        if sequence_parallel:
+            # VocabParallelEmbedding transposes the first two dimensions before it scatters dimension 0.
             self.embed.register_forward_pre_hook(lambda _, args: sequence.split_tokens(args[0], size).t())
 
 
 def local_config(model: Model, size: int) -> Model:
-    """The sizes of one process's share."""
+    """The model section with the sizes of one process's shard: heads, MLP width and (padded) vocabulary divided by `size`."""
     assert model.vocab is not None
     a, g = model.attention, model.deltanet
     return replace(
@@ -160,5 +166,5 @@ def local_config(model: Model, size: int) -> Model:
 
 
 def _drop_bias(_: nn.Module, args: Any, outputs: tuple[Tensor, Any]) -> Tensor:
-    """megatron-core's layers return a bias apart, even where there is none."""
+    """Forward hook: megatron-core's linear layers return (output, bias), also without a bias; keeps the output."""
     return outputs[0]

@@ -1,4 +1,4 @@
-"""Which parameters tensor parallelism divides, along which dimension, and what each process then sees of a gradient."""
+"""Which dimension of which parameter tensor parallelism shards, and which gradients are partial on each process."""
 
 from __future__ import annotations
 
@@ -13,54 +13,54 @@ from torch import Tensor
 from sleeptrain.parallel.config import padded_vocab
 from sleeptrain.parallel.mesh import MeshAxis
 
-COLUMNS = ("mixer.q", "mixer.k", "mixer.v", "mixer.gate", "mixer.z", "mixer.b", "mixer.a", "mlp.gate", "mlp.up")
-"""Projections whose outputs belong to heads, or to columns of the MLP."""
-ROWS = ("mixer.o", "mlp.down")
-"""Projections whose inputs do; their outputs are summed over processes."""
-BY_HEAD = ("mixer.conv_q", "mixer.conv_k", "mixer.conv_v", "mixer.A_log", "mixer.dt_bias")
-"""Other parameters with an entry for each head or channel."""
+COLUMN_PARALLEL = ("mixer.q", "mixer.k", "mixer.v", "mixer.gate", "mixer.z", "mixer.b", "mixer.a", "mlp.gate", "mlp.up")
+"""Column-parallel projections: sharded by output, which are heads or columns of the MLP."""
+ROW_PARALLEL = ("mixer.o", "mlp.down")
+"""Row-parallel projections: sharded by input; their outputs are summed over the tensor axis."""
+PER_HEAD = ("mixer.conv_q", "mixer.conv_k", "mixer.conv_v", "mixer.A_log", "mixer.dt_bias")
+"""Other parameters with an entry per head or channel: sharded along dimension 0."""
 SHARED_BY_HEADS = ("mixer.q_norm.weight", "mixer.k_norm.weight", "mixer.norm")
-"""Parameters that all heads use: every process has them whole, and sees the gradient of its own heads only."""
-BY_TOKEN = ("norm1.weight", "norm2.weight", "out1.weight", "out2.weight")
-"""Parameters between the layers: where processes share the tokens, each sees the gradient of its own tokens only. So does
-the final norm."""
+"""Replicated parameters that all heads use: each process's gradient is that of its own heads."""
+PER_TOKEN = ("norm1.weight", "norm2.weight", "out1.weight", "out2.weight")
+"""Replicated parameters between the layers: under sequence parallelism each process's gradient is that of its own tokens. So
+is that of the final norm."""
 
 
 @dataclass(frozen=True)
 class TPLayout:
-    """How the parameters of a model lie over the processes of the tensor axis."""
+    """The sharding of a model's parameters over the tensor axis."""
 
     shapes: Mapping[str, torch.Size]
-    """Of the whole parameters, by name."""
+    """Shapes of the full parameters, by name."""
     axis: MeshAxis
 
     def dim(self, name: str) -> int | None:
-        """The dimension along which a parameter is divided; None if every process has all of it."""
+        """The dimension along which a parameter is sharded; None if it is replicated."""
         inner = name.split(".", 2)[2] if name.startswith("layers.") else name
-        if inner in BY_HEAD or inner in ("embed.weight", "head.weight"):
+        if inner in PER_HEAD or inner in ("embed.weight", "head.weight"):
             return 0
         module = inner.removesuffix(".weight")
-        return 0 if module in COLUMNS else 1 if module in ROWS else None
+        return 0 if module in COLUMN_PARALLEL else 1 if module in ROW_PARALLEL else None
 
-    def cut(self, name: str, whole: Tensor) -> Tensor:
-        """This process's part of a whole parameter."""
+    def shard(self, name: str, full: Tensor) -> Tensor:
+        """This process's shard of a full parameter; embedding and head are padded to `padded_vocab` rows first."""
         dim = self.dim(name)
         if dim is None:
-            return whole
+            return full
         if name in ("embed.weight", "head.weight"):
-            whole = F.pad(whole, (0, 0, 0, padded_vocab(whole.shape[0], self.axis.size) - whole.shape[0]))
-        return whole.chunk(self.axis.size, dim)[self.axis.rank]
+            full = F.pad(full, (0, 0, 0, padded_vocab(full.shape[0], self.axis.size) - full.shape[0]))
+        return full.chunk(self.axis.size, dim)[self.axis.rank]
 
-    def whole(self, name: str, part: Tensor) -> Tensor:
-        """The whole of a parameter, or of its gradient, from everybody's parts; a collective over the tensor axis."""
+    def gather(self, name: str, shard: Tensor) -> Tensor:
+        """The full parameter, or its gradient, from the shards of all processes, without padding; a collective over the axis."""
         dim = self.dim(name)
         if dim is None or self.axis.size == 1:
-            return part
-        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.axis.size)]
-        dist.all_gather(parts, part.contiguous(), group=self.axis.group)
-        return torch.cat(parts, dim).narrow(0, 0, self.shapes[name][0])
+            return shard
+        shards = [torch.empty_like(shard, memory_format=torch.contiguous_format) for _ in range(self.axis.size)]
+        dist.all_gather(shards, shard.contiguous(), group=self.axis.group)
+        return torch.cat(shards, dim).narrow(0, 0, self.shapes[name][0])
 
-    def partial(self, name: str, share_tokens: bool) -> bool:
-        """Whether every process has all of a parameter and sees a part of its gradient: of its heads, or its tokens."""
-        between = name.endswith(BY_TOKEN) or name == "norm.weight"
-        return name.endswith(SHARED_BY_HEADS) or (share_tokens and between)
+    def has_partial_grad(self, name: str, sequence_parallel: bool) -> bool:
+        """Whether a parameter is replicated but its gradient is a partial sum: over a process's heads or its tokens."""
+        per_token = name.endswith(PER_TOKEN) or name == "norm.weight"
+        return name.endswith(SHARED_BY_HEADS) or (sequence_parallel and per_token)

@@ -72,7 +72,7 @@ def parameter_ownership(layout: Layout) -> Parameters:
         stage.keep_stage(blocks.start, blocks.stop)
         sizes, kinds = {}, dict[Kind, int]()
         for name, parameter in stage.named_parameters():
-            shard = tp_layout.cut(name, parameter.detach())
+            shard = tp_layout.shard(name, parameter.detach())
             sizes[name] = shard.numel()
             group = kind(name, shard)
             kinds[group] = kinds.get(group, 0) + shard.numel()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sleeptrain.config import Problem, Resolved, load
 from sleeptrain.engine.deepspeed_keys import refused_keys
-from sleeptrain.engine.settings import OURS
+from sleeptrain.engine.settings import RESERVED_KEYS
 from sleeptrain.recipe.rules import RULES
 from sleeptrain.train.job import Job
 
@@ -22,7 +22,7 @@ class Recipe(Job):
 
     def problems(self) -> list[Problem]:
         """Problems of the keys of `deepspeed:`, which has no section class of its own."""
-        return [Problem(f"deepspeed.{path}", reason) for path, reason in refused_keys(self.deepspeed, OURS)]
+        return [Problem(f"deepspeed.{path}", reason) for path, reason in refused_keys(self.deepspeed, RESERVED_KEYS)]
 
     def folder(self, name: str) -> Path:
         """The run folder of this recipe, which was loaded as `name`."""

@@ -13,7 +13,9 @@ from sleeptrain import checkpoint
 from sleeptrain.config import UserError
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.reader import Reader
-from sleeptrain.engine.build import Engine, build_engine
+from sleeptrain.engine.build import EngineSpec, build_engine
+from sleeptrain.engine.engine import Engine
+from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel.collectives import assert_same_on_all_ranks
 from sleeptrain.parallel.config import BatchLayout
 from sleeptrain.parallel.gather import StateGatherer
@@ -105,18 +107,19 @@ def set_up(layout: Layout, reader: Reader, process: Process, folder: Path, flat_
     axes = init_mesh(job.mesh, process.rank, process.world)
     model, finalize_grads = new_model(layout, axes, job.model.deltanet.horizon or manifest.length, process.device)
     use_kernels(model, job.train, layout.windows, layout.batch.micro, process)
-    engine = _build_engine(layout, axes, model, process)
+    engine = build_engine(model, job.optim, _engine_spec(layout, axes, model, process))
     context = StepContext(engine, make_forward(layout, axes, finalize_grads), layout, axes, manifest.pad)
     return Setup(context, reader, process, folder, flat_config, _resume(engine, reader, job, folder))
 
 
-def _build_engine(layout: Layout, axes: MeshAxes, model: Any, process: Process) -> Engine:
-    job, batch = layout.job, layout.batch
-    return build_engine(
-        model, job.optim, precision=job.train.precision, zero=job.mesh.zero,
-        micro_rows=batch.rows_per_backward, accumulation=batch.accumulation, overrides=job.deepspeed, mpu=axes.mpu,
-        parts=None if axes.mpu is None else StateGatherer(axes, getattr(model, "shards", None), process.device),
-        looped=looped_elements(model, layout.program(), job.sleep) if job.mesh.zero == 3 else 0,
+def _engine_spec(layout: Layout, axes: MeshAxes, model: LanguageModel, process: Process) -> EngineSpec:
+    job, batch, gatherer = layout.job, layout.batch, None
+    if axes.mpu is not None:
+        gatherer = StateGatherer(axes, getattr(model, "tp_layout", None), process.device)
+    return EngineSpec(
+        job.train.precision, job.mesh.zero, batch.rows_per_backward, batch.accumulation, overrides=job.deepspeed,
+        mpu=axes.mpu, state_gatherer=gatherer,
+        reused_elements=looped_elements(model, layout.program(), job.sleep) if job.mesh.zero == 3 else 0,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from sleeptrain.config.errors import UserError
 from sleeptrain.data.batch import IGNORED, Batch
 from sleeptrain.data.reader import Reader
-from sleeptrain.engine.build import Engine
+from sleeptrain.engine.engine import Engine
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput
@@ -79,7 +79,7 @@ def train_step(
     """
     engine, axes, windows = context.engine, context.axes, context.layout.windows
     device, group = engine.process.device, context.layout.batch.group
-    counts = _sum_over_ranks(_count_targets(batches, windows).to(device) / axes.copies)
+    counts = _sum_over_ranks(_count_targets(batches, windows).to(device) / axes.model_parallel_size)
     if isinstance(batches, UserError) or counts.isnan().any():
         raise _gather_errors(engine.process, batches)
     total = max(1, round(float(counts.sum())))
@@ -134,7 +134,7 @@ def _measure(output: ProgramOutput, windows: Sequence[Window], axes: MeshAxes) -
     and residuals are known to one pipeline stage (elsewhere they are 0); every process has its own part of the state.
     """
     losses = _by_window(output.nll.detach(), windows) / axes.tensor.size
-    rows = losses.new_tensor(output.nll.shape[0] / axes.copies)
+    rows = losses.new_tensor(output.nll.shape[0] / axes.model_parallel_size)
     residual = output.residual.double().mean() if output.residual.numel() else losses.new_zeros(())
     fast = [output.state[leaf.name].detach() for leaf in output.state.spec if leaf.kind == "fast"]
     squares = sum((s.double().square().sum() for s in fast), losses.new_zeros(()))

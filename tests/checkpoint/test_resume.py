@@ -1,4 +1,4 @@
-"""Two steps, a checkpoint and two more are the same as four, bit for bit, on every rank."""
+"""Checkpoints: resuming is bitwise equal to not stopping, on every rank; refusals of other layouts; random states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sleeptrain.config.errors import UserError
 from sleeptrain.engine import Engine, Optim
 from sleeptrain.parallel import Mesh
 from tests.distributed import run
-from tests.engine.tiny import Tiny, batch, made, same, snapshot, train
+from tests.engine.tiny import Tiny, batch, make_engine, same, snapshot, train
 
 CASES = [("muon", "bf16", 1), ("muon", "bf16", 2), ("muon", "fp32", 2), ("adamw", "fp32", 1)]
 REST = [
@@ -26,63 +26,63 @@ REST = [
     for zero in zeros
     if (name, precision, zero) not in CASES
 ]
-WELL = dict.fromkeys(("went on", "resumed", "state", "whole"), True)
+ALL_EQUAL = dict.fromkeys(("continued", "resumed", "state", "weights"), True)
 
 
 def fresh(name: str, precision: str, zero: int, seed: int = 0, **changes: Any) -> Engine:
-    rule = Optim(name, **{"lr": 0.02, "adam_lr": 0.01, "ns_dtype": "float32", **changes})  # type: ignore[arg-type]
-    return made(Tiny(seed), rule, precision, zero)
+    optim = Optim(name, **{"lr": 0.02, "adam_lr": 0.01, "ns_dtype": "float32", **changes})  # type: ignore[arg-type]
+    return make_engine(Tiny(seed), optim, precision, zero)
 
 
-def resumed(folder: str, cases: list[tuple[str, str, int]]) -> dict[Any, Any]:
-    """For every case: whether the resumed run equals the one that was not stopped, and what came back with it."""
+def save_and_resume(folder: str, cases: list[tuple[str, str, int]]) -> dict[Any, Any]:
+    """For every case: whether the saving run and the resumed run equal one without a checkpoint after four steps, and
+    whether the state and the weights of the checkpoint are those that were saved."""
     results = {}
     for case in cases:
-        process = Path(folder) / "-".join(map(str, case))
-        whole = fresh(*case)
-        train(whole, range(4))
-        first = fresh(*case)
-        train(first, range(2))
-        state = {"step": 2, "rank": first.process.rank}
-        path = checkpoint.save(first, process, 2, state, config="train: {}\n")
-        # Saving changes nothing for the one that goes on.
-        train(first, range(2, 4))
-        second = fresh(*case, seed=5)
-        back = checkpoint.load(second, path)
-        restored = second.weights()
-        train(second, range(2, 4))
+        case_folder = Path(folder) / "-".join(map(str, case))
+        reference = fresh(*case)
+        train(reference, range(4))
+        saving = fresh(*case)
+        train(saving, range(2))
+        state = {"step": 2, "rank": saving.process.rank}
+        path = checkpoint.save(saving, case_folder, 2, state, config="train: {}\n")
+        train(saving, range(2, 4))
+        resumed = fresh(*case, seed=5)
+        loaded_state = checkpoint.load(resumed, path)
+        weights = resumed.weights()
+        train(resumed, range(2, 4))
         results[case] = {
-            "went on": same(snapshot(whole), snapshot(first)),
-            "resumed": same(snapshot(whole), snapshot(second)),
-            "state": back == state,
-            "whole": restored is None
-            or all(torch.equal(w, restored[n]) for n, w in checkpoint.load_weights(path).items()),
+            "continued": same(snapshot(reference), snapshot(saving)),
+            "resumed": same(snapshot(reference), snapshot(resumed)),
+            "state": loaded_state == state,
+            "weights": weights is None
+            or all(torch.equal(w, weights[n]) for n, w in checkpoint.load_weights(path).items()),
         }
     return results
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    return run(resumed, 2, str(tmp_path_factory.mktemp("two")), CASES)
+    return run(save_and_resume, 2, str(tmp_path_factory.mktemp("two")), CASES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_bit_for_bit_on_two_processes(ranks: list[dict[Any, Any]], case: tuple[str, str, int]) -> None:
-    assert [results[case] for results in ranks] == [WELL] * 2
+def test_resuming_is_bitwise_equal_on_two_processes(ranks: list[dict[Any, Any]], case: tuple[str, str, int]) -> None:
+    assert [results[case] for results in ranks] == [ALL_EQUAL] * 2
 
 
 @pytest.mark.slow
-def test_the_other_layouts_bit_for_bit_on_two_processes(tmp_path: Path) -> None:
-    assert run(resumed, 2, str(tmp_path), REST) == [dict.fromkeys(REST, WELL)] * 2
+def test_resuming_is_bitwise_equal_for_the_other_layouts_on_two_processes(tmp_path: Path) -> None:
+    assert run(save_and_resume, 2, str(tmp_path), REST) == [dict.fromkeys(REST, ALL_EQUAL)] * 2
 
 
 @pytest.mark.parametrize("case", [("muon", "bf16", 1), ("muon", "fp32", 2), ("adamw", "bf16", 2)], ids=str)
-def test_bit_for_bit_on_one_process(tmp_path: Path, case: tuple[str, str, int]) -> None:
-    assert resumed(str(tmp_path), [case]) == {case: WELL}
+def test_resuming_is_bitwise_equal_on_one_process(tmp_path: Path, case: tuple[str, str, int]) -> None:
+    assert save_and_resume(str(tmp_path), [case]) == {case: ALL_EQUAL}
 
 
 def test_rates_clip_and_decay_are_those_of_the_run_that_resumes(tmp_path: Path) -> None:
-    """DeepSpeed's file brings its own back, and they would win without a word."""
+    """DeepSpeed's files restore those of the run that saved, which would silently override the configuration."""
     old = fresh("muon", "fp32", 1)
     train(old, range(1))
     path = checkpoint.save(old, tmp_path, 1, {})
@@ -104,40 +104,42 @@ def test_weights_load_into_a_plain_model(tmp_path: Path) -> None:
     assert all(weight.dtype == torch.float32 for weight in checkpoint.load_weights(path).values())
 
 
-def test_latest_keep_and_saving_a_step_again(tmp_path: Path) -> None:
+def test_latest_checkpoint_pruning_and_saving_a_step_again(tmp_path: Path) -> None:
     engine = fresh("adamw", "fp32", 1)
     assert checkpoint.latest(tmp_path) is None
     for step in (1, 2, 3):
         checkpoint.save(engine, tmp_path, step, {"step": step}, keep=2)
     assert checkpoint.latest(tmp_path) == tmp_path / "step-00000003"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
-    # Back to 2 after a rollback: that is where a resume must start, not at the abandoned 3.
-    path = checkpoint.save(engine, tmp_path, 2, {"step": "again"}, keep=2)
+    # Step 2 is saved again after a rollback: a run resumes there, and not at the abandoned step 3.
+    path = checkpoint.save(engine, tmp_path, 2, {"step": "rolled back"}, keep=2)
     assert checkpoint.latest(tmp_path) == path == tmp_path / "step-00000002"
-    assert checkpoint.load(engine, path) == {"step": "again"}
-    # A pointer to something that is gone, and a half-written folder beside it.
+    assert checkpoint.load(engine, path) == {"step": "rolled back"}
+    # `latest` names a missing checkpoint, and there are incomplete folders.
     (tmp_path / "latest").write_text("step-00000007\n")
     (tmp_path / ".step-00000009.part").mkdir()
     (tmp_path / "step-00000008").mkdir()
     assert checkpoint.latest(tmp_path) == tmp_path / "step-00000003"
 
 
-def test_a_save_that_dies_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_previous_checkpoint_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = fresh("adamw", "fp32", 1)
-    good = checkpoint.save(engine, tmp_path, 1, {})
+    previous = checkpoint.save(engine, tmp_path, 1, {})
 
-    def die(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("sleeptrain.checkpoint.folder._commit", die)
+    monkeypatch.setattr("sleeptrain.checkpoint.folder._commit", fail)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(engine, tmp_path, 2, {})
-    assert checkpoint.latest(tmp_path) == good
+    assert checkpoint.latest(tmp_path) == previous
     monkeypatch.undo()
     assert checkpoint.latest(tmp_path) != checkpoint.save(engine, tmp_path, 2, {}) == checkpoint.latest(tmp_path)
 
 
-HERE = "this run has 1 process (data 1 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw); a run continues at the sizes it was saved at: "
+THIS_RUN = "this run has 1 process (data 1 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw); a run continues with the layout of its checkpoint: "
 
 
 def test_another_layout_is_refused_by_name(tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ def test_another_layout_is_refused_by_name(tmp_path: Path) -> None:
         checkpoint.load(fresh("muon", "bf16", 2), path)
     assert caught.value.errors == [
         f"{path} was written by 1 process (data 1 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw), and this run has 1 process (data 1 x pipe 1 x "
-        "tensor 1, ZeRO 2, bf16, muon); a run continues at the sizes it was saved at: start 1 process with mesh.zero=1 train.precision=fp32 "
+        "tensor 1, ZeRO 2, bf16, muon); a run continues with the layout of its checkpoint: start 1 process with mesh.zero=1 train.precision=fp32 "
         "optim.name=adamw, or begin another run with run_dir=..."
     ]
     with pytest.raises(UserError, match="not a checkpoint"):
@@ -154,7 +156,7 @@ def test_another_layout_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("saved", "was", "back"),
+    ("saved", "written_by", "start"),
     [
         ({"processes": 4, "data": 4}, "4 processes (data 4 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw)", "start 4 processes"),
         ({"processes": 2, "pipe": 2}, "2 processes (data 1 x pipe 2 x tensor 1, ", "start 2 processes with mesh.pipe=2"),
@@ -166,7 +168,9 @@ def test_another_layout_is_refused_by_name(tmp_path: Path) -> None:
         ({"zero": 3}, "1 process (data 1 x pipe 1 x tensor 1, ZeRO 3, ", "start 1 process with mesh.zero=3"),
     ],
 )  # fmt: skip
-def test_both_layouts_and_the_way_back_are_named(tmp_path: Path, saved: dict[str, Any], was: str, back: str) -> None:
+def test_the_refusal_names_both_layouts_and_how_to_start(
+    tmp_path: Path, saved: dict[str, Any], written_by: str, start: str
+) -> None:
     path = checkpoint.save(fresh("adamw", "fp32", 1), tmp_path, 1, {})
     layout = json.loads((path / "layout.json").read_text())
     assert layout == {
@@ -175,12 +179,15 @@ def test_both_layouts_and_the_way_back_are_named(tmp_path: Path, saved: dict[str
     (path / "layout.json").write_text(json.dumps(layout | saved))
     with pytest.raises(UserError) as caught:
         checkpoint.load(fresh("adamw", "fp32", 1), path)
-    (said,) = caught.value.errors
-    assert said.startswith(f"{path} was written by {was}") and f"{HERE}{back}, or begin another run" in said
+    (message,) = caught.value.errors
+    assert (
+        message.startswith(f"{path} was written by {written_by}")
+        and f"{THIS_RUN}{start}, or begin another run" in message
+    )
 
 
-def other_mesh(folder: str) -> list[str] | None:
-    """What each of two ranks has to say about a checkpoint of two stages, when it is loaded as data axis alone."""
+def load_with_another_mesh(folder: str) -> list[str] | None:
+    """The errors of this rank when a checkpoint of two stages is loaded with data parallelism alone; None without an error."""
     engine = fresh("adamw", "fp32", 1)
     path = checkpoint.save(engine, Path(folder), 1, {}, mesh=Mesh(pipe=2))
     try:
@@ -190,8 +197,8 @@ def other_mesh(folder: str) -> list[str] | None:
     return None
 
 
-def test_all_ranks_refuse_and_one_says_why(tmp_path: Path) -> None:
-    first, second = run(other_mesh, 2, str(tmp_path))
+def test_all_ranks_refuse_and_rank_0_has_the_message(tmp_path: Path) -> None:
+    first, second = run(load_with_another_mesh, 2, str(tmp_path))
     assert len(first) == 1 and "pipe 2" in first[0] and second == []
 
 

@@ -182,7 +182,7 @@ def test_a_run_that_is_continued_in_other_processes_or_on_other_data(folder: Pat
     assert (one.status, other.status) == (2, 2) and not ours(other)
     assert ours(one) == [
         "error: alone/checkpoints/step-00000001 was written by 1 process (data 1 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw), and this run "
-        "has 2 processes (data 2 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw); a run continues at the sizes it was saved at: start 1 process, "
+        "has 2 processes (data 2 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw); a run continues with the layout of its checkpoint: start 1 process, "
         "or begin another run with run_dir=..."
     ]
     shutil.rmtree(tmp_path / "data")

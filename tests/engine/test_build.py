@@ -1,4 +1,4 @@
-"""The engine against plain torch: layouts, accumulation and clipping change nothing; and its contract with the caller."""
+"""The engine against plain torch for every ZeRO stage, world size and accumulation; its order of calls and its refusals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sleeptrain.config.errors import UserError
 from sleeptrain.engine import Optim
 from sleeptrain.engine.settings import merge_overrides
 from tests.distributed import run
-from tests.engine.tiny import Tiny, batch, made, train
+from tests.engine.tiny import Tiny, batch, make_engine, train
 
 ROWS, STEPS = 8, 3
 CASES = [(name, zero, accumulation) for name in ("adamw", "muon") for zero in (1, 2) for accumulation in (1, 2)]
@@ -20,22 +20,22 @@ ZERO_3 = [("adamw", 3, 1), ("adamw", 3, 2)]
 
 
 def optim(name: str) -> Optim:
-    # A gradient norm is about 0.8 here, so that clipping is active.
+    # Gradient norms are about 0.8, so that clipping at 0.5 is active.
     return Optim(name, lr=0.02, adam_lr=0.01, clip=0.5, ns_dtype="float32")  # type: ignore[arg-type]
 
 
 def trained(precision: str, cases: list[tuple[str, int, int]]) -> dict[Any, Any]:
-    """On rank 0, for every case: the gradient norms and the whole parameters after STEPS steps."""
+    """For every case the gradient norms of STEPS steps and, on rank 0, the full parameters after them."""
     results = {}
     for name, zero, accumulation in cases:
-        engine = made(Tiny(), optim(name), precision, zero, accumulation=accumulation)
-        reports = train(engine, range(STEPS), ROWS)
-        results[name, zero, accumulation] = [report.grad_norm for report in reports], engine.weights()
+        engine = make_engine(Tiny(), optim(name), precision, zero, accumulation=accumulation)
+        steps = train(engine, range(STEPS), ROWS)
+        results[name, zero, accumulation] = [step.grad_norm for step in steps], engine.weights()
     return results
 
 
 def muon_oracle(gradient: Tensor, momentum: Tensor) -> Tensor:
-    """Muon's update as its paper writes it, in double precision."""
+    """The update of Muon as its paper writes it, in float64."""
     momentum.mul_(0.95).add_(gradient, alpha=0.05)
     x = gradient * 0.05 + momentum * 0.95
     x = x / x.norm()
@@ -48,8 +48,8 @@ def muon_oracle(gradient: Tensor, momentum: Tensor) -> Tensor:
 
 
 def oracle(name: str) -> tuple[list[float], dict[str, Tensor]]:
-    """The same steps on one process: torch's clipping and AdamW, and Muon written down above."""
-    model, rule, norms = Tiny(), optim(name), []
+    """Gradient norms and parameters of the same steps with torch's clipping and AdamW, and `muon_oracle`, on one process."""
+    model, config, norms = Tiny(), optim(name), []
     named = dict(model.named_parameters())
     hidden = [n for n in named if n.endswith((".q.weight", ".o.weight"))] if name == "muon" else []
     decayed = [n for n, p in named.items() if p.ndim == 2 and "conv" not in n and n not in hidden]
@@ -63,23 +63,23 @@ def oracle(name: str) -> tuple[list[float], dict[str, Tensor]]:
                 or [nn.Parameter(torch.zeros(1))]
             },
         ],
-        betas=rule.betas,
-        eps=rule.eps,
-        weight_decay=rule.weight_decay,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
     )
     momenta = {n: torch.zeros_like(named[n], dtype=torch.float64) for n in hidden}
     for step in range(STEPS):
         tokens, targets = batch(step, ROWS)
         model.zero_grad()
         (model(tokens, targets) / (targets != -100).sum()).backward()
-        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), rule.clip)))
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), config.clip)))
         for group, rate in zip(adam.param_groups, (0.01, 0.01, 0.02), strict=True):
             group["lr"] = rate / (1 + step)
         adam.step()
         with torch.no_grad():
             for n in hidden:
                 rate = 0.02 / (1 + step)
-                named[n].mul_(1 - rate * rule.weight_decay)
+                named[n].mul_(1 - rate * config.weight_decay)
                 named[n].sub_(rate * muon_oracle(named[n].grad.double(), momenta[n]).float())  # type: ignore[union-attr]
     return norms, {n: p.detach() for n, p in named.items()}
 
@@ -92,18 +92,18 @@ def results() -> dict[int, dict[Any, Any]]:
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_plain_torch(results: dict[int, dict[Any, Any]], world: int, case: tuple[str, int, int]) -> None:
-    """The number of targets differs from row to row, hence from rank to rank and from micro-batch to micro-batch."""
-    equals_oracle(case, *results[world][case])
+    """Rows have different numbers of targets, hence ranks and micro-batches as well."""
+    assert_equals_oracle(case, *results[world][case])
 
 
 @pytest.mark.slow
 def test_zero_3_equals_plain_torch() -> None:
     for results in (trained("fp32", ZERO_3), run(trained, 2, "fp32", ZERO_3)[0]):
         for case in ZERO_3:
-            equals_oracle(case, *results[case])
+            assert_equals_oracle(case, *results[case])
 
 
-def equals_oracle(case: tuple[str, int, int], norms: list[float], weights: dict[str, Tensor]) -> None:
+def assert_equals_oracle(case: tuple[str, int, int], norms: list[float], weights: dict[str, Tensor]) -> None:
     expected_norms, expected = oracle(case[0])
     assert norms == pytest.approx(expected_norms, rel=1e-5)
     for name, weight in expected.items():
@@ -111,25 +111,25 @@ def equals_oracle(case: tuple[str, int, int], norms: list[float], weights: dict[
 
 
 @pytest.mark.slow
-def test_bf16_agrees_between_layouts_within_its_rounding() -> None:
+def test_bf16_layouts_agree_within_rounding() -> None:
     expected_norms, expected = oracle("muon")
     for results in (trained("bf16", CASES), run(trained, 2, "bf16", CASES)[0]):
         for (name, _, _), (norms, weights) in results.items():
             if name == "muon":
                 assert norms == pytest.approx(expected_norms, rel=0.02)
                 for n, weight in expected.items():
-                    # Master weights are fp32: they differ by the rounding of the first weights, and of gradients.
+                    # fp32 master weights differ by the bf16 rounding of the initial weights and of gradients.
                     torch.testing.assert_close(weights[n], weight, atol=0.02, rtol=0.02)
 
 
 def build_and_train(stages: list[int]) -> None:
     for zero, precision in ((zero, precision) for zero in stages for precision in ("fp32", "bf16")):
-        engine = made(Tiny(), Optim(), precision, zero)
+        engine = make_engine(Tiny(), Optim(), precision, zero)
         train(engine, range(12), 2)
 
 
-def test_the_order_of_calls_is_checked_and_refusals_are_for_users() -> None:
-    engine = made(Tiny(), Optim(), "fp32", 1, accumulation=2)
+def test_wrong_orders_of_calls_raise_and_muon_with_zero_3_is_refused() -> None:
+    engine = make_engine(Tiny(), Optim(), "fp32", 1, accumulation=2)
     tokens, targets = batch(0)
     engine.backward(engine.module(tokens, targets))
     with pytest.raises(RuntimeError, match="2 calls of backward"):
@@ -138,10 +138,10 @@ def test_the_order_of_calls_is_checked_and_refusals_are_for_users() -> None:
     with pytest.raises(RuntimeError, match="call step first"):
         engine.backward(engine.module(tokens, targets))
     with pytest.raises(UserError, match=r"needs mesh\.zero 1 or 2"):
-        made(Tiny(), Optim("muon", adam_lr=0.1), "fp32", 3)
+        make_engine(Tiny(), Optim("muon", adam_lr=0.1), "fp32", 3)
 
 
-def test_overrides_are_merged_at_depth_and_ours_are_refused() -> None:
+def test_overrides_are_merged_at_every_depth_and_reserved_keys_are_refused() -> None:
     base = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 5}, "bf16": {"enabled": False}}
     over = {"zero_optimization": {"reduce_bucket_size": 7, "overlap_comm": True}, "flops_profiler": {"enabled": True}}
     assert merge_overrides(base, over) == {
@@ -156,12 +156,12 @@ def test_overrides_are_merged_at_depth_and_ours_are_refused() -> None:
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     build_and_train([1, 2])
-    heard = capfd.readouterr()
-    assert (heard.out, heard.err) == ("", "")
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")
 
 
 @pytest.mark.slow
 def test_nothing_is_printed_by_fresh_processes(capfd: pytest.CaptureFixture[str]) -> None:
     run(build_and_train, 2, [1, 2, 3])
-    heard = capfd.readouterr()
-    assert (heard.out, heard.err) == ("", "")
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")

@@ -1,4 +1,4 @@
-"""Keys of DeepSpeed's configuration: what it knows is taken, what it would pass over in silence is not."""
+"""Keys of DeepSpeed's configuration: known ones are accepted; unknown, invalid and reserved ones are refused by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from sleeptrain.engine.deepspeed_keys import refused_keys
-from sleeptrain.engine.settings import OURS, settings
+from sleeptrain.engine.settings import RESERVED_KEYS, deepspeed_config
 
 KNOWN: dict[str, Any] = {
     "zero_optimization": {"overlap_comm": True, "offload_optimizer": {"device": "cpu"}, "stage3_max_reuse_distance": 0},
@@ -32,13 +32,13 @@ KNOWN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("key", KNOWN)
-def test_what_deepspeed_documents_is_taken(key: str) -> None:
-    assert refused_keys({key: KNOWN[key]}, OURS) == []
+def test_documented_keys_are_accepted(key: str) -> None:
+    assert refused_keys({key: KNOWN[key]}, RESERVED_KEYS) == []
 
 
-def test_what_we_give_it_ourselves_is_known() -> None:
-    made = settings(nn.Linear(3, 3), clip=1.0, precision="bf16", zero=1, micro=1, accumulation=1)
-    assert refused_keys({**made, **KNOWN}, {}) == []
+def test_keys_of_the_derived_configuration_are_known() -> None:
+    config = deepspeed_config(nn.Linear(3, 3), clip=1.0, precision="bf16", zero=1, micro=1, accumulation=1)
+    assert refused_keys({**config, **KNOWN}, {}) == []
 
 
 @pytest.mark.parametrize(
@@ -58,15 +58,15 @@ def test_what_we_give_it_ourselves_is_known() -> None:
         ({"bf16": {"enabled": True}}, "bf16.enabled", "is decided by train.precision; set train.precision instead"),
     ],
 )  # fmt: skip
-def test_what_is_not_taken_is_named_with_the_way_out(section: dict[str, Any], path: str, why: str) -> None:
-    assert refused_keys(section, OURS) == [(path, why)]
+def test_refused_keys_are_named_with_the_reason_and_the_way_out(section: dict[str, Any], path: str, why: str) -> None:
+    assert refused_keys(section, RESERVED_KEYS) == [(path, why)]
 
 
-def test_a_section_that_is_no_mapping_is_named() -> None:
-    ((path, why),) = refused_keys({"zero_optimization": 3}, OURS)
+def test_a_section_that_is_not_a_mapping_is_refused() -> None:
+    ((path, why),) = refused_keys({"zero_optimization": 3}, RESERVED_KEYS)
     assert path == "zero_optimization" and "must be a mapping" in why
 
 
-def test_one_key_of_ours_does_not_hide_the_rest_of_its_section() -> None:
-    found = refused_keys({"zero_optimization": {"stage": 2, "overlap_com": True}}, OURS)
-    assert [path for path, _ in found] == ["zero_optimization.stage", "zero_optimization.overlap_com"]
+def test_a_reserved_key_does_not_hide_other_errors_of_its_section() -> None:
+    refused = refused_keys({"zero_optimization": {"stage": 2, "overlap_com": True}}, RESERVED_KEYS)
+    assert [path for path, _ in refused] == ["zero_optimization.stage", "zero_optimization.overlap_com"]

@@ -1,4 +1,4 @@
-"""Which parameter gets which update, and Muon against other implementations of it."""
+"""Parameter groups, and Muon and AdamW against torch's implementations."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sleeptrain.engine.config import Optim
 from sleeptrain.engine.muon import Muon, orthogonalise
-from sleeptrain.engine.optimizers import groups, kind, optimizer
+from sleeptrain.engine.optimizers import kind, make_optimizer, param_groups
 from tests.engine.tiny import Tiny
 
 MATRIX, VECTOR = torch.zeros(3, 4), torch.zeros(3)
@@ -27,22 +27,24 @@ MATRIX, VECTOR = torch.zeros(3, 4), torch.zeros(3)
         *[(f"layers.0.mlp.{which}.weight", MATRIX, "matrix") for which in ("gate", "up", "down")],
     ],
 )
-def test_kind(name: str, shape: Tensor, expected: str) -> None:
+def test_kind_of_every_parameter(name: str, shape: Tensor, expected: str) -> None:
     assert kind(name, shape) == expected
 
 
-def test_groups_hold_every_trainable_parameter_once_with_its_rate_and_decay() -> None:
+def test_groups_have_every_trainable_parameter_once_with_its_rate_and_decay() -> None:
     model = Tiny()
     model.embed.weight.requires_grad_(False)
-    made = {group["name"]: group for group in groups(model, Optim("muon", lr=0.02, adam_lr=0.003, weight_decay=0.1))}
-    names = [name for group in made.values() for name in group["names"]]
+    groups = {
+        group["name"]: group for group in param_groups(model, Optim("muon", lr=0.02, adam_lr=0.003, weight_decay=0.1))
+    }
+    names = [name for group in groups.values() for name in group["names"]]
     assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
-    assert {name: (g["peak"], g["weight_decay"], g["muon"]) for name, g in made.items()} == {
+    assert {name: (g["peak"], g["weight_decay"], g["muon"]) for name, g in groups.items()} == {
         "matrix": (0.02, 0.1, True),
         "other": (0.003, 0.1, False),
         "plain": (0.003, 0.0, False),
     }
-    assert [g["peak"] for g in groups(model, Optim("adamw", lr=0.5))] == [0.5, 0.5, 0.5]
+    assert [g["peak"] for g in param_groups(model, Optim("adamw", lr=0.5))] == [0.5, 0.5, 0.5]
 
 
 def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_singular_vectors() -> None:
@@ -57,27 +59,27 @@ def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_singular_ve
         torch.testing.assert_close(middle, torch.diag(middle.diagonal()), atol=1e-10, rtol=0)
 
 
-def test_matrices_follow_torchs_own_muon() -> None:
-    """torch's computes Newton-Schulz in bf16 and normalises after the cast, hence the tolerance; lr is 0.1."""
+def test_matrices_agree_with_torchs_muon() -> None:
+    """The tolerance is for torch's Muon, which normalises after the cast to bf16."""
     for shape in ((6, 6), (12, 5), (5, 12)):
         start = torch.randn(shape, generator=torch.Generator().manual_seed(2))
         ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-        rule = {"lr": 0.1, "weight_decay": 0.3}
-        one = Muon([{"params": [ours], "muon": True, **rule}], momentum=0.9, ns_dtype=torch.bfloat16)
-        other = torch.optim.Muon([theirs], momentum=0.9, adjust_lr_fn="original", **rule)
+        options = {"lr": 0.1, "weight_decay": 0.3}
+        one = Muon([{"params": [ours], "muon": True, **options}], momentum=0.9, ns_dtype=torch.bfloat16)
+        other = torch.optim.Muon([theirs], momentum=0.9, adjust_lr_fn="original", **options)
         for step in range(4):
             ours.grad = torch.randn(shape, generator=torch.Generator().manual_seed(10 + step))
             theirs.grad = ours.grad.clone()
             one.step()
             other.step()
-        moved = (theirs - start).abs().mean()
-        assert (ours - theirs).abs().mean() < 0.02 * moved
+        change = (theirs - start).abs().mean()
+        assert (ours - theirs).abs().mean() < 0.02 * change
 
 
-def test_everything_else_follows_torchs_adamw_to_the_bit() -> None:
+def test_other_parameters_agree_with_torchs_adamw_bitwise() -> None:
     mixed, plain = Tiny(), Tiny()
-    one = optimizer(mixed, Optim("muon", lr=0.02, adam_lr=0.003))
-    other = optimizer(plain, Optim("adamw", lr=0.003))
+    one = make_optimizer(mixed, Optim("muon", lr=0.02, adam_lr=0.003))
+    other = make_optimizer(plain, Optim("adamw", lr=0.003))
     assert type(other) is torch.optim.AdamW
     for step in range(3):
         for a, b in zip(mixed.parameters(), plain.parameters(), strict=True):

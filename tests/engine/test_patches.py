@@ -1,67 +1,35 @@
-"""Each fails when DeepSpeed no longer needs the work-around: then delete the work-around, and the test."""
+"""Every workaround for DeepSpeed's ZeRO 3 and Muon works and is still needed.
+
+A test that fails because the workaround is no longer needed is deleted together with the workaround.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
-import warnings
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from sleeptrain.engine import Optim, build_engine
+from sleeptrain.engine import EngineSpec, Optim, build_engine
 from sleeptrain.engine.optimizers import kind
 from sleeptrain.execute.activation_checkpoint import activation_checkpoint
 from sleeptrain.parallel.process import init_distributed
 from tests.distributed import run
-from tests.engine.tiny import Tiny, batch, train
+from tests.engine.tiny import Tiny, batch
 
 pytestmark = pytest.mark.slow
 
 
-def join_without_ninja() -> str:
-    import deepspeed.comm
-
-    os.environ["PATH"] = "/nonexistent"
-    dist.init_process_group("gloo")
-    try:
-        deepspeed.comm.init_distributed(auto_mpi_discovery=False)
-    except RuntimeError as error:
-        return str(error)
-    return ""
-
-
-def test_shared_memory_operator_is_still_compiled() -> None:
-    assert "deepspeed_shm_comm" in run(join_without_ninja, 1)[0]
-
-
-def test_bf16_optimizer_still_prints(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    # By name: the package's `build` is the function.
-    monkeypatch.setattr(importlib.import_module("sleeptrain.engine.build"), "quiet", contextlib.nullcontext)
-    build_engine(Tiny(), Optim(), precision="bf16", zero=1, micro_rows=1, accumulation=1)
-    assert capfd.readouterr().out
-
-
-def test_zero_3_still_calls_collectives_by_their_old_names() -> None:
-    engine = build_engine(Tiny(), Optim(), precision="fp32", zero=3, micro_rows=4, accumulation=1)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(engine, range(1))
-    assert any("is deprecated" in str(warning.message) for warning in caught)
-
-
 def test_deepspeeds_muon_still_takes_the_norm_of_updates() -> None:
-    """Why `engine.muon` exists: the norm that DeepSpeed reports, and clips by, is not that of the gradient."""
+    """The reason for `engine.muon`: the norm that DeepSpeed reports and clips by is not that of the gradient."""
     init_distributed()
     import deepspeed
 
     tokens, targets = batch(0)
     plain = Tiny()
     (plain(tokens, targets) / 10).backward()
-    true = torch.stack([p.grad.norm() for p in plain.parameters() if p.grad is not None]).norm().item()
+    grad_norm = torch.stack([p.grad.norm() for p in plain.parameters() if p.grad is not None]).norm().item()
     model = Tiny()
     for name, parameter in model.named_parameters():
         parameter.use_muon = kind(name, parameter) == "matrix"  # type: ignore[attr-defined]
@@ -76,11 +44,11 @@ def test_deepspeeds_muon_still_takes_the_norm_of_updates() -> None:
     )
     engine.backward(engine(tokens, targets) / 10)
     engine.step()
-    assert float(engine.get_global_grad_norm()) > 2 * true
+    assert float(engine.get_global_grad_norm()) > 2 * grad_norm
 
 
 class Memory(nn.Module):
-    """Reads x and writes a state, with a parameter of its own."""
+    """Reads x and writes a state, with a parameter that it uses directly and not through a submodule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,34 +60,35 @@ class Memory(nn.Module):
 
 
 class Passes(nn.Module):
-    """Two recomputed passes. Both read the input, so that backward enters the first one in its middle, by the state."""
+    """Two recomputed passes. Both read the input, so that backward starts in the middle of the first one, from the state."""
 
     def __init__(self) -> None:
         super().__init__()
         self.memory, self.last = Memory(), nn.Linear(8, 8, bias=False)
         nn.init.eye_(self.last.weight)
 
-    def once(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def run_pass(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         h, state = self.memory(x, state)
         return self.last(h), state
 
     def loss(self) -> Tensor:
         x, state = torch.linspace(0, 1, 6).view(3, 2), torch.zeros(8)
         for _ in range(2):
-            h, state = activation_checkpoint(self.once, x, state)
+            h, state = activation_checkpoint(self.run_pass, x, state)
         return h.square().sum() + state.square().sum()
 
 
-def trained_in_parts(without: str | None) -> tuple[list[float], bool, int]:
-    """Losses, whether ZeRO 3 knows in which order parameters are used, and how many modules it takes to be in forward; of a
-    model whose own forward is never called."""
+def train_without_root_forward(disabled_patch: str | None) -> tuple[list[float], bool, int]:
+    """Trains a model whose own forward is never called, with both workarounds but `disabled_patch`.
+
+    Returns the losses, whether ZeRO 3 has a complete trace of parameter uses, and the length of FWD_MODULE_STACK.
+    """
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 
     init_distributed()
-    if without is not None:
-        # By name: the package's `build` is the function.
-        setattr(importlib.import_module("sleeptrain.engine.build"), without, lambda _: lambda: None)
-    engine = build_engine(Passes(), Optim(lr=0.01), precision="fp32", zero=3, micro_rows=1, accumulation=1)
+    if disabled_patch is not None:
+        setattr(importlib.import_module("sleeptrain.engine.engine"), disabled_patch, lambda _: lambda: None)
+    engine = build_engine(Passes(), Optim(lr=0.01), EngineSpec("fp32", zero=3, micro_rows=1, accumulation=1))
     losses = []
     for _ in range(3):
         loss = engine.module.loss()  # type: ignore[operator]
@@ -130,13 +99,13 @@ def trained_in_parts(without: str | None) -> tuple[list[float], bool, int]:
     return losses, coordinator.is_complete_trace(), len(FWD_MODULE_STACK)
 
 
-def test_zero_3_still_counts_uses_by_a_forward_that_is_not_called() -> None:
-    losses, known, inside = run(trained_in_parts, 2, None)[0]
-    assert losses[2] < losses[1] < losses[0] and known and inside == 1
-    again, known, inside = run(trained_in_parts, 2, "uses_counted_by_backward")[0]
-    assert losses == again and not known and inside > 3
+def test_zero_3_still_traces_parameter_uses_by_forwards_of_the_root_module() -> None:
+    losses, complete_trace, depth = run(train_without_root_forward, 2, None)[0]
+    assert losses[2] < losses[1] < losses[0] and complete_trace and depth == 1
+    unpatched_losses, complete_trace, depth = run(train_without_root_forward, 2, "trace_params_per_backward")[0]
+    assert losses == unpatched_losses and not complete_trace and depth > 3
 
 
-def test_zero_3_still_takes_parameters_from_a_module_in_backward() -> None:
+def test_zero_3_still_releases_parameters_of_a_module_in_backward() -> None:
     with pytest.raises(AssertionError, match="must match the size of tensor b"):
-        run(trained_in_parts, 2, "keep_in_backward")
+        run(train_without_root_forward, 2, "keep_params_of_reentered_modules")

@@ -1,4 +1,4 @@
-"""One bad loss or gradient on one rank: nothing changes on any, and the next step is as if it had never been."""
+"""A non-finite loss or gradient on one rank: every rank skips the step unchanged, and training continues as without it."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Any
 import pytest
 import torch
 
-from sleeptrain.engine import Engine, Optim
+from sleeptrain.engine import Engine, Optim, StepResult
 from tests.distributed import run
-from tests.engine.tiny import Tiny, loss_of, made, same, snapshot, train
+from tests.engine.tiny import Tiny, loss_of, make_engine, same, snapshot, train
 
 CASES = [(name, precision, zero) for name in ("adamw", "muon") for precision in ("fp32", "bf16") for zero in (1, 2)]
 ZERO_3 = [("adamw", "fp32", 3), ("adamw", "bf16", 3)]
-SPOILS = ["loss at the last micro-step", "loss at the first", "gradient at the last", "gradient at the first"]
+FAULTS = ["loss in the last micro-batch", "loss in the first", "gradient in the last", "gradient in the first"]
 
 
 def fresh(name: str, precision: str, zero: int) -> Engine:
-    rule = Optim(name, lr=0.02, adam_lr=0.01, ns_dtype="float32")  # type: ignore[arg-type]
-    return made(Tiny(), rule, precision, zero, accumulation=2)
+    optim = Optim(name, lr=0.02, adam_lr=0.01, ns_dtype="float32")  # type: ignore[arg-type]
+    return make_engine(Tiny(), optim, precision, zero, accumulation=2)
 
 
-def spoiled(engine: Engine, step: int, spoil: str) -> Any:
-    """One step, spoiled on the last rank only."""
-    what, when = spoil.split()[0], 0 if "first" in spoil else 1
+def faulty_step(engine: Engine, step: int, fault: str) -> StepResult:
+    """One step with a fault on the last rank only."""
+    source, faulty_micro = fault.split()[0], 0 if "first" in fault else 1
     for micro in range(2):
-        bad = engine.process.rank == engine.process.world - 1 and micro == when
+        faulty = engine.process.rank == engine.process.world - 1 and micro == faulty_micro
         loss = loss_of(engine, step, micro)
         handle = None
-        if bad and what == "loss":
+        if faulty and source == "loss":
             loss = loss + float("inf")
-        elif bad:
-            # One element of one gradient.
+        elif faulty:
+            # A single element of a single gradient.
             def poison(gradient: torch.Tensor) -> torch.Tensor:
                 gradient = gradient.clone()
                 gradient.view(-1)[0] = float("nan")
@@ -44,51 +44,52 @@ def spoiled(engine: Engine, step: int, spoil: str) -> Any:
     return engine.step(1.0)
 
 
-def survives(cases: list[tuple[str, str, int]]) -> dict[Any, Any]:
-    """For every case and spoil: the report, whether nothing changed, and whether training goes on as if nothing had been."""
+def train_with_faults(cases: list[tuple[str, str, int]]) -> dict[Any, Any]:
+    """For every case and fault: the step's result and whether the engine is unchanged; and under "after" the result of the
+    next step and whether the engine equals one that had no faults."""
     results = {}
     for case in cases:
         reference = fresh(*case)
         train(reference, range(2))
         engine = fresh(*case)
         train(engine, range(1))
-        for spoil in SPOILS:
+        for fault in FAULTS:
             before = snapshot(engine)
-            report = spoiled(engine, 7, spoil)
-            results[case, spoil] = report, same(before, snapshot(engine))
-        (report,) = train(engine, range(1, 2))
-        results[case, "after"] = report, same(snapshot(reference), snapshot(engine))
+            result = faulty_step(engine, 7, fault)
+            results[case, fault] = result, same(before, snapshot(engine))
+        (result,) = train(engine, range(1, 2))
+        results[case, "after"] = result, same(snapshot(reference), snapshot(engine))
     return results
 
 
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[Any, Any]]:
-    return run(survives, 2, CASES)
+    return run(train_with_faults, 2, CASES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_no_rank_steps(ranks: list[dict[Any, Any]], case: tuple[str, str, int]) -> None:
-    no_rank_stepped(ranks, case)
+def test_every_rank_skips_the_step(ranks: list[dict[Any, Any]], case: tuple[str, str, int]) -> None:
+    assert_all_ranks_skipped(ranks, case)
 
 
 @pytest.mark.slow
-def test_no_rank_steps_under_zero_3() -> None:
-    ranks = run(survives, 2, ZERO_3)
+def test_every_rank_skips_the_step_under_zero_3() -> None:
+    ranks = run(train_with_faults, 2, ZERO_3)
     for case in ZERO_3:
-        no_rank_stepped(ranks, case)
+        assert_all_ranks_skipped(ranks, case)
 
 
-def no_rank_stepped(ranks: list[dict[Any, Any]], case: tuple[str, str, int]) -> None:
+def assert_all_ranks_skipped(ranks: list[dict[Any, Any]], case: tuple[str, str, int]) -> None:
     for rank, results in enumerate(ranks):
-        for spoil in SPOILS:
-            report, unchanged = results[case, spoil]
-            assert report.skipped and report.grad_norm == float("inf"), (rank, spoil)
-            assert unchanged, (rank, spoil)
-        report, as_if_nothing_had_been = results[case, "after"]
-        assert not report.skipped and as_if_nothing_had_been, rank
+        for fault in FAULTS:
+            result, unchanged = results[case, fault]
+            assert result.skipped and result.grad_norm == float("inf"), (rank, fault)
+            assert unchanged, (rank, fault)
+        result, equals_reference = results[case, "after"]
+        assert not result.skipped and equals_reference, rank
 
 
-def test_snapshots_notice_a_step() -> None:
+def test_a_step_changes_the_snapshot() -> None:
     engine = fresh("muon", "bf16", 2)
     train(engine, range(1))
     before = snapshot(engine)

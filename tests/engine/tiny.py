@@ -1,4 +1,4 @@
-"""A small stand-in for the language model: the parameter names of the real one, and every layer used several times."""
+"""A small model with the parameter names of the language model and looped layers, and helpers that train it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import gc
 import torch
 from torch import Tensor, nn
 
-from sleeptrain.engine import Engine, Optim, StepResult, build_engine
+from sleeptrain.engine import Engine, EngineSpec, Optim, StepResult, build_engine
 
 VOCAB, WIDTH, PASSES = 11, 6, 3
 
 
 class Mixer(nn.Module):
-    """Something with a tall matrix, a wide one, the small projections, a convolution and vectors."""
+    """A mixer with every kind of parameter: a tall and a wide matrix, a small projection, a convolution and vectors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Tiny(nn.Module):
             self.head = nn.Linear(WIDTH, VOCAB, bias=False)
 
     def features(self, tokens: Tensor) -> Tensor:
-        """What the blocks make of the tokens, in all passes."""
+        """Features [rows, time, width] after all passes over tokens [rows, time]."""
         x = self.embed(tokens)
         for _ in range(PASSES):
             for layer in self.layers:
@@ -62,13 +62,13 @@ class Tiny(nn.Module):
         return x
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The sum of the losses at the targets; -100 is not scored."""
+        """The sum of the losses of all targets; -100 is not scored."""
         logits = self.head(self.norm(self.features(tokens))).float()
         return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
 
 
 def batch(step: int, rows: int = 4, length: int = 5) -> tuple[Tensor, Tensor]:
-    """Tokens and targets of a global batch [rows, length]; the number of targets differs from row to row."""
+    """Tokens and targets [rows, length] of the global batch of a step; rows have different numbers of targets."""
     source = torch.Generator().manual_seed(1000 + step)
     tokens = torch.randint(VOCAB, (rows, length), generator=source)
     targets = torch.randint(VOCAB, (rows, length), generator=source)
@@ -81,24 +81,24 @@ def loss_of(engine: Engine, step: int, micro: int, rows: int = 4) -> Tensor:
     """The scaled loss of this rank's rows of micro-batch `micro` of a step's global batch of `rows` rows."""
     tokens, targets = batch(step, rows)
     scale = engine.scale(int((targets != -100).sum()))
-    each = rows // (engine.data * engine.accumulation)
+    each = rows // (engine.data_parallel_size * engine.accumulation)
     first = (engine.process.rank * engine.accumulation + micro) * each
     return engine.module(tokens[first : first + each], targets[first : first + each]) * scale
 
 
 def train(engine: Engine, steps: range, rows: int = 4) -> list[StepResult]:
-    """Full steps; the learning rate changes from step to step."""
-    reports = []
+    """Whole steps; the learning rate changes from step to step."""
+    results = []
     for step in steps:
         for micro in range(engine.accumulation):
             engine.backward(loss_of(engine, step, micro, rows))
-        reports.append(engine.step(1.0 / (1 + step)))
-    return reports
+        results.append(engine.step(1.0 / (1 + step)))
+    return results
 
 
 def snapshot(engine: Engine) -> list[Tensor]:
-    """Copies of everything a step may change on this rank: parameters, master weights, moments and step counts."""
-    # Under ZeRO 3 a parameter may be gathered or not; ds_tensor is the part that this rank owns.
+    """Copies of all that a step may change on this rank: parameters, master weights, optimizer states and step counts."""
+    # Under ZeRO 3 a parameter may be gathered or not; ds_tensor is this rank's partition.
     tensors = [getattr(p, "ds_tensor", p).detach() for p in engine.module.parameters()]
     for partition, state in engine.optimizer.state.items():
         tensors += [partition.detach(), *(value for _, value in sorted(state.items()) if torch.is_tensor(value))]
@@ -106,25 +106,18 @@ def snapshot(engine: Engine) -> list[Tensor]:
 
 
 def same(one: list[Tensor], other: list[Tensor]) -> bool:
-    """Whether two snapshots are equal bit for bit."""
+    """Whether two snapshots are bitwise equal."""
     return len(one) == len(other) and all(
         a.dtype == b.dtype and torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))
         for a, b in zip(one, other, strict=True)
     )
 
 
-def made(model: nn.Module, rule: Optim, precision: str, zero: int, *, accumulation: int = 1) -> Engine:
-    """`engine.build`, and then the objects of all imports are hidden from the garbage collector.
+def make_engine(model: nn.Module, optim: Optim, precision: str, zero: int, *, accumulation: int = 1) -> Engine:
+    """`build_engine`, after which existing objects are frozen for the garbage collector.
 
-    DeepSpeed collects garbage eight times while it builds its bf16 optimizer: a second and a half of looking at modules.
+    DeepSpeed runs eight full collections while it builds its bf16 optimizer, which take 1.5 s over all imported modules.
     """
-    built = build_engine(
-        model,
-        rule,
-        precision=precision,
-        zero=zero,
-        micro_rows=1,
-        accumulation=accumulation,  # type: ignore[arg-type]
-    )
+    engine = build_engine(model, optim, EngineSpec(precision, zero, micro_rows=1, accumulation=accumulation))  # type: ignore[arg-type]
     gc.freeze()
-    return built
+    return engine

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sleeptrain.engine import Optim
 from sleeptrain.execute.activation_checkpoint import activation_checkpoint
 from tests.distributed import run
-from tests.engine.tiny import PASSES, Tiny, made, train
+from tests.engine.tiny import PASSES, Tiny, make_engine, train
 
 
 class Stack(nn.Module):
@@ -110,7 +110,7 @@ def train_both(precision: str, zero_stages: list[int]) -> list[tuple[Any, Any]]:
     for zero in zero_stages:
         reports = []
         for model in (Tiny(), Checkpointed()):
-            engine = made(model, Optim(), precision, zero, accumulation=2)
+            engine = make_engine(model, Optim(), precision, zero, accumulation=2)
             reports.append(train(engine, range(2)))
         results.append((reports[0], reports[1]))
     return results

@@ -1,4 +1,4 @@
-"""The mesh section says what it cannot do, with the fields and the sizes that work."""
+"""The `mesh:` section: invalid values, sizes of the axes, batch layout and stage cuts, and the messages of what does not fit."""
 
 from dataclasses import replace
 
@@ -46,21 +46,18 @@ def test_problems_name_the_field() -> None:
         ),
     ],
 )
-def test_a_world_that_does_not_fit_is_told_what_does(mesh: Mesh, world: int, message: str) -> None:
+def test_a_world_size_that_does_not_fit_is_refused_with_sizes_that_do(mesh: Mesh, world: int, message: str) -> None:
     with pytest.raises(LayoutError) as caught:
         data_parallel_size(mesh, world)
     assert message in str(caught.value)
 
 
-def test_worlds_that_fit() -> None:
-    assert [
-        data_parallel_size(Mesh(), 3),
-        data_parallel_size(Mesh(tensor=2), 6),
-        data_parallel_size(Mesh(data=2, tensor=2), 4),
-    ] == [3, 3, 2]
+def test_data_parallel_size_of_world_sizes_that_fit() -> None:
+    cases = {3: Mesh(), 6: Mesh(tensor=2), 4: Mesh(data=2, tensor=2)}
+    assert [data_parallel_size(mesh, world) for world, mesh in cases.items()] == [3, 3, 2]
 
 
-def test_heads_that_cannot_be_shared_are_named_with_the_sizes_that_can() -> None:
+def test_sizes_that_tensor_parallelism_cannot_divide_are_named_with_sizes_that_work() -> None:
     model = toy.config()  # 4 heads, 2 of keys and values; 2 key heads, 4 value heads; 16 columns
     assert tensor_obstacle(model, 2) is None
     reason = tensor_obstacle(model, 4)
@@ -80,7 +77,7 @@ def test_heads_that_cannot_be_shared_are_named_with_the_sizes_that_can() -> None
         (12, 1, Mesh(pipe=2, group=6), 2, (1, 6, 1)),
     ],
 )
-def test_rows_become_micro_batches_and_groups(batch, micro, mesh, data, expected) -> None:
+def test_batch_layout_divides_rows_into_micro_batches_and_groups(batch, micro, mesh, data, expected) -> None:
     made = batch_layout(batch, micro, mesh, data)
     assert (made.micro, made.group, made.accumulation) == expected
     assert made.micro * made.group * made.accumulation * data == batch
@@ -95,18 +92,18 @@ def test_rows_become_micro_batches_and_groups(batch, micro, mesh, data, expected
         (7, None, Mesh(pipe=4), 1, "groups of 4 or 5 or 6 .*the nearest batch that does is 8"),
     ],
 )
-def test_rows_that_do_not_divide_are_told_the_nearest_that_do(batch, micro, mesh, data, message) -> None:
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(batch, micro, mesh, data, message) -> None:
     with pytest.raises(LayoutError, match=message):
         batch_layout(batch, micro, mesh, data)
 
 
-def test_stages_share_the_work_and_too_many_are_refused() -> None:
+def test_stage_cuts_balance_the_cost_and_too_many_stages_are_refused() -> None:
     model, sleep = toy.config("AGAGAGAG"), Sleep(passes=4, loop=Loop(layers=(2, 8)))
     assert stage_cuts(toy.config("GGGG"), Sleep(), 2) == (2,)
-    assert stage_cuts(model, sleep, 2) == (5,)  # two of eight blocks run once a window, the others four times
+    assert stage_cuts(model, sleep, 2) == (5,)  # blocks 0 and 1 run once a window, the other six four times
     assert pipeline_obstacle(model, Mesh(pipe=8)) is None
     assert "mesh.pipe can be 1 to 8" in str(pipeline_obstacle(model, Mesh(pipe=9)))
 
 
-def test_the_vocabulary_is_padded_to_equal_parts() -> None:
+def test_the_vocabulary_is_padded_to_equal_shards() -> None:
     assert (padded_vocab(11, 1), padded_vocab(11, 2), padded_vocab(128, 2), padded_vocab(129, 2)) == (11, 128, 128, 256)

@@ -1,75 +1,130 @@
-"""Each work-around works, and is still needed."""
+"""Every workaround for DeepSpeed outside the engine and for megatron-core works and is still needed.
 
+A test that fails because the workaround is no longer needed is deleted together with the workaround.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from sleeptrain.engine import EngineSpec, Optim, build_engine
 from sleeptrain.parallel import Mesh
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.patches.deepspeed_mpu import Mpu
-from sleeptrain.parallel.patches.sequence_parallel_on_cpu import allow_sequences_on_cpu
+from sleeptrain.parallel.patches.sequence_parallel_on_cpu import allow_sequence_parallel_on_cpu
 from sleeptrain.parallel.process import init_distributed
 from tests.distributed import run
+from tests.engine.tiny import Tiny, train
+
+pytestmark = pytest.mark.slow
+
+
+def init_deepspeed_without_ninja() -> str:
+    """The error of DeepSpeed's start without `skip_shm_op_build` and without ninja."""
+    import deepspeed.comm
+
+    os.environ["PATH"] = "/nonexistent"
+    dist.init_process_group("gloo")
+    try:
+        deepspeed.comm.init_distributed(auto_mpi_discovery=False)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_deepspeed_still_compiles_its_shared_memory_operator() -> None:
+    assert "deepspeed_shm_comm" in run(init_deepspeed_without_ninja, 1)[0]
+
+
+def test_the_bf16_optimizer_still_prints(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sleeptrain.engine.build.deepspeed_quiet", contextlib.nullcontext)
+    build_engine(Tiny(), Optim(), EngineSpec("bf16", zero=1, micro_rows=1, accumulation=1))
+    assert capfd.readouterr().out
+
+
+def test_zero_3_still_calls_deprecated_collectives() -> None:
+    engine = build_engine(Tiny(), Optim(), EngineSpec("fp32", zero=3, micro_rows=4, accumulation=1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(engine, range(1))
+    assert any("is deprecated" in str(warning.message) for warning in caught)
+
 
 IMPORT = "import megatron.core.tensor_parallel"
-QUIETLY = "from sleeptrain.parallel.patches.megatron_warnings import import_megatron; import_megatron()"
+QUIET_IMPORT = "from sleeptrain.parallel.patches.megatron_warnings import import_megatron; import_megatron()"
 
 
-@pytest.mark.slow
-def test_megatron_still_complains_on_import_unless_it_is_silenced():
-    said = [
+def test_megatron_still_warns_on_import_unless_it_is_silenced() -> None:
+    plain, quiet = (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
-        for code in (IMPORT, QUIETLY)
-    ]
-    assert "Apex" in said[0] and said[1] == ""
+        for code in (IMPORT, QUIET_IMPORT)
+    )
+    assert "Apex" in plain and quiet == ""
 
 
-def groups():
-    """What DeepSpeed asks for, from a process of two that share the layers."""
+def initialize_with_mpu() -> tuple[str, list[int], bool]:
+    """With tensor parallelism over two processes: the error of `deepspeed.initialize` with megatron-core's parallel state, and
+    the ranks and sizes that `Mpu` gives instead, and whether it invents names."""
     from megatron.core import parallel_state
 
     init_distributed()
+    import deepspeed
+
     parallel_state.initialize_model_parallel(2, 1, create_gloo_process_groups=False)
+    error, model = "", Tiny()
+    try:
+        deepspeed.initialize(
+            model=model,
+            optimizer=torch.optim.AdamW(model.parameters()),
+            config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 1}},
+            mpu=parallel_state,
+        )
+    except AttributeError as raised:
+        error = str(raised)
     mpu = Mpu(parallel_state)
-    return (
+    numbers = [
         mpu.get_model_parallel_rank(), mpu.get_model_parallel_world_size(), mpu.get_data_parallel_world_size(),
-        mpu.get_tensor_model_parallel_rank(), hasattr(mpu, "get_slice_parallel_rank"),
-    )  # fmt: skip
+        mpu.get_tensor_model_parallel_rank(),
+    ]  # fmt: skip
+    return error, numbers, hasattr(mpu, "get_slice_parallel_rank")
 
 
-@pytest.mark.slow
-def test_megatron_still_lacks_the_names_that_deepspeed_calls():
-    from megatron.core import parallel_state
-
-    assert not hasattr(parallel_state, "get_model_parallel_world_size")
-    assert run(groups, 2) == [(rank, 2, 1, rank, False) for rank in (0, 1)]
+def test_megatron_still_lacks_names_that_deepspeed_calls() -> None:
+    for rank, (error, numbers, invents_names) in enumerate(run(initialize_with_mpu, 2)):
+        assert "get_model_parallel_" in error
+        assert numbers == [rank, 2, 1, rank] and not invents_names
 
 
-def gathered_and_scattered():
-    """Errors without the work-around, and what comes of two slices with it."""
+def sequence_parallel_collectives():
+    """The errors of both collectives without the workaround, and their results with it."""
     process = init_distributed()
     group = init_mesh(Mesh(tensor=2), process.rank, process.world).tensor.group
     from megatron.core import tensor_parallel
 
-    ways = (
+    collectives = (
         tensor_parallel.gather_from_sequence_parallel_region,
         tensor_parallel.reduce_scatter_to_sequence_parallel_region,
     )
-    mine, errors = torch.arange(4.0) + 4 * process.rank, []
-    for way in ways:
+    local, errors = torch.arange(4.0) + 4 * process.rank, []
+    for collective in collectives:
         try:
-            way(mine, group=group)
+            collective(local, group=group)
         except (AssertionError, RuntimeError) as error:
             errors.append(str(error))
-    allow_sequences_on_cpu()
-    return errors, *(way(mine, group=group).tolist() for way in ways)
+    allow_sequence_parallel_on_cpu()
+    return errors, *(collective(local, group=group).tolist() for collective in collectives)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="megatron-core allocates on this machine's GPU")
-def test_megatron_still_wants_a_gpu_for_sequences():
-    for rank, (errors, whole, part) in enumerate(run(gathered_and_scattered, 2)):
+def test_megatron_still_needs_a_gpu_for_sequence_parallelism() -> None:
+    for rank, (errors, gathered, scattered) in enumerate(run(sequence_parallel_collectives, 2)):
         assert len(errors) == 2 and all("CUDA" in error for error in errors)
-        assert whole == list(range(8)) and part == [[4, 6], [8, 10]][rank]
+        assert gathered == list(range(8)) and scattered == [[4, 6], [8, 10]][rank]

@@ -1,4 +1,4 @@
-"""Joining processes, however they were started; and the helper that starts them for tests."""
+"""Creating and destroying the process group under every launcher, and the helper that starts processes in tests."""
 
 from __future__ import annotations
 
@@ -22,37 +22,38 @@ from sleeptrain.parallel.process import (
 from tests.distributed import run
 
 
-def join(fail: int | None = None) -> tuple[Process, float]:
+def init_and_reduce(fail: int | None = None) -> tuple[Process, float]:
+    """This rank's Process and an all-reduced value; the rank `fail` raises instead."""
     process = init_distributed()
     assert init_distributed() == process
     if process.rank == fail:
-        raise ValueError("this one is at fault")
+        raise ValueError("this rank failed")
     value = torch.tensor(float(process.rank + 1))
     dist.all_reduce(value)
     return process, value.item()
 
 
-def test_several_processes_join_and_the_results_are_in_order_of_rank() -> None:
+def test_processes_form_a_group_and_results_are_ordered_by_rank() -> None:
     cpu = torch.device("cpu")
-    assert run(join, 2) == [(Process(0, 2, 0, cpu), 3.0), (Process(1, 2, 1, cpu), 3.0)]
+    assert run(init_and_reduce, 2) == [(Process(0, 2, 0, cpu), 3.0), (Process(1, 2, 1, cpu), 3.0)]
 
 
-def test_the_rank_at_fault_is_shown_and_not_the_one_that_waited_for_it() -> None:
-    with pytest.raises(AssertionError, match=r"(?s)rank 1 of 2 failed.*ValueError: this one is at fault"):
-        run(join, 2, 1)
+def test_the_error_of_the_failed_rank_is_raised_and_not_that_of_a_waiting_rank() -> None:
+    with pytest.raises(AssertionError, match=r"(?s)rank 1 of 2 failed.*ValueError: this rank failed"):
+        run(init_and_reduce, 2, 1)
 
 
-def test_half_an_environment_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_environment_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="but not MASTER_ADDR, MASTER_PORT"):
-        process_module._numbers()
+        process_module._rank_and_world()
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"RANK": "zero"}, r'RANK = "zero" \(environment\): expected a whole number'),
         ({"RANK": "2"}, r"RANK = 2 \(environment\): must be from 0 to 1"),
@@ -63,55 +64,58 @@ def test_half_an_environment_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch)
         ({"MASTER_PORT": ""}, r'MASTER_PORT = "" \(environment\): expected a whole number'),
     ],
 )
-def test_numbers_that_cannot_be(changes: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    for name, value in (right | changes).items():
+def test_invalid_environment_variables_are_named(
+    changes: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    valid = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in (valid | changes).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         init_distributed()
 
 
-def threads_of_gloo() -> int:
+def count_gloo_threads() -> int:
     names = [task / "comm" for task in Path("/proc/self/task").iterdir()]
     return [name.read_text().strip() for name in names if name.exists()].count("pt_gloo_runloop")
 
 
-def left_behind() -> tuple[int, int]:
+def gloo_threads_around_shutdown() -> tuple[int, int]:
+    """Number of gloo threads before and after the group is destroyed."""
     process = init_distributed()
-    dist.all_gather_object([None] * process.world, "a tensor that gloo's threads hold on to")
-    before = threads_of_gloo()
+    dist.all_gather_object([None] * process.world, "a tensor that gloo's threads reference")
+    before = count_gloo_threads()
     shutdown_distributed()
-    return before, threads_of_gloo()
+    return before, count_gloo_threads()
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_no_thread_outlives_the_group(world: int) -> None:
-    """One that lets go of a tensor while Python is being taken down ends the process with SIGABRT."""
-    for before, after in run(left_behind, world):
+def test_no_gloo_thread_outlives_the_group(world: int) -> None:
+    """A gloo thread that frees a tensor while the interpreter shuts down ends the process with SIGABRT."""
+    for before, after in run(gloo_threads_around_shutdown, world):
         assert before > 0 and after == 0
 
 
-def lose_each_other() -> str:
+def lose_a_process() -> str:
+    """Rank 1 leaves; rank 0 must get ProcessLost from its next collectives, and its own errors unchanged."""
     process = init_distributed()
     dist.barrier()
     if process.rank == 1:
         shutdown_distributed()
-        return "gone"
+        return "left"
     with pytest.raises(ProcessLost, match="rank 0 of 2 cannot reach another process"):
         with explain_lost_process(process):
             for _ in range(1000):
                 dist.all_reduce(torch.ones(1))
-    with pytest.raises(RuntimeError, match="my own"), explain_lost_process(process):
-        raise RuntimeError("my own")
-    return "told"
+    with pytest.raises(RuntimeError, match="unrelated"), explain_lost_process(process):
+        raise RuntimeError("unrelated")
+    return "explained"
 
 
-def test_a_process_that_is_lost_is_told_of() -> None:
-    assert run(lose_each_other, 2) == ["told", "gone"]
+def test_a_collective_with_a_lost_process_raises_process_lost() -> None:
+    assert run(lose_a_process, 2) == ["explained", "left"]
 
 
 SCRIPT = """
-from sleeptrain.parallel import process as process_module
 from sleeptrain.parallel.process import init_distributed, shutdown_distributed
 process = init_distributed()
 print(f"rank {process.rank} of {process.world}")
@@ -121,7 +125,7 @@ shutdown_distributed()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["none", "torchrun", "deepspeed"])
-def test_launchers(tmp_path: Path, launcher: str) -> None:
+def test_every_launcher_forms_a_group(tmp_path: Path, launcher: str) -> None:
     script, scripts = tmp_path / "script.py", Path(sys.executable).parent
     script.write_text(SCRIPT)
     start = {

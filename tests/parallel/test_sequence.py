@@ -1,4 +1,4 @@
-"""Processes that share the tokens between layers, against one process that has them all: gradients tensor by tensor."""
+"""Sequence parallelism in two processes against one process: losses, state, residuals, and gradients tensor by tensor."""
 
 import pytest
 import torch
@@ -27,88 +27,84 @@ CASES = {
 }  # fmt: skip
 
 
-def neutral_no_more(model, name, whole):
-    """The same values on every process: norms that are neutral would hide a gradient that was forgotten."""
+def perturb_norms(name, full):
+    """Random norm weights, equal on every process: with the neutral initial ones a missing gradient term could go unseen."""
     generator = torch.Generator().manual_seed(len(name))
-    return whole + 0.3 * torch.randn(whole.shape, generator=generator) if "norm" in name or "out" in name else whole
+    return full + 0.3 * torch.randn(full.shape, generator=generator) if "norm" in name or "out" in name else full
 
 
 def models(config, axis):
-    """A whole model and this process's share of it."""
-    whole, mine = LanguageModel(config), TensorParallelModel(config, axis, share_tokens=True)
-    initialise(whole, 0, 64)
-    mine.initialise(0, 64)
+    """A full model and this process's shard of it."""
+    full, sharded = LanguageModel(config), TensorParallelModel(config, axis, sequence_parallel=True)
+    initialise(full, 0, 64)
+    sharded.initialise(0, 64)
     with torch.no_grad():
-        for name, p in whole.named_parameters():
-            p.copy_(neutral_no_more(whole, name, p))
-            mine.get_parameter(name).copy_(mine.shards.cut(name, p))
-    return whole.double(), mine.double()
+        for name, p in full.named_parameters():
+            p.copy_(perturb_norms(name, p))
+            sharded.get_parameter(name).copy_(sharded.tp_layout.shard(name, p))
+    return full.double(), sharded.double()
 
 
-def taped(model, case, policy, finalize_grads=None):
-    """What a case leaves behind, its gradients, and the bytes of features kept for backward."""
+def forward_backward(model, case, policy, finalize_grads=None):
+    """Output and gradients of a case, and the bytes of features that are saved for backward."""
     sleep, layout, _, padding = case
     tokens, targets = toy.batch(layout, rows=3)
     valid = torch.ones(tokens.shape, dtype=torch.bool)
     if padding:
-        # Of an uneven number of tokens, also across the border between two processes.
+        # An odd number of tokens, which also crosses the boundary between two token slices.
         valid[0, :3] = valid[1, 5:6] = False
         targets[~valid] = -100
     rows = MicroBatch(tokens, targets, model.zero_state(sleep, 3), valid if padding else None)
-    tape = CheckpointedExecutor(
-        model,
-        [rows],
-        compile(sleep, layout, len(model.layers), 3),
-        sleep,
-        policy,
-        options=ExecutorOptions(finalize_grads=finalize_grads),
+    options = ExecutorOptions(finalize_grads=finalize_grads)
+    executor = CheckpointedExecutor(
+        model, [rows], compile(sleep, layout, len(model.layers), 3), sleep, policy, options=options
     )
-    (result,) = tape.run()
-    features = tape.bytes()["h"]
+    (result,) = executor.run()
+    features = executor.bytes()["h"]
     result.nll.square().sum().backward()
     return result, {name: p.grad for name, p in model.named_parameters()}, features
 
 
 def compare():
-    """Run by every process: what differs between its share, put together, and the whole model."""
+    """On every process: differences between the sharded model and the full one, by case and recompute policy."""
     process = init_distributed()
     axis = init_mesh(Mesh(tensor=2, sequence=True), process.rank, process.world).tensor
-    found = {}
+    differences = {}
     for name, case in CASES.items():
-        whole, mine = models(toy.config(**case[2]), axis)
-        expected, gradients, features = taped(whole, case, "pass")
+        full, sharded = models(toy.config(**case[2]), axis)
+        expected, expected_grads, features = forward_backward(full, case, "pass")
         for policy in ("none", "block", "pass", "window"):
-            result, ours, half = taped(mine, case, policy, mine.finalize_grads)
-            ours = {key: mine.shards.whole(key, g) for key, g in ours.items()}
+            result, grads, local_features = forward_backward(sharded, case, policy, sharded.finalize_grads)
+            grads = {key: sharded.tp_layout.gather(key, g) for key, g in grads.items()}
             state = [
                 result.state[leaf.name] - expected.state[leaf.name].chunk(2, leaf.tensor_dim)[axis.rank]
                 for leaf in expected.state.spec
                 if leaf.tensor_dim is not None
             ]
-            found[name, policy] = {
+            differences[name, policy] = {
                 "nll": (result.nll - expected.nll).abs().max().item() / expected.nll.abs().max().item(),
                 "state": max(d.abs().max().item() for d in state if d.numel()),
                 "residual": (result.residual - expected.residual).abs().max().item(),
-                "gradients": {k: ((ours[k] - g).norm() / g.norm()).item() for k, g in gradients.items()},
-                "features": half / features if policy == "pass" else 0.5,
+                "gradients": {k: ((grads[k] - g).norm() / g.norm()).item() for k, g in expected_grads.items()},
+                "features": local_features / features if policy == "pass" else 0.5,
             }
-            for p in mine.parameters():
+            for p in sharded.parameters():
                 p.grad = None
-    return found
+    return differences
 
 
 def test_two_processes_compute_the_gradients_of_one():
-    for found in run(compare, 2):
-        for name, case in found.items():
+    for differences in run(compare, 2):
+        for name, case in differences.items():
             assert case["nll"] < 1e-6 and case["state"] < 1e-12 and case["residual"] < 1e-6, (name, case)
             worst = max(case["gradients"], key=case["gradients"].get)
-            # megatron-core's cross-entropy alone rounds to float32.
+            # The tolerance is for megatron-core's cross-entropy, which computes in float32; the rest is float64.
             assert case["gradients"][worst] < 1e-6, (name, worst, case["gradients"][worst])
             assert case["features"] == 0.5, name
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_slices_are_of_all_rows_and_come_back(size):
+def test_join_tokens_inverts_split_tokens_and_a_chunk_is_a_slice_of_all_rows(size):
     x = torch.arange(3 * 8 * 2).view(3, 8, 2)
     assert torch.equal(split_tokens(x, size).chunk(size)[-1], x[:, 8 - 8 // size :])
     assert torch.equal(join_tokens(split_tokens(x, size), size), x)

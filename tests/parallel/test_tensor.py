@@ -1,4 +1,4 @@
-"""Tensor parallelism in real processes against one: gradients tensor by tensor, state, and refusals."""
+"""Tensor parallelism in two processes against one process: losses, state, and gradients tensor by tensor; and the layout."""
 
 from dataclasses import replace
 
@@ -23,8 +23,8 @@ from tests.model.test_sleep import CASES
 NAMES = ["every", "normed", "sliding, range, every", "last two passes, range, embeddings"]
 
 
-def taped(model, case, policy, finalize_grads=None):
-    """Loss, state and gradients of one case, with padding in one row."""
+def forward_backward(model, case, policy, finalize_grads=None):
+    """Output and gradients of a case, with padding in one row."""
     sleep, layout, passes = CASES[case]
     tokens, targets = toy.batch(layout, rows=3)
     valid = torch.ones(tokens.shape, dtype=torch.bool)
@@ -40,58 +40,60 @@ def taped(model, case, policy, finalize_grads=None):
 
 
 def compare():
-    """Run by every process: what differs between its share, put together, and the whole model."""
+    """On every process: differences between the sharded model and the full one, by case."""
     process = init_distributed()
     axis = init_mesh(Mesh(tensor=2), process.rank, process.world).tensor
-    found = {}
+    differences = {}
     for name in NAMES:
         config = toy.config(tie=name == "every")
-        whole, mine = LanguageModel(config), TensorParallelModel(config, axis)
-        initialise(whole, 0, 64)
-        mine.initialise(0, 64)
-        mine, whole = mine.double(), whole.double()  # megatron-core's cross-entropy alone rounds to float32
-        for key, p in mine.named_parameters():
-            assert torch.equal(mine.shards.whole(key, p.detach()), whole.get_parameter(key)), key
-        expected, gradients = taped(whole, name, "none")
-        result, ours = taped(mine, name, "window", mine.finalize_grads)
-        ours = {key: mine.shards.whole(key, g) for key, g in ours.items()}
+        full, sharded = LanguageModel(config), TensorParallelModel(config, axis)
+        initialise(full, 0, 64)
+        sharded.initialise(0, 64)
+        sharded, full = sharded.double(), full.double()  # only megatron-core's cross-entropy computes in float32
+        for key, p in sharded.named_parameters():
+            assert torch.equal(sharded.tp_layout.gather(key, p.detach()), full.get_parameter(key)), key
+        expected, expected_grads = forward_backward(full, name, "none")
+        result, grads = forward_backward(sharded, name, "window", sharded.finalize_grads)
+        grads = {key: sharded.tp_layout.gather(key, g) for key, g in grads.items()}
         state = {
             leaf.name: result.state[leaf.name] - expected.state[leaf.name].chunk(2, leaf.tensor_dim)[axis.rank]
             for leaf in expected.state.spec
             if leaf.tensor_dim is not None
         }
-        found[name] = {
+        differences[name] = {
             "nll": (result.nll - expected.nll).abs().max().item() / expected.nll.abs().max().item(),
             "state": max(d.abs().max().item() for d in state.values() if d.numel()),
-            "gradients": {k: ((ours[k] - g).norm() / g.norm().clamp_min(1e-6)).item() for k, g in gradients.items()},
+            "gradients": {
+                k: ((grads[k] - g).norm() / g.norm().clamp_min(1e-6)).item() for k, g in expected_grads.items()
+            },
         }
-    return found
+    return differences
 
 
 def test_two_processes_compute_the_gradients_of_one():
-    for found in run(compare, 2):
-        for name, case in found.items():
+    for differences in run(compare, 2):
+        for name, case in differences.items():
             assert case["nll"] < 1e-6 and case["state"] < 1e-12, name
             worst = max(case["gradients"], key=case["gradients"].get)
             assert case["gradients"][worst] < 1e-6, (name, worst, case["gradients"][worst])
 
 
-def test_parts_are_cut_by_heads_and_the_vocabulary_is_padded():
+def test_parameters_are_sharded_by_heads_and_the_vocabulary_is_padded():
     with torch.device("meta"):
         shapes = {n: p.shape for n, p in LanguageModel(toy.config()).named_parameters()}
     first, second = (TPLayout(shapes, MeshAxis(rank, 2, None)) for rank in (0, 1))
     for name, shape in shapes.items():
-        whole = torch.randn(shape)
-        parts = [first.cut(name, whole), second.cut(name, whole)]
+        full = torch.randn(shape)
+        shards = [first.shard(name, full), second.shard(name, full)]
         dim = first.dim(name)
         if dim is None:
-            assert "norm" in name and torch.equal(parts[0], whole)
+            assert "norm" in name and torch.equal(shards[0], full)
         else:
-            assert torch.equal(torch.cat(parts, dim).narrow(0, 0, shape[0]), whole)
-    assert first.cut("embed.weight", torch.ones(11, 12)).shape == (64, 12)
-    assert not second.cut("embed.weight", torch.ones(11, 12)).any()
+            assert torch.equal(torch.cat(shards, dim).narrow(0, 0, shape[0]), full)
+    assert first.shard("embed.weight", torch.ones(11, 12)).shape == (64, 12)
+    assert not second.shard("embed.weight", torch.ones(11, 12)).any()
 
 
-def test_a_model_that_cannot_be_shared_is_refused_by_name():
+def test_a_model_that_cannot_be_sharded_is_refused_by_name():
     with pytest.raises(UserError, match=r"mesh\.tensor = 4: .*kv_heads = 2.* can be 1, 2 "):
         TensorParallelModel(replace(toy.config(), layers="A"), MeshAxis(0, 4, None))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sleeptrain.data.batch import IGNORED, Batch
-from sleeptrain.engine.build import build_engine
+from sleeptrain.engine.build import EngineSpec, build_engine
 from sleeptrain.execute import segments
 from sleeptrain.execute.autograd import CheckpointedExecutor, run_with_autograd
 from sleeptrain.execute.executor import StageExecutor
@@ -293,11 +293,11 @@ def stepped(overrides):
 
     before = existing()
     model, finalize_grads = new_model(plan.layout, axes, 64, process.device)
-    engine = build_engine(
-        model, job.optim, precision=job.train.precision, zero=job.mesh.zero, micro_rows=split.micro * split.group,
-        accumulation=split.accumulation, mpu=axes.mpu,
-        looped=looped_elements(model, plan.schedule.program, job.sleep) if job.mesh.zero == 3 else 0,
+    spec = EngineSpec(
+        job.train.precision, job.mesh.zero, split.rows_per_backward, split.accumulation, mpu=axes.mpu,
+        reused_elements=looped_elements(model, plan.schedule.program, job.sleep) if job.mesh.zero == 3 else 0,
     )  # fmt: skip
+    engine = build_engine(model, job.optim, spec)
     forward = make_forward(plan.layout, axes, finalize_grads)
     step(engine, forward)  # the first one makes moments
     now = existing()

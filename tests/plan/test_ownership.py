@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from sleeptrain.engine.build import build_engine
+from sleeptrain.engine.build import EngineSpec, build_engine
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.parallel.tensor import TensorParallelModel
@@ -62,7 +62,7 @@ def parts_of(layout):
                 model = TensorParallelModel(job.model, axes.tensor)
             part = layout.stages[axes.pipe.rank]
             model.keep_stage(part.start, part.stop)
-            shapes = {name: (tuple(p.shape), model.shards.dim(name)) for name, p in model.named_parameters()}
+            shapes = {name: (tuple(p.shape), model.tp_layout.dim(name)) for name, p in model.named_parameters()}
             found[axes.pipe.rank, axes.tensor.rank] = shapes
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
@@ -119,9 +119,7 @@ def laid_down(layout):
     axes = init_mesh(job.mesh, process.rank, process.world)
     model, _ = new_model(layout, axes, 64, process.device)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    engine = build_engine(
-        model, job.optim, precision=job.train.precision, zero=job.mesh.zero, micro_rows=1, accumulation=1, mpu=axes.mpu
-    )  # fmt: skip
+    engine = build_engine(model, job.optim, EngineSpec(job.train.precision, job.mesh.zero, 1, 1, mpu=axes.mpu))
     masters = {g["name"]: sum(p.numel() for p in g["params"]) for g in engine.optimizer.param_groups}
     return axes.pipe.rank, sizes, masters
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from sleep_data import shards
 from sleep_data.task import IGNORED, NO_GROUP, Arrays, TaskWindow, Vocabulary, generator, in_blocks
-from sleeptrain.engine.optimizers import STAND_IN
+from sleeptrain.engine.optimizers import PLACEHOLDER
 from sleeptrain.train.build_model import autograd_forward
 from tests.distributed import run
 from tests.execute import bf16
@@ -209,12 +209,12 @@ def _watch(setup: Any, found: dict[str, torch.Tensor]) -> None:
 def _gradients(engine: Any) -> dict[str, torch.Tensor] | None:
     from deepspeed.utils import safe_get_full_grad
 
-    parts, found = engine._parts, {}
+    gatherer, found = engine._state_gatherer, {}
     for name, parameter in engine.module.named_parameters():
-        if name != STAND_IN:
+        if name != PLACEHOLDER:
             whole = safe_get_full_grad(parameter).float()
-            found[name] = (whole if parts is None else parts.whole(name, whole)).clone()
-    return found if parts is None else parts.gather(found)
+            found[name] = (whole if gatherer is None else gatherer.full(name, whole)).clone()
+    return found if gatherer is None else gatherer.gather_full_state(found)
 
 
 def difference(one: list[float], other: list[float]) -> float:

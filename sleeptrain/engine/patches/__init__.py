@@ -1,1 +1,4 @@
-"""Work-arounds for DeepSpeed: one file each, applied by a call, each with a slow test that fails when it can go."""
+"""Workarounds for DeepSpeed's ZeRO 3: one file each, applied by a call.
+
+Each has a slow test in tests/engine/test_patches.py that fails when the workaround is no longer needed.
+"""

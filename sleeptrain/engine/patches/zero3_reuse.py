@@ -1,4 +1,4 @@
-"""Tells DeepSpeed's ZeRO 3 when all uses of the parameters of one backward are over."""
+"""Makes ZeRO-3 trace the order of parameter uses per backward, so that it keeps parameters gathered that are used again."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 
-def uses_counted_by_backward(engine: Any) -> Callable[[], None]:
-    """For a DeepSpeed engine at stage 3: what to call after every backward.
+def trace_params_per_backward(engine: Any) -> Callable[[], None]:
+    """Removes the hook of a ZeRO-3 DeepSpeed engine that starts a trace; returns the function to call after every backward.
 
-    Without it (DeepSpeed 0.19.8): ZeRO 3 learns the order in which parameters are used from one call of the root module's
-    forward to the next, and here other parts of the model are called; so it never knows that a parameter will be used again,
-    and gathers it anew for every pass. Also, its list of modules that are in forward keeps an entry for each one that a
-    recomputation has left early, for ever: some 30 a step for two blocks.
+    Without it (DeepSpeed 0.19.8): ZeRO 3 traces parameter uses from one forward call of the root module to the next, and the
+    root's forward is never called here. So no trace is complete, reuse is unknown, and parameters are gathered again for
+    every pass. Also FWD_MODULE_STACK, the modules in forward, keeps an entry for each module that a recomputation leaves
+    early: some 30 a step for two blocks.
     """
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 
     offload, depth = engine.optimizer.parameter_offload, len(FWD_MODULE_STACK)
-    # It would begin to count anew in the middle, where somebody does call the root's.
+    # The hook would restart the trace in the middle of a step if the root's forward is called.
     offload.fwd_pre_hook.remove()
 
-    def over() -> None:
+    def end_trace() -> None:
         offload.get_param_coordinator().reset_step()
         del FWD_MODULE_STACK[depth:]
 
-    return over
+    return end_trace

@@ -1,1 +1,4 @@
-"""Work-arounds for megatron-core: one file each, applied by a call, each with a slow test that fails when it can go."""
+"""Workarounds for megatron-core and for DeepSpeed outside the engine: one file each, applied by a call.
+
+Each has a slow test in tests/parallel/test_patches.py that fails when the workaround is no longer needed.
+"""

@@ -1,4 +1,4 @@
-"""Keeps DeepSpeed's own narration off the terminal."""
+"""Suppresses DeepSpeed's log messages, prints and the deprecation warnings it causes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import warnings
 from collections.abc import Iterator
 
 
-def silence_deprecations() -> None:
-    """Drops torch's warnings about names of collectives that it is giving up.
+def silence_deprecation_warnings() -> None:
+    """Ignores torch's FutureWarnings about deprecated names of collectives, which DeepSpeed still calls.
 
-    Without it (DeepSpeed 0.19.8 with torch 2.13) every step of ZeRO 3 warns, several times, in every process.
+    Without it (DeepSpeed 0.19.8 with torch 2.13): every ZeRO-3 step warns several times in every process.
     """
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 
 @contextlib.contextmanager
 def deepspeed_quiet() -> Iterator[None]:
-    """Nothing below an error is logged inside, and nothing printed.
+    """Disables log messages below errors, and redirects stdout, inside the block.
 
-    Without it (DeepSpeed 0.19.8): importing warns about the accelerator, ZeRO warns about an "untested optimizer", and the
-    bf16 optimizer prints memory reports while it is built and a debugging line when it is loaded, with plain `print`.
+    Without it (DeepSpeed 0.19.8): the import warns about the accelerator, ZeRO warns about an "untested optimizer", and the
+    bf16 optimizer calls `print`: memory reports while it is built, and a debugging line when it is loaded.
     """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        # Imported before stdout is redirected: DeepSpeed's logger keeps the stdout it finds on import for good.
+        # Imported before stdout is redirected: DeepSpeed's logger keeps the stdout of its import.
         import deepspeed  # noqa: F401
 
         with contextlib.redirect_stdout(io.StringIO()):

@@ -1,14 +1,14 @@
-"""Keeps DeepSpeed from compiling its shared-memory communication operator."""
+"""Stops DeepSpeed from compiling its shared-memory communication operator on CPUs."""
 
 from __future__ import annotations
 
 
-def skip_shared_memory_operator() -> None:
-    """Call before DeepSpeed's communication is set up.
+def skip_shm_op_build() -> None:
+    """Marks the operator as incompatible. Call before `deepspeed.comm.init_distributed`.
 
     Without it, on a CPU (DeepSpeed 0.19.8): the first start compiles a C++ operator for 25 to 94 seconds, raises "Unable
-    to JIT load the deepspeed_shm_comm op" where ninja is not on PATH, and leaves files in /dev/shm. It serves
-    tensor-parallel inference only.
+    to JIT load the deepspeed_shm_comm op" if ninja is not on PATH, and leaves files in /dev/shm. Only tensor-parallel
+    inference uses the operator.
     """
     import deepspeed.ops
 

@@ -1,4 +1,4 @@
-"""Imports megatron-core without its complaints about libraries that it can do without."""
+"""Imports megatron-core without its warnings about optional libraries."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import warnings
 
 
 def import_megatron() -> None:
-    """Call before anything else of megatron-core is imported; the second time it costs nothing.
+    """Imports `megatron.core.tensor_parallel` with warnings off. Call before any other import of megatron-core.
 
-    Without it (megatron-core 0.16.1) every process warns, eight times, that Transformer Engine and Apex are not installed.
+    Without it (megatron-core 0.16.1): every process warns eight times that Transformer Engine and Apex are not installed.
     """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

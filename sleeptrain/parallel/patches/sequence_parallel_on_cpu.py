@@ -1,15 +1,15 @@
-"""Lets megatron-core share sequences on a machine without a GPU."""
+"""Makes megatron-core's sequence-parallel collectives work without a GPU."""
 
 from __future__ import annotations
 
 import torch
 
 
-def allow_sequences_on_cpu() -> None:
-    """Call before features are gathered or scattered along their tokens; it does nothing where there is a GPU.
+def allow_sequence_parallel_on_cpu() -> None:
+    """Makes `torch.cuda.current_device()` return "cpu" if there is no GPU. Call before the first sequence-parallel collective.
 
-    Without it (megatron-core 0.12 to 0.16.1) both end in an error of torch's, "Torch not compiled with CUDA enabled": the
-    results are allocated on `torch.cuda.current_device()`, whatever the device of what is gathered.
+    Without it (megatron-core 0.12 to 0.16.1): all-gather and reduce-scatter of tokens raise "Torch not compiled with CUDA
+    enabled", since their outputs are allocated on `torch.cuda.current_device()` whatever the device of the input.
     """
     if not torch.cuda.is_available():
         setattr(torch.cuda, "current_device", lambda: "cpu")  # noqa: B010
