@@ -1,4 +1,4 @@
-"""`sleeptrain data`: make shards from a task file, and look at them."""
+"""`sleeptrain data`: build shards of a task and inspect them."""
 
 from __future__ import annotations
 
@@ -28,28 +28,31 @@ EXAMPLES = {
 
 
 def add(subparsers: Any) -> None:
-    """Add this verb to the program's parser."""
+    """Add this command to the program's parser."""
     parser = add_command(
-        subparsers, "data", "make or look at shards", "Make shards, or look at them.", EXAMPLES["data"]
+        subparsers, "data", "build or inspect shards", "Build shards, or inspect them.", EXAMPLES["data"]
     )
     actions = parser.add_subparsers(title="actions", dest="action", required=True, metavar="ACTION")
 
     build = add_command(
         actions, "build", "write the shards of a task",
-        "Write the shards of a task and their manifest. The same request gives the same bytes; a folder that already\n"
-        "holds them is left alone.", EXAMPLES["build"],
+        "Write the shards of a task and their manifest. The same request writes the same bytes; a folder that already\n"
+        "holds them is not changed.", EXAMPLES["build"],
     )  # fmt: skip
-    build.add_argument("task", help="a task file, the name of one in configs/task, or a task")
+    build.add_argument("task", help="a YAML file, the name of one in configs/task, or the name of a task")
     build.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="parameters of the task, and train, test, seed"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="parameters of the task; train and test (number of samples); seed",
     )
     build.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     build.add_argument("--json", action="store_true", help="print the manifest")
     build.set_defaults(run=run_build)
 
     inspect = add_command(
-        actions, "inspect", "show what a folder of shards holds",
-        "Show the task, the layout, the counts and the first samples of a folder of shards.", EXAMPLES["inspect"],
+        actions, "inspect", "show the contents of a folder of shards",
+        "Print the task, the window layout, the counts and the first samples of a folder of shards.", EXAMPLES["inspect"],
     )  # fmt: skip
     inspect.add_argument("path", metavar="DIR", help="folder of shards")
     inspect.add_argument(
@@ -60,7 +63,7 @@ def add(subparsers: Any) -> None:
 
 
 def run_build(args: argparse.Namespace) -> int:
-    """Builds; returns 0."""
+    """Build the shards and print their counts or manifest. Returns 0."""
     parameters = parse_parameters(args.overrides)
     from sleeptrain.data import build as builder
 
@@ -76,18 +79,18 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    """Shows; returns 0."""
+    """Print the contents of a folder of shards. Returns 0."""
     if args.samples < 0:
         raise UserError(f"--samples {args.samples}: must not be negative")
     from sleeptrain.data import build as builder
 
-    found = builder.inspect(args.path, args.samples)
-    print(json.dumps(found.to_json(), indent=1) if args.json else found.text())
+    contents = builder.inspect(args.path, args.samples)
+    print(json.dumps(contents.to_json(), indent=1) if args.json else contents.text())
     return 0
 
 
 def parse_parameters(words: list[str]) -> dict[str, Any]:
-    """`key=value` words as a dict of YAML values. Raises UserError listing every word that is none."""
+    """`key=value` words as a dict of YAML values. Raises UserError that lists every malformed word."""
     from sleeptrain.config.overrides import parse_override
     from sleeptrain.config.tree import without_nodes
 
@@ -99,7 +102,7 @@ def parse_parameters(words: list[str]) -> dict[str, Any]:
 
 
 def _with_progress(work: Any, quiet: bool) -> Any:
-    """Runs `work(show)` with a progress bar on the terminal's error stream."""
+    """Run `work(show)` with a progress bar on the terminal's error stream, or `work(None)` if there is none or `quiet`."""
     if quiet or not sys.stderr.isatty():
         return work(None)
     from rich.console import Console
@@ -107,11 +110,11 @@ def _with_progress(work: Any, quiet: bool) -> Any:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        known: dict[str, Any] = {}
+        bar_of: dict[str, Any] = {}
 
         def show(split: str, done: int, total: int | None) -> None:
-            if split not in known:
-                known[split] = bars.add_task(split, total=total)
-            bars.update(known[split], completed=done, total=total)
+            if split not in bar_of:
+                bar_of[split] = bars.add_task(split, total=total)
+            bars.update(bar_of[split], completed=done, total=total)
 
         return work(show)

@@ -1,4 +1,4 @@
-"""Tables for the terminal; as wide as needed when the output goes to a file or a pipe."""
+"""Tables on standard output, as wide as the terminal, or of a fixed width if the output is a file or a pipe."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterable, Sequence
 
 PIPED = 160
-"""Columns where there is no terminal to ask."""
+"""Width in columns without a terminal."""
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints rows of plain text under their columns."""
+    """Print rows of plain text under their column names."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

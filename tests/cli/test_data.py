@@ -1,4 +1,4 @@
-"""`sleeptrain data`: the examples of its help, and requests that are wrong."""
+"""`sleeptrain data`: the examples of its help text, and wrong requests."""
 
 from __future__ import annotations
 

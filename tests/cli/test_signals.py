@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM on real runs: exit status, a checkpoint at the last step, and a curve that goes on as if nothing had been."""
+"""SIGINT and SIGTERM on real runs: exit status, a checkpoint of the last step, and the losses of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.cli.lines import TINY, run_lines
 
 FOREVER = 10**6
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-"""The number of threads decides in which order sums are taken, and so their last digits."""
+"""One thread: the number of threads determines the order of sums, and so their rounding."""
 WAIT = 180.0
-"""Seconds after which a run that says nothing has failed."""
+"""Timeout in seconds; only a hang takes that long."""
 
 
 @pytest.fixture(scope="module")
