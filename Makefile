@@ -1,12 +1,18 @@
-# make setup · demo · test · test-slow · lint · bench.  Each sets up what it needs by itself and is quick the second time.
+# make setup · setup-system · demo · test · test-slow · drills · lint · layers · bench.  Each installs what it needs and is quick the second time.
 SHELL := /bin/bash
 PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 PIP = -m pip install --quiet --disable-pip-version-check
 VENV := .venv/installed
 ENGINES := .venv-engines/installed
+# Processes that run tests; a file of tests stays in one.
+WORKERS ?= 2
+PARALLEL = --numprocesses $(WORKERS) --dist loadfile
+DRILLS ?= 10
+DRILL_SEEDS ?= $(shell shuf --input-range 1-999999999 --head-count $(DRILLS) | paste --serial --delimiters ,)
+DRILL ?= test
 
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup setup-system demo test test-slow drills lint format layers bench clean
 
 help:
 	@head -1 Makefile
@@ -14,36 +20,44 @@ help:
 setup: $(VENV)
 
 $(VENV): pyproject.toml
-	@echo "setup: the training environment in .venv (2.7 GB, about two minutes the first time)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: needs Python 3.11 or newer; try make PYTHON=python3.11"; exit 2; }
+	@echo "setup: installing the training environment in .venv (2.7 GB, about two minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: Python 3.11 or newer is needed; try make PYTHON=python3.11"; exit 2; }
 	@test -d .venv || $(PYTHON) -m venv .venv
 	@.venv/bin/python $(PIP) --editable '.[dev]' 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
 	@touch $@
 
 $(ENGINES): pyproject.toml
-	@echo "setup: transformers 5 for comparisons in .venv-engines (about a minute the first time)"
+	@echo "setup: installing transformers 5 for comparisons in .venv-engines (about a minute the first time)"
 	@test -d .venv-engines || $(PYTHON) -m venv .venv-engines
 	@.venv-engines/bin/python $(PIP) torch==2.13.0 transformers==5.23.0 numpy==2.1.3 pytest==9.0.1 hypothesis==6.148.2 omegaconf==2.4.0 safetensors hatchling==1.27.0 editables \
 		2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
 	@.venv-engines/bin/python $(PIP) --no-deps --no-build-isolation --editable . 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
 	@touch $@
 
-# An older Triton that GPU machines may have; the static test of the kernels uses it if it is there.
+# An older Triton that GPU machines may have; the static test of the kernels uses it if it is installed.
+# Programs of Debian packages that tests run; needs root if one is missing.
+setup-system:
+	@tests/setup-system.sh
+
 .PHONY: triton-360
 triton-360: .venv-triton-360/triton
 .venv-triton-360/triton:
-	@echo "triton-360: Triton 3.6.0 in .venv-triton-360 (188 MB to load, 0.5 GB)"
+	@echo "triton-360: installing Triton 3.6.0 in .venv-triton-360 (188 MB download, 0.5 GB)"
 	@$(PYTHON) $(PIP) --no-deps --target .venv-triton-360 triton==3.6.0
 
 demo: $(VENV)
 	@docs/demo.sh
 
 test: $(VENV) $(ENGINES)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(PARALLEL)
 	.venv-engines/bin/python -m pytest -m 'engines and not slow'
 
 test-slow: $(VENV) .venv-triton-360/triton
-	.venv/bin/python -m pytest -m 'slow and not engines'
+	.venv/bin/python -m pytest -m 'slow and not engines' $(PARALLEL)
+
+# Faults drawn at random: DRILLS of them, or those of DRILL_SEEDS. A failed drill prints the command that repeats it.
+drills: $(VENV)
+	.venv/bin/python -m pytest -v -m drill -k '$(DRILL)' --drill-seeds $(DRILL_SEEDS)
 
 lint: $(VENV)
 	.venv/bin/ruff format --check .
@@ -53,6 +67,10 @@ lint: $(VENV)
 format: $(VENV)
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
+
+# docs/layers.svg: the packages and who imports whom.
+layers:
+	$(PYTHON) docs/layers.py
 
 bench: $(VENV) $(ENGINES)
 	.venv/bin/python benchmarks/cpu.py

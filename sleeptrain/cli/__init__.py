@@ -1,5 +1,5 @@
-"""The command line: `main` and a file a verb.
+"""The command line: `main`, and one module per command.
 
-A verb is a module with `add(subparsers)`, which makes its parser with `help.add_verb`, and `run(args) -> int`, which returns the
-exit status and imports what is heavy. It is announced by its name in `main.VERBS`.
+The module of a command has `add(subparsers)`, which creates its parser with `help.add_command`, and `run(args) -> int`, which
+returns the exit status and imports heavy packages. `main.COMMANDS` lists the modules.
 """

@@ -1,4 +1,4 @@
-"""`sleeptrain doctor`: what works on this machine, and what to do about the rest."""
+"""`sleeptrain doctor`: what works on this machine, and how to fix what does not."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ import argparse
 import dataclasses
 import json
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 from sleeptrain.cli.help import add_command
 
 DESCRIPTION = """\
-Try what training needs on this machine: versions, devices, a process group, the kernels against their float64
-reference, shards, space. Exit status 0 if everything that training on the CPU needs works, else 1."""
+Check what training needs on this machine: package versions, devices, a process group, the kernels against their
+float64 reference, shards, free space. Exit status 0 if training on the CPU works, else 1."""
 EXAMPLES = ["sleeptrain doctor", "sleeptrain doctor --json"]
 
 
 def add(subparsers: Any) -> None:
-    """Add this verb to the program's parser."""
-    parser = add_command(subparsers, "doctor", "what works on this machine", DESCRIPTION, EXAMPLES)
+    """Add this command to the program's parser."""
+    parser = add_command(subparsers, "doctor", "check what works on this machine", DESCRIPTION, EXAMPLES)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examines; 0 if everything needed works, else 1."""
-    from rich.console import Console
+    """Run all checks and print their results. Returns 0 if all that training on the CPU needs are ok, else 1."""
+    from sleeptrain.cli.checks import CHECKS, CheckResult, run_check
 
-    from sleeptrain.cli.checks import CHECKS, examine
-
-    with Console(stderr=True).status("") if sys.stderr.isatty() else _Silent() as status:
-        results = []
+    results: list[CheckResult] = []
+    with _spinner() as status:
         for check in CHECKS:
-            status.update(f"{check.name} ...")
-            results += examine(check)
+            if status is not None:
+                status.update(f"{check.name} ...")
+            results += run_check(check)
     broken = [result for result in results if result.needed and result.status != "ok"]
     if args.json:
         body = {"ok": not broken, "checks": [dataclasses.asdict(result) for result in results]}
         print(json.dumps(body, indent=1))
     else:
-        from sleeptrain.cli.table import print_table
+        from sleeptrain.evaluate.table import print_table
 
         print_table(["", "status", "found", "advice"], [[r.name, r.status, r.detail, r.advice] for r in results])
         names = ", ".join(result.name for result in broken)
@@ -47,14 +47,10 @@ def run(args: argparse.Namespace) -> int:
     return 1 if broken else 0
 
 
-class _Silent:
-    """What stands in for the spinner where there is no terminal."""
+def _spinner() -> Any:
+    """A context manager that yields a spinner on the terminal's error stream, or None if there is no terminal."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
 
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def update(self, text: str) -> None:
-        """Shows nothing."""
+    return Console(stderr=True).status("")

@@ -1,4 +1,4 @@
-"""`sleeptrain eval`: accuracy by label of one run or several, swept over the number of passes."""
+"""`sleeptrain eval`: accuracy by label of one or more runs, at one or more numbers of passes."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ EXAMPLES = (
 
 
 def add(subparsers: Any) -> None:
-    """Add this verb to the program's parser."""
+    """Add this command to the program's parser."""
     description = (
-        "Accuracy and loss by task label with baselines beside them, state norm, pass residual and retention, "
-        "at the number of passes trained with or at several."
+        "Measure accuracy and loss by task label beside baselines, state norm, pass residual and retention, "
+        "with the number of passes of training or with several numbers."
     )
-    parser = add_command(subparsers, "eval", "measure trained runs", description, EXAMPLES)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or checkpoints in them")
+    parser = add_command(subparsers, "eval", "evaluate trained runs", description, EXAMPLES)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a checkpoint in one")
     parser.add_argument(
-        "--passes", type=_numbers, metavar="N,N,...", help="numbers of passes at test (default: as trained)"
+        "--passes", type=_numbers, metavar="N,N,...", help="numbers of passes to evaluate (default: as trained)"
     )
-    parser.add_argument("--data", metavar="DIR", help="another folder of shards of the same task")
-    parser.add_argument("--samples", type=_positive, help="only the first so many samples of the split")
-    parser.add_argument("--rows", type=_positive, default=64, help="rows at a time (default: 64)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write report.md, report.json and a plot there")
+    parser.add_argument("--data", metavar="DIR", help="use another folder of shards of the same task")
+    parser.add_argument("--samples", type=_positive, metavar="N", help="evaluate only the first N samples of the split")
+    parser.add_argument("--rows", type=_positive, default=64, metavar="N", help="rows per batch (default: 64)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write report.md, report.json and a plot to DIR")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.set_defaults(run=run)
 
@@ -50,7 +50,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it; 0."""
+    """Evaluate the runs, print the table or JSON, write the report. Returns 0."""
     from sleeptrain.evaluate.report import print_report, to_json, write
     from sleeptrain.evaluate.runs import evaluate
     from sleeptrain.run.environment import environment
@@ -71,14 +71,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(out: Path) -> None:
-    """Make the folder of the report now: measuring takes a while, and would be lost."""
+    """Create the report folder before evaluation, so that an error there loses no work. Raises UserError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
         raise UserError(
-            f"--out {out}: no report can be written there ({error.strerror}); name another folder"
+            f"--out {out}: the report cannot be written there ({error.strerror}); name another folder"
         ) from None
 
 

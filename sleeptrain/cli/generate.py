@@ -1,4 +1,4 @@
-"""`sleeptrain generate`: continue a prompt with a trained model, one pass a token."""
+"""`sleeptrain generate`: continue a prompt with a trained model, one pass per token."""
 
 from __future__ import annotations
 
@@ -19,30 +19,38 @@ EXAMPLES = (
 
 
 def add(subparsers: Any) -> None:
-    """Add this verb to the program's parser."""
+    """Add this command to the program's parser."""
     description = (
-        "Continue a prompt with a trained model. Full windows of the prompt and of the text sleep before they "
-        "are evicted; each new token costs one pass, whatever the number of passes is, and memory stays "
-        "constant."
+        "Continue a prompt with a trained model. Each full window of the prompt and of the generated text sleeps "
+        "before it is evicted. A new token costs one pass, independent of the number of passes of a sleep, and "
+        "memory is constant."
     )
     parser = add_command(subparsers, "generate", "continue a prompt", description, EXAMPLES)
     parser.add_argument("folder", metavar="RUN", help="a run folder, or a checkpoint in one")
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", help="text; for a task with symbols, its symbols separated by spaces")
-    prompt.add_argument("--prompt-file", type=Path, help="a file with the prompt")
-    parser.add_argument("--tokens", type=int, default=200, help="how many to write at most (default: 200)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--top-k", type=int, default=0, help="sample among so many likeliest tokens (0: all)")
+    prompt.add_argument("--prompt", help="text; for a task with symbols: symbols separated by spaces")
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="read the prompt from FILE")
+    parser.add_argument("--tokens", type=int, default=200, metavar="N", help="generate at most N tokens (default: 200)")
     parser.add_argument(
-        "--top-p", type=float, default=1.0, help="sample among the likeliest that hold this probability"
+        "--temperature", type=float, default=0.0, metavar="T", help="sampling temperature (default: 0, greedy)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
-    parser.add_argument("--passes", type=int, help="N (default: as trained)")
+    parser.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="sample from the K most probable tokens (default: 0, all)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the most probable tokens that together have probability P (default: 1)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="SEED", help="seed of sampling (default: 0)")
+    parser.add_argument("--passes", type=int, metavar="N", help="number of passes of a sleep (default: as trained)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it; 0."""
+    """Feed the prompt, then print each token when it is generated. Returns 0."""
     import torch
 
     from sleeptrain.inference import SleepSession
@@ -56,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     codec = Codec(trained.manifest)
     prompt = codec.encode(_prompt(args))
     if not prompt:
-        raise UserError("--prompt is empty: give the model something to read")
+        raise UserError("--prompt is empty: give at least one token")
     session = SleepSession(trained.model, trained.recipe.sleep, passes=args.passes)
     session.feed(torch.tensor([prompt], device=trained.model.embed.weight.device))
     tokens = (int(token) for token in session.generate(args.tokens, sampling, codec.stop))
@@ -68,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raise UserError with every option that is out of range."""
+    """Raise UserError that lists every option out of range."""
     rules = (
         ("--tokens", args.tokens, args.tokens >= 1, "at least 1"),
         ("--passes", args.passes, args.passes is None or args.passes >= 1, "at least 1"),

@@ -1,4 +1,4 @@
-"""How verbs describe themselves: a summary, a description, options, and examples that can be run as they stand."""
+"""Parsers of commands: a summary, a description, options, and examples that run as written."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ PROGRAM = "sleeptrain"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line and the place to look, and whose descriptions keep their line breaks."""
+    """A parser that reports an error in one line with a pointer to --help, and keeps the line breaks of descriptions."""
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
-        told = "print the stack trace if something fails"
-        self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=told)
+        about = "print the stack trace of an error"
+        self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=about)
 
     def error(self, message: str) -> NoReturn:
-        """Says what was wrong with the arguments and exits with status 2."""
+        """Print what is wrong with the arguments and exit with status 2."""
         self.exit(2, f"error: {message}\nsee {self.prog} --help\n")
 
 
 def add_command(subparsers: Any, name: str, summary: str, description: str, examples: Sequence[str]) -> Parser:
-    """A parser for a verb.
+    """Add and return the parser of a command. Raises ValueError for missing or malformed examples.
 
-    summary       a few words, shown in the list of verbs
-    description   what it does, shown by its own --help
-    examples      whole command lines, each starting with `sleeptrain `
+    summary       a few words, shown in the list of commands
+    description   what the command does, shown by its --help
+    examples      complete command lines, each starting with `sleeptrain `
     """
     wrong = [example for example in examples if not example.startswith(f"{PROGRAM} ")]
     if wrong or not examples:

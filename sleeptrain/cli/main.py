@@ -1,6 +1,6 @@
-"""The `sleeptrain` program: finds the verb, runs it, and turns what goes wrong into a message and an exit status.
+"""The `sleeptrain` program: parses the command line, runs the command, and maps errors to messages and exit statuses.
 
-0 done, 1 failed, 2 the request was wrong, 128 + n interrupted by signal n.
+Exit status: 0 done, 1 failed, 2 the request was wrong, 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sleeptrain.cli.help import PROGRAM, Parser
 from sleeptrain.config.errors import RunFailed, UserError
 
 COMMANDS = ("data", "plan", "train", "eval", "generate", "doctor")
-"""The modules of this package that are verbs, in the order of `--help`."""
+"""The modules of this package that are commands, in the order of `--help`."""
 EXAMPLES = """\
 Examples:
   sleeptrain doctor
@@ -30,7 +30,7 @@ Examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command line (default: this process's) and returns its exit status."""
+    """Run one command line (default: the arguments of this process) and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     args = argparse.Namespace()
     try:
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except SystemExit as error:
-        # argparse exits by itself after --help (0) and after a wrong option (2), which it has said.
+        # argparse exits after --help (0), and after a wrong option (2), for which it has printed a message.
         return int(error.code or 0)
     except UserError as error:
         for line in error.errors:
@@ -52,22 +52,25 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_listens():
+        if isinstance(error, BrokenPipeError) and _reader_has_left():
             return 1
         _report(error, args)
         return 1
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The arguments of a command line, with the verb's `run`. Raises UserError for an unknown verb, SystemExit as argparse does."""
+    """The parsed arguments of a command line, with the command's function as `run`.
+
+    Raises UserError for an unknown command, and SystemExit where argparse does.
+    """
     words = [word for word in argv if not word.startswith("-")]
     if words and words[0] not in COMMANDS:
         near = get_close_matches(words[0], COMMANDS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
         raise UserError(f"there is no command {words[0]!r}; {hint}")
     parser = build_parser()
     args, left = parser.parse_known_args(argv)
-    # argparse takes `recipe --option key=value` for a complete request with a word too many: it fills positionals in one go.
+    # argparse fills all positionals at once, so that it reports key=value words after an option as unrecognized.
     if left and (not hasattr(args, "overrides") or any(word.startswith("-") for word in left)):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if left:
@@ -76,34 +79,40 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def build_parser() -> Parser:
-    """The parser of the whole program."""
-    parser = Parser(prog=PROGRAM, description="Pretraining of language models that sleep.", epilog=EXAMPLES)
-    # DeepSpeed's launcher says it here as well as in LOCAL_RANK, which is what we read.
+    """The parser of the program with those of all commands."""
+    parser = Parser(prog=PROGRAM, description="Pretrain language models that sleep.", epilog=EXAMPLES)
+    # DeepSpeed's launcher adds this option; the rank is read from LOCAL_RANK, which it sets as well.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    subparsers = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB", parser_class=Parser)
-    for verb in COMMANDS:
-        importlib.import_module(f"sleeptrain.cli.{verb}").add(subparsers)
+    subparsers = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND", parser_class=Parser
+    )
+    for command in COMMANDS:
+        importlib.import_module(f"sleeptrain.cli.{command}").add(subparsers)
     return parser
 
 
-def _nobody_listens() -> bool:
-    """Whether standard output is a pipe whose reader has left, as in `sleeptrain ... | head`."""
+def _reader_has_left() -> bool:
+    """Whether standard output is a pipe whose reader has exited, as in `sleeptrain ... | head`. If so, redirects it to /dev/null."""
     try:
         pipe = sys.stdout.fileno()
     except (OSError, ValueError):
-        return False  # something in memory stands in for it
+        return False  # replaced by an object without a file descriptor
     poll = select.poll()
     poll.register(pipe, 0)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
         return False
-    # Python flushes once more at exit and would complain.
+    # Python flushes standard output at exit, which would raise again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), pipe)
     return True
 
 
 def _report(error: Exception, args: argparse.Namespace) -> None:
-    """One line for the user, and the stack trace in a file, in the run folder if the verb has set `args.failures` to it."""
+    """Print the error in one line and write the stack trace to a file.
+
+    The file is in `args.failures`, which a command sets to the run folder, else in the folder of temporary files. --traceback
+    prints the stack trace instead.
+    """
     text = "".join(traceback.format_exception(error))
     first = next(iter(str(error).splitlines()), "")
     print(f"error: {type(error).__name__}: {first}" if first else f"error: {type(error).__name__}", file=sys.stderr)
@@ -114,7 +123,7 @@ def _report(error: Exception, args: argparse.Namespace) -> None:
         handle, name = tempfile.mkstemp(".traceback.txt", f"{PROGRAM}-", getattr(args, "failures", None))
         with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
-    except OSError:  # a full disk may be what went wrong
+    except OSError:  # for example, the disk is full
         print(text, file=sys.stderr, end="")
         return
     print(f"the traceback is in {Path(name)}; --traceback prints it", file=sys.stderr)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleeptrain.cli.help import add_command
-from sleeptrain.cli.table import print_table
 from sleeptrain.config import RunFailed, UserError
+from sleeptrain.evaluate.table import print_table
 
 if TYPE_CHECKING:
     from sleeptrain.data.reader import Reader

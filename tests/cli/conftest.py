@@ -1,4 +1,4 @@
-"""The program in this process, and the examples of its help texts."""
+"""Fixtures: the program in this process, the examples of its help texts, untrained run folders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Ran:
 
 @pytest.fixture
 def sleeptrain(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """`sleeptrain("data", "inspect", path)` runs one command line."""
+    """`sleeptrain("data", "inspect", path)` runs one command line in this process."""
 
     def run(*words: str) -> Ran:
         status = main(list(words))
@@ -36,18 +36,18 @@ def sleeptrain(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 @pytest.fixture
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    """Every parser by what is typed for it: `sleeptrain`, `sleeptrain data`, `sleeptrain data build`, ..."""
+    """Every parser by its command: `sleeptrain`, `sleeptrain data`, `sleeptrain data build`, ..."""
     return {parser.prog: parser for parser in _walk(build_parser())}
 
 
 @pytest.fixture
 def examples(parsers: dict[str, argparse.ArgumentParser]) -> Callable[[str], list[list[str]]]:
-    """`examples("data build")`: the words after `sleeptrain` of every example in the help text of a verb, ready for `main`."""
+    """`examples("data build")`: the arguments, as `main` takes them, of every example in the help text of a command."""
 
-    def find(verb: str) -> list[list[str]]:
-        text = parsers[f"sleeptrain {verb}".strip()].format_help()
+    def find(command: str) -> list[list[str]]:
+        text = parsers[f"sleeptrain {command}".strip()].format_help()
         _, heading, block = text.partition("\nExamples:\n")
-        assert heading, f"{verb} has no examples"
+        assert heading, f"{command} has no examples"
         lines = [line.strip() for line in block.splitlines() if line.strip()]
         assert all(line.startswith("sleeptrain ") for line in lines), lines
         return [shlex.split(line)[1:] for line in lines]
@@ -65,7 +65,7 @@ def _walk(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
 
 @pytest.fixture(scope="session")
 def untrained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `rule110` and `text`, data of both kinds, and `runs/rule110` and `runs/text`, untrained."""
+    """A folder with the shards `rule110` and `text` and the untrained runs `runs/rule110` and `runs/text`."""
     folder = tmp_path_factory.mktemp("untrained")
     rule110 = untrained(folder, "runs/rule110", rule110_data(folder), "sleep.window=9", "sleep.passes=2")
     untrained(folder, "runs/text", text_data(folder), "sleep.window=16", "sleep.loop.trigger=every", "sleep.passes=2")

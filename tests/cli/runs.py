@@ -1,4 +1,4 @@
-"""Run folders with the initial weights, made without training."""
+"""Run folders with initial weights, created without training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.cli.lines import TINY
 
 
 def untrained(folder: Path, name: str, data: Path, *changes: str) -> Path:
-    """The run `name` in `folder`, as it would stand after no step, with what evaluation and sessions read."""
+    """Create the run `name` in `folder` with a checkpoint of step 0 that evaluation and sessions can read. Returns its folder."""
     recipe = folder / "small.yaml"
     recipe.write_text("train: {steps: 10, batch: 8}\n")
     run = folder / name

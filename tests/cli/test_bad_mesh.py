@@ -1,4 +1,4 @@
-"""Mistakes that a run of several processes can meet: each ends all of them with 2 and one message, and leaves no stack trace."""
+"""User errors in runs of several processes: every process exits with 2, one message is printed, and no stack trace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.distributed import run
 STATIC: dict[str, tuple[Sequence[str], str]] = {
     "more stages than blocks": (["mesh.pipe=3"], 'mesh.pipe = 3 (command line) with model.layers = "AG" (model/ag-tiny.yaml:4): the stack has 2 blocks; mesh.pipe can be 1 to 2'),
     "more processes than key heads": (["mesh.tensor=4"], "model.deltanet.key_heads = 2 cannot be shared by 4 processes; mesh.tensor can be 1, 2 for this model; choose one of these"),
-    "a width of the MLP that is odd": (["mesh.tensor=2", "model.mlp.hidden=127"], "mesh.tensor = 2 (command line): model.mlp.hidden = 127 cannot be shared by 2 processes; mesh.tensor can be 1 for"),
+    "an odd width of the MLP": (["mesh.tensor=2", "model.mlp.hidden=127"], "mesh.tensor = 2 (command line): model.mlp.hidden = 127 cannot be shared by 2 processes; mesh.tensor can be 1 for"),
     "ZeRO 3 with stages": (["mesh.zero=3", "mesh.pipe=2"], "mesh.zero = 3 (command line) with mesh.pipe = 2 (command line): stages run on the tape, which needs whole parameters"),
     "ZeRO 3 with Muon": (["mesh.zero=3", "optim.name=muon", "optim.adam_lr=0.1"], 'with optim.name = "muon" (command line): ZeRO 3 cuts matrices'),
     "sequence alone": (["mesh.sequence=true"], "mesh.sequence = true (command line) with mesh.tensor = 1 (default): the processes that share the tokens"),
@@ -30,17 +30,17 @@ STATIC: dict[str, tuple[Sequence[str], str]] = {
     "rows that make no groups": (["mesh.pipe=2", "mesh.data=2", "train.batch=10"], "the 5 rows of each of 2 processes do not make groups of 2 or 3 or 4 micro-batches (mesh.group, mesh.pipe = 2); the nearest batch that does is 12"),
     "no pass": (["sleep.passes=0", "mesh.pipe=2"], "sleep.passes = 0 (command line): must be at least 1; the first pass is counted"),
     "a draw of no pass": (["sleep.passes={low: 0, high: 2}"], "sleep.passes = {low: 0, high: 2} (command line): a draw needs 1 <= low <= high"),
-    "a slip below deepspeed": (["deepspeed.wall_clock_breakdwn=true"], "deepspeed.wall_clock_breakdwn = true (command line): unknown key; did you mean wall_clock_breakdown?"),
-    "a slip deeper down": (["deepspeed.zero_optimization.overlap_com=true"], "deepspeed.zero_optimization.overlap_com = true (command line): unknown key; did you mean overlap_comm?"),
-    "a section of no model": (["deepspeed.activation_checkpointing.profil=true"], "deepspeed.activation_checkpointing.profil = true (command line): unknown key; did you mean profile?"),
-    "a value DeepSpeed does not take": (["deepspeed.zero_optimization.reduce_bucket_size=many"], 'deepspeed.zero_optimization.reduce_bucket_size = "many" (command line): DeepSpeed does not take this: Input should be a valid integer'),
-    "a key that DeepSpeed gave up": (["deepspeed.amp.enabled=true"], "deepspeed.amp = {enabled: true} (command line): DeepSpeed does not take this: NVIDIA Apex AMP integration has been removed"),
-    "a key of ours": (["deepspeed.zero_optimization.stage=3"], "deepspeed.zero_optimization.stage = 3 (command line): is decided by mesh.zero; set mesh.zero instead"),
+    "a misspelt key of deepspeed": (["deepspeed.wall_clock_breakdwn=true"], "deepspeed.wall_clock_breakdwn = true (command line): unknown key; did you mean wall_clock_breakdown?"),
+    "a misspelt nested key": (["deepspeed.zero_optimization.overlap_com=true"], "deepspeed.zero_optimization.overlap_com = true (command line): unknown key; did you mean overlap_comm?"),
+    "a misspelt key of a section without a model": (["deepspeed.activation_checkpointing.profil=true"], "deepspeed.activation_checkpointing.profil = true (command line): unknown key; did you mean profile?"),
+    "a value that DeepSpeed rejects": (["deepspeed.zero_optimization.reduce_bucket_size=many"], 'deepspeed.zero_optimization.reduce_bucket_size = "many" (command line): DeepSpeed does not take this: Input should be a valid integer'),
+    "a key that DeepSpeed has removed": (["deepspeed.amp.enabled=true"], "deepspeed.amp = {enabled: true} (command line): DeepSpeed does not take this: NVIDIA Apex AMP integration has been removed"),
+    "a key that the mesh section decides": (["deepspeed.zero_optimization.stage=3"], "deepspeed.zero_optimization.stage = 3 (command line): is decided by mesh.zero; set mesh.zero instead"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STATIC)
-def test_it_is_told_before_any_process_is_joined(
+def test_recipe_errors_are_printed_before_the_processes_join(
     sleeptrain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     changes, message = STATIC[name]
@@ -52,7 +52,7 @@ def test_it_is_told_before_any_process_is_joined(
     assert not list(tmp_path.iterdir())
 
 
-def test_keys_that_deepspeed_knows_are_taken(sleeptrain: Any) -> None:
+def test_keys_that_deepspeed_knows_are_accepted(sleeptrain: Any) -> None:
     keys = [
         "zero_optimization.overlap_comm=true",
         "flops_profiler={enabled: true}",
@@ -64,7 +64,7 @@ def test_keys_that_deepspeed_knows_are_taken(sleeptrain: Any) -> None:
 
 
 class OneWindow(Rule110):
-    """All of a sample in one window."""
+    """Rule 110 with each sample in one window."""
 
     def windows(self) -> Any:
         first, *_, last = super().windows()
@@ -72,7 +72,7 @@ class OneWindow(Rule110):
 
 
 class Spoiled(Rule110):
-    """Its second training sample has a target where its windows declare none."""
+    """Rule 110 whose second training sample has a target in a window that is declared to have none."""
 
     def generate(self, split: str, start: int, stop: int, seed: int = 0) -> Any:
         columns = super().generate(split, start, stop, seed)
@@ -83,7 +83,7 @@ class Spoiled(Rule110):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of several kinds, and `elsewhere`, where another machine has other data by the same name."""
+    """Shards of several kinds, and `elsewhere`, which stands for another machine with other data of the same name."""
     made = tmp_path_factory.mktemp("bad")
     sizes: dict[str, Any] = {"strings": 2, "width": 8, "transitions": (1, 2), "holdout": 8}
     for name, kind, seed in (
@@ -106,7 +106,7 @@ WRONG = {
 }  # fmt: skip
 
 
-def test_windows_that_would_never_sleep(folder: Path) -> None:
+def test_windows_that_never_sleep_are_refused(folder: Path) -> None:
     ran = run_named({name: words for name, (words, _) in WRONG.items()}, folder)
     for name, line in ran.items():
         assert (line.status, line.out) == (2, ""), line.err
@@ -114,82 +114,84 @@ def test_windows_that_would_never_sleep(folder: Path) -> None:
     assert not (folder / "none").exists()
 
 
-def told(folders: list[str], lines: list[list[list[str]]]) -> list[Line]:
-    """What this rank says to the command lines that are its own: a folder for each rank, and for each line words for each rank."""
+def run_on_this_rank(folders: list[str], lines: list[list[list[str]]]) -> list[Line]:
+    """Run this rank's command lines. `folders` has a folder per rank; `lines` has, per command line, words per rank."""
     from sleeptrain.cli.main import main
     from sleeptrain.parallel import process
 
-    # DeepSpeed keeps the group it joined first for as long as the process lives.
+    # DeepSpeed keeps the first process group for the lifetime of the process.
     process.shutdown_distributed = lambda: None
     rank = int(os.environ["RANK"])
     os.chdir(folders[rank])
-    found = []
+    results = []
     for words in lines:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = main(words[rank])
-        found.append(Line(status, out.getvalue(), err.getvalue()))
-    return found
+        results.append(Line(status, out.getvalue(), err.getvalue()))
+    return results
 
 
-def ours(line: Line) -> list[str]:
+def error_lines(line: Line) -> list[str]:
     return [text for text in line.err.splitlines() if text.startswith("error: ")]
 
 
-HALVES = recipe("mesh.tensor=2", "mesh.sequence=true", "model.attention.kv_heads=2", "model.deltanet.key_heads=2")
-HERE_AND_THERE: dict[str, tuple[list[str], list[str], str]] = {
+SEQUENCE = recipe("mesh.tensor=2", "mesh.sequence=true", "model.attention.kv_heads=2", "model.deltanet.key_heads=2")
+TWO_RANKS: dict[str, tuple[list[str], list[str], str]] = {
     "stages": (recipe("mesh.pipe=2"), recipe(), "ranks have different values: mesh.pipe is 2 on rank 0 and 1 on rank 1; start every rank with the same recipe, overrides and data"),
     "passes and seed": (recipe("sleep.passes=2", "train.seed=1"), recipe("sleep.passes=3"), "sleep.passes is 2 on rank 0 and 3 on rank 1; train.seed is 1 on rank 0 and 0 on rank 1; start every rank"),
     "not given": (recipe("deepspeed.dump_state=false"), recipe(), "deepspeed.dump_state is False on rank 0 and not given on rank 1"),
-    "a recipe that one does not have": (recipe(), ["train", "lost.yaml"], 'error: rank 1: recipe "lost.yaml": no such file'),
+    "a recipe that rank 1 does not have": (recipe(), ["train", "lost.yaml"], 'error: rank 1: recipe "lost.yaml": no such file'),
     "no fused kernels": (recipe("train.kernels=require_fused"), recipe("train.kernels=require_fused"), "error: train.kernels = require_fused, but "),
     "too few": (recipe("mesh.data=2", "mesh.pipe=2"), recipe("mesh.data=2", "mesh.pipe=2"), "mesh.data = 2 (command line) with mesh.pipe = 2 (command line): 2 processes were started; start 4, for instance with torchrun --nproc_per_node 4"),
-    "windows that cannot be shared": (HALVES, HALVES, "mesh.sequence = true (command line) with mesh.tensor = 2 (command line): 2 processes cannot share windows of 9 tokens, as in data; build windows of a multiple, or set mesh.sequence=false"),
+    "windows that cannot be shared": (SEQUENCE, SEQUENCE, "mesh.sequence = true (command line) with mesh.tensor = 2 (command line): 2 processes cannot share windows of 9 tokens, as in data; build windows of a multiple, or set mesh.sequence=false"),
     "no groups": (recipe("mesh.pipe=2", "train.micro=8"), recipe("mesh.pipe=2", "train.micro=8"), "the 1 micro-batches of each of 1 processes (train.batch = 8) do not make groups of 2 or 3 or 4"),
 }  # fmt: skip
 
 
-def test_two_processes_hear_of_it_once(folder: Path) -> None:
-    """The last line meets a damaged sample, which only the second process reads, in its first step."""
+def test_an_error_in_two_processes_is_printed_once(folder: Path) -> None:
+    """In the last command line only rank 1 reads a damaged sample, in its first step."""
     same = recipe("data.shuffle=false", "train.batch=2", "run_dir=spoiled-run", data="spoiled")
-    lines = [*([first, second] for first, second, _ in HERE_AND_THERE.values()), [same, same]]
+    lines = [*([first, second] for first, second, _ in TWO_RANKS.values()), [same, same]]
     shard = "spoiled/train/shard.00000.mds, sample 1 in it, position 12, in window 1 of tokens 9 to 17"
-    messages = [*(message for _, _, message in HERE_AND_THERE.values()), f"there is a target in a window that the manifest declares to have none ({shard})"]  # fmt: skip
-    first, second = run(told, 2, [str(folder)] * 2, lines, timeout=300)
+    messages = [*(message for _, _, message in TWO_RANKS.values()), f"there is a target in a window that the manifest declares to have none ({shard})"]  # fmt: skip
+    first, second = run(run_on_this_rank, 2, [str(folder)] * 2, lines, timeout=300)
     for message, one, other in zip(messages, first, second, strict=True):
         assert (one.status, other.status) == (2, 2), one.err + other.err
-        assert len(ours(one)) == 1 and message in ours(one)[0], one.err
-        assert not ours(other) and "traceback" not in (one.err + other.err).lower(), other.err
+        assert len(error_lines(one)) == 1 and message in error_lines(one)[0], one.err
+        assert not error_lines(other) and "traceback" not in (one.err + other.err).lower(), other.err
     assert not (folder / "none").exists()
 
 
-def test_machines_with_other_data_by_the_same_name(folder: Path) -> None:
+def test_ranks_with_different_data_of_the_same_name_are_refused(folder: Path) -> None:
     words = recipe("run_dir=torn")
-    ((one,), (other,)) = run(told, 2, [str(folder), str(folder / "elsewhere")], [[words, words]], timeout=300)
-    assert (one.status, other.status) == (2, 2) and not ours(other)
-    assert "ranks have different values: the data's hash is " in ours(one)[0] and len(ours(one)) == 1
+    ((one,), (other,)) = run(
+        run_on_this_rank, 2, [str(folder), str(folder / "elsewhere")], [[words, words]], timeout=300
+    )
+    assert (one.status, other.status) == (2, 2) and not error_lines(other)
+    assert "ranks have different values: the data's hash is " in error_lines(one)[0] and len(error_lines(one)) == 1
 
 
 @pytest.mark.slow
-def test_a_run_that_is_continued_in_other_processes_or_on_other_data(folder: Path, tmp_path: Path) -> None:
+def test_resuming_with_other_processes_or_other_data_is_refused(folder: Path, tmp_path: Path) -> None:
     for name in ("data", "elsewhere/data"):
         shutil.copytree(folder / name, tmp_path / name)
     shutil.copy(folder / "small.yaml", tmp_path)
     words = recipe("run_dir=alone", "train.steps=1", "checkpoint.every=0")
-    ((done,),) = run(told, 1, [str(tmp_path)], [[words]], timeout=300)
+    ((done,),) = run(run_on_this_rank, 1, [str(tmp_path)], [[words]], timeout=300)
     assert done.status == 0, done.err
-    ((one,), (other,)) = run(told, 2, [str(tmp_path)] * 2, [[words, words]], timeout=300)
-    assert (one.status, other.status) == (2, 2) and not ours(other)
-    assert ours(one) == [
+    ((one,), (other,)) = run(run_on_this_rank, 2, [str(tmp_path)] * 2, [[words, words]], timeout=300)
+    assert (one.status, other.status) == (2, 2) and not error_lines(other)
+    assert error_lines(one) == [
         "error: alone/checkpoints/step-00000001 was written by 1 process (data 1 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw), and this run "
         "has 2 processes (data 2 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw); a run continues with the layout of its checkpoint: start 1 process, "
         "or begin another run with run_dir=..."
     ]
     shutil.rmtree(tmp_path / "data")
     shutil.copytree(tmp_path / "elsewhere" / "data", tmp_path / "data")
-    ((again,),) = run(told, 1, [str(tmp_path)], [[words]], timeout=300)
+    ((again,),) = run(run_on_this_rank, 1, [str(tmp_path)], [[words]], timeout=300)
     assert again.status == 2
-    assert ours(again) == [
+    assert error_lines(again) == [
         "error: alone was trained on other data than data holds now; bring the old data back to continue it, or start another run with run_dir=..."
     ]
 
@@ -204,14 +206,14 @@ sys.exit(main.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_slip_that_all_make_is_told_by_the_first_and_keeps_nobody_waiting(rank: str, folder: Path) -> None:
-    """The others of its machine are not there: they do not get as far, or have ended. In a process that has joined nothing."""
-    # A discarding port: nobody listens, and nobody will.
+def test_a_recipe_error_is_printed_by_local_rank_0_and_no_rank_waits(rank: str, folder: Path) -> None:
+    """One rank of two, without its peer: it must not wait for the other rank, which has exited or never starts."""
+    # Port 9 (discard): nothing listens there.
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
     words = [sys.executable, "-c", ALONE, *recipe("sleep.pases=3")]
     done = subprocess.run(words, cwd=folder, env=os.environ | where, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    said = [line for line in done.stderr.splitlines() if "sleep.pases" in line or line.startswith("error")]
-    told_by_the_first = ["error: sleep.pases = 3 (command line): unknown key; did you mean sleep.passes?"]
-    assert said == (told_by_the_first if rank == "0" else [])
+    printed = [line for line in done.stderr.splitlines() if "sleep.pases" in line or line.startswith("error")]
+    expected = ["error: sleep.pases = 3 (command line): unknown key; did you mean sleep.passes?"]
+    assert printed == (expected if rank == "0" else [])
     assert not (folder / "none").exists()

@@ -1,4 +1,4 @@
-"""What `sleeptrain doctor` says about fused kernels, on a GPU as far as it can see."""
+"""`sleeptrain doctor`: the check of fused kernels, with a GPU simulated by monkeypatches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from sleep_kernels import dispatch, self_test, verified
 from sleep_kernels.comparison import ErrorReport, Shape
-from sleeptrain.cli import checks
+from sleeptrain.cli.checks.kernels import check_kernels
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_errors(monkeypatch: pytest.MonkeyPatch, error: float, on_gpu: bool) -> list[Any]:
-    """The fused lines, where every kernel has this error and the table's entries are verified or not."""
+    """The results for fused kernels if every kernel has this error and the table's entries are verified or not."""
     table = tuple(entry | {"verified_on_gpu": on_gpu} for entry in verified.table())
     monkeypatch.setattr(verified, "table", lambda: table)
 
@@ -30,7 +30,7 @@ def with_errors(monkeypatch: pytest.MonkeyPatch, error: float, on_gpu: bool) -> 
         return [ErrorReport(shape, "triton", {"gradient of g": error}, True, 0.1) for shape in shapes]
 
     monkeypatch.setattr(self_test, "self_test", compare)
-    plain, *fused = checks.check_kernels()
+    plain, *fused = check_kernels()
     assert plain.name == "kernels" and plain.status == "ok"
     assert [line.name for line in fused] == [
         f"fused kernels, {dtype}, d {d}" for dtype, d in
@@ -40,23 +40,23 @@ def with_errors(monkeypatch: pytest.MonkeyPatch, error: float, on_gpu: bool) -> 
     return fused
 
 
-def test_right_and_verified(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_correct_and_verified_kernels_are_ok(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in with_errors(monkeypatch, 1e-5, True):
         assert line.status == "ok" and "largest error 1.0e-05 in gradient of g" in line.detail and not line.advice
 
 
-def test_right_but_not_verified(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_correct_kernels_that_are_not_verified_are_missing(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in with_errors(monkeypatch, 1e-5, False):
-        assert line.status == "missing" and "not used before" in line.detail
+        assert line.status == "missing" and "not used until verified" in line.detail
         assert line.advice == "python -m sleep_kernels.self_test --write"
 
 
-def test_wrong(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_kernels_fail(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in with_errors(monkeypatch, 0.5, True):
         assert line.status == "failed" and "in gradient of g" in line.detail and "train.kernels=chunked" in line.advice
 
 
-def test_an_unknown_gpu(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_an_entry_is_missing(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    _, line = checks.check_kernels()
+    _, line = check_kernels()
     assert line.status == "missing" and "sm_86" in line.detail and not line.needed

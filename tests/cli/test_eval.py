@@ -1,4 +1,4 @@
-"""`sleeptrain eval`: what it prints and writes, and requests that are wrong."""
+"""`sleeptrain eval`: table, JSON and report, wrong requests, damaged runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHECKPOINT = "runs/rule110/checkpoints/step-00000000"
 
 @pytest.fixture
 def here(untrained_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the runs, for tests that damage them; the data stays where it is."""
+    """The current folder, with a copy of the runs that a test may damage; the data is shared."""
     shutil.copytree(untrained_runs / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -37,7 +37,7 @@ def test_table_json_and_report_agree(sleeptrain: Any, here: Path) -> None:
     assert table.status == 0 and f"{accuracy:.3f} [" in table.out
 
 
-def test_a_checkpoint_is_measured_as_its_run(sleeptrain: Any, here: Path) -> None:
+def test_a_checkpoint_evaluates_like_its_run(sleeptrain: Any, here: Path) -> None:
     run, checkpoint = (
         json.loads(sleeptrain("eval", path, "--samples", "8", "--json").out)["runs"][0]["measured"]
         for path in ("runs/rule110", CHECKPOINT)
@@ -74,7 +74,7 @@ def no_checkpoint(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
 
 
-def cut(run: Path) -> None:
+def truncated(run: Path) -> None:
     file = next(run.glob("checkpoints/step-*/model.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])
 
@@ -94,11 +94,11 @@ def change(run: Path, how: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     save_file(weights, file)
 
 
-def wider(run: Path) -> None:
+def other_shape(run: Path) -> None:
     change(run, lambda w: w.update({"layers.0.mlp.up.weight": torch.zeros(99, 16)}))
 
 
-def another(run: Path) -> None:
+def extra_weight(run: Path) -> None:
     change(run, lambda w: w.update({"stranger": torch.zeros(1)}))
 
 
@@ -114,16 +114,18 @@ def other_config(run: Path) -> None:
     ("damage", "parts"),
     [
         (no_checkpoint, ["runs/rule110 has no checkpoint yet; train it first: sleeptrain train runs/rule110/config.yaml"]),
-        (cut, [f"{CHECKPOINT}/model.safetensors is damaged (", "name another checkpoint of runs/rule110/checkpoints"]),
+        (truncated, [f"{CHECKPOINT}/model.safetensors is damaged (", "name another checkpoint of runs/rule110/checkpoints"]),
         (no_header, [f"{CHECKPOINT}/model.safetensors is damaged ("]),
         (no_weights, ["step-00000000", "no model.safetensors"]),
-        (wider, ["does not fit runs/rule110/config.yaml: parameter layers.0.mlp.up.weight is [99, 16] there and [16, 16] by"]),
-        (another, ["does not fit runs/rule110/config.yaml: parameter stranger is in one of them only"]),
+        (other_shape, ["does not fit runs/rule110/config.yaml: parameter layers.0.mlp.up.weight is [99, 16] there and [16, 16] by"]),
+        (extra_weight, ["does not fit runs/rule110/config.yaml: parameter stranger is in one of them only"]),
         (no_manifest, ["runs/rule110/manifest.json cannot be read", "copy the run folder again"]),
         (other_config, ["modell = {} (runs/rule110/config.yaml:1): unknown key; did you mean model?"]),
     ],
 )  # fmt: skip
-def test_damaged_runs(sleeptrain: Any, here: Path, damage: Callable[[Path], None], parts: list[str]) -> None:
+def test_damaged_runs_are_refused_by_name(
+    sleeptrain: Any, here: Path, damage: Callable[[Path], None], parts: list[str]
+) -> None:
     damage(here / "runs" / "rule110")
     for words in (["eval", "runs/rule110"], ["generate", "runs/rule110", "--prompt", "0 1"]):
         ran = sleeptrain(*words)
@@ -131,7 +133,9 @@ def test_damaged_runs(sleeptrain: Any, here: Path, damage: Callable[[Path], None
         assert all(part in ran.err for part in parts), ran.err
 
 
-def test_data_that_has_gone_is_told_with_where_it_was_named(sleeptrain: Any, here: Path, untrained_runs: Path) -> None:
+def test_missing_data_is_reported_with_the_source_of_its_path(
+    sleeptrain: Any, here: Path, untrained_runs: Path
+) -> None:
     config = here / "runs" / "rule110" / "config.yaml"
     config.write_text(config.read_text().replace(str(untrained_runs / "rule110"), "gone"))
     ran = sleeptrain("eval", "runs/rule110")

@@ -1,4 +1,4 @@
-"""The examples of every help text, and the README's commands, run in the order in which a reader meets them."""
+"""The examples of every help text, run in order, and the commands of the README, parsed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.cli.lines import TINY, Line, run_lines
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ["train=256", "test=32"]
-"""Added to the shipped builds, which else take seconds each."""
+"""Added to builds of shipped tasks, which otherwise take seconds each."""
 
 
 @pytest.fixture(scope="module")
@@ -26,36 +26,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def text_run() -> list[list[str]]:
-    """What an example that writes text takes for granted: `runs/text-small`."""
+    """Command lines that create `runs/text-small`, which examples of `generate` need."""
     return [
         ["data", "build", "text", "--out", "runs/data/text", "paths=[documents]", "window=64", "windows_per_sample=4", "holdout=6"],
         ["train", "text-small", "train.steps=2", "train.batch=4", *TINY],
     ]  # fmt: skip
 
 
-def test_every_example_runs_after_the_ones_before_it(folder: Path, parsers: Any, examples: Any) -> None:
-    # `doctor` joins a group of its own, which a process that trains has done; its examples run in test_doctor.py.
-    verbs = ["", "data", "data build", "data inspect", "plan", "train", "eval", "generate"]
+def test_every_example_runs_after_the_previous_ones(folder: Path, parsers: Any, examples: Any) -> None:
+    # `doctor` creates a process group, which fails after a training in the same process; its examples run in test_doctor.py.
+    commands = ["", "data", "data build", "data inspect", "plan", "train", "eval", "generate"]
     known = {prog.removeprefix("sleeptrain").strip() for prog in parsers}
-    assert known == {*verbs, "doctor"}, "a new verb needs a place in this order"
-    lines = [words for verb in verbs for words in examples(verb) if words[0] != "doctor"]
+    assert known == {*commands, "doctor"}, "add a new command to this order"
+    lines = [words for command in commands for words in examples(command) if words[0] != "doctor"]
     prepared = text_run()
-    first = next(i for i, words in enumerate(lines) if "runs/text-small" in words)
-    every = [*lines[:first], *prepared, *lines[first:]]
+    first_use = next(i for i, words in enumerate(lines) if "runs/text-small" in words)
+    every = [*lines[:first_use], *prepared, *lines[first_use:]]
     ran = run_lines([_short(words) for words in every], folder)
     for words, line in zip(every, ran, strict=True):
         assert line.status == 0, (words, line.err)
         assert line.out or words[0] == "train", words
-    assert "loss" in said(every, ran, "train rule110-tiny").err
+    assert "loss" in result_of(every, ran, "train rule110-tiny").err
 
 
-def said(words: list[list[str]], ran: list[Line], line: str) -> Line:
-    """What the first command line said that reads like this."""
-    return next(one for ours, one in zip(words, ran, strict=True) if shlex.join(ours) == line)
+def result_of(lines: list[list[str]], ran: list[Line], line: str) -> Line:
+    """The result of the first command line that equals `line`."""
+    return next(result for words, result in zip(lines, ran, strict=True) if shlex.join(words) == line)
 
 
 def _short(words: list[str]) -> list[str]:
-    """The same command line on less data and for fewer steps, where it does not say how much itself."""
+    """The command line with less data and fewer steps, unless it names them."""
     if words[:2] == ["data", "build"] and not any(word.startswith(("train=", "paths=")) for word in words):
         return [*words, *SAMPLES]
     if words[:1] == ["train"] and not any(word.startswith("train.steps=") for word in words):

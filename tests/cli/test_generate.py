@@ -1,4 +1,4 @@
-"""`sleeptrain generate`: what it writes, and requests that are wrong."""
+"""`sleeptrain generate`: greedy and sampled text, prompts, wrong requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def here(untrained_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(untrained_runs)
 
 
-def test_text_goes_on_and_sampling_is_repeatable(sleeptrain: Any) -> None:
+def test_greedy_and_sampled_text_are_reproducible(sleeptrain: Any) -> None:
     prompt = ("generate", "runs/text", "--prompt", "lmno é")
     greedy = sleeptrain(*prompt, "--tokens", "40")
     assert greedy.status == 0 and greedy.out.endswith("\n")
@@ -23,13 +23,13 @@ def test_text_goes_on_and_sampling_is_repeatable(sleeptrain: Any) -> None:
     assert sleeptrain(*prompt, "--tokens", "3", "--passes", "4", "--temperature", "1", "--top-k", "1").status == 0
 
 
-def test_symbols_go_on_with_symbols(sleeptrain: Any) -> None:
+def test_a_task_with_symbols_generates_symbols(sleeptrain: Any) -> None:
     ran = sleeptrain("generate", "runs/rule110", "--prompt", "T1 0 1 101 T2", "--tokens", "5")
     assert ran.status == 0 and len(ran.out.split()) == 5
     assert set(ran.out.split()) <= {"0", "1", "Q", "PAD", "T1", "T2", "CELL", "Q0", "Q1"}
 
 
-def test_a_prompt_may_be_a_file_or_bytes_that_are_no_text(sleeptrain: Any, tmp_path: Path) -> None:
+def test_a_prompt_may_be_a_file_or_bytes_that_are_not_utf8(sleeptrain: Any, tmp_path: Path) -> None:
     file = tmp_path / "prompt"
     file.write_text("lmno")
     assert sleeptrain("generate", "runs/text", "--prompt-file", str(file), "--tokens", "2").status == 0

@@ -1,4 +1,4 @@
-"""Several processes, as the README starts them: torchrun, sleep_launch and DeepSpeed's launcher, on gloo."""
+"""Two gloo processes under torchrun, sleep_launch and DeepSpeed's launcher."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.cli.lines import TINY
 
 BIN = Path(sys.executable).parent
 WAIT = 300.0
-"""Seconds after which a launch that says nothing has failed."""
+"""Timeout of a launch in seconds; only a hang takes that long."""
 TWO = {
     "sleep_launch": [sys.executable, "-m", "sleep_launch.local", "--processes", "2", "--", "sleeptrain"],
     "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", "{port}", "-m", "sleeptrain"],
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def started(launcher: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def launch(launcher: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     from sleep_launch.local import _free_port
 
     command = [word.format(port=_free_port()) for word in TWO[launcher]]
@@ -45,12 +45,12 @@ def started(launcher: str, folder: Path, *words: str) -> subprocess.CompletedPro
     try:
         out, err = program.communicate(timeout=WAIT)
     finally:
-        program.terminate()  # which launchers pass on to their ranks; killed, they would leave them behind
+        program.terminate()  # launchers forward SIGTERM to their ranks; SIGKILL would orphan the ranks
         program.wait(WAIT)
     return subprocess.CompletedProcess(program.args, program.returncode, out, err)
 
 
-def test_the_word_that_deepspeed_adds_is_no_mistake() -> None:
+def test_the_option_that_deepspeed_adds_is_accepted() -> None:
     assert parse(["--local_rank=1", "train", "rule110-tiny", "train.steps=2"]).overrides == ["train.steps=2"]
     assert "local_rank" not in build_parser().format_help()
 
@@ -60,9 +60,9 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_every_launcher_trains_two_processes_to_the_same_end(folder: Path) -> None:
+def test_every_launcher_gives_the_same_losses(folder: Path) -> None:
     for launcher in TWO:
-        done = started(launcher, folder, "train.steps=2", f"run_dir=runs/{launcher}")
+        done = launch(launcher, folder, "train.steps=2", f"run_dir=runs/{launcher}")
         assert done.returncode == 0, done.stderr
         layout = json.loads((folder / "runs" / launcher / "checkpoints" / "step-00000002" / "layout.json").read_text())
         assert layout["processes"] == 2
@@ -82,8 +82,8 @@ def test_every_launcher_trains_two_processes_to_the_same_end(folder: Path) -> No
         (["train.steps=9", "optim.lr=1e30", "run_dir=runs/diverged"], "loss or gradient was not finite 3 times in a row"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_for_all_is_said_once(words: list[str], message: str, folder: Path) -> None:
-    done = started("torchrun", folder, *words)
+def test_an_error_of_all_ranks_is_printed_once(words: list[str], message: str, folder: Path) -> None:
+    done = launch("torchrun", folder, *words)
     assert done.returncode != 0
     assert (done.stdout + done.stderr).count(message) == 1, done.stderr
     ours = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

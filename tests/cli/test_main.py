@@ -1,4 +1,4 @@
-"""The program around the verbs: help, wrong requests, failures and exit statuses."""
+"""The program around the commands: help, wrong requests, errors and exit statuses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HEAVY = {
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["data", "build", "--help"]])
-def test_help_is_quick(words: list[str]) -> None:
+def test_help_imports_no_heavy_package(words: list[str]) -> None:
     code = f"import sys; from sleeptrain.cli.main import main; status = main({words}); print(*sys.modules, file=sys.stderr); sys.exit(status)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Examples:" in done.stdout
@@ -43,15 +43,15 @@ def test_help_is_quick(words: list[str]) -> None:
 def test_every_help_has_examples_that_parse(
     parsers: dict[str, Any], examples: Callable[[str], list[list[str]]]
 ) -> None:
-    assert {f"sleeptrain {verb}" for verb in COMMANDS} < set(parsers)
+    assert {f"sleeptrain {command}" for command in COMMANDS} < set(parsers)
     for prog in parsers:
-        verb = prog.removeprefix("sleeptrain").strip()
-        for words in examples(verb):
+        command = prog.removeprefix("sleeptrain").strip()
+        for words in examples(command):
             assert callable(parse(words).run)
-            assert words[: len(verb.split())] == verb.split()
+            assert words[: len(command.split())] == command.split()
 
 
-def test_module_and_version(sleeptrain: Any) -> None:
+def test_the_module_and_the_program_print_the_version(sleeptrain: Any) -> None:
     assert sleeptrain("--version").out == f"sleeptrain {package.__version__}\n"
     done = subprocess.run([sys.executable, "-m", "sleeptrain", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"sleeptrain {package.__version__}\n"
@@ -61,8 +61,8 @@ def test_module_and_version(sleeptrain: Any) -> None:
     ("words", "message"),
     [
         (["trian"], "error: there is no command 'trian'; did you mean train?\n"),
-        (["xyz"], f"error: there is no command 'xyz'; there are {', '.join(COMMANDS)}\n"),
-        ([], "error: the following arguments are required: VERB\nsee sleeptrain --help\n"),
+        (["xyz"], f"error: there is no command 'xyz'; the commands are {', '.join(COMMANDS)}\n"),
+        ([], "error: the following arguments are required: COMMAND\nsee sleeptrain --help\n"),
         (["doctor", "--jsn"], "error: unrecognized arguments: --jsn\nsee sleeptrain --help\n"),
         (["doctor", "a=b"], "error: unrecognized arguments: a=b\nsee sleeptrain --help\n"),
         (["data", "inspect"], "error: the following arguments are required: DIR\nsee sleeptrain data inspect --help\n"),
@@ -73,14 +73,14 @@ def test_wrong_requests_exit_2(sleeptrain: Any, words: list[str], message: str) 
     assert (ran.status, ran.out, ran.err) == (2, "", message)
 
 
-def test_changes_may_follow_options() -> None:
+def test_overrides_may_follow_options() -> None:
     args = parse(["data", "build", "rule110", "a=1", "--out", "x", "b=2", "c=3"])
     assert args.overrides == ["a=1", "b=2", "c=3"]
 
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
-    """Makes `doctor` raise."""
+    """Makes `doctor` raise an exception."""
 
     def set_error(error: BaseException) -> None:
         def run(args: argparse.Namespace) -> int:
@@ -91,19 +91,19 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
     return set_error
 
 
-def test_every_user_error_has_a_line(sleeptrain: Any, failing: Any) -> None:
+def test_every_user_error_is_one_line(sleeptrain: Any, failing: Any) -> None:
     failing(UserError(["one", "two"]))
     ran = sleeptrain("doctor")
     assert (ran.status, ran.out, ran.err) == (2, "", "error: one\nerror: two\n")
 
 
-def test_interruption(sleeptrain: Any, failing: Any) -> None:
+def test_keyboard_interrupt_exits_130(sleeptrain: Any, failing: Any) -> None:
     failing(KeyboardInterrupt())
     ran = sleeptrain("doctor")
     assert (ran.status, ran.err) == (130, "interrupted\n")
 
 
-def test_failures_are_short_and_leave_a_traceback(
+def test_an_exception_is_one_line_and_its_traceback_a_file(
     sleeptrain: Any, failing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -115,7 +115,7 @@ def test_failures_are_short_and_leave_a_traceback(
     assert "Traceback" in file.read_text() and "luck" in file.read_text()
 
 
-def test_a_verb_may_name_the_folder_of_the_traceback(
+def test_a_command_may_set_the_folder_of_the_traceback(
     sleeptrain: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def run(args: argparse.Namespace) -> int:
@@ -128,13 +128,13 @@ def test_a_verb_may_name_the_folder_of_the_traceback(
 
 
 @pytest.mark.parametrize("words", [["--traceback", "doctor"], ["doctor", "--traceback"]])
-def test_the_traceback_on_request(sleeptrain: Any, failing: Any, words: list[str]) -> None:
+def test_traceback_option_prints_the_traceback(sleeptrain: Any, failing: Any, words: list[str]) -> None:
     failing(RuntimeError("no luck"))
     ran = sleeptrain(*words)
     assert ran.status == 1 and "Traceback (most recent call last)" in ran.err and "traceback is in" not in ran.err
 
 
-def test_a_reader_that_leaves_is_no_failure_worth_words() -> None:
+def test_a_closed_output_pipe_prints_no_error() -> None:
     code = "import sys; from sleeptrain.cli import doctor, main\ndef run(args):\n for i in range(100000): print(i)\n return 0\ndoctor.run = run; sys.exit(main.main(['doctor']))"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -146,14 +146,14 @@ def test_a_reader_that_leaves_is_no_failure_worth_words() -> None:
     assert program.returncode == 1
 
 
-def test_a_broken_pipe_elsewhere_is_a_failure(sleeptrain: Any, failing: Any) -> None:
+def test_a_broken_pipe_other_than_the_output_is_an_error(sleeptrain: Any, failing: Any) -> None:
     failing(BrokenPipeError("peer is gone"))
     ran = sleeptrain("doctor", "--traceback")
     assert ran.status == 1 and ran.err.startswith("error: BrokenPipeError: peer is gone\n")
 
 
-def test_verbs_cannot_go_without_good_examples() -> None:
+def test_commands_need_well_formed_examples() -> None:
     subparsers = Parser(prog="sleeptrain").add_subparsers()
     for examples in ([], ["python -m sleeptrain"]):
         with pytest.raises(ValueError, match="examples must be"):
-            add_command(subparsers, "verb", "", "", examples)
+            add_command(subparsers, "command", "", "", examples)

@@ -1,27 +1,20 @@
-"""Ctrl-C and SIGTERM on real runs: exit status, a checkpoint at the last step, and a curve that goes on as if nothing had been."""
+"""SIGINT and SIGTERM on real runs: exit status, a checkpoint of the last step, and the losses of an uninterrupted run."""
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sleep_data import shards
 from sleep_data.tasks import make
 from tests.cli.lines import TINY, run_lines
+from tests.cli.programs import ENVIRONMENT, WAIT, curve, end, rows, start, wait_for_step
 
 FOREVER = 10**6
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-"""The number of threads decides in which order sums are taken, and so their last digits."""
-WAIT = 180.0
-"""Seconds after which a run that says nothing has failed."""
 
 
 @pytest.fixture(scope="module")
@@ -44,66 +37,36 @@ def words(run: str, steps: int, *more: str) -> list[str]:
     return ["train", "small.yaml", *data, *TINY, f"train.steps={steps}", f"run_dir={run}", *more]
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def started(folder: Path, command: list[str]) -> subprocess.Popen[str]:
-    """A program in a process group of its own, as a shell starts it."""
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def stop_after(program: subprocess.Popen[str], run: Path, steps: int, number: signal.Signals) -> str:
-    """Send a signal to the whole group once the run stands at `steps` at least; what it said."""
-    deadline = time.monotonic() + WAIT
-    try:
-        while (rows(run) or [{"step": 0}])[-1]["step"] < steps:
-            assert program.poll() is None, program.communicate()[1]
-            assert time.monotonic() < deadline, f"{run} did not come to step {steps} in {WAIT} s"
-            time.sleep(0.05)
-        os.killpg(program.pid, number)
-        return program.communicate(timeout=WAIT)[1]
-    finally:
-        if program.poll() is None:
-            os.killpg(program.pid, signal.SIGKILL)
-
-
-def curve(run: Path) -> list[tuple[Any, ...]]:
-    return [(r["step"], r["passes"], r["loss"], r["grad_norm"], r["state_norm"]) for r in rows(run)]
+    """Send a signal to the process group once the run has logged at least `steps` steps; the program's standard error."""
+    wait_for_step(program, run, steps)
+    assert program.poll() is None, program.communicate()[1]
+    return end(program, number)
 
 
 def saved(run: Path) -> int:
-    """The step of the newest checkpoint, which is whole."""
+    """The step of the newest checkpoint, after a check that it is complete."""
     newest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
     assert (newest / "model.safetensors").exists() and not list((run / "checkpoints").glob(".*.part"))
     return int(newest.name.partition("-")[2])
 
 
-def test_stopped_twice_and_continued_it_learns_what_an_undisturbed_run_does(folder: Path) -> None:
+def test_a_run_stopped_twice_has_the_losses_of_an_uninterrupted_run(folder: Path) -> None:
     run = folder / "stopped"
     sleeptrain = [sys.executable, "-m", "sleeptrain"]
-    # A worker that reads ahead hears the signal too, and must not take the run down with it.
-    program = started(folder, [*sleeptrain, *words("stopped", FOREVER, "data.workers=1")])
-    told = stop_after(program, run, 3, signal.SIGINT)
-    assert program.returncode == 128 + signal.SIGINT, told
+    # A data worker receives the signal too and must not end the run.
+    program = start(folder, [*sleeptrain, *words("stopped", FOREVER, "data.workers=1")])
+    printed = stop_after(program, run, 3, signal.SIGINT)
+    assert program.returncode == 128 + signal.SIGINT, printed
     step = rows(run)[-1]["step"]
     assert saved(run) == step
-    assert "stopping after this step" in told and f"step {step} of {FOREVER}, stopped and saved" in told
-    assert "Traceback" not in told and "error" not in told, told
+    assert "stopping after this step" in printed and f"step {step} of {FOREVER}, stopped and saved" in printed
+    assert "Traceback" not in printed and "error" not in printed, printed
 
-    program = started(folder, [*sleeptrain, *words("stopped", FOREVER, "data.workers=1")])
-    told = stop_after(program, run, step + 3, signal.SIGTERM)
-    assert program.returncode == 128 + signal.SIGTERM, told
-    assert f"continuing at step {step} of {FOREVER}" in told
+    program = start(folder, [*sleeptrain, *words("stopped", FOREVER, "data.workers=1")])
+    printed = stop_after(program, run, step + 3, signal.SIGTERM)
+    assert program.returncode == 128 + signal.SIGTERM, printed
+    assert f"continuing at step {step} of {FOREVER}" in printed
     step = rows(run)[-1]["step"]
     assert saved(run) == step
 
@@ -119,10 +82,10 @@ def test_two_processes_stop_at_the_same_step(folder: Path, number: signal.Signal
     name = f"two-{number.name}"
     launch = [sys.executable, "-m", "sleep_launch.local", "--processes", "2", "--"]
     sleeptrain = [*launch, sys.executable, "-m", "sleeptrain"]
-    program = started(folder, [*sleeptrain, *words(name, FOREVER)])
-    told = stop_after(program, folder / name, 3, number)
-    assert program.returncode == 128 + number, told
-    assert "Traceback" not in told, told
+    program = start(folder, [*sleeptrain, *words(name, FOREVER)])
+    printed = stop_after(program, folder / name, 3, number)
+    assert program.returncode == 128 + number, printed
+    assert "Traceback" not in printed, printed
     step = rows(folder / name)[-1]["step"]
     assert saved(folder / name) == step
     for run in (name, f"{name}-whole"):
@@ -132,7 +95,7 @@ def test_two_processes_stop_at_the_same_step(folder: Path, number: signal.Signal
     assert len(rows(folder / name)) == step + 3
 
 
-def test_the_same_signal_twice_ends_at_once() -> None:
+def test_a_second_sigterm_ends_the_process_at_once() -> None:
     code = """
 import os, signal
 from sleeptrain.run.stop import StopRequest

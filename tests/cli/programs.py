@@ -1,0 +1,61 @@
+"""Programs in processes of their own that a test sends signals to, and what their run folders say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""One thread: the number of threads determines the order of sums, and so their rounding."""
+WAIT = 180.0
+"""Timeout in seconds; only a hang takes that long."""
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The complete lines of a run's metrics.jsonl; none if there is no file yet."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def curve(run: Path) -> list[tuple[Any, ...]]:
+    """What a run measured in every step, without what depends on the clock."""
+    return [(r["step"], r["passes"], r["loss"], r["grad_norm"], r["state_norm"]) for r in rows(run)]
+
+
+def start(folder: Path, command: list[str]) -> subprocess.Popen[str]:
+    """Start a program in `folder` in a process group of its own, as a shell does."""
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_step(program: subprocess.Popen[str], run: Path, step: int) -> None:
+    """Return when the run has logged `step` or the program has exited. Raises AssertionError after WAIT seconds."""
+    deadline = time.monotonic() + WAIT
+    while (rows(run) or [{"step": 0}])[-1]["step"] < step and program.poll() is None:
+        assert time.monotonic() < deadline, f"{run} did not reach step {step} in {WAIT} s"
+        time.sleep(0.02)
+
+
+def end(program: subprocess.Popen[str], number: signal.Signals) -> str:
+    """Send a signal to the program's process group and wait for its end; its standard error."""
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, number)
+        return program.communicate(timeout=WAIT)[1]
+    finally:
+        if program.poll() is None:
+            os.killpg(program.pid, signal.SIGKILL)

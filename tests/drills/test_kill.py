@@ -1,0 +1,71 @@
+"""Drill: a training of one process is killed at random moments and continued; its losses are those of an uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sleep_data import shards
+from sleep_data.tasks import make
+from sleeptrain import checkpoint
+from tests.cli.lines import TINY, run_lines
+from tests.cli.programs import curve, end, rows, start, wait_for_step
+
+STEPS = 24
+SAVED_AND_STOPPED = 128 + signal.SIGTERM
+SIZES = {"strings": 2, "width": 8, "transitions": (1, 2), "variant": "dense", "holdout": 8}
+
+
+def command_line(run: str, every: int) -> list[str]:
+    """`sleeptrain train` of rule110-tiny at toy size with a checkpoint in every `every`-th step."""
+    sizes = [*TINY, "sleep.passes={low: 1, high: 3}", "train.batch=8"]
+    return ["train", "rule110-tiny", *sizes, f"train.steps={STEPS}", f"checkpoint.every={every}", f"run_dir={run}"]
+
+
+def check_checkpoints(run: Path) -> int:
+    """Load everything that passes for a checkpoint, as it would be read. Returns the step that a run would continue from, 0 if none."""
+    folder = run / "checkpoints"
+    newest = checkpoint.latest(folder)
+    saved = sorted(folder.glob("step-*"))
+    for path in saved:
+        json.loads((path / "layout.json").read_text())
+        assert all(weight.isfinite().all() for weight in checkpoint.load_weights(path).values())
+    if newest is None:
+        assert not saved
+        return 0
+    assert newest in saved
+    return int(newest.name.removeprefix("step-"))
+
+
+@pytest.mark.slow
+@pytest.mark.drill
+def test_a_killed_training_continues_with_the_same_losses(drill_seed: int, tmp_path: Path) -> None:
+    """SIGKILL and SIGTERM in random order, each a random time after a random step: in a step, in a save, between both."""
+    draw = random.Random(drill_seed)
+    shards.build(make("rule110", SIZES), tmp_path / "runs" / "data" / "rule110-tiny", {"train": 64, "test": 8}, 0)
+    run, every = tmp_path / "killed", draw.choice((1, 2, 5))
+    line = command_line("killed", every)
+    logged = done = 0
+    for number in draw.sample((signal.SIGKILL, signal.SIGTERM), 2):
+        program = start(tmp_path, [sys.executable, "-m", "sleeptrain", *line])
+        wait_for_step(program, run, logged + draw.randint(1, STEPS // 3))
+        time.sleep(draw.uniform(0, 0.3))  # the moment of the fault
+        printed = end(program, number)
+        expected = {-signal.SIGKILL} if number == signal.SIGKILL else {SAVED_AND_STOPPED}
+        assert program.returncode in {0, *expected}, printed  # 0: it had just finished
+        assert "Traceback" not in printed, printed
+        logged, done = rows(run)[-1]["step"], check_checkpoints(run)
+        assert 0 <= logged - done <= every, "more is lost than the steps since the last save"
+        if program.returncode == SAVED_AND_STOPPED:
+            assert done == logged
+    continued, whole = run_lines([line, command_line("whole", 0)], tmp_path)
+    assert (continued.status, whole.status) == (0, 0), continued.err + whole.err
+    assert not done or f"continuing at step {done} of {STEPS}" in continued.err
+    assert check_checkpoints(run) == STEPS
+    assert curve(run) == curve(tmp_path / "whole") and [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
