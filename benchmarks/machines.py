@@ -18,8 +18,8 @@ class Gpu:
 
     device = torch.device("cuda")
 
-    def __init__(self, graph_cache: int) -> None:
-        self.graph_cache = graph_cache
+    def __init__(self, replays: int) -> None:
+        self.replays = replays
 
     def sets(self, nbytes: int) -> int:
         """How many input sets of `nbytes` to go round, so that none is left in the L2 cache."""
@@ -47,7 +47,7 @@ class Gpu:
                 call()
             graphs.append(graph)
         pairs = []
-        for index in range(self.graph_cache + len(graphs)):
+        for index in range(self.replays + len(graphs)):
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             graphs[index % len(graphs)].replay()

@@ -39,7 +39,7 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.program import Loop, Program, Sleep, Window, compile
 from sleeptrain.recipe import load_recipe
-from sleeptrain.train.setup import peak_of
+from sleeptrain.train.throughput import peak_flops
 
 VOCAB, WINDOWS = 32768, 4
 MODES = {"eager": (False, False), "compiled": (True, False), "graphs": (False, True), "compiled, graphs": (True, True)}
@@ -171,7 +171,7 @@ def write(out: Path | None, report: dict[str, Any]) -> None:
 
 def rates(one: Trainer, seconds: float, precision: str) -> dict[str, float | None]:
     """Passes, tokens per second, FLOP/s, MFU and use of graphs of a step that takes `seconds`."""
-    passes, peak = one.program.token_passes // one.sleep.window, peak_of(precision)
+    passes, peak = one.program.token_passes // one.sleep.window, peak_flops(precision)
     flops = step_flops(one.model.config, one.program, one.sleep) / seconds
     return {
         "passes": passes, "tokens_per_s": WINDOWS * one.sleep.window / seconds, "flops_per_s": flops,

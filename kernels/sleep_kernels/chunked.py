@@ -32,7 +32,15 @@ import torch
 from torch import Tensor
 
 from sleep_kernels.common import compute_dtype
-from sleep_kernels.segments import ChunkInputs, Segment, batch_slice, chunk_view, convert_gates, intra_chunk, partition
+from sleep_kernels.segments import (
+    ChunkInputs,
+    SequenceSegment,
+    batch_slice,
+    chunk_view,
+    convert_gates,
+    intra_chunk,
+    partition,
+)
 
 
 def forward(
@@ -143,7 +151,7 @@ def _backward_batch_slice(
         _gradients(segment, states, e, z, d_states, grads)
 
 
-def _recompute_states(segment: Segment, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def _recompute_states(segment: SequenceSegment, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """States at chunk boundaries [n + 1, bh, d_k, d_v] and residuals e [n, bh, C, d_v]."""
     n, batch, heads, chunk, d_v = v.shape
     bh = batch * heads
@@ -160,7 +168,7 @@ def _recompute_states(segment: Segment, v: Tensor, state: Tensor) -> tuple[Tenso
     return states, e
 
 
-def _backward_states(segment: Segment, grad_o: Tensor, scale: float, d_state: Tensor) -> tuple[Tensor, Tensor]:
+def _backward_states(segment: SequenceSegment, grad_o: Tensor, scale: float, d_state: Tensor) -> tuple[Tensor, Tensor]:
     """z = [do; -dr] [n, bh, 2, C, d_v] and the gradients of the states after each chunk [n, bh, d_k, d_v].
 
     Updates `d_state` in place from the gradient of the segment's last state to that of its first.
@@ -181,7 +189,9 @@ def _backward_states(segment: Segment, grad_o: Tensor, scale: float, d_state: Te
     return z, d_states
 
 
-def _gradients(segment: Segment, states: Tensor, e: Tensor, z: Tensor, d_states: Tensor, grads: list[Tensor]) -> None:
+def _gradients(
+    segment: SequenceSegment, states: Tensor, e: Tensor, z: Tensor, d_states: Tensor, grads: list[Tensor]
+) -> None:
     """Write the gradients of q, k, v, g and beta for the segment's tokens."""
     n, bh, _, chunk, d_k = segment.qk.shape
     d_v, flat = e.shape[3], n * bh

@@ -31,7 +31,7 @@ class ChunkInputs(NamedTuple):
     scale: float
 
 
-class Segment(NamedTuple):
+class SequenceSegment(NamedTuple):
     """Intra-chunk tensors of n equal chunks. bh = batch * value_heads, C = chunk length; symbols as in chunked.py."""
 
     start: int
@@ -101,7 +101,7 @@ def _unit_lower_inverse(matrices: Tensor) -> Tensor:
     return result
 
 
-def intra_chunk(inputs: ChunkInputs, start: int, stop: int, chunk: int) -> Segment:
+def intra_chunk(inputs: ChunkInputs, start: int, stop: int, chunk: int) -> SequenceSegment:
     """Compute the intra-chunk tensors of one segment."""
     q, k, g, beta = (chunk_view(t, start, stop, chunk) for t in (inputs.q, inputs.k, inputs.log2_g, inputs.beta))
     n, batch, key_heads, _, d_k = q.shape
@@ -121,7 +121,7 @@ def intra_chunk(inputs: ChunkInputs, start: int, stop: int, chunk: int) -> Segme
     scores = torch.bmm(qk.view(flat, 2 * chunk, d_k), k_beta.view(flat, chunk, d_k).mT).view(n, bh, 2, chunk, chunk)
     scores.mul_(decay)
     inverse = _unit_lower_inverse(scores.view(flat, 2, chunk, chunk)[:, 1])
-    return Segment(
+    return SequenceSegment(
         start,
         stop,
         qk,

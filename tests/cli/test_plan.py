@@ -131,7 +131,11 @@ def test_a_dry_run_says_what_plan_says_and_where_it_would_write(sleeptrain: Any,
     words = ["rule110-tiny", *TINY, "mesh.data=2", "mesh.pipe=2", "train.batch=16"]
     ran, planned = sleeptrain("train", *words, "--dry-run"), sleeptrain("plan", *words)
     assert (ran.status, ran.err) == (0, "")
-    assert ran.out == planned.out + "\nThis was checked and not run: it would begin in runs/rule110-tiny.\n"
+    assert (
+        ran.out
+        == planned.out
+        + "\nDry run: everything was checked and nothing was written. The run would begin in runs/rule110-tiny.\n"
+    )
     assert "processes    4 = data 2 x pipe 2" in ran.out
     assert files(folder) == before and dist.is_initialized() is joined
 
@@ -153,7 +157,7 @@ def test_a_dry_run_knows_the_checkpoint_that_it_would_go_on_from(sleeptrain: Any
     (step / "layout.json").write_text("{}")
     (step.parent / "latest").write_text("step-00000012\n")
     ran = sleeptrain("train", "rule110-tiny", *TINY, "--dry-run")
-    assert ran.out.endswith("it would go on from step-00000012 in runs/rule110-tiny.\n")
+    assert ran.out.endswith("The run would continue from step-00000012 in runs/rule110-tiny.\n")
 
 
 def trained(words: list[str], folder: str) -> tuple[int, str]:

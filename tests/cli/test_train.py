@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -102,8 +103,8 @@ def test_the_program_itself_ends_with_2_and_no_stack_trace(recipes: Path) -> Non
 def test_explain_prints_every_value_with_its_source(sleeptrain: Any) -> None:
     ran = sleeptrain("train", "rule110-tiny", "--explain", "train.batch=32")
     assert (ran.status, ran.err) == (0, "")
-    rows = [line.split("│")[1:-1] for line in ran.out.splitlines() if line.startswith("│")]
-    table = {path.strip(): (value.strip(), source.strip()) for path, value, source in rows}
+    rows = [re.split(r" {2,}", line.strip()) for line in ran.out.splitlines()]
+    table = {row[0]: tuple(row[1:]) for row in rows}
     assert table["train.batch"] == ("32", "command line")
     assert table["model.width"] == ("64", "model/ag-tiny.yaml:3")
     assert table["sleep.window"] == ("9", "rule110-tiny.yaml:5")
@@ -129,7 +130,7 @@ WRONG: dict[str, tuple[list[str], Sequence[str]]] = {
     "window": (recipe("sleep.window=4"), ["sleep.window = 4 (command line)", "windows of 9 tokens; set sleep.window=9"]),
     "sliding": (recipe("sleep.evict.mode=sliding", "sleep.window=10"), ["sleep.window = 10 (command line)", '"sliding" (command line)', "sleep.window=9"]),
     "trigger": (recipe("data.sources=[{path: text}]", "sleep.window=16", "sleep.passes=2"), ['sleep.loop.trigger = "context" (default)', "set sleep.loop.trigger=every"]),
-    "processes": (recipe("mesh.data=2"), ["mesh.data = 2 (command line): 1 processes were started", "torchrun --nproc_per_node 2", "mesh.data=0"]),
+    "processes": (recipe("mesh.data=2"), ["mesh.data = 2 (command line): 1 process was started", "torchrun --nproc_per_node 2", "mesh.data=0"]),
     "too large a batch": (recipe("train.batch=1000"), ["1000", "use a smaller batch or more data"]),
     "graphs": (recipe("train.cuda_graphs=true", "train.recompute=pass"), ["train.cuda_graphs = true needs a GPU, and torch sees none here; train.cuda_graphs=false"]),
     "kernels": (recipe("train.kernels=require_fused", "model.layers=AG"), ["train.kernels = require_fused, but ", "train.kernels=auto trains in plain torch"]),
