@@ -50,9 +50,9 @@ def table() -> str:
     """Lines of Markdown."""
     rows = {
         "one use of a weight": (1, 1, "pass"),
-        "64 uses (64 windows, N = 1), tape": (64, 1, "pass"),
+        "64 uses (64 windows, N = 1), executor": (64, 1, "pass"),
         "64 uses (64 windows, N = 1), plain autograd": (64, 1, None),
-        "61 uses (16 windows, N = 4), tape": (16, 4, "window"),
+        "61 uses (16 windows, N = 4), executor": (16, 4, "window"),
         "61 uses (16 windows, N = 4), plain autograd": (16, 4, None),
     }
     lines = ["| gradients in bf16 against float64 | relative error | 1 - cosine |", "|---|---|---|"]
