@@ -20,7 +20,7 @@ EXAMPLES = (
 
 
 def add(subparsers: Any) -> None:
-    """Add this verb to the program's parser."""
+    """Add this command to the program's parser."""
     description = (
         "Say what a recipe needs before it is queued: parameters and memory of every process, FLOPs, what is sent, how "
         "evenly the stages of a pipeline are cut and how long they wait. No GPU, no data and no memory of the model's size "

@@ -26,7 +26,7 @@ ALONE = timedelta(seconds=30)
 
 
 def add(subparsers: Any) -> None:
-    """Add this verb to the program's parser."""
+    """Add this command to the program's parser."""
     description = (
         "Train a recipe: a file, or the name of one in configs/. A run folder that already has a checkpoint "
         "is continued. Works in one process, and under torchrun, srun or the deepspeed launcher in several."
