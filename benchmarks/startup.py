@@ -55,7 +55,7 @@ def imports(rounds: int) -> list[Figure]:
 
 
 def command(*words: str) -> None:
-    """Run a verb; its output is shown if it fails."""
+    """Run a command of sleeptrain; its output is printed if it fails."""
     made = subprocess.run([sys.executable, "-m", "sleeptrain", *words], capture_output=True, text=True, check=False)
     if made.returncode:
         raise SystemExit(f"sleeptrain {' '.join(words)}:\n{made.stdout}{made.stderr}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make demo`: from nothing to two trained models, a report and some generated text, on two CPU cores.
+# `make demo`: builds shards, trains models with one pass and with four, prints a report, generates text. Two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
@@ -10,7 +10,7 @@ step() { printf '\n\033[1m== %s\033[0m\n' "$1"; }
 run() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
 two() { run python -m sleep_launch.local --processes 2 -- sleeptrain train "$@"; }
 
-step "demo: starting anew in $out"
+step "demo: results in $out, which is emptied first"
 rm -rf "$out"
 
 step "(a) shards: Rule 110, and Python's own source files as text"
@@ -20,26 +20,26 @@ run sleeptrain data build text --out $out/data/text "paths=[$library/asyncio, $l
 step "(b) the same small hybrid on Rule 110 with one pass and with four: same data, same seed, two processes each"
 two rule110-demo sleep.passes=1 run_dir=$out/n1
 two rule110-demo sleep.passes=4 run_dir=$out/n4
-step "    one pass again, for about as long as four passes took"
+step "    one pass, trained for about as long as four passes take"
 two rule110-demo sleep.passes=1 run_dir=$out/n1-longer train.steps=1400
 
-step "(c) text: every window is predicted, then slept over"
+step "(c) text: every window is predicted in pass 1 and then sleeps"
 two text-small run_dir=$out/text "data.sources=[{path: $out/data/text}]" train.steps=250
 
 step "(d) accuracy by number of transitions t"
 run sleeptrain eval $out/n1 $out/n4 $out/n1-longer --out $out
 
-step "(e) the text model writes"
+step "(e) the text model generates text"
 run sleeptrain generate $out/text --prompt "def read(self, size):" --tokens 200 --temperature 0.7 --seed 1
 
-step "(f) where everything is"
+step "(f) results"
 cat <<END
-$out/report.md          the table above, with a plot and how to read it
+$out/report.md          the table above with a plot and an explanation
 $out/n1, $out/n4        run folders: config.yaml, metrics.jsonl, checkpoints/
-Ten minutes and one seed say little where intervals overlap; configs/rule110-small.yaml is sized to tell N apart, and
-benchmarks/results/ has what it found.
-Try next:
+One short run with one seed cannot separate values whose intervals overlap. configs/rule110-small.yaml is large enough to
+separate numbers of passes; its results are in benchmarks/results/.
+Next:
   sleeptrain eval $out/n4 --passes 1,2,4,8        the model at other numbers of passes
-  sleeptrain train rule110-demo --explain         every setting, and where it comes from
-  sleeptrain doctor                               what works on this machine
+  sleeptrain train rule110-demo --explain         every value with its source
+  sleeptrain doctor                               checks of this machine
 END

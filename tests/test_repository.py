@@ -95,3 +95,14 @@ def test_no_file_names_a_path_of_one_machine() -> None:
     )  # fmt: skip
     assert found.returncode in (0, 1), found.stderr
     assert not found.stdout, found.stdout
+
+
+def test_make_commands_in_documents_are_targets() -> None:
+    targets = set(re.findall(r"(?m)^([\w-]+):(?!=)", (ROOT / "Makefile").read_text()))
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / ".ci" / "run"):
+        named = [
+            word
+            for line in re.findall(r"(?m)(?:^|`) *make ([\w -]+)", path.read_text())
+            for word in line.split("  ")[0].split()
+        ]
+        assert named and set(named) <= targets | {"WORKERS"}, name_of(path)

@@ -1,4 +1,4 @@
-"""Which settings work together, by the rules; `python -m sleeptrain.recipe.support_matrix > docs/support.md` prints the page."""
+"""The combinations of settings that the rules allow: `python -m sleeptrain.recipe.support_matrix > docs/support.md` prints them."""
 
 from __future__ import annotations
 
@@ -18,74 +18,74 @@ from sleeptrain.recipe.rules import RULES
 from sleeptrain.train.job import Job
 
 BASE = ("model.layers=AGGA", "train.batch=8", "optim.adam_lr=0.001")
-"""What makes the recipe `rule110-tiny` one in which everything has its place."""
+"""Changes to the recipe `rule110-tiny` that make every setting below meaningful."""
 
 
 @dataclass(frozen=True)
 class OptionAxis:
-    """A setting, and the values of it that differ in what they go with or in how they are carried out."""
+    """A setting, and those of its values that the rules or the implementation treat differently."""
 
     path: str
     values: tuple[Any, ...]
-    """The first is the one that is taken where nothing else is asked for."""
+    """The first is the default of a choice."""
     about: str
 
 
 AXES = (
-    OptionAxis("mesh.data", (1, 2), "processes that share the rows of a batch"),
-    OptionAxis("mesh.pipe", (1, 2), "stages that share the layers"),
-    OptionAxis("mesh.tensor", (1, 2), "processes that share every layer"),
-    OptionAxis("mesh.sequence", (False, True), "the tensor processes share the tokens between the layers"),
-    OptionAxis("mesh.zero", (1, 2, 3), "ZeRO stage: what the data axis shares of optimizer, gradients and parameters"),
-    OptionAxis("mesh.group", (0, 1, 2), "micro-batches of one backward; 0 chooses"),
-    OptionAxis("train.micro", (None, 1), "rows of a micro-batch; null: as many as there are"),
-    OptionAxis("train.recompute", ("none", "block", "pass", "window"), "what is kept for backward"),
-    OptionAxis("train.offload", (False, True), "it waits in the host's memory"),
-    OptionAxis("train.precision", ("fp32", "bf16"), "type of parameters and features"),
+    OptionAxis("mesh.data", (1, 2), "processes that divide the rows of a batch"),
+    OptionAxis("mesh.pipe", (1, 2), "pipeline stages, which divide the layers"),
+    OptionAxis("mesh.tensor", (1, 2), "processes that divide every layer"),
+    OptionAxis("mesh.sequence", (False, True), "the tensor processes divide the tokens between layers"),
+    OptionAxis("mesh.zero", (1, 2, 3), "ZeRO stage: shards optimizer state, also gradients (2), also parameters (3) over the data axis"),
+    OptionAxis("mesh.group", (0, 1, 2), "micro-batches per group of the pipeline; 0 chooses"),
+    OptionAxis("train.micro", (None, 1), "rows per micro-batch; null: all rows of the process"),
+    OptionAxis("train.recompute", ("none", "block", "pass", "window"), "activations saved for backward"),
+    OptionAxis("train.offload", (False, True), "saved activations are moved to host memory"),
+    OptionAxis("train.precision", ("fp32", "bf16"), "dtype of parameters and features"),
     OptionAxis("optim.name", ("adamw", "muon"), "optimizer of the hidden matrices"),
-    OptionAxis("optim.sum_dtype", ("float32", "bfloat16"), "type in which a weight's gradients are summed"),
-    OptionAxis("sleep.passes", (3, Ramp(1, 3, 1), Draw(1, 3)), "fixed, growing, or drawn at every step"),
+    OptionAxis("optim.sum_dtype", ("float32", "bfloat16"), "dtype of gradient accumulation"),
+    OptionAxis("sleep.passes", (3, Ramp(1, 3, 1), Draw(1, 3)), "number of passes: fixed, increasing, or random by step"),
     OptionAxis("sleep.loop.trigger", ("context", "every"), "which windows sleep"),
-    OptionAxis("sleep.loop.layers", ("all", (1, 4), (1, 3)), "looped blocks of four: all, all but the first, those in the middle"),
-    OptionAxis("sleep.loop.feedback", ("raw", "normed", "embeddings"), "what a later pass reads"),
-    OptionAxis("sleep.evict.mode", ("hard", "sliding"), "what happens to the attention cache"),
-    OptionAxis("sleep.evict.conv_carry", (True, False), "the convolution's tail crosses passes and windows"),
-    OptionAxis("sleep.gradient.passes", ("all", 1), "passes that carry gradient"),
-    OptionAxis("sleep.gradient.windows", ("all", 2), "windows after which the gradient is cut"),
-    OptionAxis("model.tie", (True, False), "embedding and head are one matrix"),
-    OptionAxis("model.norm", ("pre", "sandwich"), "where blocks are normed"),
+    OptionAxis("sleep.loop.layers", ("all", (1, 4), (1, 3)), "looped blocks of four: all, all but the first, the middle ones"),
+    OptionAxis("sleep.loop.feedback", ("raw", "normed", "embeddings"), "input of passes 2..N"),
+    OptionAxis("sleep.evict.mode", ("hard", "sliding"), "the attention cache is cleared, or the newest keys and values are kept"),
+    OptionAxis("sleep.evict.conv_carry", (True, False), "the tail of the convolution is carried across passes and windows"),
+    OptionAxis("sleep.gradient.passes", ("all", 1), "passes with gradient, counted from the last"),
+    OptionAxis("sleep.gradient.windows", ("all", 2), "windows of truncated back-propagation"),
+    OptionAxis("model.tie", (True, False), "embedding and head share a matrix"),
+    OptionAxis("model.norm", ("pre", "sandwich"), "norms before the mixer and MLP, or also after"),
 )  # fmt: skip
 
 Choice = Mapping[str, Any]
-"""Values by the paths of axes."""
+"""Values by the path of their axis."""
 
 
 @cache
 def base(*changes: str) -> Recipe:
-    """The recipe that choices are made in, with some changes, whatever the rules say of it."""
+    """The recipe that choices change, with further `changes`. The rules are not applied."""
     return load("rule110-tiny", [*BASE, *changes], Recipe).value
 
 
 def broken(choice: Choice) -> list[Rule[Job]]:
-    """The rules that a choice breaks."""
+    """The rules that a choice violates."""
     recipe = _replaced(base(), choice)
     return [rule for rule in RULES if rule.broken(recipe)]
 
 
 def completed(asked: Choice) -> dict[str, Any] | None:
-    """What is asked for with a value for every other axis, so that no rule is broken; None if there is no such choice."""
+    """A choice with the values `asked` for and a value for every other axis that violates no rule. None if there is none."""
     found, _ = _search(dict(asked))
     return found
 
 
 def refusals(asked: Choice) -> list[Rule[Job]]:
-    """The rules that stand in the way of a choice, whatever the other axes are; none if there is a way."""
+    """The rules that refuse the values `asked` for with all values of the other axes. Empty if some choice is allowed."""
     found, blamed = _search(dict(asked))
     return [] if found else [rule for rule in RULES if rule.name in blamed]
 
 
 def words(choice: Choice) -> list[str]:
-    """A choice as changes on the command line."""
+    """A choice as overrides on the command line."""
     return [f"{path}={flow(plain(value))}" for path, value in choice.items()]
 
 
@@ -101,13 +101,13 @@ def every_pair() -> Iterator[tuple[tuple[str, Any], tuple[str, Any]]]:
 
 
 def _search(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, set[str]]:
-    """A choice that breaks no rule, if there is one, and the names of the rules that were met on the way to it."""
+    """A choice that violates no rule, if there is one, and the names of the rules that the search met."""
     choice = {axis.path: asked.get(axis.path, axis.values[0]) for axis in AXES}
     rules = broken(choice)
     if not rules:
         return choice, set()
     blamed = {rules[0].name}
-    # What keeps this rule has another value of at least one of its fields.
+    # A choice that satisfies this rule has another value of at least one of its fields.
     for axis in AXES:
         if axis.path in rules[0].fields and axis.path not in asked:
             for value in axis.values[1:]:
@@ -119,7 +119,7 @@ def _search(asked: dict[str, Any]) -> tuple[dict[str, Any] | None, set[str]]:
 
 
 def _replaced(section: Any, values: Choice) -> Any:
-    """A section with other values at dotted paths."""
+    """A copy of a section with other values at dotted paths."""
     inner: dict[str, dict[str, Any]] = {}
     changes = {}
     for path, value in values.items():
@@ -133,22 +133,22 @@ def _replaced(section: Any, values: Choice) -> Any:
 
 
 def page() -> str:
-    """The whole of docs/support.md."""
+    """The page docs/support.md."""
     numbers = {rule.name: number for number, rule in enumerate(RULES, 1)}
     return "\n".join([*_head(), *_axes(), *_matrix(numbers), *_refused(numbers), *_later()])
 
 
 def _head() -> list[str]:
     return [
-        "# What works together",
+        "# Supported combinations",
         "",
-        "<!-- Printed from the rules by `python -m sleeptrain.recipe.support_matrix > docs/support.md`; a test holds this page to them. -->",
+        "<!-- Printed from the rules by `python -m sleeptrain.recipe.support_matrix > docs/support.md`; a test compares them. -->",
         "",
-        "A recipe that breaks a rule is refused before anything is started, with the values, where they came from, and what to do.",
-        "All rules are in `sleeptrain/recipe/rules.py`; this page is printed from them. `tests/recipe/test_support_matrix.py` trains a small model for",
-        "two steps in one, two or four real processes (gloo, CPU), in as many settings as it takes for every pair of values below",
-        "that is not refused to meet at least once, and asks for every refusal. That a pair meets says that it runs and that its",
-        "losses are finite; that layouts learn the same is shown elsewhere in `tests/`.",
+        "A recipe that violates a rule is refused before the start. The message names the values, their sources and a way out. The rules",
+        "are in `sleeptrain/recipe/rules.py`; this page is printed from them. `tests/recipe/test_support_matrix.py` trains a small model",
+        "for two steps in one, two or four processes (gloo, CPU), with enough choices of settings that every allowed pair of values below",
+        "occurs at least once, and checks every refusal. Those trainings show that a pair runs and that its losses are finite. That",
+        "layouts give the same results is shown in [parity](parity.md).",
         "",
     ]
 
@@ -159,7 +159,7 @@ def _axes() -> list[str]:
 
 
 def _matrix(numbers: Mapping[str, int]) -> list[str]:
-    """The values that do not go with everything, against one another."""
+    """The table of the values that are in a refused pair."""
     cells = {pair: rules for pair in every_pair() if (rules := refusals(dict(pair)))}
     met = [(a.path, v) for a in AXES for v in a.values if any((a.path, v) in pair for pair in cells)]
 
@@ -176,8 +176,8 @@ def _matrix(numbers: Mapping[str, int]) -> list[str]:
     return [
         "## Pairs",
         "",
-        "A number is the refusal below that stands in the way of two values, whatever the other settings are. `+` says that they go",
-        "together, as do all values that are not in this table, with one another and with these.",
+        "A number is the refusal below that excludes a pair of values with all other settings. `+`: the pair is allowed. Values that are",
+        "not in this table are allowed with each other and with all values in it.",
         "",
         f"| | {' | '.join(head)} |",
         "|---|" + "---|" * len(head),
@@ -187,7 +187,7 @@ def _matrix(numbers: Mapping[str, int]) -> list[str]:
 
 
 def _name(path: str, value: Any) -> str:
-    """A value by the last words of its path that say enough."""
+    """A value with as much of the end of its path as is unambiguous."""
     short = (
         ".".join(path.split(".")[-2:]) if path.endswith((".name", ".passes", ".windows")) else path.rpartition(".")[2]
     )
@@ -198,7 +198,7 @@ def _refused(numbers: Mapping[str, int]) -> list[str]:
     lines = [
         "## Refusals",
         "",
-        "The instances are changes to `rule110-tiny` with four blocks, `AGGA`, and batches of 8 rows.",
+        "The examples are changes to `rule110-tiny` with four blocks, `AGGA`, and batches of 8 rows.",
         "",
     ]
     for rule in RULES:
@@ -206,7 +206,7 @@ def _refused(numbers: Mapping[str, int]) -> list[str]:
         lines += [
             f"### {numbers[rule.name]}. {rule.name}",
             "",
-            f"{fields}; for instance `{' '.join(rule.example)}`",
+            f"{fields}; for example `{' '.join(rule.example)}`",
             "",
             f"- Why: {reason(rule, base(*rule.example))}.",
             f"- Instead: {rule.fix}.",
@@ -217,18 +217,18 @@ def _refused(numbers: Mapping[str, int]) -> list[str]:
 
 def _later() -> list[str]:
     return [
-        "## What is known only when the run starts",
+        "## Checks at the start of a run",
         "",
-        "- The number of processes is `mesh.data` x `mesh.pipe` x `mesh.tensor`; with `mesh.data: 0` any multiple of the other two.",
-        "- `train.batch` divides over the data axis, into micro-batches, into groups.",
-        "- `sleep.window` is at least the longest window of the data, and no longer than its samples; with `sleep.evict.mode: sliding`",
-        "  every window but the last has exactly so many tokens.",
-        "- With `mesh.sequence` every window has a multiple of `mesh.tensor` tokens.",
-        "- With more than one pass some window must sleep: one without targets (`sleep.loop.trigger: context`), or one that is not",
-        "  the last (`every`).",
-        "- `train.cuda_graphs: true` needs a GPU. It is not among the settings above, since no pair with it was trained yet: on a CPU",
-        "  `tests/execute/test_graphed_actions.py` holds the recorded passes against the others, bit for bit.",
-        "- A checkpoint is continued at the sizes it was saved at; its `layout.json` names them.",
+        "- The number of processes is `mesh.data` x `mesh.pipe` x `mesh.tensor`; with `mesh.data: 0` any multiple of `mesh.pipe` x `mesh.tensor`.",
+        "- `train.batch` is a multiple of `mesh.data` x `train.micro` x the size of a group.",
+        "- `sleep.window` is at least the longest window of the data and at most the length of its samples; with `sleep.evict.mode: sliding`",
+        "  every window but the last has exactly `sleep.window` tokens.",
+        "- With `mesh.sequence` the tokens of every window are a multiple of `mesh.tensor`.",
+        "- With more than one pass at least one window sleeps: a window without targets (`sleep.loop.trigger: context`), or one that is",
+        "  not the last (`every`).",
+        "- `train.cuda_graphs: true` needs a GPU. It is not among the settings above, because no pair with it has been trained yet. On a",
+        "  CPU `tests/execute/test_graphed_actions.py` compares captured passes with eager ones, bit for bit.",
+        "- A run resumes with the layout of its checkpoint, which `layout.json` names.",
         "",
     ]
 

@@ -42,20 +42,21 @@ def start(folder: Path, command: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_step(program: subprocess.Popen[str], run: Path, step: int) -> None:
-    """Return when the run has logged `step` or the program has exited. Raises AssertionError after WAIT seconds."""
+def stop_after(program: subprocess.Popen[str], run: Path, step: int, number: signal.Signals, delay: float = 0.0) -> str:
+    """Send a signal to the program's process group `delay` seconds after the run has logged `step`, or when the program has exited.
+
+    Returns its standard error when it has ended. A program that hangs, before or after the signal, is killed after WAIT seconds.
+    """
     deadline = time.monotonic() + WAIT
-    while (rows(run) or [{"step": 0}])[-1]["step"] < step and program.poll() is None:
-        assert time.monotonic() < deadline, f"{run} did not reach step {step} in {WAIT} s"
-        time.sleep(0.02)
-
-
-def end(program: subprocess.Popen[str], number: signal.Signals) -> str:
-    """Send a signal to the program's process group and wait for its end; its standard error."""
     try:
+        while (rows(run) or [{"step": 0}])[-1]["step"] < step and program.poll() is None:
+            assert time.monotonic() < deadline, f"{run} did not reach step {step} in {WAIT} s"
+            time.sleep(0.02)
+        time.sleep(delay)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(program.pid, number)
         return program.communicate(timeout=WAIT)[1]
     finally:
         if program.poll() is None:
             os.killpg(program.pid, signal.SIGKILL)
+            program.wait()

@@ -114,17 +114,17 @@ def test_windows_that_never_sleep_are_refused(folder: Path) -> None:
     assert not (folder / "none").exists()
 
 
-def run_on_this_rank(folders: list[str], lines: list[list[list[str]]]) -> list[Line]:
-    """Run this rank's command lines. `folders` has a folder per rank; `lines` has, per command line, words per rank."""
+def run_on_this_rank(lines: list[tuple[list[str], list[list[str]]]]) -> list[Line]:
+    """Run this rank's command lines. Each of `lines` has folders by rank and words by rank."""
     from sleeptrain.cli.main import main
     from sleeptrain.parallel import process
 
     # DeepSpeed keeps the first process group for the lifetime of the process.
     process.shutdown_distributed = lambda: None
     rank = int(os.environ["RANK"])
-    os.chdir(folders[rank])
     results = []
-    for words in lines:
+    for folders, words in lines:
+        os.chdir(folders[rank])
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = main(words[rank])
@@ -149,27 +149,36 @@ TWO_RANKS: dict[str, tuple[list[str], list[str], str]] = {
 }  # fmt: skip
 
 
-def test_an_error_in_two_processes_is_printed_once(folder: Path) -> None:
-    """In the last command line only rank 1 reads a damaged sample, in its first step."""
-    same = recipe("data.shuffle=false", "train.batch=2", "run_dir=spoiled-run", data="spoiled")
-    lines = [*([first, second] for first, second, _ in TWO_RANKS.values()), [same, same]]
-    shard = "spoiled/train/shard.00000.mds, sample 1 in it, position 12, in window 1 of tokens 9 to 17"
-    messages = [*(message for _, _, message in TWO_RANKS.values()), f"there is a target in a window that the manifest declares to have none ({shard})"]  # fmt: skip
-    first, second = run(run_on_this_rank, 2, [str(folder)] * 2, lines, timeout=300)
-    for message, one, other in zip(messages, first, second, strict=True):
-        assert (one.status, other.status) == (2, 2), one.err + other.err
-        assert len(error_lines(one)) == 1 and message in error_lines(one)[0], one.err
-        assert not error_lines(other) and "traceback" not in (one.err + other.err).lower(), other.err
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path) -> dict[str, tuple[Line, Line]]:
+    """Results by rank of every command line for two processes, run in one launch."""
+    here, elsewhere = str(folder), str(folder / "elsewhere")
+    torn = recipe("run_dir=torn")
+    # Only rank 1 reads the damaged sample, in its first step. It is last: the other command lines end before a step.
+    spoiled = recipe("data.shuffle=false", "train.batch=2", "run_dir=spoiled-run", data="spoiled")
+    lines = {name: ([here, here], [first, second]) for name, (first, second, _) in TWO_RANKS.items()}
+    lines |= {"torn": ([here, elsewhere], [torn, torn]), "spoiled": ([here, here], [spoiled, spoiled])}
+    return dict(zip(lines, zip(*run(run_on_this_rank, 2, list(lines.values()), timeout=300), strict=True), strict=True))
+
+
+SHARD = "spoiled/train/shard.00000.mds, sample 1 in it, position 12, in window 1 of tokens 9 to 17"
+MESSAGES = {
+    **{name: message for name, (_, _, message) in TWO_RANKS.items()},
+    "torn": "ranks were started differently: the data's hash is ",
+    "spoiled": f"there is a target in a window that the manifest declares to have none ({SHARD})",
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_an_error_in_two_processes_is_printed_once(
+    two_ranks: dict[str, tuple[Line, Line]], folder: Path, name: str
+) -> None:
+    """Among them ranks of two machines that have different data of the same name ("torn")."""
+    one, other = two_ranks[name]
+    assert (one.status, other.status) == (2, 2), one.err + other.err
+    assert len(error_lines(one)) == 1 and MESSAGES[name] in error_lines(one)[0], one.err
+    assert not error_lines(other) and "traceback" not in (one.err + other.err).lower(), other.err
     assert not (folder / "none").exists()
-
-
-def test_ranks_with_different_data_of_the_same_name_are_refused(folder: Path) -> None:
-    words = recipe("run_dir=torn")
-    ((one,), (other,)) = run(
-        run_on_this_rank, 2, [str(folder), str(folder / "elsewhere")], [[words, words]], timeout=300
-    )
-    assert (one.status, other.status) == (2, 2) and not error_lines(other)
-    assert "ranks have different values: the data's hash is " in error_lines(one)[0] and len(error_lines(one)) == 1
 
 
 @pytest.mark.slow
@@ -178,9 +187,9 @@ def test_resuming_with_other_processes_or_other_data_is_refused(folder: Path, tm
         shutil.copytree(folder / name, tmp_path / name)
     shutil.copy(folder / "small.yaml", tmp_path)
     words = recipe("run_dir=alone", "train.steps=1", "checkpoint.every=0")
-    ((done,),) = run(run_on_this_rank, 1, [str(tmp_path)], [[words]], timeout=300)
+    ((done,),) = run(run_on_this_rank, 1, [([str(tmp_path)], [words])], timeout=300)
     assert done.status == 0, done.err
-    ((one,), (other,)) = run(run_on_this_rank, 2, [str(tmp_path)] * 2, [[words, words]], timeout=300)
+    ((one,), (other,)) = run(run_on_this_rank, 2, [([str(tmp_path)] * 2, [words, words])], timeout=300)
     assert (one.status, other.status) == (2, 2) and not error_lines(other)
     assert error_lines(one) == [
         "error: alone/checkpoints/step-00000001 was written by 1 process (data 1 x pipe 1 x tensor 1, ZeRO 1, fp32, adamw), and this run "
@@ -189,7 +198,7 @@ def test_resuming_with_other_processes_or_other_data_is_refused(folder: Path, tm
     ]
     shutil.rmtree(tmp_path / "data")
     shutil.copytree(tmp_path / "elsewhere" / "data", tmp_path / "data")
-    ((again,),) = run(run_on_this_rank, 1, [str(tmp_path)], [[words]], timeout=300)
+    ((again,),) = run(run_on_this_rank, 1, [([str(tmp_path)], [words])], timeout=300)
     assert again.status == 2
     assert error_lines(again) == [
         "error: alone was trained on other data than data holds now; bring the old data back to continue it, or start another run with run_dir=..."

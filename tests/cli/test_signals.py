@@ -12,7 +12,7 @@ import pytest
 from sleep_data import shards
 from sleep_data.tasks import make
 from tests.cli.lines import TINY, run_lines
-from tests.cli.programs import ENVIRONMENT, WAIT, curve, end, rows, start, wait_for_step
+from tests.cli.programs import ENVIRONMENT, WAIT, curve, rows, start, stop_after
 
 FOREVER = 10**6
 
@@ -35,13 +35,6 @@ def words(run: str, steps: int, *more: str) -> list[str]:
         "checkpoint.every=0",
     ]
     return ["train", "small.yaml", *data, *TINY, f"train.steps={steps}", f"run_dir={run}", *more]
-
-
-def stop_after(program: subprocess.Popen[str], run: Path, steps: int, number: signal.Signals) -> str:
-    """Send a signal to the process group once the run has logged at least `steps` steps; the program's standard error."""
-    wait_for_step(program, run, steps)
-    assert program.poll() is None, program.communicate()[1]
-    return end(program, number)
 
 
 def saved(run: Path) -> int:
@@ -77,22 +70,23 @@ def test_a_run_stopped_twice_has_the_losses_of_an_uninterrupted_run(folder: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_two_processes_stop_at_the_same_step(folder: Path, number: signal.Signals) -> None:
-    name = f"two-{number.name}"
+def test_two_processes_stop_at_the_same_step(folder: Path) -> None:
+    """Stopped by SIGINT, continued, stopped by SIGTERM, continued."""
     launch = [sys.executable, "-m", "sleep_launch.local", "--processes", "2", "--"]
     sleeptrain = [*launch, sys.executable, "-m", "sleeptrain"]
-    program = start(folder, [*sleeptrain, *words(name, FOREVER)])
-    printed = stop_after(program, folder / name, 3, number)
-    assert program.returncode == 128 + number, printed
-    assert "Traceback" not in printed, printed
-    step = rows(folder / name)[-1]["step"]
-    assert saved(folder / name) == step
-    for run in (name, f"{name}-whole"):
-        done = subprocess.run([*sleeptrain, *words(run, step + 3)], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT, check=False)  # fmt: skip
+    run, step = folder / "two", 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        program = start(folder, [*sleeptrain, *words("two", FOREVER)])
+        printed = stop_after(program, run, step + 3, number)
+        assert program.returncode == 128 + number, printed
+        assert "Traceback" not in printed, printed
+        step = rows(run)[-1]["step"]
+        assert saved(run) == step
+    for name in ("two", "two-whole"):
+        done = subprocess.run([*sleeptrain, *words(name, step + 3)], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr
-    assert curve(folder / name) == curve(folder / f"{name}-whole")
-    assert len(rows(folder / name)) == step + 3
+    assert curve(run) == curve(folder / "two-whole")
+    assert len(rows(run)) == step + 3
 
 
 def test_a_second_sigterm_ends_the_process_at_once() -> None:

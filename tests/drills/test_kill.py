@@ -6,7 +6,6 @@ import json
 import random
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from sleep_data import shards
 from sleep_data.tasks import make
 from sleeptrain import checkpoint
 from tests.cli.lines import TINY, run_lines
-from tests.cli.programs import curve, end, rows, start, wait_for_step
+from tests.cli.programs import curve, rows, start, stop_after
 
 STEPS = 24
 SAVED_AND_STOPPED = 128 + signal.SIGTERM
@@ -54,9 +53,7 @@ def test_a_killed_training_continues_with_the_same_losses(drill_seed: int, tmp_p
     logged = done = 0
     for number in draw.sample((signal.SIGKILL, signal.SIGTERM), 2):
         program = start(tmp_path, [sys.executable, "-m", "sleeptrain", *line])
-        wait_for_step(program, run, logged + draw.randint(1, STEPS // 3))
-        time.sleep(draw.uniform(0, 0.3))  # the moment of the fault
-        printed = end(program, number)
+        printed = stop_after(program, run, logged + draw.randint(1, STEPS // 3), number, delay=draw.uniform(0, 0.3))
         expected = {-signal.SIGKILL} if number == signal.SIGKILL else {SAVED_AND_STOPPED}
         assert program.returncode in {0, *expected}, printed  # 0: it had just finished
         assert "Traceback" not in printed, printed

@@ -1,6 +1,6 @@
-"""The parity grid: every layout, recompute policy and optimizer against one process on plain autograd, step by step.
+"""The parity grid: every layout, recompute policy and optimizer compared with one process on plain autograd, step by step.
 
-`python -m tests.train.parity FILE` runs it and writes the table.
+`python -m tests.train.parity docs/parity.md` runs it and writes the page.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tests.execute import bf16
 from tests.train.jobs import recipe_file, trained
 
 BOUND = 1e-5
-"""Largest relative difference of a loss, a gradient norm, or a tensor of step one's gradients."""
+"""Bound on the relative difference of a loss, a gradient norm, or a tensor of the first step's gradients."""
 LENGTH = 16
 
-# AdamW divides a gradient by its own size plus `eps`. With 1e-8, entries that are nothing but rounding move a full step
-# either way, and one process that cuts its rows into other micro-batches differs from itself by 1e-5.
+# AdamW divides a gradient by its magnitude plus `eps`. With eps = 1e-8, elements that consist of rounding errors make full
+# steps of random sign, and one process with other micro-batches differs from itself by 1e-5.
 COMMON = [
     "train.steps=12", "train.batch=8", "checkpoint.every=0", "optim.clip=0.3", "optim.lr=0.0005", "optim.eps=1e-6", "model.init_std=0.01",
     "sleep.window=16", "sleep.passes=3", "model.layers=GAGA", "model.width=32", "model.mlp.hidden=48",
@@ -51,14 +51,14 @@ PROGRAMS = {
 }
 AUTOGRAD = "plain autograd"
 POLICIES = {
-    f"tape, recompute {policy}": [f"train.recompute={policy}"] for policy in ("none", "block", "pass", "window")
+    f"executor, recompute {policy}": [f"train.recompute={policy}"] for policy in ("none", "block", "pass", "window")
 }
 LAYOUTS: dict[int, dict[str, list[str]]] = {
     1: {
         AUTOGRAD: [],
         **POLICIES,
-        "tape, recompute window, offload": ["train.recompute=window", "train.offload=true"],
-        "tape, micro-batches of 2": ["train.micro=2", "train.recompute=pass"],
+        "executor, recompute window, offload": ["train.recompute=window", "train.offload=true"],
+        "executor, micro-batches of 2": ["train.micro=2", "train.recompute=pass"],
     },
     2: {
         "data=2, ZeRO 1": ["mesh.data=2", "mesh.zero=1", "train.recompute=pass"],
@@ -87,16 +87,17 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "data=2, tensor=2, ZeRO 2": ["mesh.data=2", "mesh.tensor=2", "mesh.zero=2"],
     },
 }
-"""By number of processes."""
+"""Changes to the recipe by number of processes and name of the layout."""
 
-SHORT = """The tape sums the gradients of a weight's many uses in float32; autograd sums them in the weight's own type. One block
-of Gated DeltaNet and MLP, width 64, windows of 16 tokens, bf16 weights and activations; means over five matrices."""
+BF16 = """The executor accumulates the gradients of all uses of a weight in float32; plain autograd accumulates them in the
+weight's dtype. One block of Gated DeltaNet and MLP, width 64, windows of 16 tokens, bf16 weights and activations; means over
+five matrices."""
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Random tokens, low ones more often, in three windows. `asked`: the last window alone is scored, else all are; in any case in as many
-    places as the draw says, another number in every row."""
+    """Random tokens, low ones more often, in three windows. Targets are random positions, a different number in every row: of the last
+    window only if `asked`, else of all windows."""
 
     asked: bool
 
@@ -139,15 +140,15 @@ class Recall:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a training of twelve steps showed."""
+    """Measurements of a training of twelve steps."""
 
     losses: list[float]
     norms: list[float]
     targets: list[int]
     gradients: Mapping[str, torch.Tensor]
-    """Of the first step, whole, before they were clipped."""
+    """Of the first step, full tensors, before clipping."""
     weights: Mapping[str, torch.Tensor]
-    """After the last step."""
+    """Full tensors after the last step."""
 
 
 Grid = dict[tuple[str, str], Ran]
@@ -155,12 +156,12 @@ Grid = dict[tuple[str, str], Ran]
 
 
 def runs(layout: str, program: str) -> bool:
-    """Muon needs whole matrices."""
+    """Whether a program can run on a layout: Muon needs whole matrices, which tensor parallelism and ZeRO 3 shard."""
     return "Muon" not in program or not ("tensor" in layout or "ZeRO 3" in layout)
 
 
 def grid(folder: Path) -> Grid:
-    """All of it: one launch for every number of processes."""
+    """Run the grid: one launch per number of processes."""
     for asked in (True, False):
         shards.build(Recall(asked), folder / f"asked-{asked}", {"train": 256}, 0)
     recipe_file(folder)
@@ -171,9 +172,9 @@ def grid(folder: Path) -> Grid:
 
 
 def _trainings(folder: str, layouts: Mapping[str, list[str]]) -> Grid:
-    """Every program on every layout of these processes; what is found is returned by rank 0."""
+    """Train every program on every layout of these processes. Rank 0 returns the measurements."""
     where, found = Path(folder), Grid()
-    # Layouts outside: DeepSpeed keeps the groups of the first engine that had any, and then wants them of every engine.
+    # Layouts are the outer loop: DeepSpeed keeps the process groups of the first engine that has any and requires them later.
     for layout, spread in layouts.items():
         for program, options in PROGRAMS.items():
             if not runs(layout, program):
@@ -194,7 +195,7 @@ def _trainings(folder: str, layouts: Mapping[str, list[str]]) -> Grid:
 
 
 def _watch(setup: Any, found: dict[str, torch.Tensor]) -> None:
-    """Take the whole gradients before the first step, whatever they are divided into."""
+    """Record the full gradients before the first step, gathered from their shards."""
     engine, step, seen = setup.engine, setup.engine.step, list[int]()
 
     def watched(*args: Any) -> Any:
@@ -224,33 +225,33 @@ def difference(one: list[float], other: list[float]) -> float:
 
 
 def furthest(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> tuple[float, str]:
-    """The tensor that is farthest from its likeness, by the norm of the difference over the norm, and its name."""
+    """The largest relative error of a tensor (norm of the difference over the norm), and the tensor's name."""
     assert one.keys() == other.keys()
     return max((((one[n] - g).norm() / g.norm()).item(), n) for n, g in other.items())
 
 
 def same_bits(one: Ran, other: Ran) -> bool:
-    """Whether two trainings agree in every bit of losses, norms, gradients and final weights."""
+    """Whether losses, gradient norms, gradients and final weights of two trainings are equal in every bit."""
     numbers = one.losses == other.losses and one.norms == other.norms
     pairs = [(one.gradients, other.gradients), (one.weights, other.weights)]
     return numbers and all(torch.equal(a[n], b[n]) for a, b in pairs for n in b)
 
 
 def table(found: Grid) -> str:
-    """The page."""
+    """The page docs/parity.md."""
     versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "deepspeed", "megatron-core"))
     lines = [
         "# Parity",
         "",
-        "What is learned does not depend on how the work is spread. Twelve steps of a stack `GAGA` (width 32, 4 key heads with 8",
-        "value heads, N = 3, three windows of 16 tokens, gradients clipped in every step, another number of targets in every row) in",
-        "fp32 on one process through plain autograd, against the tape and every layout. Each cell: the largest relative difference of",
-        "a step's loss / of a step's gradient norm / of a tensor of step one's gradients, un-sharded (norm of the difference over the",
-        f"norm). The bound is {BOUND:.0e}, held by a test. *Same bits*: losses, norms, gradients and final weights equal those of the row",
-        "`tape, recompute none` in every bit. A range: blocks 1 and 2 are looped, block 0 is prelude and block 3 coda.",
+        "The layout does not change the training result. Twelve steps of a stack `GAGA` (width 32, 4 key heads with 8 value heads, N = 3,",
+        "three windows of 16 tokens, gradients clipped in every step, a different number of targets in every row) in fp32 on one process",
+        "with plain autograd, compared with the checkpointed executor and every layout. Each cell: the largest relative difference of the",
+        "loss of a step / of the gradient norm of a step / of a full gradient tensor of the first step (norm of the difference over the",
+        f"norm). A test asserts the bound {BOUND:.0e}. *Same bits*: losses, norms, gradients and final weights equal those of the row",
+        "`executor, recompute none` in every bit. *Range*: blocks 1 and 2 are looped, block 0 is prelude and block 3 coda.",
         "",
         f"Made by `python -m tests.train.parity docs/parity.md` on {platform.system()} {platform.machine()} CPUs with gloo; {versions}.",
-        "No GPU run.",
+        "Not run on a GPU.",
         "",
         "| layout | " + " | ".join(PROGRAMS) + " |",
         "|---" * (len(PROGRAMS) + 1) + "|",
@@ -263,11 +264,11 @@ def table(found: Grid) -> str:
                 )
     lines += [
         "",
-        "Muon needs whole matrices and is refused where they are cut: with tensor parallelism, and with ZeRO 3.",
+        "Muon needs whole matrices, and is refused with tensor parallelism and ZeRO 3, which shard them.",
         "",
-        "## Short types",
+        "## bf16",
         "",
-        SHORT,
+        BF16,
         "",
         bf16.table(),
     ]
@@ -280,7 +281,7 @@ def _cell(found: Grid, program: str, layout: str) -> str:
     ran, reference = found[program, layout], found[program, AUTOGRAD]
     loss, norm = difference(ran.losses, reference.losses), difference(ran.norms, reference.norms)
     gradients, _ = furthest(ran.gradients, reference.gradients)
-    bits = layout in POLICIES and same_bits(ran, found[program, "tape, recompute none"])
+    bits = layout in POLICIES and same_bits(ran, found[program, "executor, recompute none"])
     return f"{loss:.0e} / {norm:.0e} / {gradients:.0e}" + (", same bits" if bits else "")
 
 
