@@ -130,13 +130,12 @@ def _layout_obstacle(path: Path, current: dict[str, Any]) -> str | None:
     if not changed:
         return None
     # No override for the data axis: its size follows from the number of processes.
-    fields = {
-        RECIPE_FIELDS.get(name, f"mesh.{name}"): saved[name] for name in changed if name not in ("processes", "data")
-    }
-    overrides = " ".join(f"{field}={str(value).lower()}" for field, value in fields.items())
+    names = [name for name in changed if name not in ("processes", "data")]
+    overrides = " ".join(f"{RECIPE_FIELDS.get(name, f'mesh.{name}')}={str(saved[name]).lower()}" for name in names)
+    start = _count(saved["processes"]) + (f" with {overrides}" if overrides else "")
     return (
-        f"{path} was written by {_describe(saved)}, and this run has {_describe(current)}; a run continues with the layout of its "
-        f"checkpoint: start {_count(saved['processes'])}{f' with {overrides}' if overrides else ''}, or begin another run with run_dir=..."
+        f"{path} was written by {_describe(saved)}, and this run has {_describe(current)}; a run continues with the layout "
+        f"of its checkpoint: start {start}, or begin another run with run_dir=..."
     )
 
 

@@ -45,7 +45,7 @@ class Optim:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
-    """Decoupled weight decay, times the learning rate; not applied to vectors, A_log, dt_bias and convolutions."""
+    """Decoupled, times the learning rate; not applied to vectors, A_log, dt_bias and convolutions."""
     momentum: float = 0.95
     """Momentum of Muon, with Nesterov's look-ahead."""
     ns_dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -51,7 +51,7 @@ class Mesh:
 
 
 def divided_sizes(model: Model) -> Mapping[str, int]:
-    """Sizes that tensor parallelism divides, by field of the `model:` section: heads of the mixers in use, and the MLP width."""
+    """Sizes that tensor parallelism divides, by field of the recipe's `model:` section: heads of the mixers in use, MLP width."""
     sizes = {"mlp.hidden": model.mlp.hidden}
     if "A" in model.pattern:
         sizes |= {"attention.heads": model.attention.heads, "attention.kv_heads": model.attention.kv_heads}

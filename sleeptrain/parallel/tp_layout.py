@@ -52,7 +52,7 @@ class TPLayout:
         return full.chunk(self.axis.size, dim)[self.axis.rank]
 
     def gather(self, name: str, shard: Tensor) -> Tensor:
-        """The full parameter, or its gradient, from the shards of all processes, without padding; a collective over the axis."""
+        """The full parameter or gradient from the shards of all processes, without padding; a collective over the axis."""
         dim = self.dim(name)
         if dim is None or self.axis.size == 1:
             return shard

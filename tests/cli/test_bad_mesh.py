@@ -164,7 +164,7 @@ def two_ranks(folder: Path) -> dict[str, tuple[Line, Line]]:
 SHARD = "spoiled/train/shard.00000.mds, sample 1 in it, position 12, in window 1 of tokens 9 to 17"
 MESSAGES = {
     **{name: message for name, (_, _, message) in TWO_RANKS.items()},
-    "torn": "ranks were started differently: the data's hash is ",
+    "torn": "ranks have different values: the data's hash is ",
     "spoiled": f"there is a target in a window that the manifest declares to have none ({SHARD})",
 }
 

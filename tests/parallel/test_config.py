@@ -1,4 +1,4 @@
-"""The `mesh:` section: invalid values, sizes of the axes, batch layout and stage cuts, and the messages of what does not fit."""
+"""The `mesh:` section: invalid values, axis sizes, batch layout, stage cuts, and the messages of what does not fit."""
 
 from dataclasses import replace
 
