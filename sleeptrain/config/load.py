@@ -8,13 +8,11 @@ from typing import Any, TypeVar
 
 from sleeptrain.config.errors import UserError
 from sleeptrain.config.files import Files, configs_root, find_recipe
-from sleeptrain.config.interpolate import interpolate
-from sleeptrain.config.kinds import FAILED
 from sleeptrain.config.overrides import apply_overrides
 from sleeptrain.config.resolved import Resolved
 from sleeptrain.config.rules import Rule, check
-from sleeptrain.config.tree import Node, places
-from sleeptrain.config.typed import Converter, Partial, defaults_of
+from sleeptrain.config.sections import FAILED, Reader, defaults_of
+from sleeptrain.config.tree import Tree, escape, walk
 
 T = TypeVar("T")
 
@@ -39,22 +37,22 @@ def load(
     """
     root = configs_root() if root is None else root
     errors: list[str] = []
-    files = Files(root, errors)
+    tree = Tree(escape(defaults_of(schema)))
+    files = Files(root, tree, errors)
     try:
-        tree = files.read(find_recipe(recipe, root))
+        files.read(find_recipe(recipe, root))
     except UserError as error:
-        tree, files.complete = Node({}, recipe), False
+        files.complete = False
         errors += error.errors
-    defaults = defaults_of(schema)
-    tree = apply_overrides(tree, overrides, defaults, files.layers + 1, errors)
-    tree = interpolate(tree, defaults, errors)
-    converter = Converter(schema, errors, files.complete)
-    value: Any = converter.section(schema, tree, "")
+    apply_overrides(tree, overrides, errors)
+    reader = Reader(schema, tree, files.complete, errors, tree.interpolate(errors))
+    places = {".".join(path): tree.source(path) for path, _ in walk(tree.data) if path in tree.places}
+    value = reader.value(schema, tree.data, ())
     if value is not FAILED:
-        sound = value.as_section() if isinstance(value, Partial) else value
-        resolved: Resolved[T] = Resolved(sound, dict(places(tree)))
-        unsure = {path for path, source in resolved.sources.items() if source == "default" and not files.complete}
-        errors += check(rules, resolved, converter.failed | unsure)
+        resolved: Resolved[T] = Resolved(value, places)
+        unsure = set() if files.complete else {path for path, source in resolved.sources.items() if source == "default"}
+        bad = {".".join(path) for path in reader.failed | reader.refused}
+        errors += check(rules, resolved, bad | unsure)
     if errors:
         raise UserError(list(dict.fromkeys(errors)))
     return resolved

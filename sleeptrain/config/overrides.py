@@ -3,70 +3,65 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sleeptrain.config.files import parse
-from sleeptrain.config.tree import Node, join, merge, show, with_nodes
+from sleeptrain.config.files import Document
+from sleeptrain.config.tree import KeyPath, Place, Tree, items, merge, select, show
 
 SOURCE = "command line"
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*$")
 
 
-def apply_overrides(
-    tree: Node, overrides: Sequence[str], defaults: Mapping[str, Any], layer: int, errors: list[str]
-) -> Node:
-    """`tree` with the overrides laid over it, in order.
-
-    defaults   the plain default values: a list that only stands there can be addressed by position too
-    errors     gets one entry for each override that cannot be read or placed
-    """
-    for override in overrides:
-        parsed = parse_override(override, layer, errors)
-        if parsed is not None:
-            tree = _put(tree, parsed[0].split("."), parsed[1], defaults, "", errors)
-    return tree
-
-
-def parse_override(override: str, layer: int, errors: list[str]) -> tuple[str, Node] | None:
-    """(dotted key, value) of one override; None after adding what is wrong with it to `errors`."""
+def parse_override(
+    override: str, errors: list[str], places: dict[KeyPath, Place] | None = None
+) -> tuple[str, Any] | None:
+    """(dotted key, plain value) of one override; None after adding what is wrong with it to `errors`."""
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not _KEY.match(key):
         errors.append(f"{show(override)} ({SOURCE}): expected key=value, such as train.steps=100")
         return None
-    problems: list[str] = []
-    node = parse(text, key, layer, problems, SOURCE)
-    if node is None or problems:
-        reason = problems[0].removeprefix(f"{SOURCE}: ")
-        quotes = f"text with special characters needs quotes: {key}='\"...\"'"
-        errors.append(f"{key} = {show(text)} ({SOURCE}): {reason}; {quotes}")
-        return None
-    return key, node
+    document = Document(key, [], SOURCE, {} if places is None else places)
+    value = document.read(text, tuple(key.split(".")))
+    quotes = f"text with special characters needs quotes: {key}='\"...\"'"
+    for error in document.errors:
+        reason = error.removeprefix(f"{SOURCE}: ")
+        errors.append(f"{key} = {show(text)} ({SOURCE}): {reason}; {quotes}" if reason != error else error)
+    return None if document.errors else (key, value)
 
 
-def _put(below: Node | None, parts: list[str], node: Node, default: Any, path: str, errors: list[str]) -> Node:
-    if not parts:
-        return merge(below, node)
-    if below is None and isinstance(default, list):
-        below = with_nodes(default, "default")
-    head, rest = parts[0], parts[1:]
-    if below is not None and below.shape == "list":
-        return _put_into_list(below, head, rest, node, path, errors)
-    children = below.value if below is not None and below.shape == "mapping" else {}
-    inner = default.get(head) if isinstance(default, dict) else None
-    child = _put(children.get(head), rest, node, inner, join(path, head), errors)
-    return Node({**children, head: child}, below.source if below is not None and children else node.source, node.layer)
+def apply_overrides(tree: Tree, overrides: Sequence[str], errors: list[str]) -> None:
+    """Lays the overrides over the tree, in order, as one layer; `errors` gets what cannot be read or placed."""
+    tree.places = tree.places.new_child()
+    for override in overrides:
+        places: dict[KeyPath, Place] = {}
+        parsed = parse_override(override, errors, places)
+        if parsed is None:
+            continue
+        path = tuple(parsed[0].split("."))
+        try:
+            above = _nest(tree.data, path, 0, parsed[1])
+        except IndexError as error:
+            errors.append(f"{parsed[0]} ({SOURCE}): {error}")
+            continue
+        for section in (path[:depth] for depth in range(1, len(path))):
+            if section not in tree.places or not items(select(tree.data, section)):
+                tree.places[section] = Place(SOURCE)
+        tree.data = merge(tree.data, above)
+        tree.places.update(places)
 
 
-def _put_into_list(below: Node, head: str, rest: list[str], node: Node, path: str, errors: list[str]) -> Node:
-    if not head.isdecimal() or int(head) >= len(below.value):
-        count = len(below.value)
-        last = f"; the last is {path}.{count - 1}" if count else ""
-        errors.append(
-            f"{'.'.join([path, head, *rest])} ({SOURCE}): {path} has {count} elements{last}; give a longer list whole: {path}=[...]"
-        )
-        return below
-    elements = list(below.value)
-    elements[int(head)] = _put(elements[int(head)], rest, node, None, join(path, head), errors)
-    return Node(elements, below.source, node.layer)
+def _nest(below: Any, path: KeyPath, depth: int, value: Any) -> Any:
+    """What to merge into `below`, which stands at `path[:depth]`: mappings down to the value; a list is given whole."""
+    if depth == len(path):
+        return value
+    key, name = path[depth], ".".join(path[:depth])
+    if not isinstance(below, list):
+        return {key: _nest(below.get(key) if isinstance(below, dict) else None, path, depth + 1, value)}
+    if not key.isdecimal() or int(key) >= len(below):
+        last = f"; the last is {name}.{len(below) - 1}" if below else ""
+        raise IndexError(f"{name} has {len(below)} elements{last}; give a longer list whole: {name}=[...]")
+    element = below[int(key)]
+    merged = merge({key: element}, {key: _nest(element, path, depth + 1, value)})[key]
+    return [*below[: int(key)], merged, *below[int(key) + 1 :]]

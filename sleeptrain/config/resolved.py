@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from sleeptrain.config.interpolate import escape
-from sleeptrain.config.tree import expands, flow, join, leaves, plain, show
+from sleeptrain.config.tree import escape, flow, items, plain, select, show
 
 T = TypeVar("T")
 
@@ -30,14 +30,11 @@ class Resolved(Generic[T]):
 
     def rows(self) -> list[tuple[str, Any, str]]:
         """(dotted path, plain value, source) of each leaf, in the order of the schema. A list of scalars is one leaf."""
-        return [(path, value, self.places.get(path, "default")) for path, value in leaves(plain(self.value))]
+        return [(path, value, self.places.get(path, "default")) for path, value in _leaves(plain(self.value), "")]
 
     def at(self, path: str) -> str:
         """`optim.lr = 0.1 (command line)`: one value as error messages name it."""
-        value = plain(self.value)
-        for part in path.split("."):
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        return f"{path} = {show(value)} ({self.places.get(path, 'default')})"
+        return f"{path} = {show(select(self.value, tuple(path.split('.'))))} ({self.places.get(path, 'default')})"
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included, with the source of each value in a comment. Loading it gives an equal value."""
@@ -46,27 +43,31 @@ class Resolved(Generic[T]):
         return "".join(f"{text.ljust(column)}  # {source}\n" if source else f"{text}\n" for text, source in lines)
 
 
+def _expands(value: Any) -> bool:
+    """Whether a plain value is shown by its parts: a mapping with keys, or a list that holds mappings."""
+    return bool(value) if isinstance(value, dict) else any(isinstance(child, dict) for _, child in items(value))
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if not _expands(value):
+        yield path, value
+        return
+    for key, child in items(value):
+        yield from _leaves(child, f"{path}.{key}" if path else key)
+
+
 def _lines(value: Any, path: str, depth: int, places: dict[str, str]) -> list[tuple[str, str | None]]:
     """(text, source) of each line of a mapping or of a list that holds mappings."""
     pad = "  " * depth
     result: list[tuple[str, str | None]] = []
-    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-        inner = join(path, str(key))
+    for key, child in items(value):
+        inner = f"{path}.{key}" if path else key
         start = f"{pad}{flow(key)}:" if isinstance(value, dict) else f"{pad}-"
-        if not expands(child):
-            result.append((f"{start} {flow(_escaped(child))}", places.get(inner, "default")))
+        if not _expands(child):
+            result.append((f"{start} {flow(escape(child))}", places.get(inner, "default")))
         elif isinstance(value, dict):
-            result.append((start, None))
-            result += _lines(child, inner, depth + 1, places)
+            result += [(start, None), *_lines(child, inner, depth + 1, places)]
         else:
             first, *rest = _lines(child, inner, depth + 1, places)
             result += [(f"{start} {first[0].lstrip()}", first[1]), *rest]
     return result
-
-
-def _escaped(value: Any) -> Any:
-    if isinstance(value, str):
-        return escape(value)
-    if isinstance(value, list):
-        return [_escaped(child) for child in value]
-    return {key: _escaped(child) for key, child in value.items()} if isinstance(value, dict) else value

@@ -4,25 +4,21 @@ In YAML 1.1, which PyYAML reads, `1e-3` is text, `off` is false, `12:30:00` is 4
 the other three are what they look like. `yes` and `no` are true and false still.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
 import yaml
 
-_NULL = re.compile(r"(~|null|Null|NULL|)$")
-_BOOL = re.compile(r"(true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO)$")
-_INT = re.compile(r"([-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+)$")
-_FLOAT = re.compile(
-    r"([-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+_FLOAT = (
+    r"([-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
 )
-_RULES = [
-    ("null", _NULL, ["~", "n", "N", ""]),
-    ("bool", _BOOL, list("tTfFyYnN")),
-    ("int", _INT, list("-+0123456789")),
-    ("float", _FLOAT, list("-+0123456789.")),
-]
+_PATTERNS = {
+    "null": (r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    "bool": (r"(true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO)$", list("tTfFyYnN")),
+    "int": (r"([-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+)$", list("-+0123456789")),
+    "float": (_FLOAT, list("-+0123456789.")),
+}
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -33,13 +29,10 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes text that the loader, or another YAML reader, would not read as text."""
+    """Quotes text that the loader, or another YAML reader, would not read as text; writes equal values out, without anchors."""
 
     yaml_implicit_resolvers = {first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()}  # noqa: RUF012
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """No anchors: equal values are written out."""
-        return True
+    ignore_aliases = lambda self, data: True  # noqa: E731
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         """Text with line breaks or invisible characters is quoted and escaped, so that it stays on one line and visible."""
@@ -47,22 +40,23 @@ class Dumper(yaml.SafeDumper):
 
 
 Dumper.add_representer(str, Dumper.represent_text)
-for _name, _pattern, _first in _RULES:
-    Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
-    Dumper.add_implicit_resolver(_TAG + _name, _pattern, _first)
+for _name, (_pattern, _first) in _PATTERNS.items():
+    Loader.add_implicit_resolver(_TAG + _name, re.compile(_pattern), _first)
+    Dumper.add_implicit_resolver(_TAG + _name, re.compile(_pattern), _first)
 
 
 def construct(tag: str, text: str) -> Any:
     """The value of a scalar. Raises ValueError for a tag that recipes do not have."""
+    digits = text.replace("_", "").lower()
     match tag.removeprefix(_TAG):
         case "null":
             return None
         case "bool":
-            return text.lower() in ("true", "yes")
+            return digits in ("true", "yes")
         case "int":
-            return int(text, 16) if text.startswith("0x") else int(text.replace("_", ""))
+            return int(digits, 16 if digits.startswith("0x") else 10)
         case "float":
-            return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.replace("_", "").lower()))
+            return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
         case "str":
             return text
     raise ValueError(f"the tag {tag} means nothing in a recipe")
@@ -70,7 +64,4 @@ def construct(tag: str, text: str) -> Any:
 
 def read_plain(text: str) -> Any:
     """The value of a plain scalar, such as the content of an environment variable."""
-    for name, pattern, _ in _RULES:
-        if pattern.match(text):
-            return construct(_TAG + name, text)
-    return text
+    return construct(Loader("").resolve(yaml.ScalarNode, text, (True, False)), text)

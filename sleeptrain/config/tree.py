@@ -1,114 +1,135 @@
-"""The untyped tree between YAML and the sections: values that remember where they were written, and how trees are merged."""
-
-from __future__ import annotations
+"""The merged recipe: plain values with the place each was written at; how they are merged, interpolated, walked and shown."""
 
 import dataclasses
 import json
+import re
+from collections import ChainMap
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import yaml
 
-from sleeptrain.config.scalars import Dumper
+from sleeptrain.config.scalars import Dumper, read_plain
 
-SHOWN = 72
-"""Characters of a value that an error message shows."""
+KeyPath = tuple[str, ...]
+"""Keys from the root to a value; an element of a list is its position in digits."""
 
 
-@dataclass(frozen=True)
-class Node:
-    """One value of a recipe, with its place."""
+class Place(NamedTuple):
+    """Where a value was written."""
 
-    value: Any
-    """A scalar, a dict of text to Node, or a list of Node."""
     source: str
-    """`rule110-tiny.yaml:12`, `command line` or `default`."""
-    layer: int = 0
-    """Which file or command line wrote it: later layers are above earlier ones. A mapping has its newest child's."""
+    """`rule110-tiny.yaml:12` or `command line`."""
     text: str | None = None
-    """A plain (unquoted) scalar as it was written: `off` may be meant as text, `0010` as well."""
-
+    """An unquoted scalar as written: `010` and `no` are meant as text where the field is text."""
     broken: bool = False
-    """Its interpolation failed, which is reported already."""
-
-    @property
-    def shape(self) -> str:
-        """`mapping`, `list` or `scalar`."""
-        return "mapping" if isinstance(self.value, dict) else "list" if isinstance(self.value, list) else "scalar"
+    """The value cannot be used, which is reported already."""
 
 
-def merge(below: Node | None, above: Node) -> Node:
+@dataclass
+class Tree:
+    """The layers merged so far: defaults, then files, then the command line."""
+
+    data: dict[str, Any]
+    places: ChainMap[KeyPath, Place] = field(default_factory=ChainMap)
+    """One map for each layer, the newest first: a value is of the newest layer that has its path. Defaults have no map."""
+
+    def source(self, path: KeyPath) -> str:
+        """`rule110-tiny.yaml:12`, `command line` or `default`."""
+        return self.places[path].source if path in self.places else "default"
+
+    def age(self, path: KeyPath) -> int:
+        """How many layers are newer than the one that wrote a value."""
+        return next((age for age, layer in enumerate(self.places.maps) if path in layer), len(self.places.maps))
+
+    def claim(self, path: KeyPath) -> str:
+        """`optim.lr = 1e-1 (command line)`: a value as error messages name it, numbers as they were written."""
+        value, place = select(self.data, path), self.places.get(path, Place("default"))
+        written = place.text if place.text and not isinstance(value, str) else show(value)
+        return f"{'.'.join(path)} = {written} ({place.source})"
+
+    def interpolate(self, errors: list[str]) -> set[KeyPath]:
+        """Replaces references and `${oc.env:NAME}` by values. Returns the paths of those that have none, after adding errors."""
+        broken = {path for path, _ in walk(self.data) if path in self.places and self.places[path].broken}
+        found = [path for path, value in walk(self.data) if isinstance(value, str) and "${" in value]
+        if not found:
+            return broken
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        config = OmegaConf.create(self.data)
+        for path in found:
+            value, source = config, self.source(path)
+            try:
+                for key in path:
+                    value = value[int(key)] if OmegaConf.is_list(value) else value[key]
+                value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            except OmegaConfBaseException as error:
+                errors.append(f"{self.claim(path)}: cannot be resolved: {str(error).splitlines()[0]}")
+                broken.add(path)
+                value = None
+            for inner, part in walk(value, path):
+                self.places[inner] = Place(source, part if isinstance(part, str) else None)
+            parent = select(self.data, path[:-1])
+            key = int(path[-1]) if isinstance(parent, list) else path[-1]
+            parent[key] = read_plain(value) if isinstance(value, str) else value
+        return broken
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """`above` over `below`: mappings are merged key by key, everything else is replaced."""
-    if below is None or below.shape != "mapping" or above.shape != "mapping":
-        return above
-    children = dict(below.value)
-    for key, child in above.value.items():
-        children[key] = merge(children.get(key), child)
-    return Node(children, above.source, max(below.layer, above.layer))
+    from omegaconf import OmegaConf
+
+    both = {key: below[key] for key in above if key in below}
+    return {**below, **OmegaConf.to_container(OmegaConf.merge(_kept(both, above), above))}  # type: ignore[dict-item]
 
 
-def without_nodes(node: Node) -> Any:
-    """The plain value of a node: dicts, lists and scalars."""
-    if isinstance(node.value, dict):
-        return {key: without_nodes(child) for key, child in node.value.items()}
-    if isinstance(node.value, list):
-        return [without_nodes(child) for child in node.value]
-    return node.value
+def _kept(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`below` without what `above` replaces: OmegaConf refuses a list over a mapping, and merges into what is referred to."""
+    pairs = [(key, value, above.get(key, {})) for key, value in below.items()]
+    both = [(key, value, new) for key, value, new in pairs if isinstance(value, dict) and isinstance(new, dict)]
+    return {key: value for key, value in below.items() if key not in above} | {k: _kept(v, new) for k, v, new in both}
 
 
-def with_nodes(value: Any, source: str, layer: int = 0) -> Node:
-    """The inverse of `without_nodes`, with the same source everywhere."""
-    if isinstance(value, dict):
-        return Node({str(key): with_nodes(child, source, layer) for key, child in value.items()}, source, layer)
-    if isinstance(value, list | tuple):
-        return Node([with_nodes(child, source, layer) for child in value], source, layer)
-    return Node(value, source, layer)
+def escape(value: Any) -> Any:
+    """A plain value whose texts mean themselves when they are read back, although they look like interpolations."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+    if isinstance(value, list):
+        return [escape(child) for child in value]
+    return {key: escape(child) for key, child in value.items()} if isinstance(value, dict) else value
 
 
-def places(node: Node, path: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted path, source) of a node and of everything below it."""
-    yield path, node.source
-    for key, child in node_items(node):
-        yield from places(child, join(path, key))
-
-
-def node_items(node: Node) -> list[tuple[str, Node]]:
-    """The children of a node by name; of a list by position."""
-    if isinstance(node.value, dict):
-        return list(node.value.items())
-    return [(str(index), child) for index, child in enumerate(node.value)] if isinstance(node.value, list) else []
+def items(value: Any) -> list[tuple[str, Any]]:
+    """The children of a section, a mapping or a list by name or position; of a section in part, those it has."""
+    if dataclasses.is_dataclass(value):
+        names = [item.name for item in dataclasses.fields(value) if item.init and hasattr(value, item.name)]
+        return [(name, getattr(value, name)) for name in names]
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return [(str(key), child) for key, child in pairs]
 
 
 def plain(value: Any) -> Any:
-    """Sections as dicts and tuples as lists, all the way down. Sections that are only partly there keep what they have."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value) if field.init and hasattr(value, field.name)]
-        return {name: plain(getattr(value, name)) for name in names}
-    if isinstance(value, dict):
-        return {str(key): plain(child) for key, child in value.items()}
-    return [plain(child) for child in value] if isinstance(value, list | tuple) else value
+    """Sections as dicts and tuples as lists, all the way down."""
+    if isinstance(value, list | tuple):
+        return [plain(child) for child in value]
+    is_mapping = isinstance(value, dict) or dataclasses.is_dataclass(value)
+    return {key: plain(child) for key, child in items(value)} if is_mapping else value
 
 
-def expands(value: Any) -> bool:
-    """Whether a plain value is shown by its parts: a mapping with keys, or a list that holds mappings."""
-    if isinstance(value, dict):
-        return bool(value)
-    return isinstance(value, list) and any(isinstance(child, dict) for child in value)
+def walk(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """(path, value) of a value and of everything below it."""
+    yield path, value
+    for key, child in items(value):
+        yield from walk(child, (*path, key))
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, plain value) of every leaf of a plain value. A list of scalars is one leaf."""
-    if not expands(value):
-        yield path, value
-        return
-    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from leaves(child, join(path, str(key)))
-
-
-def join(path: str, key: str) -> str:
-    """`path.key`, where either may be empty."""
-    return f"{path}.{key}" if path and key else path or key
+def select(value: Any, path: KeyPath) -> Any:
+    """The value at a path; None where there is none."""
+    for key in path:
+        value = dict(items(value)).get(key)
+    return value
 
 
 def flow(value: Any) -> str:
@@ -119,5 +140,5 @@ def flow(value: Any) -> str:
 
 def show(value: Any) -> str:
     """A plain value as error messages print it: text in quotes, long values shortened."""
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else flow(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else flow(plain(value))
+    return text if len(text) <= 72 else text[:69] + "..."

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any
 
+from sleeptrain.config.names import nearest
 from sleeptrain.engine.patches.quiet import quiet
 
 
@@ -79,11 +79,11 @@ def _complaints(key: str, value: Any) -> Iterator[tuple[str, str]]:
             yield key, f"DeepSpeed does not take this: {error}".partition("\n")[0]
             return
     if key not in asked.names:
-        yield key, f"unknown key{_nearest(key, asked.names - REMOVED.keys())}"
+        yield key, f"unknown key{nearest(key, asked.names - REMOVED.keys())}"
     inner = asked.get(key)
     if isinstance(inner, _Asked) and inner.names:
         for name in [name for name in inner if name not in inner.names]:
-            yield f"{key}.{name}", f"unknown key{_nearest(name, inner.names)}"
+            yield f"{key}.{name}", f"unknown key{nearest(name, inner.names)}"
 
 
 def _of_a_model(key: str, value: Any, error: Any) -> Iterator[tuple[str, str]]:
@@ -95,7 +95,7 @@ def _of_a_model(key: str, value: Any, error: Any) -> Iterator[tuple[str, str]]:
                 break  # it is what is missing
             place, given = [*place, name], given[name]
         if one["type"] == "extra_forbidden":
-            why = f"unknown key{_nearest(one['loc'][-1], _fields(error.title, one['loc'][:-1]))}"
+            why = f"unknown key{nearest(one['loc'][-1], _fields(error.title, one['loc'][:-1]))}"
         else:
             rest = ".".join(map(str, one["loc"][len(place) - 1 :]))
             why = f"DeepSpeed does not take this: {rest + ': ' if rest else ''}{one['msg']}"
@@ -119,8 +119,3 @@ def _below(kind: type) -> Iterator[Any]:
     for child in kind.__subclasses__():
         yield child
         yield from _below(child)
-
-
-def _nearest(name: Any, names: set[str]) -> str:
-    close = get_close_matches(str(name), sorted(names), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""

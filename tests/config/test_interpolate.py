@@ -45,8 +45,8 @@ def test_all_that_cannot_be_resolved_is_told_at_once(errors: Any) -> None:
         'model.width = "${nope}" (a.yaml:1)',
         'train.seed = "${train.steps}" (a.yaml:2)',
         'train.steps = "${train.seed}" (a.yaml:2)',
-        'deepspeed.a.b.0 = "${x.y}" (a.yaml:3)',
         'run_dir = "${oc.env:NOT_THERE}" (command line)',
+        'deepspeed.a.b.0 = "${x.y}" (a.yaml:3)',
         'optim.lr = "x" (command line)',
     ]
     assert "not a valid interpolation" in found[0] and "Interpolation key 'nope' not found" in found[1]
