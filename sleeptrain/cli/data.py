@@ -86,13 +86,13 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 def parse_parameters(words: list[str]) -> dict[str, Any]:
     """`key=value` words as a dict of YAML values. Raises UserError listing every word that is none."""
-    from sleeptrain.config.overrides import parse_override
+    from sleeptrain.config.load import parse_override
 
     errors: list[str] = []
     parsed = [parse_override(word, errors) for word in words]
     if errors:
         raise UserError(errors)
-    return dict(pair for pair in parsed if pair is not None)
+    return {".".join(one[0]): one[1] for one in parsed if one is not None}
 
 
 def _with_progress(work: Any, quiet: bool) -> Any:

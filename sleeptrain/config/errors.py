@@ -14,10 +14,7 @@ class Problem:
 
 
 class UserError(Exception):
-    """A request that was wrong: the message is shown to the user as it stands, without a stack trace, with exit status 2.
-
-    `UserError("one error")` or `UserError(["first", "second"])`; the message has one on each line.
-    """
+    """A wrong request: the message is shown as it stands, each of `errors` on a line, without a stack trace; exit status 2."""
 
     def __init__(self, errors: str | list[str]) -> None:
         self.errors = [errors] if isinstance(errors, str) else list(errors)
@@ -25,4 +22,4 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-    """A run that was asked for rightly and cannot go on: the message is shown as it stands, without a stack trace, with exit status 1."""
+    """A right request that cannot go on: the message is shown as it stands, without a stack trace; exit status 1."""

@@ -32,23 +32,13 @@ def members(kind: Any) -> tuple[Any, ...]:
 
 @cache
 def fields_of(section: type) -> dict[str, Any]:
-    """The keys that a section may have, with their types. Raises TypeError for a type that recipes cannot hold."""
+    """The keys that a section may have, with their types."""
     hints = typing.get_type_hints(section)
-    found = {item.name: hints[item.name] for item in dataclasses.fields(section) if item.init}
-    for name, kind in found.items():
-        if not all(is_section(member) or describe(member) for member in members(kind)):
-            known = "int, float, bool, str, Literal, list, tuple, dict and sections"
-            raise TypeError(f"{section.__name__}.{name} has the type {kind}; recipes know {known}")
-    return found
-
-
-def options(kind: Any) -> list[Any]:
-    """All values of the Literals in a type."""
-    return [option for member in members(kind) if get_origin(member) is Literal for option in get_args(member)]
+    return {item.name: hints[item.name] for item in dataclasses.fields(section) if item.init}
 
 
 def describe(kind: Any) -> str:
-    """A type in words, as it follows `expected`; empty for a type that recipes cannot hold."""
+    """A type in words, as it follows `expected`. Raises TypeError for a type that recipes cannot hold."""
     origin, arguments = get_origin(kind) or kind, get_args(kind)
     if len(members(kind)) > 1:
         *first, last = map(describe, arguments)
@@ -59,7 +49,9 @@ def describe(kind: Any) -> str:
         return f"{{{', '.join(fields_of(kind))}}}"
     if origin in (list, tuple):
         return f"a list of {describe(arguments[0])}" if arguments else "a list"
-    return "a mapping" if origin is dict else _WORDS.get(kind, "")
+    if origin is not dict and kind not in _WORDS:
+        raise TypeError(f"{kind}: recipes know int, float, bool, str, Literal, list, tuple, dict and sections")
+    return "a mapping" if origin is dict else _WORDS[kind]
 
 
 def all_names(schema: type, path: KeyPath = ()) -> Iterator[KeyPath]:
@@ -72,17 +64,9 @@ def all_names(schema: type, path: KeyPath = ()) -> Iterator[KeyPath]:
 
 def nearest(word: object, names: Iterable[str], count: int = 1) -> str:
     """`; did you mean a or b?` with the names most like a word, or nothing when none is near."""
-    return did_you_mean(get_close_matches(str(word), sorted(names), n=count))
+    return did_you_mean(get_close_matches(str(word), sorted(names), count))
 
 
-def nearest_key(path: KeyPath, depth: int, siblings: Iterable[str], names: list[KeyPath]) -> str:
-    """As `nearest`, for an unknown `path[depth]`: a slip among its siblings, else the same or a similar last word elsewhere."""
-    slips = [(*path[:depth], name, *path[depth + 1 :]) for name in get_close_matches(path[depth], siblings, 1, 0.7)]
-    leaf = get_close_matches(path[-1], {name[-1] for name in names}, 1, 0.8)
-    found = [name for name in slips if depth == len(path) - 1 or name in names]
-    return did_you_mean([".".join(name) for name in found or [name for name in names if name[-1] in leaf][:3]])
-
-
-def did_you_mean(found: list[str]) -> str:
-    """The end of an error message that proposes names."""
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+def did_you_mean(names: list[str]) -> str:
+    """`; did you mean a or b?`, or nothing without names."""
+    return f"; did you mean {' or '.join(names)}?" if names else ""

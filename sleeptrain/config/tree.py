@@ -4,8 +4,9 @@ import dataclasses
 import json
 import re
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, NamedTuple
 
 import yaml
@@ -17,14 +18,10 @@ KeyPath = tuple[str, ...]
 
 
 class Place(NamedTuple):
-    """Where a value was written."""
+    """Where a value was written, and an unquoted scalar as written: `010` and `no` are text where the field is text."""
 
     source: str
-    """`rule110-tiny.yaml:12` or `command line`."""
     text: str | None = None
-    """An unquoted scalar as written: `010` and `no` are meant as text where the field is text."""
-    broken: bool = False
-    """The value cannot be used, which is reported already."""
 
 
 @dataclass
@@ -32,16 +29,38 @@ class Tree:
     """The layers merged so far: defaults, then files, then the command line."""
 
     data: dict[str, Any]
+    errors: list[str] = field(default_factory=list)
+    complete: bool = True
+    """Whether all files were read: if not, a missing value or a wrong default is no news."""
     places: ChainMap[KeyPath, Place] = field(default_factory=ChainMap)
     """One map for each layer, the newest first: a value is of the newest layer that has its path. Defaults have no map."""
 
+    def lay(self, data: dict[str, Any], places: dict[KeyPath, Place]) -> None:
+        """Lays values over the others; their places are added to the newest layer."""
+        self.places.update(places)
+        self.data = self._merge(self.data, data, ())
+
+    def _merge(self, below: Any, above: Any, path: KeyPath) -> Any:
+        """Mappings are merged key by key, `{1: x}` over a list changes an element, everything else is replaced.
+
+        OmegaConf.merge refuses a list over a mapping, merges into what a reference refers to and cannot change an element.
+        """
+        if not isinstance(above, dict) or not isinstance(below, dict | list):
+            return above
+        if isinstance(below, dict):
+            return below | {key: self._merge(below.get(key), child, (*path, key)) for key, child in above.items()}
+        if not above or not all(map(str.isdecimal, above)):
+            return above
+        name, count = ".".join(path), len(below)
+        for key in [key for key in above if int(key) >= count]:
+            last = f"; the last is {name}.{count - 1}" if count else ""
+            told = f"{name}.{key} = {show(above[key])} ({self.source((*path, key))}): {name} has {count} elements{last}"
+            self.errors.append(f"{told}; give a longer list whole: {name}=[...]")
+        return [self._merge(child, above.get(key, child), (*path, key)) for key, child in items(below)]
+
     def source(self, path: KeyPath) -> str:
         """`rule110-tiny.yaml:12`, `command line` or `default`."""
-        return self.places[path].source if path in self.places else "default"
-
-    def age(self, path: KeyPath) -> int:
-        """How many layers are newer than the one that wrote a value."""
-        return next((age for age, layer in enumerate(self.places.maps) if path in layer), len(self.places.maps))
+        return self.places.get(path, Place("default")).source
 
     def claim(self, path: KeyPath) -> str:
         """`optim.lr = 1e-1 (command line)`: a value as error messages name it, numbers as they were written."""
@@ -49,56 +68,36 @@ class Tree:
         written = place.text if place.text and not isinstance(value, str) else show(value)
         return f"{'.'.join(path)} = {written} ({place.source})"
 
-    def interpolate(self, errors: list[str]) -> set[KeyPath]:
-        """Replaces references and `${oc.env:NAME}` by values. Returns the paths of those that have none, after adding errors."""
-        broken = {path for path, _ in walk(self.data) if path in self.places and self.places[path].broken}
+    def interpolate(self) -> set[KeyPath]:
+        """Puts values in place of references and `${oc.env:NAME}`. Returns the paths that have none, after adding errors."""
         found = [path for path, value in walk(self.data) if isinstance(value, str) and "${" in value]
         if not found:
-            return broken
+            return set()
         from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
+        from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-        config = OmegaConf.create(self.data)
-        for path in found:
-            value, source = config, self.source(path)
+        def resolve(path: KeyPath) -> Any:
+            value = reduce(lambda at, key: at[int(key) if OmegaConf.is_list(at) else key], path, config)
+            return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+        def attempt(get: Callable[[KeyPath], Any], path: KeyPath) -> list[Any]:
             try:
-                for key in path:
-                    value = value[int(key)] if OmegaConf.is_list(value) else value[key]
-                value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+                return [get(path)]
             except OmegaConfBaseException as error:
-                errors.append(f"{self.claim(path)}: cannot be resolved: {str(error).splitlines()[0]}")
-                broken.add(path)
-                value = None
-            for inner, part in walk(value, path):
-                self.places[inner] = Place(source, part if isinstance(part, str) else None)
-            parent = select(self.data, path[:-1])
-            key = int(path[-1]) if isinstance(parent, list) else path[-1]
-            parent[key] = read_plain(value) if isinstance(value, str) else value
-        return broken
+                what = "not a valid interpolation" if isinstance(error, GrammarParseError) else "cannot be resolved"
+                self.errors.append(f"{self.claim(path)}: {what}: {str(error).splitlines()[0]}")
+                put(self.data, path, None)
+                return []
 
-
-def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`: mappings are merged key by key, everything else is replaced."""
-    from omegaconf import OmegaConf
-
-    both = {key: below[key] for key in above if key in below}
-    return {**below, **OmegaConf.to_container(OmegaConf.merge(_kept(both, above), above))}  # type: ignore[dict-item]
-
-
-def _kept(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`below` without what `above` replaces: OmegaConf refuses a list over a mapping, and merges into what is referred to."""
-    pairs = [(key, value, above.get(key, {})) for key, value in below.items()]
-    both = [(key, value, new) for key, value, new in pairs if isinstance(value, dict) and isinstance(new, dict)]
-    return {key: value for key, value in below.items() if key not in above} | {k: _kept(v, new) for k, v, new in both}
-
-
-def escape(value: Any) -> Any:
-    """A plain value whose texts mean themselves when they are read back, although they look like interpolations."""
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
-    if isinstance(value, list):
-        return [escape(child) for child in value]
-    return {key: escape(child) for key, child in value.items()} if isinstance(value, dict) else value
+        # OmegaConf refuses the whole tree for one text with an open brace.
+        good = [path for path in found if attempt(lambda path: OmegaConf.create([select(self.data, path)]), path)]
+        config: Any = OmegaConf.create(self.data)
+        values = {path: value for path in good for value in attempt(resolve, path)}
+        for path, value in values.items():
+            texts = {inner: part if isinstance(part, str) else None for inner, part in walk(value, path)}
+            self.places.update({inner: Place(self.source(path), text) for inner, text in texts.items()})
+            put(self.data, path, read_plain(value) if isinstance(value, str) else value)
+        return set(found) - set(values)
 
 
 def items(value: Any) -> list[tuple[str, Any]]:
@@ -110,12 +109,18 @@ def items(value: Any) -> list[tuple[str, Any]]:
     return [(str(key), child) for key, child in pairs]
 
 
-def plain(value: Any) -> Any:
-    """Sections as dicts and tuples as lists, all the way down."""
+def plain(value: Any, change: Callable[[str], str] = str) -> Any:
+    """Sections as dicts and tuples as lists, all the way down, with changed texts."""
     if isinstance(value, list | tuple):
-        return [plain(child) for child in value]
-    is_mapping = isinstance(value, dict) or dataclasses.is_dataclass(value)
-    return {key: plain(child) for key, child in items(value)} if is_mapping else value
+        return [plain(child, change) for child in value]
+    if isinstance(value, dict) or dataclasses.is_dataclass(value):
+        return {key: plain(child, change) for key, child in items(value)}
+    return change(value) if isinstance(value, str) else value
+
+
+def escape(text: str) -> str:
+    """Text that means itself when it is read back, although it looks like an interpolation."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def walk(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
@@ -132,6 +137,12 @@ def select(value: Any, path: KeyPath) -> Any:
     return value
 
 
+def put(data: Any, path: KeyPath, value: Any) -> None:
+    """Replaces the value at a path of a plain value, in place."""
+    parent = select(data, path[:-1])
+    parent[int(path[-1]) if isinstance(parent, list) else path[-1]] = value
+
+
 def flow(value: Any) -> str:
     """A plain value on one line of YAML, readable by the loader."""
     text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True)
@@ -139,6 +150,6 @@ def flow(value: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A plain value as error messages print it: text in quotes, long values shortened."""
+    """A value as error messages print it: text in quotes, long values shortened."""
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else flow(plain(value))
     return text if len(text) <= 72 else text[:69] + "..."

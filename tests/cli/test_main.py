@@ -21,6 +21,7 @@ HEAVY = {
     "torch",
     "numpy",
     "omegaconf",
+    "pydantic",
     "rich",
     "deepspeed",
     "megatron",

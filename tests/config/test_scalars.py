@@ -17,7 +17,7 @@ from sleeptrain.config.tree import flow
 
 def value(text: str) -> Any:
     errors: list[str] = []
-    result = Document("x", errors, "x").read(text)
+    result = Document("x", False, errors).read(text)
     assert not errors
     return result
 
