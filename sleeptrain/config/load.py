@@ -31,13 +31,14 @@ def load(
 
     Raises UserError with every error found, each with the value, where it came from and the nearest right name.
     """
-    tree = Tree(plain(defaults_of(schema), escape))
+    tree = Tree()
     Files((root or configs_root()).resolve(), tree).find(recipe)
     tree.places = tree.places.new_child()
     for override in overrides:
         if (parsed := parse_override(override, tree.errors)) is not None:
             path, value, places = parsed
             tree.lay(reduce(lambda inner, key: {key: inner}, reversed(path), value), places)
+    tree.over(plain(defaults_of(schema), escape))
     reader = Reader(schema, tree, tree.interpolate())
     sources = {".".join(path): tree.source(path) for path, _ in walk(tree.data) if path in tree.places}
     found = reader.value(schema, tree.data, ())

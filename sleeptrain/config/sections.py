@@ -111,7 +111,7 @@ class Reader:
         A newer layer that names another variant leaves the keys of older layers behind: they are taken out of `data`.
         """
         shapes = (list, tuple) if isinstance(data, list) else (dict,) if isinstance(data, dict) else ()
-        fitting = [kind for kind in members(kind) if (dict if is_section(kind) else get_origin(kind) or kind) in shapes]
+        fitting = [one for one in members(kind) if (dict if is_section(one) else get_origin(one) or one) in shapes]
         fitting = list(filter(is_section, fitting)) or fitting
         if len(fitting) < 2 or isinstance(data, list):
             return fitting[0] if len(fitting) == 1 else None
@@ -136,12 +136,13 @@ class Reader:
         while isinstance(value, dict) and len(value) == 1:
             path, value = (*path, *value), next(iter(value.values()))
         # A slip among the siblings comes first, else the same or a similar last word elsewhere.
-        names = list(all_names(self.schema))
-        slips = [(*path[:depth], name, *path[depth + 1 :]) for name in get_close_matches(path[depth], siblings, 1, 0.7)]
-        leaf = get_close_matches(path[-1], {name[-1] for name in names}, 1, 0.8)
-        near = [name for name in slips if depth == len(path) - 1 or name in names]
-        near = near or [name for name in names if name[-1] in leaf][:3]
-        self.tree.errors.append(f"{self.tree.claim(path)}: unknown key{did_you_mean([*map('.'.join, near)])}")
+        names = {".".join(name): name[-1] for name in all_names(self.schema)}
+        slips = get_close_matches(path[depth], siblings, 1, 0.7)
+        near = [".".join((*path[:depth], name, *path[depth + 1 :])) for name in slips]
+        near = [name for name in near if depth == len(path) - 1 or name in names]
+        leaf = get_close_matches(path[-1], names.values(), 1, 0.8)
+        near = near or get_close_matches(".".join(path), [name for name in names if names[name] in leaf], 3, 0)
+        self.tree.errors.append(f"{self.tree.claim(path)}: unknown key{did_you_mean(near)}")
 
     def _fail(self, path: KeyPath, error: str = "") -> Any:
         self.failed.add(path)

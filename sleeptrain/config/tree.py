@@ -26,9 +26,9 @@ class Place(NamedTuple):
 
 @dataclass
 class Tree:
-    """The layers merged so far: defaults, then files, then the command line."""
+    """The layers merged so far: files, then the command line; in the end defaults below them."""
 
-    data: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     complete: bool = True
     """Whether all files were read: if not, a missing value or a wrong default is no news."""
@@ -39,6 +39,10 @@ class Tree:
         """Lays values over the others; their places are added to the newest layer."""
         self.places.update(places)
         self.data = self._merge(self.data, data, ())
+
+    def over(self, defaults: dict[str, Any]) -> None:
+        """Merges the tree over default values; last of all, so that a wrong value that was overridden has replaced none."""
+        self.data = self._merge(defaults, self.data, ())
 
     def _merge(self, below: Any, above: Any, path: KeyPath) -> Any:
         """Mappings are merged key by key, `{1: x}` over a list changes an element, everything else is replaced.

@@ -72,6 +72,11 @@ def test_bad_yaml(errors: Any) -> None:
     assert error.startswith('data.sources = "[{path: x}" (command line): not valid YAML: ')
 
 
+def test_defaults_outlive_a_value_that_is_overridden(read: Any) -> None:
+    loop = read(M + "sleep: 13\n", "sleep.loop.layers=[1, 2]").value.sleep.loop
+    assert (loop.layers, loop.feedback) == ((1, 2), "normed")
+
+
 def test_what_is_not_a_section_can_not_have_keys(errors: Any) -> None:
     assert errors(M, "optim.lr.max=3") == ["optim.lr = {max: 3} (command line): expected a number"]
     assert errors(M, "optim=3") == ["optim = 3 (command line): expected {lr, mode}"]
