@@ -96,14 +96,13 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 def parse_parameters(words: list[str]) -> dict[str, Any]:
     """`key=value` words as a dict of YAML values. Raises UserError that lists every malformed word."""
-    from sleeptrain.config.overrides import parse_override
-    from sleeptrain.config.tree import without_nodes
+    from sleeptrain.config.load import parse_override
 
     errors: list[str] = []
-    parsed = [parse_override(word, 0, errors) for word in words]
+    parsed = [parse_override(word, errors) for word in words]
     if errors:
         raise UserError(errors)
-    return {pair[0]: without_nodes(pair[1]) for pair in parsed if pair is not None}
+    return {".".join(one[0]): one[1] for one in parsed if one is not None}
 
 
 def _with_progress(work: Any, quiet: bool) -> Any:

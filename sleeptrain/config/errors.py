@@ -1,31 +1,20 @@
 """What a user did wrong or a run cannot get over, and how it is said; and one problem of one field."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one field of a section.
-
-    A section dataclass reports these from `problems(self) -> list[Problem]`; loading adds the value and where it came from.
-    """
+    """Something wrong with one field of a section, as its `problems(self) -> list[Problem]` reports it."""
 
     field: str
-    """Dotted path of the field, relative to the section that reports it; empty for the section itself."""
+    """Dotted path of the field, relative to the section; empty for the section itself."""
     message: str
-    """What is wrong and what to do about it, without the value."""
+    """What is wrong and what to do about it; loading adds the value and where it came from."""
 
 
 class UserError(Exception):
-    """A request that was wrong: the message is shown to the user as it stands, without a stack trace, with exit status 2.
-
-    `UserError("one error")` or `UserError(["first", "second"])`; `errors` holds them one by one, and the message of the
-    exception has one on each line.
-    """
-
-    errors: list[str]
+    """A wrong request: the message is shown as it stands, each of `errors` on a line, without a stack trace; exit status 2."""
 
     def __init__(self, errors: str | list[str]) -> None:
         self.errors = [errors] if isinstance(errors, str) else list(errors)
@@ -33,4 +22,4 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-    """A run that was asked for rightly and cannot go on: the message is shown as it stands, without a stack trace, with exit status 1."""
+    """A right request that cannot go on: the message is shown as it stands, without a stack trace; exit status 1."""

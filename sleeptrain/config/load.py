@@ -1,31 +1,25 @@
 """`load`: a recipe, its includes and the command line become one typed value, or one error that lists everything wrong."""
 
-from __future__ import annotations
-
+import re
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sleeptrain.config.errors import UserError
-from sleeptrain.config.files import Files, configs_root, find_recipe
-from sleeptrain.config.interpolate import interpolate
-from sleeptrain.config.kinds import FAILED
-from sleeptrain.config.overrides import apply_overrides
+from sleeptrain.config.files import Document, Files, configs_root
 from sleeptrain.config.resolved import Resolved
 from sleeptrain.config.rules import Rule, check
-from sleeptrain.config.tree import Node, places
-from sleeptrain.config.typed import Converter, Partial, defaults_of
+from sleeptrain.config.sections import FAILED, Reader, defaults_of
+from sleeptrain.config.tree import KeyPath, Place, Tree, escape, plain, show, walk
 
 T = TypeVar("T")
+SOURCE = "command line"
+_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*$")
 
 
 def load(
-    recipe: str,
-    overrides: Sequence[str],
-    schema: type[T],
-    *,
-    rules: Sequence[Rule[Any]] = (),
-    root: Path | None = None,
+    recipe: str, overrides: Sequence[str], schema: type[T], *, rules: Sequence[Rule[Any]] = (), root: Path | None = None
 ) -> Resolved[T]:
     """Reads a recipe into `schema`: the included files, the recipe's own keys over them, then `overrides`.
 
@@ -37,24 +31,36 @@ def load(
 
     Raises UserError with every error found, each with the value, where it came from and the nearest right name.
     """
-    root = configs_root() if root is None else root
-    errors: list[str] = []
-    files = Files(root, errors)
-    try:
-        tree = files.read(find_recipe(recipe, root))
-    except UserError as error:
-        tree, files.complete = Node({}, recipe), False
-        errors += error.errors
-    defaults = defaults_of(schema)
-    tree = apply_overrides(tree, overrides, defaults, files.layers + 1, errors)
-    tree = interpolate(tree, defaults, errors)
-    converter = Converter(schema, errors, files.complete)
-    value: Any = converter.section(schema, tree, "")
-    if value is not FAILED:
-        sound = value.as_section() if isinstance(value, Partial) else value
-        resolved: Resolved[T] = Resolved(sound, dict(places(tree)))
-        unsure = {path for path, source in resolved.sources.items() if source == "default" and not files.complete}
-        errors += check(rules, resolved, converter.failed | unsure)
-    if errors:
-        raise UserError(list(dict.fromkeys(errors)))
+    tree = Tree()
+    Files((root or configs_root()).resolve(), tree).find(recipe)
+    tree.places = tree.places.new_child()
+    for override in overrides:
+        if (parsed := parse_override(override, tree.errors)) is not None:
+            path, value, places = parsed
+            tree.lay(reduce(lambda inner, key: {key: inner}, reversed(path), value), places)
+    tree.over(plain(defaults_of(schema), escape))
+    reader = Reader(schema, tree, tree.interpolate())
+    sources = {".".join(path): tree.source(path) for path, _ in walk(tree.data) if path in tree.places}
+    found = reader.value(schema, tree.data, ())
+    resolved: Resolved[T] = Resolved(found, sources)
+    if found is not FAILED:
+        unsure = [] if tree.complete else [path for path, _, source in resolved.rows() if source == "default"]
+        tree.errors += check(rules, resolved, [*map(".".join, reader.failed | reader.refused), *unsure])
+    if tree.errors:
+        raise UserError(list(dict.fromkeys(tree.errors)))
     return resolved
+
+
+def parse_override(override: str, errors: list[str]) -> tuple[KeyPath, Any, dict[KeyPath, Place]] | None:
+    """(keys, plain value, places) of one `key=value`; None after adding what is wrong with it to `errors`."""
+    key, equals, text = override.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not _KEY.match(key.strip()):
+        errors.append(f"{show(override)} ({SOURCE}): expected key=value, such as train.steps=100")
+        return None
+    document = Document(SOURCE, lines=False, places={path[:depth]: Place(SOURCE) for depth in range(1, len(path))})
+    value = document.read(text, path)
+    for error in document.errors:
+        told, hint = f"{key} = {show(text)} ({SOURCE})", f"text with special characters needs quotes: {key}='\"...\"'"
+        errors.append(f"{told}: {error.removeprefix(f'{SOURCE}: ')}; {hint}")
+    return None if document.errors else (path, value, document.places)

@@ -1,40 +1,72 @@
-"""The names a schema has, and which of them was probably meant."""
+"""The names and types of a schema in words, and which name was probably meant."""
 
-from __future__ import annotations
-
+import dataclasses
+import types
 import typing
-from collections.abc import Iterator
-from difflib import SequenceMatcher, get_close_matches
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
 
-from sleeptrain.config.kinds import field_names, sections
-from sleeptrain.config.tree import join
+from sleeptrain.config.tree import KeyPath
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    Any: "anything",
+}
 
 
-def all_names(schema: type, path: str = "") -> Iterator[str]:
-    """The dotted name of every section and every leaf."""
-    hints = typing.get_type_hints(schema)
-    for name in field_names(schema):
-        yield join(path, name)
-        for section in sections(hints[name]):
-            yield from all_names(section, join(path, name))
+def is_section(kind: Any) -> bool:
+    """Whether a type is a section dataclass."""
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
-def nearest(parent: str, key: str, rest: str, siblings: list[str], names: list[str]) -> str:
-    """`; did you mean ...?` for the unknown `parent.key.rest`, or nothing when no name is near.
+def members(kind: Any) -> tuple[Any, ...]:
+    """The members of `A | B` or `Optional[A]`; any other type is its own only member."""
+    return get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
-    `key` is what nothing is called; its `siblings` are what `parent` has. A slip among those comes first, then the same last
-    word in another section, then any similar name.
-    """
-    path, leaf = join(join(parent, key), rest), (rest or key).rpartition(".")[2]
-    found = [join(join(parent, name), rest) for name in get_close_matches(key, siblings, n=1, cutoff=0.7)]
-    if rest:
-        found = [name for name in found if name in names]
-    if not found:
-        same = {name for name in names if name.rpartition(".")[2] == leaf}
-        found = sorted(same, key=lambda name: (-SequenceMatcher(None, path, name).ratio(), name))[:3]
-    if not found:
-        found = get_close_matches(path, names, n=1, cutoff=0.7)
-    if not found:
-        similar = get_close_matches(leaf, [name.rpartition(".")[2] for name in names], n=1, cutoff=0.8)
-        found = [name for name in names if name.rpartition(".")[2] in similar][:1]
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+@cache
+def fields_of(section: type) -> dict[str, Any]:
+    """The keys that a section may have, with their types."""
+    hints = typing.get_type_hints(section)
+    return {item.name: hints[item.name] for item in dataclasses.fields(section) if item.init}
+
+
+def describe(kind: Any) -> str:
+    """A type in words, as it follows `expected`. Raises TypeError for a type that recipes cannot hold."""
+    origin, arguments = get_origin(kind) or kind, get_args(kind)
+    if len(members(kind)) > 1:
+        *first, last = map(describe, arguments)
+        return f"{', '.join(first)} or {last}"
+    if origin is Literal:
+        return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(map(str, arguments))}"
+    if is_section(kind):
+        return f"{{{', '.join(fields_of(kind))}}}"
+    if origin in (list, tuple):
+        return f"a list of {describe(arguments[0])}" if arguments else "a list"
+    if origin is not dict and kind not in _WORDS:
+        raise TypeError(f"{kind}: recipes know int, float, bool, str, Literal, list, tuple, dict and sections")
+    return "a mapping" if origin is dict else _WORDS[kind]
+
+
+def all_names(schema: type, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """The path of every section and every leaf, those of all variants included."""
+    for name, kind in fields_of(schema).items():
+        yield (*path, name)
+        for section in filter(is_section, members(kind)):
+            yield from all_names(section, (*path, name))
+
+
+def nearest(word: object, names: Iterable[str], count: int = 1) -> str:
+    """`; did you mean a or b?` with the names most like a word, or nothing when none is near."""
+    return did_you_mean(get_close_matches(str(word), sorted(names), count))
+
+
+def did_you_mean(names: list[str]) -> str:
+    """`; did you mean a or b?`, or nothing without names."""
+    return f"; did you mean {' or '.join(names)}?" if names else ""

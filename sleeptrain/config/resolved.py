@@ -1,17 +1,12 @@
 """A loaded recipe: its typed value, the source of every leaf, and both written out as YAML or as rows."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from sleeptrain.config.interpolate import escape
-from sleeptrain.config.tree import expands, flow, join, leaves, plain, show
+from sleeptrain.config.tree import escape, flow, items, plain, select, show
 
 T = TypeVar("T")
-
-_COMMENTS = 56
-"""Column at which the comments of `to_yaml` start at the latest, where lines allow."""
 
 
 @dataclass(frozen=True)
@@ -30,43 +25,33 @@ class Resolved(Generic[T]):
 
     def rows(self) -> list[tuple[str, Any, str]]:
         """(dotted path, plain value, source) of each leaf, in the order of the schema. A list of scalars is one leaf."""
-        return [(path, value, self.places.get(path, "default")) for path, value in leaves(plain(self.value))]
+        return [(path, value, self._source(path)) for path, value, _, whole in _lines(plain(self.value)) if whole]
 
     def at(self, path: str) -> str:
         """`optim.lr = 0.1 (command line)`: one value as error messages name it."""
-        value = plain(self.value)
-        for part in path.split("."):
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        return f"{path} = {show(value)} ({self.places.get(path, 'default')})"
+        return f"{path} = {show(select(self.value, tuple(path.split('.'))))} ({self._source(path)})"
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included, with the source of each value in a comment. Loading it gives an equal value."""
-        lines = _lines(plain(self.value), "", 0, self.places)
-        column = min(max((len(text) for text, source in lines if source), default=0), _COMMENTS)
+        lines = [(text, self._source(path) if whole else "") for path, _, text, whole in _lines(plain(self.value))]
+        column = min(max((len(text) for text, source in lines if source), default=0), 56)
         return "".join(f"{text.ljust(column)}  # {source}\n" if source else f"{text}\n" for text, source in lines)
 
+    def _source(self, path: str) -> str:
+        return self.places.get(path, "default")
 
-def _lines(value: Any, path: str, depth: int, places: dict[str, str]) -> list[tuple[str, str | None]]:
-    """(text, source) of each line of a mapping or of a list that holds mappings."""
-    pad = "  " * depth
-    result: list[tuple[str, str | None]] = []
-    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-        inner = join(path, str(key))
-        start = f"{pad}{flow(key)}:" if isinstance(value, dict) else f"{pad}-"
-        if not expands(child):
-            result.append((f"{start} {flow(_escaped(child))}", places.get(inner, "default")))
-        elif isinstance(value, dict):
-            result.append((start, None))
-            result += _lines(child, inner, depth + 1, places)
+
+def _lines(value: Any, above: str = "", pad: str = "") -> Iterator[tuple[str, Any, str, bool]]:
+    """(dotted path, value, line of YAML, whether the line has the whole value) of everything in a mapping or a list."""
+    for key, child in items(value):
+        path, start = f"{above}{key}", f"{pad}{flow(key)}:" if isinstance(value, dict) else f"{pad}-"
+        if not child or (not isinstance(child, dict) and not any(isinstance(part, dict) for _, part in items(child))):
+            yield path, child, f"{start} {flow(plain(child, escape))}", True
+            continue
+        inner = _lines(child, f"{path}.", f"{pad}  ")
+        if isinstance(value, dict):
+            yield path, child, start, False
         else:
-            first, *rest = _lines(child, inner, depth + 1, places)
-            result += [(f"{start} {first[0].lstrip()}", first[1]), *rest]
-    return result
-
-
-def _escaped(value: Any) -> Any:
-    if isinstance(value, str):
-        return escape(value)
-    if isinstance(value, list):
-        return [_escaped(child) for child in value]
-    return {key: _escaped(child) for key, child in value.items()} if isinstance(value, dict) else value
+            first = next(inner)
+            yield first[0], first[1], f"{start} {first[2].lstrip()}", first[3]
+        yield from inner

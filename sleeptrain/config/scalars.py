@@ -4,25 +4,24 @@ In YAML 1.1, which PyYAML reads, `1e-3` is text, `off` is false, `12:30:00` is 4
 the other three are what they look like. `yes` and `no` are true and false still.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
 import yaml
 
-_NULL = re.compile(r"(~|null|Null|NULL|)$")
-_BOOL = re.compile(r"(true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO)$")
-_INT = re.compile(r"([-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+)$")
-_FLOAT = re.compile(
-    r"([-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
-)
-_RULES = [
-    ("null", _NULL, ["~", "n", "N", ""]),
-    ("bool", _BOOL, list("tTfFyYnN")),
-    ("int", _INT, list("-+0123456789")),
-    ("float", _FLOAT, list("-+0123456789.")),
-]
+_DIGITS = "-+0123456789"
+_NUMBER = r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+_KINDS = {  # name: pattern, first characters, reader
+    "null": (r"(~|null|Null|NULL|)$", ["~", "n", "N", ""], lambda text: None),
+    "bool": (
+        r"(true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO)$", "tTfFyYnN", lambda text: text.lower() in ("true", "yes"),
+    ),
+    "int": (r"([-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+)$", _DIGITS, lambda text: int(text.replace("_", ""), 16 if "x" in text else 10)),
+    "float": (
+        rf"({_NUMBER}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", _DIGITS + ".",
+        lambda text: float(re.sub(r"\.([a-z])", r"\1", text.replace("_", "").lower())),
+    ),
+}  # fmt: skip
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -33,44 +32,30 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes text that the loader, or another YAML reader, would not read as text."""
+    """Quotes what a YAML reader may not read as text, escapes what is invisible, and writes equal values out, without anchors."""
 
     yaml_implicit_resolvers = {first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()}  # noqa: RUF012
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """No anchors: equal values are written out."""
-        return True
-
-    def represent_text(self, text: str) -> yaml.ScalarNode:
-        """Text with line breaks or invisible characters is quoted and escaped, so that it stays on one line and visible."""
-        return self.represent_scalar(_TAG + "str", text, style=None if text.isprintable() else '"')
+    ignore_aliases = staticmethod(lambda data: True)
 
 
-Dumper.add_representer(str, Dumper.represent_text)
-for _name, _pattern, _first in _RULES:
-    Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
-    Dumper.add_implicit_resolver(_TAG + _name, _pattern, _first)
+def _represent(dumper: Any, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(_TAG + "str", text, style=None if text.isprintable() else '"')
+
+
+Dumper.add_representer(str, _represent)
+for _name, (_pattern, _first, _) in _KINDS.items():
+    Loader.add_implicit_resolver(_TAG + _name, re.compile(_pattern), list(_first))
+    Dumper.add_implicit_resolver(_TAG + _name, re.compile(_pattern), list(_first))
 
 
 def construct(tag: str, text: str) -> Any:
     """The value of a scalar. Raises ValueError for a tag that recipes do not have."""
-    match tag.removeprefix(_TAG):
-        case "null":
-            return None
-        case "bool":
-            return text.lower() in ("true", "yes")
-        case "int":
-            return int(text, 16) if text.startswith("0x") else int(text.replace("_", ""))
-        case "float":
-            return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.replace("_", "").lower()))
-        case "str":
-            return text
-    raise ValueError(f"the tag {tag} means nothing in a recipe")
+    name = tag.removeprefix(_TAG)
+    if name != "str" and name not in _KINDS:
+        raise ValueError(f"the tag {tag} means nothing in a recipe")
+    return text if name == "str" else _KINDS[name][2](text)
 
 
 def read_plain(text: str) -> Any:
     """The value of a plain scalar, such as the content of an environment variable."""
-    for name, pattern, _ in _RULES:
-        if pattern.match(text):
-            return construct(_TAG + name, text)
-    return text
+    return construct(Loader("").resolve(yaml.ScalarNode, text, (True, False)), text)

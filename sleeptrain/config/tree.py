@@ -1,114 +1,150 @@
-"""The untyped tree between YAML and the sections: values that remember where they were written, and how trees are merged."""
-
-from __future__ import annotations
+"""The merged recipe: plain values with the place each was written at; how they are merged, interpolated, walked and shown."""
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections import ChainMap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any, NamedTuple
 
 import yaml
 
-from sleeptrain.config.scalars import Dumper
+from sleeptrain.config.scalars import Dumper, read_plain
 
-SHOWN = 72
-"""Characters of a value that an error message shows."""
+KeyPath = tuple[str, ...]
+"""Keys from the root to a value; an element of a list is its position in digits."""
 
 
-@dataclass(frozen=True)
-class Node:
-    """One value of a recipe, with its place."""
+class Place(NamedTuple):
+    """Where a value was written, and an unquoted scalar as written: `010` and `no` are text where the field is text."""
 
-    value: Any
-    """A scalar, a dict of text to Node, or a list of Node."""
     source: str
-    """`rule110-tiny.yaml:12`, `command line` or `default`."""
-    layer: int = 0
-    """Which file or command line wrote it: later layers are above earlier ones. A mapping has its newest child's."""
     text: str | None = None
-    """A plain (unquoted) scalar as it was written: `off` may be meant as text, `0010` as well."""
-
-    broken: bool = False
-    """Its interpolation failed, which is reported already."""
-
-    @property
-    def shape(self) -> str:
-        """`mapping`, `list` or `scalar`."""
-        return "mapping" if isinstance(self.value, dict) else "list" if isinstance(self.value, list) else "scalar"
 
 
-def merge(below: Node | None, above: Node) -> Node:
-    """`above` over `below`: mappings are merged key by key, everything else is replaced."""
-    if below is None or below.shape != "mapping" or above.shape != "mapping":
-        return above
-    children = dict(below.value)
-    for key, child in above.value.items():
-        children[key] = merge(children.get(key), child)
-    return Node(children, above.source, max(below.layer, above.layer))
+@dataclass
+class Tree:
+    """The layers merged so far: files, then the command line; in the end defaults below them."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    complete: bool = True
+    """Whether all files were read: if not, a missing value or a wrong default is no news."""
+    places: ChainMap[KeyPath, Place] = field(default_factory=ChainMap)
+    """One map for each layer, the newest first: a value is of the newest layer that has its path. Defaults have no map."""
+
+    def lay(self, data: dict[str, Any], places: dict[KeyPath, Place]) -> None:
+        """Lays values over the others; their places are added to the newest layer."""
+        self.places.update(places)
+        self.data = self._merge(self.data, data, ())
+
+    def over(self, defaults: dict[str, Any]) -> None:
+        """Merges the tree over default values; last of all, so that a wrong value that was overridden has replaced none."""
+        self.data = self._merge(defaults, self.data, ())
+
+    def _merge(self, below: Any, above: Any, path: KeyPath) -> Any:
+        """Mappings are merged key by key, `{1: x}` over a list changes an element, everything else is replaced.
+
+        OmegaConf.merge refuses a list over a mapping, merges into what a reference refers to and cannot change an element.
+        """
+        if not isinstance(above, dict) or not isinstance(below, dict | list):
+            return above
+        if isinstance(below, dict):
+            return below | {key: self._merge(below.get(key), child, (*path, key)) for key, child in above.items()}
+        if not above or not all(map(str.isdecimal, above)):
+            return above
+        name, count = ".".join(path), len(below)
+        for key in [key for key in above if int(key) >= count]:
+            last = f"; the last is {name}.{count - 1}" if count else ""
+            told = f"{name}.{key} = {show(above[key])} ({self.source((*path, key))}): {name} has {count} elements{last}"
+            self.errors.append(f"{told}; give a longer list whole: {name}=[...]")
+        return [self._merge(child, above.get(key, child), (*path, key)) for key, child in items(below)]
+
+    def source(self, path: KeyPath) -> str:
+        """`rule110-tiny.yaml:12`, `command line` or `default`."""
+        return self.places.get(path, Place("default")).source
+
+    def claim(self, path: KeyPath) -> str:
+        """`optim.lr = 1e-1 (command line)`: a value as error messages name it, numbers as they were written."""
+        value, place = select(self.data, path), self.places.get(path, Place("default"))
+        written = place.text if place.text and not isinstance(value, str) else show(value)
+        return f"{'.'.join(path)} = {written} ({place.source})"
+
+    def interpolate(self) -> set[KeyPath]:
+        """Puts values in place of references and `${oc.env:NAME}`. Returns the paths that have none, after adding errors."""
+        found = [path for path, value in walk(self.data) if isinstance(value, str) and "${" in value]
+        if not found:
+            return set()
+        from omegaconf import OmegaConf
+        from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+        def resolve(path: KeyPath) -> Any:
+            value = reduce(lambda at, key: at[int(key) if OmegaConf.is_list(at) else key], path, config)
+            return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+        def attempt(get: Callable[[KeyPath], Any], path: KeyPath) -> list[Any]:
+            try:
+                return [get(path)]
+            except OmegaConfBaseException as error:
+                what = "not a valid interpolation" if isinstance(error, GrammarParseError) else "cannot be resolved"
+                self.errors.append(f"{self.claim(path)}: {what}: {str(error).splitlines()[0]}")
+                put(self.data, path, None)
+                return []
+
+        # OmegaConf refuses the whole tree for one text with an open brace.
+        good = [path for path in found if attempt(lambda path: OmegaConf.create([select(self.data, path)]), path)]
+        config: Any = OmegaConf.create(self.data)
+        values = {path: value for path in good for value in attempt(resolve, path)}
+        for path, value in values.items():
+            texts = {inner: part if isinstance(part, str) else None for inner, part in walk(value, path)}
+            self.places.update({inner: Place(self.source(path), text) for inner, text in texts.items()})
+            put(self.data, path, read_plain(value) if isinstance(value, str) else value)
+        return set(found) - set(values)
 
 
-def without_nodes(node: Node) -> Any:
-    """The plain value of a node: dicts, lists and scalars."""
-    if isinstance(node.value, dict):
-        return {key: without_nodes(child) for key, child in node.value.items()}
-    if isinstance(node.value, list):
-        return [without_nodes(child) for child in node.value]
-    return node.value
+def items(value: Any) -> list[tuple[str, Any]]:
+    """The children of a section, a mapping or a list by name or position; of a section in part, those it has."""
+    if dataclasses.is_dataclass(value):
+        names = [item.name for item in dataclasses.fields(value) if item.init and hasattr(value, item.name)]
+        return [(name, getattr(value, name)) for name in names]
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return [(str(key), child) for key, child in pairs]
 
 
-def with_nodes(value: Any, source: str, layer: int = 0) -> Node:
-    """The inverse of `without_nodes`, with the same source everywhere."""
-    if isinstance(value, dict):
-        return Node({str(key): with_nodes(child, source, layer) for key, child in value.items()}, source, layer)
+def plain(value: Any, change: Callable[[str], str] = str) -> Any:
+    """Sections as dicts and tuples as lists, all the way down, with changed texts."""
     if isinstance(value, list | tuple):
-        return Node([with_nodes(child, source, layer) for child in value], source, layer)
-    return Node(value, source, layer)
+        return [plain(child, change) for child in value]
+    if isinstance(value, dict) or dataclasses.is_dataclass(value):
+        return {key: plain(child, change) for key, child in items(value)}
+    return change(value) if isinstance(value, str) else value
 
 
-def places(node: Node, path: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted path, source) of a node and of everything below it."""
-    yield path, node.source
-    for key, child in node_items(node):
-        yield from places(child, join(path, key))
+def escape(text: str) -> str:
+    """Text that means itself when it is read back, although it looks like an interpolation."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
-def node_items(node: Node) -> list[tuple[str, Node]]:
-    """The children of a node by name; of a list by position."""
-    if isinstance(node.value, dict):
-        return list(node.value.items())
-    return [(str(index), child) for index, child in enumerate(node.value)] if isinstance(node.value, list) else []
+def walk(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """(path, value) of a value and of everything below it."""
+    yield path, value
+    for key, child in items(value):
+        yield from walk(child, (*path, key))
 
 
-def plain(value: Any) -> Any:
-    """Sections as dicts and tuples as lists, all the way down. Sections that are only partly there keep what they have."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value) if field.init and hasattr(value, field.name)]
-        return {name: plain(getattr(value, name)) for name in names}
-    if isinstance(value, dict):
-        return {str(key): plain(child) for key, child in value.items()}
-    return [plain(child) for child in value] if isinstance(value, list | tuple) else value
+def select(value: Any, path: KeyPath) -> Any:
+    """The value at a path; None where there is none."""
+    for key in path:
+        value = dict(items(value)).get(key)
+    return value
 
 
-def expands(value: Any) -> bool:
-    """Whether a plain value is shown by its parts: a mapping with keys, or a list that holds mappings."""
-    if isinstance(value, dict):
-        return bool(value)
-    return isinstance(value, list) and any(isinstance(child, dict) for child in value)
-
-
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, plain value) of every leaf of a plain value. A list of scalars is one leaf."""
-    if not expands(value):
-        yield path, value
-        return
-    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from leaves(child, join(path, str(key)))
-
-
-def join(path: str, key: str) -> str:
-    """`path.key`, where either may be empty."""
-    return f"{path}.{key}" if path and key else path or key
+def put(data: Any, path: KeyPath, value: Any) -> None:
+    """Replaces the value at a path of a plain value, in place."""
+    parent = select(data, path[:-1])
+    parent[int(path[-1]) if isinstance(parent, list) else path[-1]] = value
 
 
 def flow(value: Any) -> str:
@@ -118,6 +154,6 @@ def flow(value: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A plain value as error messages print it: text in quotes, long values shortened."""
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else flow(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+    """A value as error messages print it: text in quotes, long values shortened."""
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else flow(plain(value))
+    return text if len(text) <= 72 else text[:69] + "..."

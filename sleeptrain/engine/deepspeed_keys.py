@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any
 
+from sleeptrain.config.names import nearest
 from sleeptrain.parallel.patches.deepspeed_logging import deepspeed_quiet
 
 
@@ -81,11 +81,11 @@ def _rejections(key: str, value: Any) -> Iterator[tuple[str, str]]:
             yield key, f"DeepSpeed does not take this: {error}".partition("\n")[0]
             return
     if key not in config.read_keys:
-        yield key, f"unknown key{_suggestion(key, config.read_keys - REMOVED.keys())}"
+        yield key, f"unknown key{nearest(key, config.read_keys - REMOVED.keys())}"
     inner = config.get(key)
     if isinstance(inner, _RecordingDict) and inner.read_keys:
         for name in [name for name in inner if name not in inner.read_keys]:
-            yield f"{key}.{name}", f"unknown key{_suggestion(name, inner.read_keys)}"
+            yield f"{key}.{name}", f"unknown key{nearest(name, inner.read_keys)}"
 
 
 def _validation_errors(key: str, value: Any, error: Any) -> Iterator[tuple[str, str]]:
@@ -97,7 +97,7 @@ def _validation_errors(key: str, value: Any, error: Any) -> Iterator[tuple[str, 
                 break  # the key is missing in the input
             path, given = [*path, name], given[name]
         if detail["type"] == "extra_forbidden":
-            why = f"unknown key{_suggestion(detail['loc'][-1], _model_fields(error.title, detail['loc'][:-1]))}"
+            why = f"unknown key{nearest(detail['loc'][-1], _model_fields(error.title, detail['loc'][:-1]))}"
         else:
             missing = ".".join(map(str, detail["loc"][len(path) - 1 :]))
             why = f"DeepSpeed does not take this: {missing + ': ' if missing else ''}{detail['msg']}"
@@ -122,9 +122,3 @@ def _subclasses(kind: type) -> Iterator[Any]:
     for child in kind.__subclasses__():
         yield child
         yield from _subclasses(child)
-
-
-def _suggestion(name: Any, names: set[str]) -> str:
-    """The phrase that suggests the most similar of `names`; empty if none is similar."""
-    close = get_close_matches(str(name), sorted(names), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -43,10 +43,10 @@ def test_all_that_cannot_be_resolved_is_told_at_once(errors: Any) -> None:
     assert [error.partition(": ")[0] for error in found] == [
         'model.name = "a${b" (a.yaml:1)',
         'model.width = "${nope}" (a.yaml:1)',
-        'train.seed = "${train.steps}" (a.yaml:2)',
         'train.steps = "${train.seed}" (a.yaml:2)',
-        'deepspeed.a.b.0 = "${x.y}" (a.yaml:3)',
+        'train.seed = "${train.steps}" (a.yaml:2)',
         'run_dir = "${oc.env:NOT_THERE}" (command line)',
+        'deepspeed.a.b.0 = "${x.y}" (a.yaml:3)',
         'optim.lr = "x" (command line)',
     ]
     assert "not a valid interpolation" in found[0] and "Interpolation key 'nope' not found" in found[1]
@@ -54,3 +54,44 @@ def test_all_that_cannot_be_resolved_is_told_at_once(errors: Any) -> None:
 
 def test_a_wrong_type_behind_a_reference(errors: Any) -> None:
     assert errors("model: {width: '${model.name}'}\n") == ['model.width = "plain" (a.yaml:1): expected a whole number']
+
+
+def test_references_reach_across_files_and_see_what_overrides_them(read: Any) -> None:
+    files = {
+        "model/base.yaml": "model: {width: '${train.seed}', name: 'm${optim.lr}'}\n",
+        "b.yaml": "include: model/base.yaml\ntrain:\n  seed: 3\n  steps: ${model.width}\n",
+    }
+    loaded = read("include: b.yaml\nrun_dir: ${model.name}-${train.steps}\n", "train.seed=5", "optim.lr=2", files=files)
+    value = loaded.value
+    assert (value.model.width, value.train.steps, value.run_dir) == (5, 5, "m2-5")
+    assert loaded.sources["model.width"] == "model/base.yaml:1" and loaded.sources["train.steps"] == "b.yaml:4"
+    assert loaded.sources["run_dir"] == "a.yaml:2"
+
+
+def test_a_section_by_reference_has_the_place_of_the_reference_and_can_be_replaced(read: Any, sections: Any) -> None:
+    text = "model: {width: 8}\noptim: {lr: 2}\nextra: ${optim}\n"
+    loaded = read(text, "optim.mode=online")
+    assert loaded.value.extra == sections["Optim"](2.0, "online")
+    assert loaded.sources["extra.lr"] == loaded.sources["extra.mode"] == "a.yaml:3"
+    assert read(text, "extra.mode=online").value.extra == sections["Optim"](0.1, "online"), (
+        "not merged into the reference"
+    )
+    assert read(text, "extra.mode=online").value.optim == sections["Optim"](2.0)
+
+
+def test_null_behind_a_reference_is_a_value(read: Any) -> None:
+    assert read("model: {width: 8}\ntrain: {steps: 4}\n", "train.steps=${run_dir}").value.train.steps is None
+
+
+def test_what_cannot_be_resolved_names_its_file_and_hides_no_other_error(errors: Any, read: Any) -> None:
+    files = {"model/base.yaml": "model:\n  width: ${sleep.nope}\n  name: '${oc.env:NOT_THERE}'\n"}
+    found = errors("include: model/base.yaml\ntrain: {seed: x, sed: 1}\n", files=files)
+    assert [error.partition(": ")[0] for error in found] == [
+        'model.name = "${oc.env:NOT_THERE}" (model/base.yaml:3)',
+        'model.width = "${sleep.nope}" (model/base.yaml:2)',
+        "train.sed = 1 (a.yaml:2)",
+        'train.seed = "x" (a.yaml:2)',
+    ]
+    assert all("cannot be resolved" in error for error in found[:2])
+    bad = "model: {width: 8, name: 'a${b'}\n"
+    assert read(bad, "model.name=good").value.model.name == "good", "what is overridden need not be right"

@@ -58,7 +58,7 @@ def test_elements_of_lists(read: Any, errors: Any, sections: dict[str, type]) ->
     assert defaults.sources["data.sources.0.share"] == "default"
     (error,) = errors(text, "data.sources.2.path=z")
     assert error.startswith(
-        "data.sources.2.path (command line): data.sources has 2 elements; the last is data.sources.1"
+        "data.sources.2 = {path: z} (command line): data.sources has 2 elements; the last is data.sources.1"
     )
 
 
@@ -72,6 +72,29 @@ def test_bad_yaml(errors: Any) -> None:
     assert error.startswith('data.sources = "[{path: x}" (command line): not valid YAML: ')
 
 
+def test_defaults_outlive_a_value_that_is_overridden(read: Any) -> None:
+    loop = read(M + "sleep: 13\n", "sleep.loop.layers=[1, 2]").value.sleep.loop
+    assert (loop.layers, loop.feedback) == ((1, 2), "normed")
+
+
 def test_what_is_not_a_section_can_not_have_keys(errors: Any) -> None:
     assert errors(M, "optim.lr.max=3") == ["optim.lr = {max: 3} (command line): expected a number"]
     assert errors(M, "optim=3") == ["optim = 3 (command line): expected {lr, mode}"]
+
+
+def test_values_inside_a_mapping_have_their_source(errors: Any, read: Any) -> None:
+    assert errors(M + "sleep: {window: 0}\n", "sleep={loop: {feedback: norm, layers: [x, 1]}, horizon: [1]}") == [
+        "sleep.horizon = [1] (command line): expected all or a whole number",
+        'sleep.loop.layers.0 = "x" (command line): expected a whole number',
+        'sleep.loop.feedback = "norm" (command line): expected one of raw, normed; did you mean normed?',
+    ]
+    loaded = read(M + "sleep: {window: 4}\n", "sleep={loop: {feedback: raw}}", "data.ratios=[1, 2]", "data.ratios.1=3")
+    assert loaded.sources["sleep.loop.feedback"] == "command line" and loaded.sources["sleep.window"] == "a.yaml:2"
+    assert loaded.value.data.ratios == [1.0, 3.0] and loaded.sources["data.ratios"] == "command line"
+
+
+def test_elements_can_be_changed_by_files_too(read: Any) -> None:
+    files = {"b.yaml": "data: {sources: [{path: x}, {path: y, share: 3}]}\n"}
+    loaded = read("include: b.yaml\n" + M + "data: {sources: {1: {path: z}}}\n", files=files)
+    assert [(one.path, one.share) for one in loaded.value.data.sources] == [("x", 1.0), ("z", 3.0)]
+    assert loaded.sources["data.sources.1.path"] == "a.yaml:3" and loaded.sources["data.sources.1.share"] == "b.yaml:1"

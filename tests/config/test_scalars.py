@@ -10,16 +10,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sleeptrain.config.files import parse
+from sleeptrain.config.files import Document
 from sleeptrain.config.scalars import read_plain
-from sleeptrain.config.tree import flow, without_nodes
+from sleeptrain.config.tree import flow
 
 
 def value(text: str) -> Any:
     errors: list[str] = []
-    node = parse(text, "x", 0, errors, "x")
-    assert node is not None and not errors
-    return without_nodes(node)
+    result = Document("x", False, errors).read(text)
+    assert not errors
+    return result
 
 
 @pytest.mark.parametrize(
