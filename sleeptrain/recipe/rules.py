@@ -96,6 +96,14 @@ RULES: tuple[Rule[Job], ...] = (
         ("mesh.pipe=5",),
     ),
     Rule(
+        "pipe-normed-truncated", ("mesh.pipe", "sleep.loop.feedback", "sleep.gradient.passes"),
+        lambda job: job.mesh.pipe > 1 and job.sleep.loop.feedback == "normed" and _truncated(job),
+        "the gradient of the final norm would be incomplete: the sending stage applies the norm and receives no gradient from a "
+        "pass that detaches its input",
+        "use sleep.gradient.passes=all, sleep.loop.feedback=raw, or mesh.pipe=1",
+        ("mesh.pipe=2", "sleep.loop.feedback=normed", "sleep.gradient.passes=1", "sleep.passes=3"),
+    ),
+    Rule(
         "tensor-heads", ("mesh.tensor",),
         lambda job: tensor_obstacle(job.model, job.mesh.tensor) is not None,
         lambda job: str(tensor_obstacle(job.model, job.mesh.tensor)),

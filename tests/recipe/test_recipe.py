@@ -66,6 +66,21 @@ def test_a_horizon_is_fine_where_gradient_crosses_windows(gradient: str) -> None
         load_recipe("rule110-tiny", ["sleep.passes=4", "sleep.gradient={passes: 3, windows: 2}"])
 
 
+def test_truncated_normed_feedback_between_stages_is_refused() -> None:
+    normed = ["sleep.passes=3", "sleep.loop.feedback=normed", "model.layers=AGGA"]
+    with pytest.raises(UserError) as caught:
+        load_recipe("rule110-tiny", [*normed, "mesh.pipe=2", "sleep.gradient.passes=2"])
+    assert caught.value.errors == [
+        'mesh.pipe = 2 (command line) with sleep.loop.feedback = "normed" (command line) with sleep.gradient.passes = 2 (command '
+        "line): the gradient of the final norm would be incomplete: the sending stage applies the norm and receives no gradient "
+        "from a pass that detaches its input; use sleep.gradient.passes=all, sleep.loop.feedback=raw, or mesh.pipe=1"
+    ]
+    load_recipe("rule110-tiny", [*normed, "mesh.pipe=2", "sleep.gradient.passes=all"])
+    load_recipe("rule110-tiny", [*normed, "mesh.pipe=2", "sleep.gradient.passes=3"])
+    load_recipe("rule110-tiny", [*normed, "mesh.pipe=2", "sleep.gradient.passes=2", "sleep.loop.feedback=raw"])
+    load_recipe("rule110-tiny", [*normed, "mesh.pipe=1", "sleep.gradient.passes=2"])
+
+
 def test_keys_of_deepspeed_are_told_with_what_else_is_wrong() -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("rule110-tiny", ["mesh.sequence=true", "deepspeed.optimizer.type=Adam", "deepspeed.dump_stat=true"])
