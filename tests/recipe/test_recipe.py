@@ -62,7 +62,7 @@ def test_a_run_is_called_like_its_recipe() -> None:
 )
 def test_a_horizon_is_fine_where_gradient_crosses_windows(gradient: str) -> None:
     load_recipe("rule110-tiny", ["sleep.passes=4", f"sleep.gradient={gradient}"])
-    with pytest.raises(UserError, match="no gradient crosses a sleeping window"):
+    with pytest.raises(UserError, match="no gradient crosses a sleeping window unless all of its passes"):
         load_recipe("rule110-tiny", ["sleep.passes=4", "sleep.gradient={passes: 3, windows: 2}"])
 
 

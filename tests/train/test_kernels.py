@@ -69,7 +69,7 @@ def test_without_a_gpu_required_kernels_end_the_run() -> None:
     with pytest.raises(UserError) as raised:
         use("require_fused", CPU)
     assert raised.value.errors == [
-        "train.kernels = require_fused, but torch sees no GPU here; train.kernels=auto trains in plain torch"
+        "train.kernels = require_fused, but torch sees no GPU here; use train.kernels=auto to train in plain torch"
     ]
 
 
@@ -110,8 +110,11 @@ def test_a_miss_falls_back_once_or_ends_the_run(
     verified(error)
     assert use("auto", GPU) == ["chunked", "chunked"]
     assert len(caplog.messages) == 1
-    assert "missed the float64 reference" in caplog.messages[0] and "in gradient of initial_state" in caplog.messages[0]
-    with pytest.raises(UserError, match="missed the float64 reference"):
+    assert (
+        "error against the float64 reference exceeds the bound" in caplog.messages[0]
+        and "in gradient of initial_state" in caplog.messages[0]
+    )
+    with pytest.raises(UserError, match="error against the float64 reference exceeds the bound"):
         use("require_fused", GPU)
 
 
