@@ -129,7 +129,7 @@ WRONG: dict[str, tuple[list[str], Sequence[str]]] = {
     "window": (recipe("sleep.window=4"), ["sleep.window = 4 (command line)", "windows of 9 tokens; set sleep.window=9"]),
     "sliding": (recipe("sleep.evict.mode=sliding", "sleep.window=10"), ["sleep.window = 10 (command line)", '"sliding" (command line)', "sleep.window=9"]),
     "trigger": (recipe("data.sources=[{path: text}]", "sleep.window=16", "sleep.passes=2"), ['sleep.loop.trigger = "context" (default)', "set sleep.loop.trigger=every"]),
-    "processes": (recipe("mesh.data=2"), ["mesh.data = 2 (command line): 1 processes were started", "torchrun --nproc_per_node 2", "mesh.data=0"]),
+    "processes": (recipe("mesh.data=2"), ["mesh.data = 2 (command line): 1 process was started", "torchrun --nproc_per_node 2", "mesh.data=0"]),
     "too large a batch": (recipe("train.batch=1000"), ["1000", "use a smaller batch or more data"]),
     "graphs": (recipe("train.cuda_graphs=true", "train.recompute=pass"), ["train.cuda_graphs = true needs a GPU, and torch sees none here; train.cuda_graphs=false"]),
     "kernels": (recipe("train.kernels=require_fused", "model.layers=AG"), ["train.kernels = require_fused, but ", "use train.kernels=auto to train in plain torch"]),

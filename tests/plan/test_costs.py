@@ -5,7 +5,7 @@ import pytest
 from sleeptrain.model.counts import step_flops
 from sleeptrain.plan.costs import costs_of
 from sleeptrain.schedule import estimate
-from tests.plan.drawn_up import layout_of, plan_of
+from tests.plan.plans import layout_of, plan_of
 
 PROGRAMS = {
     "every": [],

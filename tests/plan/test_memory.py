@@ -26,7 +26,7 @@ from sleeptrain.train.build_model import looped_elements, make_forward, new_mode
 from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.step import StepContext, train_step
 from tests.distributed import run
-from tests.plan.drawn_up import plan_of
+from tests.plan.plans import plan_of
 from tests.storages import StorageCounter
 
 POLICIES = ("window", "pass", "block", "none")

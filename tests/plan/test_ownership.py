@@ -15,7 +15,7 @@ from sleeptrain.parallel.tensor import TensorParallelModel
 from sleeptrain.plan.ownership import parameter_ownership
 from sleeptrain.train.build_model import new_model
 from tests.distributed import run
-from tests.plan.drawn_up import plan_of
+from tests.plan.plans import plan_of
 
 MESH = ["mesh.data=4", "mesh.pipe=4", "mesh.tensor=4"]
 SEVEN = ["data.sources=[{path: nowhere/text}]", "model.vocab=50257"]

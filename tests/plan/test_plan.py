@@ -5,7 +5,7 @@ import pytest
 from sleeptrain.config import UserError
 from sleeptrain.plan import planned_world, stage_balance, text, to_json
 from sleeptrain.plan.show import size
-from tests.plan.drawn_up import plan_of, resolved_of
+from tests.plan.plans import plan_of, resolved_of
 
 WIDTH, ROWS, LENGTH = 32, 4, 16
 PASSES = 3 + 3 + 1

@@ -1,6 +1,6 @@
-"""The parity grid: every layout, recompute policy and optimizer against one process on plain autograd, step by step.
+"""The parity grid: every layout, recompute policy and optimizer compared step by step with plain autograd on one process.
 
-`python -m tests.train.parity FILE` runs it and writes the table.
+`python -m tests.train.parity FILE` runs the trainings and writes the table.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tests.execute import bf16
 from tests.train.jobs import recipe_file, trained
 
 BOUND = 1e-5
-"""Largest relative difference of a loss, a gradient norm, or a tensor of step one's gradients."""
+"""Largest relative difference of a loss, a gradient norm, or a tensor of the first step's gradients."""
 LENGTH = 16
 
-# AdamW divides a gradient by its own size plus `eps`. With 1e-8, entries that are nothing but rounding move a full step
-# either way, and one process that cuts its rows into other micro-batches differs from itself by 1e-5.
+# AdamW divides a gradient by its own magnitude plus `eps`. With eps = 1e-8, entries that are pure rounding error take a full
+# step in a random direction, and one process with a different micro-batch size differs from itself by 1e-5.
 COMMON = [
     "train.steps=12", "train.batch=8", "checkpoint.every=0", "optim.clip=0.3", "optim.lr=0.0005", "optim.eps=1e-6", "model.init_std=0.01",
     "sleep.window=16", "sleep.passes=3", "model.layers=GAGA", "model.width=32", "model.mlp.hidden=48",
@@ -51,14 +51,14 @@ PROGRAMS = {
 }
 AUTOGRAD = "plain autograd"
 POLICIES = {
-    f"tape, recompute {policy}": [f"train.recompute={policy}"] for policy in ("none", "block", "pass", "window")
+    f"one process, recompute {policy}": [f"train.recompute={policy}"] for policy in ("none", "block", "pass", "window")
 }
 LAYOUTS: dict[int, dict[str, list[str]]] = {
     1: {
         AUTOGRAD: [],
         **POLICIES,
-        "tape, recompute window, offload": ["train.recompute=window", "train.offload=true"],
-        "tape, micro-batches of 2": ["train.micro=2", "train.recompute=pass"],
+        "one process, recompute window, offload": ["train.recompute=window", "train.offload=true"],
+        "one process, micro-batches of 2": ["train.micro=2", "train.recompute=pass"],
     },
     2: {
         "data=2, ZeRO 1": ["mesh.data=2", "mesh.zero=1", "train.recompute=pass"],
@@ -87,18 +87,21 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "data=2, tensor=2, ZeRO 2": ["mesh.data=2", "mesh.tensor=2", "mesh.zero=2"],
     },
 }
-"""By number of processes."""
+"""Layouts and their overrides by number of processes."""
 
-SHORT = """The tape sums the gradients of a weight's many uses in float32; autograd sums them in the weight's own type. One block
-of Gated DeltaNet and MLP, width 64, windows of 16 tokens, bf16 weights and activations; means over five matrices."""
+SHORT = """The checkpointed executor accumulates the gradients of a reused weight in float32; autograd accumulates them in the weight's
+own dtype. One block of Gated DeltaNet and MLP, width 64, windows of 16 tokens, bf16 weights and activations; means over five
+matrices."""
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Random tokens, low ones more often, in three windows. `asked`: the last window alone is scored, else all are; in any case in as many
-    places as the draw says, another number in every row."""
+    """Task of random tokens, skewed to low ids, in three windows, with a random number of targets per row.
 
-    asked: bool
+    `last_only`: only the last window has targets, else all windows have.
+    """
+
+    last_only: bool
 
     name = "recall"
     version = 1
@@ -117,7 +120,7 @@ class Recall:
         return Vocabulary("symbols", tuple(map(str, range(41))), 41, pad=40)
 
     def windows(self) -> tuple[TaskWindow, ...]:
-        return tuple(TaskWindow(w * LENGTH, (w + 1) * LENGTH, w == 2 or not self.asked) for w in range(3))
+        return tuple(TaskWindow(w * LENGTH, (w + 1) * LENGTH, w == 2 or not self.last_only) for w in range(3))
 
     def blocks(self, split: str, samples: int | None, seed: int) -> Iterator[Arrays]:
         return in_blocks(self.generate, split, samples, seed)
@@ -130,39 +133,39 @@ class Recall:
         random, rows = generator(self.name, seed, split, start), stop - start
         tokens = (40 * random.random((rows, 3 * LENGTH)) ** 3).astype(np.int32)
         scored = random.random(tokens.shape) < random.random((rows, 1))
-        if self.asked:
+        if self.last_only:
             scored[:, : 2 * LENGTH] = False
-        nothing = np.full_like(tokens, NO_GROUP)
+        groups = np.full_like(tokens, NO_GROUP)
         targets = np.where(scored, np.roll(tokens, LENGTH + 1, 1), IGNORED).astype(np.int32)
-        return {"tokens": tokens, "targets": targets, "groups": nothing, "id": np.arange(start, stop, dtype=np.int64)}
+        return {"tokens": tokens, "targets": targets, "groups": groups, "id": np.arange(start, stop, dtype=np.int64)}
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What a training of twelve steps showed."""
+class TrainingResult:
+    """Losses, gradient norms, first gradients and final weights of twelve training steps."""
 
     losses: list[float]
     norms: list[float]
     targets: list[int]
     gradients: Mapping[str, torch.Tensor]
-    """Of the first step, whole, before they were clipped."""
+    """Unsharded gradients of the first step, before clipping."""
     weights: Mapping[str, torch.Tensor]
-    """After the last step."""
+    """Unsharded weights after the last step."""
 
 
-Grid = dict[tuple[str, str], Ran]
-"""By program and layout."""
+Grid = dict[tuple[str, str], TrainingResult]
+"""Results by program and layout."""
 
 
-def runs(layout: str, program: str) -> bool:
-    """Muon needs whole matrices."""
+def is_supported(layout: str, program: str) -> bool:
+    """Whether the layout leaves the whole matrices that Muon needs."""
     return "Muon" not in program or not ("tensor" in layout or "ZeRO 3" in layout)
 
 
 def grid(folder: Path) -> Grid:
-    """All of it: one launch for every number of processes."""
-    for asked in (True, False):
-        shards.build(Recall(asked), folder / f"asked-{asked}", {"train": 256}, 0)
+    """Run the whole grid, with one launch per number of processes."""
+    for last_only in (True, False):
+        shards.build(Recall(last_only), folder / f"last-only-{last_only}", {"train": 256}, 0)
     recipe_file(folder)
     found: Grid = {}
     for world, layouts in LAYOUTS.items():
@@ -171,83 +174,85 @@ def grid(folder: Path) -> Grid:
 
 
 def _trainings(folder: str, layouts: Mapping[str, list[str]]) -> Grid:
-    """Every program on every layout of these processes; what is found is returned by rank 0."""
+    """Train every program on every layout of these processes; only rank 0 returns results."""
     where, found = Path(folder), Grid()
-    # Layouts outside: DeepSpeed keeps the groups of the first engine that had any, and then wants them of every engine.
-    for layout, spread in layouts.items():
+    # Layouts in the outer loop: DeepSpeed keeps the process groups of the first engine and expects them of every later one.
+    for layout, overrides in layouts.items():
         for program, options in PROGRAMS.items():
-            if not runs(layout, program):
+            if not is_supported(layout, program):
                 continue
-            first: dict[str, torch.Tensor] = {}
+            gradients: dict[str, torch.Tensor] = {}
 
-            def prepare(setup: Any, first: dict[str, torch.Tensor] = first, layout: str = layout) -> None:
-                _watch(setup, first)
+            def prepare(setup: Any, gradients: dict[str, torch.Tensor] = gradients, layout: str = layout) -> None:
+                _capture_first_gradients(setup, gradients)
                 if layout == AUTOGRAD:
                     object.__setattr__(setup, "forward", autograd_forward(setup.job))
 
-            name, data = f"{program} {layout}".replace(", ", "-"), where / f"asked-{CONTEXT in options}"
-            rows, weights = trained(where, name, data, [*COMMON, *options, *spread], prepare)
+            name, data = f"{program} {layout}".replace(", ", "-"), where / f"last-only-{CONTEXT in options}"
+            rows, weights = trained(where, name, data, [*COMMON, *options, *overrides], prepare)
             if dist.get_rank() == 0:
                 losses, norms, targets = ([row[key] for row in rows] for key in ("loss", "grad_norm", "targets"))
-                found[program, layout] = Ran(losses, norms, targets, first, weights)
+                found[program, layout] = TrainingResult(losses, norms, targets, gradients, weights)
     return found
 
 
-def _watch(setup: Any, found: dict[str, torch.Tensor]) -> None:
-    """Take the whole gradients before the first step, whatever they are divided into."""
-    engine, step, seen = setup.engine, setup.engine.step, list[int]()
+def _capture_first_gradients(setup: Any, gradients: dict[str, torch.Tensor]) -> None:
+    """Wrap the engine's step so that the first call stores the unsharded gradients in `gradients`."""
+    engine, step, captured = setup.engine, setup.engine.step, list[int]()
 
-    def watched(*args: Any) -> Any:
-        if not seen:
-            found.update(_gradients(engine) or {})
-            seen.append(1)
+    def capturing_step(*args: Any) -> Any:
+        if not captured:
+            gradients.update(_full_gradients(engine) or {})
+            captured.append(1)
         return step(*args)
 
-    object.__setattr__(engine, "step", watched)
+    object.__setattr__(engine, "step", capturing_step)
 
 
-def _gradients(engine: Any) -> dict[str, torch.Tensor] | None:
+def _full_gradients(engine: Any) -> dict[str, torch.Tensor] | None:
+    """Unsharded gradients by parameter name; None on ranks that do not gather them."""
     from deepspeed.utils import safe_get_full_grad
 
-    gatherer, found = engine._state_gatherer, {}
+    gatherer, gradients = engine._state_gatherer, {}
     for name, parameter in engine.module.named_parameters():
         if name != PLACEHOLDER:
             whole = safe_get_full_grad(parameter).float()
-            found[name] = (whole if gatherer is None else gatherer.full(name, whole)).clone()
-    return found if gatherer is None else gatherer.gather_full_state(found)
+            gradients[name] = (whole if gatherer is None else gatherer.full(name, whole)).clone()
+    return gradients if gatherer is None else gatherer.gather_full_state(gradients)
 
 
-def difference(one: list[float], other: list[float]) -> float:
-    """The largest relative difference, step by step."""
-    assert len(one) == len(other) == 12
-    return max(abs(a - b) / abs(b) for a, b in zip(one, other, strict=True))
+def max_relative_difference(values: list[float], reference: list[float]) -> float:
+    """The largest relative difference over the steps."""
+    assert len(values) == len(reference) == 12
+    return max(abs(a - b) / abs(b) for a, b in zip(values, reference, strict=True))
 
 
-def furthest(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> tuple[float, str]:
-    """The tensor that is farthest from its likeness, by the norm of the difference over the norm, and its name."""
-    assert one.keys() == other.keys()
-    return max((((one[n] - g).norm() / g.norm()).item(), n) for n, g in other.items())
+def worst_tensor(tensors: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> tuple[float, str]:
+    """The largest relative difference of a tensor (norm of the difference over the norm), and the tensor's name."""
+    assert tensors.keys() == reference.keys()
+    return max((((tensors[n] - g).norm() / g.norm()).item(), n) for n, g in reference.items())
 
 
-def same_bits(one: Ran, other: Ran) -> bool:
-    """Whether two trainings agree in every bit of losses, norms, gradients and final weights."""
-    numbers = one.losses == other.losses and one.norms == other.norms
-    pairs = [(one.gradients, other.gradients), (one.weights, other.weights)]
-    return numbers and all(torch.equal(a[n], b[n]) for a, b in pairs for n in b)
+def same_bits(result: TrainingResult, reference: TrainingResult) -> bool:
+    """Whether losses, norms, gradients and final weights of two trainings are equal bit for bit."""
+    same_metrics = result.losses == reference.losses and result.norms == reference.norms
+    pairs = [(result.gradients, reference.gradients), (result.weights, reference.weights)]
+    return same_metrics and all(torch.equal(a[n], b[n]) for a, b in pairs for n in b)
 
 
 def table(found: Grid) -> str:
-    """The page."""
+    """The whole of docs/parity.md."""
     versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "deepspeed", "megatron-core"))
     lines = [
         "# Parity",
         "",
-        "What is learned does not depend on how the work is spread. Twelve steps of a stack `GAGA` (width 32, 4 key heads with 8",
-        "value heads, N = 3, three windows of 16 tokens, gradients clipped in every step, another number of targets in every row) in",
-        "fp32 on one process through plain autograd, against the tape and every layout. Each cell: the largest relative difference of",
-        "a step's loss / of a step's gradient norm / of a tensor of step one's gradients, un-sharded (norm of the difference over the",
-        f"norm). The bound is {BOUND:.0e}, held by a test. *Same bits*: losses, norms, gradients and final weights equal those of the row",
-        "`tape, recompute none` in every bit. A range: blocks 1 and 2 are looped, block 0 is prelude and block 3 coda.",
+        "Training does not depend on the parallel layout. The reference is fp32 training on one process with plain autograd: twelve",
+        "steps of a stack `GAGA` (width 32, 4 key heads with 8 value heads, N = 3, three windows of 16 tokens, gradients clipped in",
+        "every step, a different number of targets in every row). Every other row is compared with it. Each cell: the largest relative",
+        "difference of a step's loss / of a step's gradient norm / of a tensor of the first step's gradients, unsharded (norm of the",
+        f"difference over the norm). A test checks the bound of {BOUND:.0e}. *Same bits*: losses, norms, gradients and final weights equal",
+        "those of the row `one process, recompute none` bit for bit. A range: blocks 1 and 2 are looped, block 0 is the prelude and",
+        "block 3 the coda.",
         "",
         f"Made by `python -m tests.train.parity docs/parity.md` on {platform.system()} {platform.machine()} CPUs with gloo; {versions}.",
         "No GPU run.",
@@ -263,9 +268,9 @@ def table(found: Grid) -> str:
                 )
     lines += [
         "",
-        "Muon needs whole matrices and is refused where they are cut: with tensor parallelism, and with ZeRO 3.",
+        "Muon needs whole matrices and is refused where they are sharded: with tensor parallelism and with ZeRO 3.",
         "",
-        "## Short types",
+        "## bfloat16",
         "",
         SHORT,
         "",
@@ -275,12 +280,13 @@ def table(found: Grid) -> str:
 
 
 def _cell(found: Grid, program: str, layout: str) -> str:
-    if not runs(layout, program):
+    if not is_supported(layout, program):
         return "refused"
-    ran, reference = found[program, layout], found[program, AUTOGRAD]
-    loss, norm = difference(ran.losses, reference.losses), difference(ran.norms, reference.norms)
-    gradients, _ = furthest(ran.gradients, reference.gradients)
-    bits = layout in POLICIES and same_bits(ran, found[program, "tape, recompute none"])
+    result, reference = found[program, layout], found[program, AUTOGRAD]
+    loss = max_relative_difference(result.losses, reference.losses)
+    norm = max_relative_difference(result.norms, reference.norms)
+    gradients, _ = worst_tensor(result.gradients, reference.gradients)
+    bits = layout in POLICIES and same_bits(result, found[program, "one process, recompute none"])
     return f"{loss:.0e} / {norm:.0e} / {gradients:.0e}" + (", same bits" if bits else "")
 
 

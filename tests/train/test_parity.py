@@ -1,4 +1,4 @@
-"""The parity grid holds its bound, and the committed table has its rows and columns."""
+"""The parity grid stays within its bound, and the committed table has its rows and columns."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ CELLS = [
     for layouts in parity.LAYOUTS.values()
     for layout in layouts
     for program in parity.PROGRAMS
-    if layout != parity.AUTOGRAD and parity.runs(layout, program)
+    if layout != parity.AUTOGRAD and parity.is_supported(layout, program)
 ]
 
 
@@ -23,22 +23,22 @@ def found(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program, layout", CELLS)
-def test_a_layout_follows_plain_autograd(found, program, layout):
-    ran, reference = found[program, layout], found[program, parity.AUTOGRAD]
-    assert ran.targets == reference.targets
-    assert parity.difference(ran.losses, reference.losses) < parity.BOUND
-    assert parity.difference(ran.norms, reference.norms) < parity.BOUND
-    apart, name = parity.furthest(ran.gradients, reference.gradients)
-    assert apart < parity.BOUND, name
-    assert min(reference.norms) > 0.3, "nothing was clipped"
-    assert len(set(reference.losses)) == 12, "nothing was learned"
-    if layout.startswith("tape, recompute"):
-        assert parity.same_bits(ran, found[program, "tape, recompute none"])
+def test_every_layout_matches_plain_autograd(found, program, layout):
+    result, reference = found[program, layout], found[program, parity.AUTOGRAD]
+    assert result.targets == reference.targets
+    assert parity.max_relative_difference(result.losses, reference.losses) < parity.BOUND
+    assert parity.max_relative_difference(result.norms, reference.norms) < parity.BOUND
+    difference, name = parity.worst_tensor(result.gradients, reference.gradients)
+    assert difference < parity.BOUND, name
+    assert min(reference.norms) > 0.3, "some gradient was not clipped"
+    assert len(set(reference.losses)) == 12, "the loss did not change in every step"
+    if layout.startswith("one process, recompute"):
+        assert parity.same_bits(result, found[program, "one process, recompute none"])
 
 
-def test_the_page_has_these_rows_and_columns():
-    grid, _ = PAGE.read_text().split("## Short types")
+def test_the_page_has_the_rows_and_columns_of_the_grid():
+    grid, _ = PAGE.read_text().split("## bfloat16")
     rows = [line.split(" | ") for line in grid.splitlines() if line.startswith("| ")]
     assert [cell.strip("| ") for cell in rows[0][1:]] == list(parity.PROGRAMS)
-    layouts = [layout for spread in parity.LAYOUTS.values() for layout in spread if layout != parity.AUTOGRAD]
+    layouts = [layout for by_name in parity.LAYOUTS.values() for layout in by_name if layout != parity.AUTOGRAD]
     assert [row[0].strip("| ") for row in rows[1:]] == layouts
