@@ -22,7 +22,7 @@ def _normed_with_coda(job: Job) -> bool:
 
 
 def _truncated(job: Job) -> bool:
-    """Whether some passes of a sleeping window carry no gradient, so that none enters it from later windows."""
+    """Whether some passes of a sleeping window carry no gradient; these also block the gradient of later windows."""
     passes = job.sleep.gradient.passes
     return passes != "all" and passes < job.sleep.max_passes
 
