@@ -1,8 +1,8 @@
-"""What backward of a block and of the head needs, counted by running them once on tensors without memory.
+"""Activation memory of a block and of the head, measured by running them once on fake tensors.
 
-The model's own code runs, forward and backward, under torch's fake tensors: operators work out shapes and types and compute
-nothing. So the count follows the model whatever changes in it. Operators are those that this machine would use; a GPU's
-norms are fused and keep less than a CPU's.
+The model's own code runs forward and backward under torch's FakeTensorMode: operators infer shapes and dtypes and compute
+nothing. The estimate therefore follows every change of the model. The operators are those of this machine; a GPU's norms
+are fused and save less than a CPU's.
 """
 
 from __future__ import annotations
@@ -38,38 +38,38 @@ from sleeptrain.program import Pass, Sleep, Window, compile
 
 @dataclass(frozen=True)
 class SegmentMemory:
-    """One block, or the head, over one window of one micro-batch; bytes of all rows together."""
+    """Memory of one block, or the head, over one window of one micro-batch, in bytes of all rows."""
 
     kept: int
-    """What its graph keeps for backward, its input and the weights left out."""
+    """Activations that its graph saves for backward, without its input and the weights."""
     work: int
-    """The most that exists beside that while it runs forward or back, gradients of its weights included."""
+    """Peak of all other memory during its forward or backward, including gradients of its weights."""
 
 
 @dataclass(frozen=True)
 class ActivationMemory:
-    """What the parts of a model keep for backward over a window of `tokens` tokens."""
+    """Activation memory of the segments of a model over a window of `tokens` tokens."""
 
     rows: int
     tokens: int
     blocks: Mapping[str, SegmentMemory]
     """By letter of the pattern; attention with an empty cache."""
     cached: SegmentMemory | None
-    """Attention after a full cache of `tokens - 1`; None where the program never reads one."""
+    """Attention with a full cache of `tokens - 1`; None if the program never reads a cache."""
     head: SegmentMemory
     norm: SegmentMemory
-    """The final norm alone, and any other norm of the stream."""
+    """The final norm, or any other norm of the residual stream."""
 
 
 @lru_cache(maxsize=16)
 def measure_activations(
     model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype, padded: bool
 ) -> ActivationMemory:
-    """Run every kind of block of a model, and its head, once over one window of `rows` x `tokens` without memory.
+    """Measure every kind of block of a model, and its head, over one window of `rows` x `tokens` on fake tensors.
 
-    `dtype` is that of parameters and features; `padded`: some tokens are padding.
+    `dtype` is that of parameters and activations. `padded` adds a mask of valid tokens.
     """
-    # One block of each kind is enough.
+    # One block of each kind suffices.
     small = replace(model, layers="".join(sorted(set(model.pattern))))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     meta = on_meta(small)
@@ -87,74 +87,74 @@ def measure_activations(
         empty = State.zeros(leaves(small, sleep, dtype), rows, device)
         h = torch.empty(rows, tokens, small.width, dtype=dtype, device=device)
 
-        def graph(op: Pass, state: State, unit: Segment) -> SegmentMemory:
-            held = [*weights.values(), *meta.parameters(), ids, h, *state.tensors.values()]
-            return _counted(unit, h, state, held if valid is None else [*held, valid])
+        def measure(state: State, segment: Segment) -> SegmentMemory:
+            inputs = [*weights.values(), *meta.parameters(), ids, h, *state.tensors.values()]
+            return _measure_segment(segment, h, state, inputs if valid is None else [*inputs, valid])
 
-        def of(op: Pass, state: State) -> dict[str, SegmentMemory]:
+        def measure_blocks(op: Pass, state: State) -> dict[str, SegmentMemory]:
             batch = MicroBatch(ids, ids, state, valid)
-            units = block_segments(meta, op, (0, len(small.pattern)), sleep.window, batch, None)
-            return {letter: graph(op, state, unit) for letter, unit in zip(small.pattern, units, strict=True)}
+            segments = block_segments(meta, op, (0, len(small.pattern)), sleep.window, batch, None)
+            return {letter: measure(state, segment) for letter, segment in zip(small.pattern, segments, strict=True)}
 
-        blocks, cached = of(first, empty), None
+        blocks, cached = measure_blocks(first, empty), None
         if last.kv_read and "A" in small.pattern:
             kv = {
                 f.name: torch.empty(rows, *f.shape, dtype=f.dtype, device=device) for f in empty.spec if f.kind == "kv"
             }
-            cached = of(last, empty.replace(kv))["A"]
-        scored = graph(first, empty, loss_segment(meta, first, MicroBatch(ids, ids, empty, valid)))
-        return ActivationMemory(rows, tokens, blocks, cached, scored, graph(first, empty, norm_segment(meta)))
+            cached = measure_blocks(last, empty.replace(kv))["A"]
+        head = measure(empty, loss_segment(meta, first, MicroBatch(ids, ids, empty, valid)))
+        return ActivationMemory(rows, tokens, blocks, cached, head, measure(empty, norm_segment(meta)))
 
 
-def _counted(unit: Segment, h: Tensor, state: State, held: Iterable[Tensor]) -> SegmentMemory:
-    """A unit's graph, and the most that exists beside it."""
-    there, back = LiveBytes(held), LiveBytes(held)
-    with there:
-        forward_no_grad(unit, h, state.tensors)
-    with back:
-        node = forward_with_grad(unit, h, state.tensors, grad_leaves=unit.leaves)
-    known, kept = {_id(tensor) for tensor in held}, 0
+def _measure_segment(segment: Segment, h: Tensor, state: State, inputs: Iterable[Tensor]) -> SegmentMemory:
+    """Memory of a segment's saved activations, and the peak of all other memory; `inputs` are not counted."""
+    forward, backward = LiveBytes(inputs), LiveBytes(inputs)
+    with forward:
+        forward_no_grad(segment, h, state.tensors)
+    with backward:
+        node = forward_with_grad(segment, h, state.tensors, grad_leaves=segment.leaves)
+    counted, kept = {_id(tensor) for tensor in inputs}, 0
     for tensor in node.saved():
-        if _id(tensor) not in known:
-            known.add(_id(tensor))
+        if _id(tensor) not in counted:
+            counted.add(_id(tensor))
             kept += tensor.untyped_storage().nbytes()
     adjoints = {name: torch.empty_like(value) for name, value in node.changed.items() if value.is_floating_point()}
-    with back:
+    with backward:
         vjp(node, torch.empty_like(node.out), adjoints)
-    return SegmentMemory(kept, max(there.peak, back.peak - kept))
+    return SegmentMemory(kept, max(forward.peak, backward.peak - kept))
 
 
 def _id(tensor: Tensor) -> int:
-    """What memory a tensor is in, whether that memory exists or not."""
+    """Identity of a tensor's storage, also of a fake one."""
     return tensor.untyped_storage()._cdata
 
 
-_SEEN_THROUGH: Mapping[Any, Callable[..., Any]] = {
+_DECOMPOSED: Mapping[Any, Callable[..., Any]] = {
     torch.ops.sleep_kernels.linear_cross_entropy.default: head_forward,
     torch.ops.sleep_kernels.linear_cross_entropy_backward.default: head_backward,
 }
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that operators make, for as long as something holds them; `held` ones are not counted."""
+    """Tracks the peak bytes of live storages that operators allocate; storages of `inputs` are not counted."""
 
-    def __init__(self, held: Iterable[Tensor]) -> None:
+    def __init__(self, inputs: Iterable[Tensor]) -> None:
         super().__init__()
         self.peak = 0
-        self._held = {_id(tensor) for tensor in held}
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._inputs = {_id(tensor) for tensor in inputs}
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator and look at what exists after it, and while it runs where that may be much."""
-        if func in _SEEN_THROUGH:
+        """Run an operator and update the peak; operators with large temporaries are traced inside."""
+        if func in _DECOMPOSED:
             with self:
-                out = _SEEN_THROUGH[func](*args)
+                out = _DECOMPOSED[func](*args)
         else:
             out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and _id(tensor) not in self._held | self._made.keys():
+            if isinstance(tensor, Tensor) and _id(tensor) not in self._inputs | self._live.keys():
                 storage = tensor.untyped_storage()
-                self._made[_id(tensor)] = StorageWeakRef(storage), storage.nbytes()
-        self._made = {key: (ref, size) for key, (ref, size) in self._made.items() if not ref.expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._made.values()))
+                self._live[_id(tensor)] = StorageWeakRef(storage), storage.nbytes()
+        self._live = {key: (ref, size) for key, (ref, size) in self._live.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
         return out

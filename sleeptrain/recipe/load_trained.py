@@ -1,4 +1,4 @@
-"""A trained model out of its run folder, to evaluate, continue or convert."""
+"""Loading of a trained model from its run folder, for evaluation, generation and conversion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sleeptrain.recipe.recipe import Recipe, load_recipe
 
 @dataclass(frozen=True)
 class Trained:
-    """A model out of a run or a checkpoint, with what it was trained on."""
+    """A model loaded from a run or a checkpoint, with its recipe and the manifest of its data."""
 
     recipe: Recipe
     model: LanguageModel
@@ -30,26 +30,26 @@ class Trained:
 
 
 def open_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
-    """The model of a run folder (its newest checkpoint) or of one checkpoint in it, in float32 on this machine's device.
+    """Load the newest checkpoint of a run folder, or one checkpoint in it, in float32 on the GPU if there is one.
 
-    Raises UserError where there is no such run, nothing was saved yet, or the weights do not fit the configuration.
+    Raises UserError if the run does not exist, has no checkpoint, or the weights do not fit its configuration.
     """
-    run, chosen = _find_checkpoint(Path(path))
+    run, folder = _find_checkpoint(Path(path))
     recipe = load_recipe(str(run / "config.yaml"), overrides).value
     try:
         manifest = Manifest.from_json(json.loads((run / "manifest.json").read_text()))
     except (OSError, ValueError, LookupError) as error:
         raise UserError(f"{run / 'manifest.json'} cannot be read ({error}); copy the run folder again") from None
-    model = _with_weights(LanguageModel(recipe.model), chosen, run)
+    model = _load_weights(LanguageModel(recipe.model), folder, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Trained(recipe, model.to(device).eval(), manifest, int(chosen.name.rsplit("-", 1)[-1]), run)
+    return Trained(recipe, model.to(device).eval(), manifest, int(folder.name.rsplit("-", 1)[-1]), run)
 
 
 def _find_checkpoint(path: Path) -> tuple[Path, Path]:
-    """The run folder and the checkpoint that a path means."""
-    wanted = "give a run folder, such as runs/rule110-tiny, or a checkpoint in one"
+    """The run folder and the checkpoint folder that `path` names."""
+    hint = "give a run folder, such as runs/rule110-tiny, or a checkpoint in one"
     if not path.is_dir():
-        raise UserError(f"{path} {'is a file' if path.exists() else 'does not exist'}; {wanted}")
+        raise UserError(f"{path} {'is a file' if path.exists() else 'does not exist'}; {hint}")
     if (path / "config.yaml").exists() and (path / "manifest.json").exists():
         newest = checkpoint.latest(path / "checkpoints")
         if newest is None:
@@ -57,26 +57,29 @@ def _find_checkpoint(path: Path) -> tuple[Path, Path]:
         return path, newest
     run = path.resolve().parent.parent
     if not (run / "config.yaml").exists() or not re.fullmatch(r"step-\d+", path.resolve().name):
-        raise UserError(f"{path} is neither a run folder nor a checkpoint of one; {wanted}")
+        raise UserError(f"{path} is neither a run folder nor a checkpoint of one; {hint}")
     return path.parent.parent, path
 
 
-def _with_weights(model: LanguageModel, chosen: Path, run: Path) -> LanguageModel:
-    """The model with the weights of a checkpoint."""
+def _load_weights(model: LanguageModel, folder: Path, run: Path) -> LanguageModel:
+    """Load the weights of the checkpoint in `folder` into `model`, after a comparison of names and shapes."""
     try:
-        weights = checkpoint.load_weights(chosen)
+        weights = checkpoint.load_weights(folder)
     except UserError:
         raise
-    except Exception as error:  # safetensors has its own kinds
+    except Exception as error:  # safetensors raises its own exception types
         raise UserError(
-            f"{chosen / 'model.safetensors'} is damaged ({error}); name another checkpoint of {run / 'checkpoints'}"
+            f"{folder / 'model.safetensors'} is damaged ({error}); name another checkpoint of {run / 'checkpoints'}"
         ) from None
-    wanted = dict(model.named_parameters())
-    for name in sorted(weights.keys() | wanted.keys()):
-        if name not in weights or name not in wanted:
-            raise UserError(f"{chosen} does not fit {run / 'config.yaml'}: parameter {name} is in one of them only")
-        if weights[name].shape != wanted[name].shape:
-            shapes = f"{list(weights[name].shape)} there and {list(wanted[name].shape)} by the configuration"
-            raise UserError(f"{chosen} does not fit {run / 'config.yaml'}: parameter {name} is {shapes}")
+    parameters = dict(model.named_parameters())
+    for name in sorted(weights.keys() | parameters.keys()):
+        if name not in weights or name not in parameters:
+            raise UserError(f"{folder} does not fit {run / 'config.yaml'}: parameter {name} is in one of them only")
+        if weights[name].shape != parameters[name].shape:
+            saved, expected = list(weights[name].shape), list(parameters[name].shape)
+            raise UserError(
+                f"{folder} does not fit {run / 'config.yaml'}: the shape of parameter {name} is {saved} in the checkpoint and "
+                f"{expected} in the configuration"
+            )
     model.load_state_dict(weights)
     return model

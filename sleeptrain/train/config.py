@@ -11,40 +11,41 @@ from sleeptrain.config.errors import Problem
 
 @dataclass(frozen=True)
 class Train:
-    """How long, how much at a time, in which precision, and what is kept for backward."""
+    """Length of the run, batch sizes, precision, activation checkpointing and kernels."""
 
     steps: int | None = None
-    """Optimizer steps; or say `tokens`."""
+    """Number of optimizer steps; set either this or `tokens`."""
     tokens: int | None = None
-    """Tokens read in all, padding included; the last step is the one that reaches them."""
+    """Total number of training tokens, padding included; the last step is the first that reaches it."""
     batch: int = 64
-    """Rows of the global batch."""
+    """Global batch size in rows."""
     micro: int | None = None
-    """Rows one process works on at a time; null: all of its share."""
+    """Micro-batch size in rows; null: all rows of the process."""
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
-    """Decides initial values and the order of the data."""
+    """Seed of the initial parameters and of the data order."""
     recompute: Literal["none", "block", "pass", "window"] = "none"
-    """What is kept for backward: `none` recomputes nothing, `block` keeps the features entering every block and the state
-    entering every pass, `pass` features and state entering every pass, `window` the state at window starts (and, while
-    one window is recomputed, its passes' inputs)."""
+    """Activation checkpointing: the unit that is recomputed in backward. `none` saves all activations. `block` saves the input
+    features of every block and the input state of every pass. `pass` saves the input features and state of every pass.
+    `window` saves the state at window starts and, while a window is recomputed, the inputs of its passes."""
     offload: bool = False
-    """What `recompute` keeps waits for backward in the host's memory."""
+    """Offload the checkpoints that `recompute` saves to host memory until backward."""
     kernels: Literal["auto", "chunked", "require_fused"] = "auto"
-    """What runs the fast-weight operators: `auto`, fused kernels on a GPU that has verified them and passes this run's
-    self-test, else plain torch; `chunked`, plain torch; `require_fused`, fused kernels or none: the run does not start."""
+    """Implementation of the fast-weight operators. `auto`: fused kernels on a GPU that has verified them and passes this
+    run's self-test, else plain torch. `chunked`: plain torch. `require_fused`: fused kernels; without them the run is
+    refused."""
 
     cuda_graphs: bool = False
-    """Every kind of pass (forward; again and backward) is recorded once as a CUDA graph and replayed, so that a pass is
-    launched in a few calls. Each recording is first held against the pass itself; one that differs is not used."""
+    """Capture every kind of pass (forward, recompute, backward) once as a CUDA graph and replay it, so that a pass takes a few
+    launches. A graph's first replays are compared with the eager pass; a graph that differs is not used."""
 
     def problems(self) -> list[Problem]:
-        """What is wrong with this section by itself."""
+        """Problems of this section alone."""
         return list(self._problems())
 
     def _problems(self) -> Iterator[Problem]:
         if (self.steps is None) == (self.tokens is None):
-            yield Problem("steps", "say how long to train: exactly one of train.steps and train.tokens")
+            yield Problem("steps", "set exactly one of train.steps and train.tokens")
         for name in ("steps", "tokens", "micro"):
             if (value := getattr(self, name)) is not None and value < 1:
                 yield Problem(name, "must be at least 1")
@@ -56,17 +57,17 @@ class Train:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """When to save and how many to keep. A run also saves when it ends and when it is interrupted."""
+    """Interval and retention of checkpoints. A run also saves when it ends and when it is interrupted."""
 
     every: int = 1000
-    """Steps between saves; 0 saves at the end only."""
+    """Steps between checkpoints; 0 saves at the end only."""
     keep: int = 2
-    """How many of the newest stay."""
+    """Number of newest checkpoints to keep."""
 
     def problems(self) -> list[Problem]:
-        """What is wrong with this section by itself."""
-        found = [Problem("every", "must not be negative")] if self.every < 0 else []
-        return found + ([Problem("keep", "must keep at least 1")] if self.keep < 1 else [])
+        """Problems of this section alone."""
+        problems = [Problem("every", "must not be negative")] if self.every < 0 else []
+        return problems + ([Problem("keep", "must keep at least 1")] if self.keep < 1 else [])
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,17 @@ class Wandb:
     mode: Literal["off", "offline", "online"] = "off"
     project: str = "sleeptrain"
     name: str | None = None
-    """Shown name of the run; null: the run folder's."""
+    """Display name of the run; null: the name of the run folder."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """What is written while training. `metrics.jsonl` in the run folder always has every step."""
+    """Logging intervals. `metrics.jsonl` in the run folder always has every step."""
 
     every: int = 10
-    """Steps between lines on a terminal that cannot show a progress bar, and between rows sent to W&B."""
+    """Steps between progress lines on a terminal without progress bar, and between rows sent to W&B."""
     wandb: Wandb = field(default_factory=Wandb)
 
     def problems(self) -> list[Problem]:
-        """What is wrong with this section by itself."""
+        """Problems of this section alone."""
         return [Problem("every", "must be at least 1")] if self.every < 1 else []

@@ -1,4 +1,4 @@
-"""The sections that a training run needs, together."""
+"""The job: all sections of a recipe that a training run needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sleeptrain.train.config import Checkpoint, Log, Train
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on what, how, and what is kept."""
+    """Model, sleep program, data, optimizer, mesh, checkpoints and logs of a training run."""
 
     model: Model = field(default_factory=Model)
     sleep: Sleep = field(default_factory=Sleep)
@@ -26,4 +26,4 @@ class Job:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    """Keys of DeepSpeed's own configuration, laid over what is derived from the sections above."""
+    """Keys of DeepSpeed's own configuration; they override those derived from the sections above."""

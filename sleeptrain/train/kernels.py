@@ -1,4 +1,4 @@
-"""Which implementation of the operators a run uses, chosen once before its first step: `train.kernels` and this machine."""
+"""Kernel selection: chooses the implementation of the fast-weight operators once, before the first step of a run."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def check_kernels(model: Model, train: Train, windows: Iterable[Window], device: torch.device) -> None:
-    """Raise UserError where `train.kernels` requires fused kernels and none is there for `model` on this process's device: as
-    much as can be known before anything is built or written."""
+    """Raise UserError if `train.kernels` requires fused kernels and this process's device has none for `model`.
+
+    Does not run kernels, so that it can run before the model is built and the run folder is written.
+    """
     if train.kernels != "require_fused" or "G" not in model.pattern or not _lengths(windows):
         return
     d = model.deltanet.head_dim
@@ -35,35 +37,35 @@ def check_kernels(model: Model, train: Train, windows: Iterable[Window], device:
 
 
 def use_kernels(model: LanguageModel, train: Train, windows: Iterable[Window], rows: int, process: Process) -> None:
-    """Tell every Gated DeltaNet block of `model` which implementation to call, as `train.kernels` says.
+    """Set the backend of every Gated DeltaNet block of `model` according to `train.kernels`; a collective.
 
-    On a GPU where fused kernels are verified, this run's shapes (`windows` of tokens by `rows` rows) are first compared
-    with the float64 reference, gradients of the state among them: seconds, and what compiles meanwhile the run needs
-    anyway. All processes decide alike, which is a collective. Under `auto` what stands in the way is said once and plain
-    torch used; under `require_fused` it is a UserError on all ranks, with the text on the first. `auto` on a CPU is plain
-    torch, and nothing is run or said.
+    On a GPU with verified fused kernels, this run's shapes (`windows` of tokens by `rows` rows) are first compared with the
+    float64 reference, including gradients of the state. This takes seconds and compiles kernels that the run needs anyway.
+    All processes choose the same backend. If one cannot use fused kernels, `auto` logs the reason once and uses plain torch;
+    `require_fused` raises UserError on all ranks, with the message on rank 0. `auto` on a CPU uses plain torch without a
+    comparison or a message.
     """
     mixers, windows = [module for module in model.modules() if isinstance(module, DeltaNet)], list(windows)
     backend = "chunked"
     if train.kernels == "require_fused" or (train.kernels == "auto" and process.device.type != "cpu"):
         shapes = [_shape(mixer, train, length, rows) for mixer in mixers for length in _lengths(windows)]
-        obstacle = _first(_obstacle(shapes, process.device), process)
+        obstacle = _first_obstacle(_obstacle(shapes, process.device), process)
         if obstacle is None:
             backend = "auto"
         elif train.kernels == "require_fused":
             raise UserError(_refusal(obstacle) if process.rank == 0 else [])
         elif process.rank == 0:
-            _LOG.warning("plain torch is used instead of fused kernels: %s", obstacle)
+            _LOG.warning("using plain torch instead of fused kernels: %s", obstacle)
     for mixer in mixers:
         mixer.backend = backend
 
 
 def _refusal(obstacle: str) -> str:
-    return f"train.kernels = require_fused, but {obstacle}; train.kernels=auto trains in plain torch"
+    return f"train.kernels = require_fused, but {obstacle}; use train.kernels=auto to train in plain torch"
 
 
 def _lengths(windows: Iterable[Window]) -> list[int]:
-    """Of windows for which there are fused kernels: a single token is left to plain torch by design."""
+    """Distinct window lengths that fused kernels support; single tokens run in plain torch by design."""
     return sorted({window.stop - window.start for window in windows} - {1})
 
 
@@ -73,20 +75,20 @@ def _shape(mixer: DeltaNet, train: Train, time: int, rows: int) -> Shape:
 
 
 def _obstacle(shapes: Sequence[Shape], device: torch.device) -> str | None:
-    """What keeps the fused kernels from being used for these shapes here, None if nothing does."""
+    """The reason why fused kernels cannot run these shapes on `device`; None if they can."""
     for shape in shapes:
         if reason := fallback_reason(device, shape.dtype, shape.d, shape.d):
             return reason
     for result in self_test(device, dict.fromkeys(shape.reduced() for shape in shapes)):
         if not result.ok:
-            return f"they missed the float64 reference on this run's shapes ({result})"
+            return f"the fused kernels' error against the float64 reference exceeds the bound on this run's shapes ({result})"
     return None
 
 
-def _first(obstacle: str | None, process: Process) -> str | None:
-    """The first rank's obstacle that has one, on all ranks."""
+def _first_obstacle(obstacle: str | None, process: Process) -> str | None:
+    """All-gathers the obstacles and returns that of the lowest rank with one, on all ranks; None if no rank has one."""
     if process.world == 1:
         return obstacle
-    found: list[str | None] = [None] * process.world
-    dist.all_gather_object(found, obstacle)
-    return next((f"rank {rank}: {said}" if rank else said for rank, said in enumerate(found) if said), None)
+    obstacles: list[str | None] = [None] * process.world
+    dist.all_gather_object(obstacles, obstacle)
+    return next((f"rank {rank}: {text}" if rank else text for rank, text in enumerate(obstacles) if text), None)

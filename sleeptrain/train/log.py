@@ -1,4 +1,4 @@
-"""Metrics: one JSON object a step in the run folder (the truth), a progress bar or lines, and W&B."""
+"""Metrics logging: one JSON object per step in the run folder, a progress bar or progress lines, and W&B."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from sleeptrain.train.config import Log
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one object a step, flushed as it is written."""
+    """`metrics.jsonl`: one JSON object per step, flushed after every write."""
 
     def __init__(self, path: Path, first_step: int) -> None:
-        """Opens for appending; rows of steps from `first_step` on (a run that went back to a checkpoint) are dropped."""
+        """Open for appending and drop the rows from `first_step` on, which a resumed run writes again."""
         kept = [row for row in read_metrics(path) if row["step"] < first_step]
-        staged = path.with_suffix(".jsonl.tmp")
-        staged.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        staged.replace(path)
+        temporary = path.with_suffix(".jsonl.tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.replace(path)
         self._file = path.open("a")
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one step. JSON has no NaN: what is not finite is written as null."""
+        """Append one step. NaN and infinity are written as null, because JSON has neither."""
         self._file.write(json.dumps(_finite(row)) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """No more rows."""
+        """Close the file."""
         self._file.close()
 
 
@@ -45,7 +45,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a metrics file; a last line that a crash cut short is left out."""
+    """All complete rows of a metrics file; a last line that a crash truncated is skipped."""
     rows: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -56,7 +56,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A progress bar on a terminal, a line every few steps elsewhere: loss, rate and time left."""
+    """A progress bar on a terminal, else a line every `every` steps: loss, gradient norm, throughput and time left."""
 
     def __init__(self, name: str, first: int, steps: int, every: int, quiet: bool = False) -> None:
         self.name, self.steps, self.every, self.quiet = name, steps, every, quiet
@@ -74,7 +74,7 @@ class Progress:
         return bar, bar.add_task(self.name, total=self.steps, completed=first, note="")
 
     def update(self, step: int, row: dict[str, Any]) -> None:
-        """Show that `step` steps are done."""
+        """Show the metrics `row` of step `step`."""
         self._times.append(perf_counter())
         norm = "n/a" if row["grad_norm"] is None else f"{row['grad_norm']:.2f}"
         note = f"loss {row['loss']:.4f}  grad {norm}  {row['tokens_per_second']:,.0f} tokens/s"
@@ -86,23 +86,23 @@ class Progress:
             print(f"{self.name}  step {step}/{self.steps}  {note}  {left:.0f} s left", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the progress bar and restore the terminal."""
         if self._bar:
             self._bar[0].stop()
 
 
 class WandbRun:
-    """A W&B run whose id is kept in the run folder, so that a resumed run goes on as the same one."""
+    """A W&B run. Its id is stored in the run folder, so that a resumed run continues the same W&B run."""
 
     def __init__(self, log: Log, folder: Path, config: dict[str, Any]) -> None:
         import wandb
 
-        known = folder / "wandb-id"
-        if not known.exists():
-            known.write_text(secrets.token_hex(4))
+        id_file = folder / "wandb-id"
+        if not id_file.exists():
+            id_file.write_text(secrets.token_hex(4))
         self._every = log.every
         self._run = wandb.init(
-            project=log.wandb.project, name=log.wandb.name or folder.name, id=known.read_text(), resume="allow",
+            project=log.wandb.project, name=log.wandb.name or folder.name, id=id_file.read_text(), resume="allow",
             mode="online" if log.wandb.mode == "online" else "offline", dir=str(folder), config=config,
         )  # fmt: skip
 
@@ -112,12 +112,12 @@ class WandbRun:
             self._run.log({k: v for k, v in row.items() if not isinstance(v, list)}, step=row["step"])
 
     def close(self) -> None:
-        """Send what is left."""
+        """Flush and finish the W&B run."""
         self._run.finish()
 
 
 class Logs:
-    """All logs of rank 0; on other ranks it writes nothing."""
+    """All logs of a run, written by rank 0 only."""
 
     def __init__(
         self, log: Log, folder: Path, config: dict[str, Any], first: int, steps: int, rank: int, quiet: bool = False
@@ -134,7 +134,7 @@ class Logs:
         return self
 
     def write(self, row: dict[str, Any]) -> None:
-        """One step's metrics."""
+        """Write the metrics of one step to all logs."""
         for sink in self._sinks:
             sink.write(row)
         if self._progress:

@@ -37,7 +37,7 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
     """
     step, steps, skips = setup.step, setup.layout.steps, 0
     every = setup.job.checkpoint.every
-    with StopRequest(tell=setup.process.rank == 0 and not quiet) as stop, open_logs(setup, step, quiet) as logs:
+    with StopRequest(announce=setup.process.rank == 0 and not quiet) as stop, open_logs(setup, step, quiet) as logs:
         while step < steps and not stop.agreed(setup.process.device):
             began = perf_counter()
             program, batches = setup.layout.program_at(step), read_step(setup.reader)

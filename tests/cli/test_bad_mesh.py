@@ -23,11 +23,11 @@ STATIC: dict[str, tuple[Sequence[str], str]] = {
     "more stages than blocks": (["mesh.pipe=3"], 'mesh.pipe = 3 (command line) with model.layers = "AG" (model/ag-tiny.yaml:4): the stack has 2 blocks; mesh.pipe can be 1 to 2'),
     "more processes than key heads": (["mesh.tensor=4"], "model.deltanet.key_heads = 2 cannot be shared by 4 processes; mesh.tensor can be 1, 2 for this model; choose one of these"),
     "an odd width of the MLP": (["mesh.tensor=2", "model.mlp.hidden=127"], "mesh.tensor = 2 (command line): model.mlp.hidden = 127 cannot be shared by 2 processes; mesh.tensor can be 1 for"),
-    "ZeRO 3 with stages": (["mesh.zero=3", "mesh.pipe=2"], "mesh.zero = 3 (command line) with mesh.pipe = 2 (command line): stages run on the tape, which needs whole parameters"),
-    "ZeRO 3 with Muon": (["mesh.zero=3", "optim.name=muon", "optim.adam_lr=0.1"], 'with optim.name = "muon" (command line): ZeRO 3 cuts matrices'),
-    "sequence alone": (["mesh.sequence=true"], "mesh.sequence = true (command line) with mesh.tensor = 1 (default): the processes that share the tokens"),
-    "a group that is too small": (["mesh.pipe=2", "mesh.group=1"], "mesh.group = 1 (command line) with mesh.pipe = 2 (command line): stages would wait for one another"),
-    "rows that make no groups": (["mesh.pipe=2", "mesh.data=2", "train.batch=10"], "the 5 rows of each of 2 processes do not make groups of 2 or 3 or 4 micro-batches; the nearest batch that does is 12"),
+    "ZeRO 3 with stages": (["mesh.zero=3", "mesh.pipe=2"], "mesh.zero = 3 (command line) with mesh.pipe = 2 (command line): pipeline stages need whole parameters"),
+    "ZeRO 3 with Muon": (["mesh.zero=3", "optim.name=muon", "optim.adam_lr=0.1"], 'with optim.name = "muon" (command line): Muon orthogonalises whole matrices, and ZeRO 3 shards them'),
+    "sequence alone": (["mesh.sequence=true"], "mesh.sequence = true (command line) with mesh.tensor = 1 (default): sequence parallelism divides the tokens"),
+    "a group that is too small": (["mesh.pipe=2", "mesh.group=1"], "mesh.group = 1 (command line) with mesh.pipe = 2 (command line): every pass would leave stages idle"),
+    "rows that make no groups": (["mesh.pipe=2", "mesh.data=2", "train.batch=10"], "train.batch = 10 (command line) with train.micro = null (default) with mesh.group = 0 (default) with mesh.pipe = 2 (command line) with mesh.data = 2 (command line): the 5 rows of each of 2 processes do not make groups of 2 or 3 or 4 micro-batches; the nearest batch that does is 12"),
     "no pass": (["sleep.passes=0", "mesh.pipe=2"], "sleep.passes = 0 (command line): must be at least 1; the first pass is counted"),
     "a draw of no pass": (["sleep.passes={low: 0, high: 2}"], "sleep.passes = {low: 0, high: 2} (command line): a draw needs 1 <= low <= high"),
     "a misspelt key of deepspeed": (["deepspeed.wall_clock_breakdwn=true"], "deepspeed.wall_clock_breakdwn = true (command line): unknown key; did you mean wall_clock_breakdown?"),
@@ -145,7 +145,7 @@ TWO_RANKS: dict[str, tuple[list[str], list[str], str]] = {
     "no fused kernels": (recipe("train.kernels=require_fused"), recipe("train.kernels=require_fused"), "error: train.kernels = require_fused, but "),
     "too few": (recipe("mesh.data=2", "mesh.pipe=2"), recipe("mesh.data=2", "mesh.pipe=2"), "mesh.data = 2 (command line) with mesh.pipe = 2 (command line): 2 processes were started; start 4, for instance with torchrun --nproc_per_node 4"),
     "windows that cannot be shared": (SEQUENCE, SEQUENCE, "mesh.sequence = true (command line) with mesh.tensor = 2 (command line): 2 processes cannot divide windows of 9 tokens, as in data; build windows of a multiple, or set mesh.sequence=false"),
-    "no groups": (recipe("mesh.pipe=2", "train.micro=8"), recipe("mesh.pipe=2", "train.micro=8"), "the 1 micro-batches of each of 1 processes do not make groups of 2 or 3 or 4"),
+    "no groups": (recipe("mesh.pipe=2", "train.micro=8"), recipe("mesh.pipe=2", "train.micro=8"), "with train.micro = 8 (command line) with mesh.group = 0 (default) with mesh.pipe = 2 (command line): the 1 micro-batches of each of 1 processes do not make groups of 2 or 3 or 4"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Where a plan takes its windows from: shards, the task that a folder is named after, or nowhere."""
+"""Data layout of a plan: from shards, from the task after which a missing folder is named, or refused."""
 
 import json
 
@@ -10,11 +10,11 @@ from sleeptrain.recipe import load_recipe
 from tests.train.jobs import SMALL, recipe_file, rule110_data, text_data
 
 
-def of(*overrides, name="text-small", windows=None):
+def resolve(*overrides, name="text-small", windows=None):
     return resolve_data(load_recipe(name, overrides), windows)
 
 
-def test_data_that_is_there_says_it_and_completes_the_recipe(tmp_path):
+def test_existing_data_completes_the_recipe_without_assumptions(tmp_path):
     data = text_data(tmp_path)
     source = f"data.sources=[{{path: {data}}}]"
     resolved, layout = resolve_data(
@@ -24,15 +24,15 @@ def test_data_that_is_there_says_it_and_completes_the_recipe(tmp_path):
     assert [(w.start, w.stop, w.targets) for w in layout.windows] == [
         (w["start"], w["stop"], w["targets"]) for w in windows
     ]
-    assert (layout.assumed, layout.padded) == (None, True)  # documents end where they end
+    assert (layout.assumed, layout.padded) == (None, True)  # documents have different lengths
     assert resolved.value.model.vocab == 258 and resolved.value.model.deltanet.horizon == 2 * 2 * 48
-    full = rule110_data(tmp_path)
-    words = [*SMALL, f"data.sources=[{{path: {full}}}]", "sleep.window=9"]
+    unpadded = rule110_data(tmp_path)
+    words = [*SMALL, f"data.sources=[{{path: {unpadded}}}]", "sleep.window=9"]
     assert not resolve_data(load_recipe(recipe_file(tmp_path), words))[1].padded
 
 
 def test_a_folder_named_after_a_task_has_the_windows_of_that_task():
-    resolved, layout = of("data.sources=[{path: nowhere/rule110}]", name="rule110")
+    resolved, layout = resolve("data.sources=[{path: nowhere/rule110}]", name="rule110")
     assert [(w.start, w.stop, w.targets) for w in layout.windows] == [
         *((24 * i, 24 * i + 24, False) for i in range(4)), (96, 100, True),
     ]  # fmt: skip
@@ -40,25 +40,25 @@ def test_a_folder_named_after_a_task_has_the_windows_of_that_task():
     assert resolved.value.model.vocab == 4 and not layout.padded
 
 
-def test_text_has_windows_as_long_as_the_models_and_bytes_unless_the_recipe_says_more():
-    resolved, layout = of("data.sources=[{path: nowhere/text}]", "sleep.window=32")
+def test_text_is_assumed_to_have_the_windows_and_vocabulary_of_the_recipe_or_bytes():
+    resolved, layout = resolve("data.sources=[{path: nowhere/text}]", "sleep.window=32")
     assert len(layout.windows) == 8 and layout.windows[-1].stop == 256 and all(w.targets for w in layout.windows)
     assert resolved.value.model.vocab == 258 and "258 token ids (bytes; model.vocab=N for a tokenizer)" in str(
         layout.assumed
     )
-    resolved, layout = of("data.sources=[{path: nowhere/text}]", "model.vocab=32000", windows=3)
+    resolved, layout = resolve("data.sources=[{path: nowhere/text}]", "model.vocab=32000", windows=3)
     assert len(layout.windows) == 3 and resolved.value.model.vocab == 32000
     assert "32,000 token ids" in str(layout.assumed) and "bytes" not in str(layout.assumed) and layout.padded
 
 
-def test_what_nobody_knows_is_told_with_the_way_to_build_it():
+def test_an_unknown_missing_folder_is_refused_with_the_command_that_builds_it():
     with pytest.raises(UserError) as caught:
-        of("data.sources=[{path: nowhere/mine}]")
+        resolve("data.sources=[{path: nowhere/mine}]")
     (line,) = caught.value.errors
     assert line.startswith("data.sources = [{path: nowhere/mine") and "(command line): data folder nowhere/mine" in line
     assert "sleeptrain data build TASK --out nowhere/mine" in line and "rule110-tiny" in line
 
 
-def test_windows_that_do_not_fit_the_recipe_are_told():
+def test_windows_that_do_not_fit_the_recipe_are_refused():
     with pytest.raises(UserError, match=r"sleep\.window = 8 .*windows of 24 tokens; set sleep\.window=24"):
-        of("data.sources=[{path: nowhere/rule110}]", "sleep.window=8", name="rule110")
+        resolve("data.sources=[{path: nowhere/rule110}]", "sleep.window=8", name="rule110")

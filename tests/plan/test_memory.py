@@ -1,4 +1,4 @@
-"""Planned memory against real runs: what is kept for backward by our own accounting, and all storages of a whole step."""
+"""Planned memory against real runs: activations by the executor's own accounting, and all storages of a whole step."""
 
 import gc
 from itertools import pairwise
@@ -14,7 +14,7 @@ from sleeptrain.execute.executor import StageExecutor
 from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels
 from sleeptrain.execute.segments import forward_no_grad, loss_segment, vjp
-from sleeptrain.execute.stage_plan import StagePlan as StagePlan
+from sleeptrain.execute.stage_plan import StagePlan
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
@@ -26,7 +26,7 @@ from sleeptrain.train.build_model import looped_elements, make_forward, new_mode
 from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.step import StepContext, train_step
 from tests.distributed import run
-from tests.plan.drawn_up import plan_of
+from tests.plan.plans import plan_of
 from tests.storages import StorageCounter
 
 POLICIES = ("window", "pass", "block", "none")
@@ -46,7 +46,7 @@ CASES = {
 
 
 def model_of(plan):
-    """The whole model of a plan, with values."""
+    """The initialised model of a plan, with all blocks."""
     model = LanguageModel(plan.job.model)
     initialise(model, 0, 64)
     return model.to(DTYPES[plan.job.train.precision])
@@ -70,20 +70,20 @@ def group_of(plan, model, seed=0):
     return found
 
 
-def taped(plan, model=None, seed=0):
-    """What the tape keeps when backward could begin."""
+def saved_bytes(plan, model=None, seed=0):
+    """Bytes that the checkpointed executor has saved at the start of backward, by component."""
     model, train = model or model_of(plan), plan.job.train
     group = group_of(plan, model, seed)
-    tape = CheckpointedExecutor(
+    executor = CheckpointedExecutor(
         model, group, plan.schedule.program, plan.job.sleep, train.recompute, offload=train.offload
     )
-    results = tape.run()
-    kept = tape.bytes()
+    results = executor.run()
+    saved = executor.bytes()
     torch.stack([result.nll.sum() for result in results]).sum().backward()
-    return kept
+    return saved
 
 
-def close(found, planned, what):
+def assert_close(found, planned, what):
     assert found.keys() == planned.keys()
     for component, size in planned.items():
         assert found[component] == pytest.approx(size, rel=0.05), (what, component)
@@ -91,134 +91,134 @@ def close(found, planned, what):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_one_stage_keeps_is_what_was_planned_under_every_policy(case):
+def test_saved_activations_of_one_stage_match_the_plan_under_every_policy(case):
     totals = {}
-    # Graphs cannot be put away.
+    # Offload is refused without recompute.
     for policy in POLICIES[:3] if case == "offload" else POLICIES:
         plan = plan_of(*CASES[case], f"train.recompute={policy}", padded=case == "padded")
-        kept = taped(plan)
-        close(kept, plan.memory[0].saved, (case, policy))
-        totals[policy] = sum(kept.values()) + plan.memory[0].host
+        saved = saved_bytes(plan)
+        assert_close(saved, plan.memory[0].saved, (case, policy))
+        totals[policy] = sum(saved.values()) + plan.memory[0].host
     assert list(totals.values()) == sorted(set(totals.values()))
 
 
 def state_bytes(model, plan):
-    """A state whose caches are full, of all rows of a group."""
+    """Bytes of the state of all rows of a group, with full caches, by kind."""
     found = {"fast": 0, "conv": 0, "kv": 0}
     for leaf in model.zero_state(plan.job.sleep, 1).spec:
         found[leaf.kind] += leaf.dtype.itemsize * torch.Size(leaf.shape).numel()
     return {kind: size * plan.layout.batch.micro * plan.layout.batch.group for kind, size in found.items()}
 
 
-def test_under_window_one_more_window_costs_its_state():
+def test_under_recompute_window_every_window_saves_one_state():
     more = ["train.recompute=window", "sleep.evict.mode=sliding"]
     plans = [plan_of(*more, windows=count) for count in (3, 4, 5)]
     model = model_of(plans[0])
-    state, kept = state_bytes(model, plans[0]), [taped(plan) for plan in plans]
+    state, saved = state_bytes(model, plans[0]), [saved_bytes(plan) for plan in plans]
     assert all(state.values())
-    for held_by_run in (kept, [plan.memory[0].saved for plan in plans]):
-        for few, many in pairwise(held_by_run):
+    for by_windows in (saved, [plan.memory[0].saved for plan in plans]):
+        for few, many in pairwise(by_windows):
             assert growth(few, many) == {"S": state["fast"], "conv": state["conv"], "kv": state["kv"]}
 
 
 def growth(few, many):
-    """What is held more, by component."""
+    """The difference in bytes of every component that differs."""
     return {name: many[name] - few[name] for name in many if many[name] != few[name]}
 
 
-def test_what_is_kept_does_not_grow_with_the_number_of_backwards():
+def test_saved_activations_do_not_grow_with_gradient_accumulation():
     once, often = (plan_of("train.recompute=pass", f"train.batch={rows}") for rows in (4, 12))
     assert (once.layout.batch.accumulation, often.layout.batch.accumulation) == (1, 3)
     assert once.memory[0].saved == often.memory[0].saved and once.estimate.stages == often.estimate.stages
     model = model_of(often)
-    first, second, third = (taped(often, model, seed) for seed in range(3))
+    first, second, third = (saved_bytes(often, model, seed) for seed in range(3))
     assert first == second == third
-    close(first, often.memory[0].saved, "accumulated")
+    assert_close(first, often.memory[0].saved, "accumulated")
 
 
 STAGED = ["mesh.pipe=2", "train.batch=6", "mesh.group=3", "model.tie=false"]
 
 
-def held(plan, edges):
-    """Bytes of this process's stage at the turn, and their largest sum; and what was planned."""
-    mine = model_of(plan)
-    part = plan.schedule.stages[edges.stage].blocks
-    mine.keep_stage(part.start, part.stop)
-    edges.open(plan.schedule.channels, torch.device("cpu"))
+def stage_bytes(plan, p2p):
+    """Bytes that this process's stage has saved at the start of backward, and their peak; measured and planned."""
+    model = model_of(plan)
+    blocks = plan.schedule.stages[p2p.stage].blocks
+    model.keep_stage(blocks.start, blocks.stop)
+    p2p.open(plan.schedule.channels, torch.device("cpu"))
     stage = StageExecutor(
-        mine, group_of(plan, mine), StagePlan(plan.schedule, edges.stage), edges, GradAccumulator(torch.float32)
+        model, group_of(plan, model), StagePlan(plan.schedule, p2p.stage), p2p, GradAccumulator(torch.float32)
     )
     found = {"peak": 0}
 
-    def weigh(what, subject):
-        # When backward is through a graph, there is nothing left of it to be weighed.
-        if what == "begin" or (what == "end" and subject.kind in ("FWD", "RECOMPUTE", "RECV")):
+    def measure(event, action):
+        # A backward action releases its graph, so its end is never a peak.
+        if event == "begin" or (event == "end" and action.kind in ("FWD", "RECOMPUTE", "RECV")):
             found["peak"] = max(found["peak"], sum(stage.bytes().values()))
-        if what == "begin" and subject == stage.stage.backward[0]:
-            found["turn"] = stage.bytes()
+        if event == "begin" and action == stage.stage.backward[0]:
+            found["start of backward"] = stage.bytes()
 
-    stage.observer = weigh
+    stage.observer = measure
     torch.stack([result.nll.sum() for result in run_with_autograd(stage)]).sum().backward()
-    memory = plan.memory[edges.stage]
+    memory = plan.memory[p2p.stage]
     backward = memory.phases[0]
     assert backward.name == "backward"
-    return found, {"turn": dict(memory.saved), "peak": sum(backward.kept.values())}
+    return found, {"start of backward": dict(memory.saved), "peak": sum(backward.kept.values())}
 
 
-def in_stages_held(plans):
+def stage_bytes_by_case(plans):
     init_distributed()
-    edges = P2PChannels([[0, 1]])
-    return {key: held(plan, edges) for key, plan in plans.items()}
+    p2p = P2PChannels([[0, 1]])
+    return {key: stage_bytes(plan, p2p) for key, plan in plans.items()}
 
 
 @pytest.fixture(scope="module")
 def two():
     keys = [*((policy, 3) for policy in POLICIES), ("window", 4)]
     return run(
-        in_stages_held, 2, {key: plan_of(*STAGED, f"train.recompute={key[0]}", windows=key[1]) for key in keys}
+        stage_bytes_by_case, 2, {key: plan_of(*STAGED, f"train.recompute={key[0]}", windows=key[1]) for key in keys}
     )  # fmt: skip
 
 
-def test_what_two_stages_keep_is_what_was_planned_under_every_policy(two):
-    for stage, held_by in enumerate(two):
-        for key, (found, planned) in held_by.items():
-            close(found["turn"], planned["turn"], (stage, key))
+def test_saved_activations_of_two_stages_match_the_plan_under_every_policy(two):
+    for stage, by_case in enumerate(two):
+        for key, (found, planned) in by_case.items():
+            assert_close(found["start of backward"], planned["start of backward"], (stage, key))
             assert found["peak"] == pytest.approx(planned["peak"], rel=0.05), (stage, key)
-        sums = {policy: sum(held_by[policy, 3][0]["turn"].values()) for policy in POLICIES}
+        sums = {policy: sum(by_case[policy, 3][0]["start of backward"].values()) for policy in POLICIES}
         assert sums["window"] < sums["pass"] < sums["block"] < sums["none"]
 
 
-def test_under_window_a_stage_keeps_the_state_and_what_it_received_in_every_pass(two):
-    rows, h = 6, 16 * 32 * 4  # of a window, in float32
+def test_under_recompute_window_a_stage_saves_the_state_and_the_received_features_of_every_pass(two):
+    rows, h = 6, 16 * 32 * 4  # bytes of the features of a window, in float32
     state = rows * 4 * 8 * 8 * 4  # the Gated DeltaNet block of a stage
     tail = rows * 3 * (2 * 2 + 4) * 8 * 4
-    # The first stage embeds in pass 1 and receives in passes 2 and 3; the last one receives in all of them.
+    # The first stage embeds in pass 1 and receives features in passes 2 and 3; the last stage receives features in all passes.
     for stage, passes in ((0, 2), (1, 3)):
-        few, many = (two[stage]["window", windows][0]["turn"] for windows in (3, 4))
+        few, many = (two[stage]["window", windows][0]["start of backward"] for windows in (3, 4))
         assert growth(few, many) == {"S": state, "conv": tail, "received h": passes * rows * h}
 
 
-def sharded(plans):
-    """What each of the tensor processes keeps under every policy; and what was planned."""
+def tensor_parallel_bytes(plans):
+    """Bytes that this tensor-parallel process has saved at the start of backward under every policy; measured and planned."""
     process, found = init_distributed(), {}
     for key, plan in plans.items():
         axes = init_mesh(plan.job.mesh, process.rank, process.world)
         model, _ = new_model(plan.layout, axes, 64, process.device)
-        found[key] = taped(plan, model.to(DTYPES[plan.job.train.precision])), dict(plan.memory[0].saved)
+        found[key] = saved_bytes(plan, model.to(DTYPES[plan.job.train.precision])), dict(plan.memory[0].saved)
     return found
 
 
 @pytest.mark.slow
-def test_what_two_tensor_processes_keep_is_what_was_planned():
+def test_saved_activations_of_two_tensor_processes_match_the_plan():
     changes = ["mesh.tensor=2", "sleep.evict.mode=sliding"]
     plans = {policy: plan_of(*changes, f"train.recompute={policy}") for policy in POLICIES}
     plans["bf16"] = plan_of(*changes, "train.recompute=none", "train.precision=bf16")
-    for found in run(sharded, 2, plans):
-        for key, (kept, planned) in found.items():
-            close(kept, planned, key)
+    for by_case in run(tensor_parallel_bytes, 2, plans):
+        for key, (saved, planned) in by_case.items():
+            assert_close(saved, planned, key)
 
 
-# All of it.
+# The memory of a whole step.
 
 LARGE = [
     "model.width=128",
@@ -254,33 +254,33 @@ PARTS = {
 }
 
 
-def existing():
-    """Storages of all tensors that exist, by address. Holding on to them keeps the addresses from being used again."""
+def live_storages():
+    """Live storages of all tensors, by address. The references prevent reuse of the addresses."""
     gc.collect()
-    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors if not tensor.is_meta}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab", [1024, 150000])
-def test_the_head_needs_what_was_planned(vocab, dtype):
-    """With few logits, which are kept, and with many, which are computed in tiles."""
+def test_memory_of_the_head_matches_the_plan(vocab, dtype):
+    """With few logits, which are saved, and with many, which are computed in tiles."""
     plan = plan_of(f"model.vocab={vocab}", "train.micro=4", "train.batch=8")
     rows, sleep = group_of(plan, model_of(plan))[0], plan.job.sleep
     model = model_of(plan).to(dtype)
     op = next(op for op in plan.schedule.program.ops if isinstance(op, Pass) and op.loss)
-    unit, h = loss_segment(model, op, rows), torch.randn(4, op.stop - op.start, plan.job.model.width).to(dtype)
+    segment, h = loss_segment(model, op, rows), torch.randn(4, op.stop - op.start, plan.job.model.width).to(dtype)
 
     with StorageCounter() as storages:
-        forward_no_grad(unit, h, {})
-        graph = segments.forward_with_grad(unit, h, {})
+        forward_no_grad(segment, h, {})
+        graph = segments.forward_with_grad(segment, h, {})
         vjp(graph, torch.ones_like(graph.out), {})
     planned = measure_activations(plan.job.model, sleep, 4, op.stop - op.start, dtype, False).head
     assert storages.peak == pytest.approx(planned.kept + planned.work, rel=0.05)
 
 
-def stepped(overrides):
-    """Bytes that exist between steps and the most that a step adds, together; and what was planned."""
+def step_bytes(overrides):
+    """Bytes live between steps plus the peak of a step; measured and planned."""
     process, plan = init_distributed(), plan_of(*LARGE, "train.recompute=window", *overrides)
     job, split = plan.job, plan.layout.batch
     axes = init_mesh(job.mesh, process.rank, process.world)
@@ -291,7 +291,7 @@ def stepped(overrides):
     def step(engine, forward):
         train_step(StepContext(engine, forward, plan.layout, axes, pad=1025), batches, plan.schedule.program, 1.0)
 
-    before = existing()
+    before = live_storages()
     model, finalize_grads = new_model(plan.layout, axes, 64, process.device)
     spec = EngineSpec(
         job.train.precision, job.mesh.zero, split.rows_per_backward, split.accumulation, mpu=axes.mpu,
@@ -299,23 +299,23 @@ def stepped(overrides):
     )  # fmt: skip
     engine = build_engine(model, job.optim, spec)
     forward = make_forward(plan.layout, axes, finalize_grads)
-    step(engine, forward)  # the first one makes moments
-    now = existing()
-    between = sum(storage.nbytes() for address, storage in now.items() if address not in before)
+    step(engine, forward)  # the first step allocates the optimizer's moments
+    after = live_storages()
+    between = sum(storage.nbytes() for address, storage in after.items() if address not in before)
     with StorageCounter() as storages:
         step(engine, forward)
     return between + storages.peak, plan.memory[axes.pipe.rank].total
 
 
-def all_stepped(cases):
-    return {name: stepped(overrides) for name, overrides in cases.items()}
+def step_bytes_by_case(cases):
+    return {name: step_bytes(overrides) for name, overrides in cases.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_process_needs_what_was_planned(world):
-    for found in run(all_stepped, world, WHOLE if world == 1 else PARTS, timeout=600):
+def test_memory_of_a_step_matches_the_plan(world):
+    for found in run(step_bytes_by_case, world, WHOLE if world == 1 else PARTS, timeout=600):
         for name, (measured, planned) in found.items():
-            print(f"{world} processes, {name}: {measured / planned:.3f} of what was planned")
-            # Under it where graphs go while gradients come: the plan adds them up.
+            print(f"{world} processes, {name}: {measured / planned:.3f} of the planned memory")
+            # Below 1 where graphs are released while gradients are allocated: the plan adds both.
             assert 0.93 < measured / planned < 1.03, name

@@ -1,4 +1,4 @@
-"""Who holds which parameters: a model of seven billion on 64 processes without its memory, and small ones that exist."""
+"""Parameter ownership: a model of seven billion parameters on 64 processes on the meta device, and small real models."""
 
 import math
 from types import SimpleNamespace
@@ -15,14 +15,14 @@ from sleeptrain.parallel.tensor import TensorParallelModel
 from sleeptrain.plan.ownership import parameter_ownership
 from sleeptrain.train.build_model import new_model
 from tests.distributed import run
-from tests.plan.drawn_up import plan_of
+from tests.plan.plans import plan_of
 
 MESH = ["mesh.data=4", "mesh.pipe=4", "mesh.tensor=4"]
 SEVEN = ["data.sources=[{path: nowhere/text}]", "model.vocab=50257"]
 
 
 def seven(*overrides):
-    """The layout of the shipped recipe on 64 processes."""
+    """The layout of the recipe hybrid-7b on 64 processes."""
     from sleeptrain.plan import resolve_data
     from sleeptrain.recipe import load_recipe
     from sleeptrain.train.layout import resolve_layout
@@ -32,7 +32,7 @@ def seven(*overrides):
 
 
 def count_by_hand(model):
-    """Parameters of a model, from its sizes."""
+    """The number of parameters of a model, computed from its sizes."""
     width, a, g = model.width, model.attention, model.deltanet
     attention = width * a.head_dim * (3 * a.heads + 2 * a.kv_heads) + 2 * a.head_dim
     keys, values = g.key_heads * g.head_dim, g.value_heads * g.head_dim
@@ -49,8 +49,10 @@ def count_by_hand(model):
 
 
 def parts_of(layout):
-    """Names and shapes of the parameters of all 16 (pipe, tensor) processes, out of the layers that a run would build, in a
-    run of 64 processes whose messages go nowhere."""
+    """Names and shapes of the parameters of all 16 (pipe, tensor) processes.
+
+    Builds the layers of a real run on the meta device, in a fake process group of 64 processes.
+    """
     from megatron.core import parallel_state
 
     found, job = {}, layout.job
@@ -73,8 +75,8 @@ TIES = pytest.mark.parametrize("tie", [False, True])
 
 
 @TIES
-def test_seven_billion_parameters_on_sixteen_processes_add_up_to_those_of_one(tie):
-    """What is left when every divided parameter counts once, without the rows that pad it, and every other one once in all."""
+def test_shards_of_seven_billion_parameters_on_sixteen_processes_add_up_to_one_model(tie):
+    """The sum over processes, without padding and without the copies of replicated parameters, is the size of one model."""
     layout = seven(f"model.tie={str(tie).lower()}")
     job = layout.job
     found, width, blocks = parameter_ownership(layout), job.model.width, job.model.pattern
@@ -90,7 +92,7 @@ def test_seven_billion_parameters_on_sixteen_processes_add_up_to_those_of_one(ti
 
 @pytest.mark.slow
 @TIES
-def test_the_layers_that_sixteen_processes_would_build_hold_what_was_planned(tie):
+def test_layers_built_for_sixteen_processes_have_the_planned_parameters(tie):
     layout = seven(f"model.tie={str(tie).lower()}")
     job = layout.job
     found, parts = parameter_ownership(layout), run(parts_of, 1, layout, timeout=300)[0]
@@ -104,7 +106,7 @@ def test_the_layers_that_sixteen_processes_would_build_hold_what_was_planned(tie
     assert found.copies == copies + (50257 * job.model.width if tie else 0)
 
 
-def test_optimizers_of_four_data_ranks_hold_every_parameter_once():
+def test_four_data_ranks_partition_the_optimizer_states():
     for share in parameter_ownership(seven()).stages:
         for which, n in share.partition(4).items():
             assert share.kinds[which] <= 4 * n < share.kinds[which] + 8
@@ -113,8 +115,8 @@ def test_optimizers_of_four_data_ranks_hold_every_parameter_once():
     assert plan.memory[0].optimizer == pytest.approx(12 * weights / 4, rel=1e-3)
 
 
-def laid_down(layout):
-    """Elements of parameters, master weights and moments on this process of a run."""
+def sizes_on_this_process(layout):
+    """This process's stage, its parameter sizes and its master weights in elements."""
     process, job = init_distributed(), layout.job
     axes = init_mesh(job.mesh, process.rank, process.world)
     model, _ = new_model(layout, axes, 64, process.device)
@@ -134,11 +136,11 @@ def laid_down(layout):
     ],
     ids=str,
 )
-def test_processes_hold_what_was_planned(overrides):
-    """Four blocks of toy size in real processes."""
+def test_real_processes_have_the_planned_parameters(overrides):
+    """Four small blocks in real processes."""
     layout = plan_of(*overrides, "train.batch=8", "train.micro=null").layout
     planned, data = parameter_ownership(layout), layout.batch.data
-    for stage, sizes, masters in run(laid_down, layout.world, layout):
+    for stage, sizes, masters in run(sizes_on_this_process, layout.world, layout):
         assert sizes == dict(planned.stages[stage].sizes)
         assert masters == planned.stages[stage].partition(data)
 

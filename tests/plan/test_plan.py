@@ -1,26 +1,26 @@
-"""The plan as a whole: processes, traffic counted by hand, idle, balance, and what does not fit."""
+"""The whole plan: number of processes, traffic against hand-counted values, bubble, balance, and layouts that do not fit."""
 
 import pytest
 
 from sleeptrain.config import UserError
 from sleeptrain.plan import planned_world, stage_balance, text, to_json
 from sleeptrain.plan.show import size
-from tests.plan.drawn_up import plan_of, resolved_of
+from tests.plan.plans import plan_of, resolved_of
 
 WIDTH, ROWS, LENGTH = 32, 4, 16
 PASSES = 3 + 3 + 1
-"""Over three windows, of which all but the last sleep."""
+"""Passes over three windows; all but the last sleep."""
 
 
-def test_the_mesh_names_the_processes_unless_they_are_given():
+def test_the_mesh_determines_the_number_of_processes_unless_it_is_given():
     assert (
         plan_of().layout.world == 1
         and plan_of("mesh.pipe=2").layout.world == 2
         and plan_of("mesh.data=2", "mesh.tensor=2", "train.batch=8").layout.world == 4
     )
-    taken = plan_of("mesh.pipe=2", "train.batch=16", world=8)
-    assert (taken.layout.world, taken.layout.batch.data, taken.layout.batch.accumulation) == (8, 4, 1)
-    assert planned_world(taken.job, None) == 2  # mesh.data = 0: one process, for want of a number
+    eight = plan_of("mesh.pipe=2", "train.batch=16", world=8)
+    assert (eight.layout.world, eight.layout.batch.data, eight.layout.batch.accumulation) == (8, 4, 1)
+    assert planned_world(eight.job, None) == 2  # mesh.data = 0 plans for a data axis of one
     with pytest.raises(UserError, match=r"mesh\.data = 2 \(command line\): 3 processes were started; start 2"):
         plan_of("mesh.data=2", "train.batch=8", world=3)
     with pytest.raises(UserError, match=r"train\.batch = 4 .*does not divide over 3 processes"):
@@ -29,7 +29,7 @@ def test_the_mesh_names_the_processes_unless_they_are_given():
         plan_of("train.batch=2")
 
 
-def test_traffic_over_the_data_axis_by_hand():
+def test_traffic_over_the_data_axis_matches_hand_counted_values():
     def sent(*overrides):
         plan = plan_of("mesh.data=2", "train.batch=16", *overrides)
         return plan.traffic[0]["data"], plan.parameters.total
@@ -38,36 +38,36 @@ def test_traffic_over_the_data_axis_by_hand():
         ([], 1, 4), (["mesh.zero=2"], 2, 4), (["train.precision=bf16"], 1, 2), (["train.precision=bf16", "mesh.zero=2"], 2, 2),
     ):  # fmt: skip
         found, n = sent(*changes)
-        # A ring over two sends half of a sum twice, and half of what is collected once.
+        # In a ring of two, a reduction sends half of its input twice and an all-gather sends half of its output once.
         assert found == n * 4 * sums + n * weight / 2
     assert plan_of().traffic[0]["data"] == 0
 
 
-def test_traffic_between_stages_by_hand():
+def test_traffic_between_stages_matches_hand_counted_values():
     plan = plan_of("mesh.pipe=2", "train.batch=8", "train.recompute=none", "model.tie=false")
     h = 2 * LENGTH * WIDTH * 4  # two rows of a window
     backwards, micro = plan.layout.batch.accumulation, plan.layout.batch.group
     assert (backwards, micro) == (2, 2)
-    wraps = 4  # passes that read what another one made
+    wraps = 4  # passes that read the features of an earlier pass
     assert [t["pipe"] for t in plan.traffic] == [backwards * micro * h * (PASSES + wraps)] * 2
 
 
-def test_traffic_over_the_tensor_axis_by_hand():
-    """Twice in every block, forward and back, for every pass; once for every embedding, and once for every head's backward."""
+def test_traffic_over_the_tensor_axis_matches_hand_counted_values():
+    """Two all-reduces per block and pass in forward and in backward, one per embedding, one per backward of the head."""
     plan = plan_of("mesh.tensor=2", "train.recompute=none")
     h = ROWS * LENGTH * WIDTH * 4
     assert plan.traffic[0]["tensor"] == h * (2 * 4 * PASSES * 2 + 3 + 3)
-    again = plan_of("mesh.tensor=2", "train.recompute=pass")
-    assert again.traffic[0]["tensor"] == plan.traffic[0]["tensor"] + h * (2 * 4 * PASSES + 3)
+    recompute = plan_of("mesh.tensor=2", "train.recompute=pass")
+    assert recompute.traffic[0]["tensor"] == plan.traffic[0]["tensor"] + h * (2 * 4 * PASSES + 3)
 
 
-def test_what_goes_to_the_host_comes_back():
+def test_offload_traffic_counts_both_directions():
     plan = plan_of("train.offload=true", "train.recompute=pass", "train.batch=8")
     assert plan.traffic[0]["host"] == 2 * plan.memory[0].host * plan.layout.batch.accumulation > 0
     assert plan.memory[0].total < plan_of("train.recompute=pass", "train.batch=8").memory[0].total
 
 
-def test_stages_are_weighed_by_what_they_compute():
+def test_balance_compares_the_flops_of_stages():
     plan = plan_of("mesh.pipe=2", "train.recompute=pass")
     first, last = plan.balance.costs
     stages = plan.estimate.stages
@@ -79,7 +79,7 @@ def test_stages_are_weighed_by_what_they_compute():
     assert plan.balance.waste == pytest.approx(waste) and plan.estimate.bubble > waste
 
 
-def test_it_says_what_it_takes_for_granted_and_what_it_leaves_out():
+def test_the_text_lists_assumptions_and_omissions():
     shown = text(plan_of())
     assert "Assumed: nowhere/text is not there yet" in shown and "mesh.data=N plans for N" in shown
     assert (
@@ -87,11 +87,11 @@ def test_it_says_what_it_takes_for_granted_and_what_it_leaves_out():
         and "sent by a process" not in shown
         and "idle" not in shown
     )
-    whole = text(plan_of("mesh.data=2", "mesh.pipe=2", "train.batch=8", "mesh.zero=2"))
-    assert "ZeRO 2" in whole and "--processes N" not in whole and "stage 1  blocks 2..3" in whole
+    staged = text(plan_of("mesh.data=2", "mesh.pipe=2", "train.batch=8", "mesh.zero=2"))
+    assert "ZeRO 2" in staged and "--processes N" not in staged and "stage 1  blocks 2..3" in staged
 
 
-def test_sums_that_recordings_add_to_stay_and_the_rest_of_them_is_said_to_be_left_out():
+def test_cuda_graphs_keep_gradient_accumulators_and_their_other_memory_is_listed_as_omitted():
     for more in (["train.precision=bf16"], ["train.precision=fp32", "mesh.zero=2"]):
         plain, graphs = (plan_of("train.recompute=pass", *more, *graphs) for graphs in ([], ["train.cuda_graphs=true"]))
         sums = 4 * plain.parameters.total
@@ -100,17 +100,17 @@ def test_sums_that_recordings_add_to_stay_and_the_rest_of_them_is_said_to_be_lef
         assert "memory of CUDA graphs" in text(graphs) and "CUDA graphs" not in text(plain)
 
 
-def test_zero_3_says_what_it_does_not_know():
+def test_the_text_lists_the_unknowns_of_zero_3():
     plan = plan_of("mesh.data=2", "mesh.zero=3", "train.batch=8", "mesh.group=0")
     n = plan.parameters.total
     assert plan.memory[0].parameters == pytest.approx(4 * n / 2, rel=1e-3)
     backward = plan.memory[0].phases[0]
-    # All parameters are whole while they are used, and so are their gradients until backward is over.
+    # All gathered parameters, and their gradients until the end of backward.
     assert backward.name == "backward" and backward.gradients >= 2 * 4 * n
     assert "not known" in text(plan) and "when ZeRO 3 gathers" in text(plan)
 
 
-def test_json_holds_the_same():
+def test_json_has_the_numbers_of_the_plan():
     plan = plan_of("mesh.pipe=2", "mesh.data=2", "train.batch=8")
     body = to_json(plan)
     assert body["processes"] == {"all": 4, "data": 2, "pipe": 2, "tensor": 1} and body["flops"] == plan.flops
@@ -119,7 +119,7 @@ def test_json_holds_the_same():
     assert set(body["stages"][0]["memory"]["phases"]) == {"backward", "reduction", "update"}
 
 
-def test_a_ramp_is_planned_at_its_largest():
+def test_a_ramp_or_draw_is_planned_with_its_largest_number_of_passes():
     plans = [
         plan_of(f"sleep.passes={passes}") for passes in ("3", "{start: 1, stop: 3, steps: 9}", "{low: 2, high: 3}")
     ]
@@ -129,7 +129,7 @@ def test_a_ramp_is_planned_at_its_largest():
 @pytest.mark.parametrize(
     ("n", "shown"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3 GiB"), (1000 * 2**20, "1000 MiB"), (2**52, "4096 TiB")]
 )  # fmt: skip
-def test_bytes_in_words(n, shown):
+def test_sizes_are_printed_with_binary_units(n, shown):
     assert size(n) == shown
 
 

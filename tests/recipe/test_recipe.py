@@ -1,4 +1,4 @@
-"""A recipe against the processes it was started in, and what a run may change when it goes on."""
+"""Checks of a recipe: batch size against the number of processes, rules over several sections, run folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 64])
-def test_a_batch_that_divides_is_fine(world: int) -> None:
+def test_a_batch_that_divides_is_accepted(world: int) -> None:
     check_batch(load_recipe("rule110-tiny"), world)
     check_batch(load_recipe("rule110-tiny", [f"mesh.data={world}"]), world)
 
@@ -44,14 +44,16 @@ def test_a_batch_that_divides_is_fine(world: int) -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_the_processes(changes: list[str], world: int, errors: list[str]) -> None:
+def test_a_batch_or_mesh_that_does_not_fit_the_processes_is_refused(
+    changes: list[str], world: int, errors: list[str]
+) -> None:
     line = (ROOT / "configs" / "rule110-tiny.yaml").read_text().splitlines().index("  batch: 64") + 1
     with pytest.raises(UserError) as caught:
         check_batch(load_recipe("rule110-tiny", changes), world)
     assert caught.value.errors == [error.replace("tiny.yaml:16", f"tiny.yaml:{line}") for error in errors]
 
 
-def test_a_run_is_called_like_its_recipe() -> None:
+def test_the_run_folder_has_the_name_of_the_recipe() -> None:
     recipe = load_recipe("rule110-tiny").value
     assert recipe.folder("rule110-tiny") == recipe.folder("somewhere/rule110-tiny.yaml") == Path("runs/rule110-tiny")
     assert load_recipe("rule110-tiny", ["run_dir=there"]).value.folder("rule110-tiny") == Path("there")
@@ -60,13 +62,28 @@ def test_a_run_is_called_like_its_recipe() -> None:
 @pytest.mark.parametrize(
     "gradient", ["{passes: 2}", "{passes: 2, windows: 1}", "{passes: 4, windows: 3}", "{windows: 3}"]
 )
-def test_a_horizon_is_fine_where_gradient_crosses_windows(gradient: str) -> None:
+def test_a_horizon_is_accepted_if_gradient_crosses_windows(gradient: str) -> None:
     load_recipe("rule110-tiny", ["sleep.passes=4", f"sleep.gradient={gradient}"])
-    with pytest.raises(UserError, match="no gradient crosses a sleeping window"):
+    with pytest.raises(UserError, match="no gradient crosses a sleeping window unless all of its passes"):
         load_recipe("rule110-tiny", ["sleep.passes=4", "sleep.gradient={passes: 3, windows: 2}"])
 
 
-def test_keys_of_deepspeed_are_told_with_what_else_is_wrong() -> None:
+def test_truncated_normed_feedback_between_stages_is_refused() -> None:
+    normed = ["sleep.passes=3", "sleep.loop.feedback=normed", "model.layers=AGGA"]
+    with pytest.raises(UserError) as caught:
+        load_recipe("rule110-tiny", [*normed, "mesh.pipe=2", "sleep.gradient.passes=2"])
+    assert caught.value.errors == [
+        'mesh.pipe = 2 (command line) with sleep.loop.feedback = "normed" (command line) with sleep.gradient.passes = 2 (command '
+        "line): the gradient of the final norm would be incomplete: the sending stage applies the norm and receives no gradient "
+        "from a pass that detaches its input; use sleep.gradient.passes=all, sleep.loop.feedback=raw, or mesh.pipe=1"
+    ]
+    load_recipe("rule110-tiny", [*normed, "mesh.pipe=2", "sleep.gradient.passes=all"])
+    load_recipe("rule110-tiny", [*normed, "mesh.pipe=2", "sleep.gradient.passes=3"])
+    load_recipe("rule110-tiny", [*normed, "mesh.pipe=2", "sleep.gradient.passes=2", "sleep.loop.feedback=raw"])
+    load_recipe("rule110-tiny", [*normed, "mesh.pipe=1", "sleep.gradient.passes=2"])
+
+
+def test_deepspeed_keys_are_reported_together_with_broken_rules() -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("rule110-tiny", ["mesh.sequence=true", "deepspeed.optimizer.type=Adam", "deepspeed.dump_stat=true"])
     assert [error.partition(" = ")[0] for error in caught.value.errors] == [

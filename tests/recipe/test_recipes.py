@@ -1,4 +1,4 @@
-"""Every shipped recipe loads, says where its values come from, names how its data is built, and trains at toy size."""
+"""Shipped recipes: each loads, has a source for every value, names the command that builds its data, and trains at toy size."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ TASKS = {
     "depo": (["depo-tiny"], 16),
     "text": (["text", "paths=[documents]", "window=8", "windows_per_sample=3", "holdout=6"], 8),
 }
-"""Data of each task at toy size: what is built, and its windows."""
+"""Build arguments and window length of each task at toy size."""
 
 
 def task_of(name: str) -> str:
-    """The task that a recipe's comment builds data of."""
+    """The task whose data the command in a recipe's comment builds."""
     return next(task for task in TASKS if re.search(rf"data build {task}\b", comment(name)))
 
 
 def comment(name: str) -> str:
-    """What a recipe says at its head."""
+    """The comment lines of a recipe."""
     lines = (configs_root() / f"{name}.yaml").read_text().splitlines()
     return "\n".join(line for line in lines if line.startswith("#"))
 
@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ran(folder: Path) -> dict[str, Line]:
-    """All recipes in one process, after their data."""
+    """The data builds and then all recipes, run in one process."""
     builds = [["data", "build", *words, "--out", f"data/{task}"] for task, (words, _) in TASKS.items()]
     builds = [words if "text" in words else [*words, "train=32", "test=8"] for words in builds]
     lines = run_lines([*builds, *(toy(name) for name in NAMES)], folder)
@@ -67,7 +67,7 @@ def ran(folder: Path) -> dict[str, Line]:
     return dict(zip(NAMES, lines[len(builds) :], strict=True))
 
 
-def test_the_names_that_others_rely_on_are_there() -> None:
+def test_the_documented_recipes_exist() -> None:
     assert set(NAMES) >= NEEDED
 
 
@@ -94,7 +94,7 @@ def _files(sources: dict[str, str]) -> set[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_explain_shows_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_shows_values_and_sources(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     from sleeptrain.cli.main import main
 
     assert main(["train", name, "--explain"]) == 0

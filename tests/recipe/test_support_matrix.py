@@ -1,4 +1,4 @@
-"""What works together: every pair of values that is not refused is trained, and every refusal is asked for."""
+"""The support matrix: every supported pair of values is trained, and every refusal is checked."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.distributed import run
 from tests.train.jobs import recipe_file, rule110_data, trained
 
 ROOT = Path(__file__).parents[2]
-MOST = 4
-"""Processes of the largest of these trainings."""
+MAX_PROCESSES = 4
+"""Number of processes of the largest training."""
 
 REFUSED = {
     (("mesh.tensor", 1), ("mesh.sequence", True)): ["sequence-tensor"],
@@ -36,36 +36,36 @@ REFUSED = {
     (("sleep.loop.layers", (1, 3)), ("sleep.loop.feedback", "normed")): ["normed-coda"],
     (("sleep.gradient.passes", 1), ("sleep.gradient.windows", 2)): ["gradient-horizon"],
 }
-"""What cannot meet, by hand, and the rules that say so."""
+"""The refused pairs, listed by hand, and the rules that refuse them."""
 
 
-def test_the_page_is_what_the_rules_say() -> None:
-    told = "print it again: python -m sleeptrain.recipe.support_matrix > docs/support.md"
-    assert (ROOT / "docs" / "support.md").read_text() == page(), told
+def test_the_page_matches_the_rules() -> None:
+    hint = "regenerate it: python -m sleeptrain.recipe.support_matrix > docs/support.md"
+    assert (ROOT / "docs" / "support.md").read_text() == page(), hint
 
 
-def test_the_pairs_that_are_refused() -> None:
+def test_the_refused_pairs_match_the_list() -> None:
     found = {pair: [rule.name for rule in rules] for pair in every_pair() if (rules := refusals(dict(pair)))}
     assert found == REFUSED
 
 
 @pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: "-".join(words(dict(pair))))
-def test_a_refused_pair_is_told_by_its_rule(pair: Any) -> None:
-    """In settings where nothing else is wrong."""
+def test_a_refused_pair_is_reported_by_its_rule(pair: Any) -> None:
+    """With other settings that break no rule."""
     (rule,) = [rule for rule in RULES if rule.name == REFUSED[pair][0]]
     choice = {"train.offload": False, "train.recompute": "pass"} | dict(pair)
-    (said,) = errors(*words(choice))
+    (message,) = errors(*words(choice))
     values = [f"{path} = {show(plain(value))} (command line)" for path, value in pair if path in rule.fields]
-    assert values and all(value in said for value in values)
-    assert said.endswith(f": {reason(rule, base(*words(choice)))}; {rule.fix}")
+    assert values and all(value in message for value in values)
+    assert message.endswith(f": {reason(rule, base(*words(choice)))}; {rule.fix}")
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_every_rule_has_an_example_that_breaks_it_alone(rule: Any) -> None:
-    (said,) = errors(*rule.example)
-    why = f": {reason(rule, base(*rule.example))}; {rule.fix}"
-    assert said.endswith(why)
-    assert [value.partition(" = ")[0] for value in said.removesuffix(why).split(" with ")] == list(rule.fields)
+def test_every_rule_has_an_example_that_breaks_only_this_rule(rule: Any) -> None:
+    (message,) = errors(*rule.example)
+    suffix = f": {reason(rule, base(*rule.example))}; {rule.fix}"
+    assert message.endswith(suffix)
+    assert [value.partition(" = ")[0] for value in message.removesuffix(suffix).split(" with ")] == list(rule.fields)
 
 
 def errors(*changes: str) -> list[str]:
@@ -74,10 +74,10 @@ def errors(*changes: str) -> list[str]:
     return caught.value.errors
 
 
-def feasible(asked: dict[str, Any]) -> bool:
-    """Whether what is asked for can be had with few processes."""
-    found = completed(asked)
-    return found is not None and processes(found) <= MOST
+def feasible(required: dict[str, Any]) -> bool:
+    """Whether a supported choice with these values needs at most MAX_PROCESSES processes."""
+    choice = completed(required)
+    return choice is not None and processes(choice) <= MAX_PROCESSES
 
 
 def processes(choice: dict[str, Any]) -> int:
@@ -85,28 +85,30 @@ def processes(choice: dict[str, Any]) -> int:
 
 
 def covering() -> list[dict[str, Any]]:
-    """Choices that every pair of values is in one of, unless it is refused: each takes a pair that is still missing, and then,
-    axis by axis, the value that brings most others along."""
+    """Choices that cover every pair of values that is not refused.
+
+    Greedy: each choice starts with an uncovered pair and takes, axis by axis, the value that covers most further pairs.
+    """
     missing = dict.fromkeys(pair for pair in every_pair() if pair not in REFUSED)
-    found = []
+    choices = []
     while missing:
         choice = dict(next(iter(missing)))
         for axis in AXES:
             if axis.path not in choice:
-                ways = [{**choice, axis.path: value} for value in axis.values]
-                gains = {i: sum(pair in missing for pair in pairs(way)) for i, way in enumerate(ways)}
-                best = next(i for i in sorted(gains, key=lambda i: (-gains[i], i)) if feasible(ways[i]))
-                choice = ways[best]
-        found.append(choice)
+                options = [{**choice, axis.path: value} for value in axis.values]
+                gains = {i: sum(pair in missing for pair in pairs(option)) for i, option in enumerate(options)}
+                best = next(i for i in sorted(gains, key=lambda i: (-gains[i], i)) if feasible(options[i]))
+                choice = options[best]
+        choices.append(choice)
         for pair in pairs(choice):
             missing.pop(pair, None)
-    return found
+    return choices
 
 
-def test_the_choices_hold_every_pair_and_can_be_loaded() -> None:
+def test_the_choices_cover_every_pair_and_can_be_loaded() -> None:
     choices = covering()
-    held = {pair for choice in choices for pair in pairs(choice)}
-    assert held == {pair for pair in every_pair() if pair not in REFUSED}
+    covered = {pair for choice in choices for pair in pairs(choice)}
+    assert covered == {pair for pair in every_pair() if pair not in REFUSED}
     assert {processes(choice) for choice in choices} == {1, 2, 4}
     for choice in choices:
         load_recipe("rule110-tiny", [*BASE, *words(choice)])
@@ -119,17 +121,17 @@ SIZES = [
 
 
 def train_all(folder: str, choices: list[dict[str, Any]]) -> list[Any]:
-    """Two steps of every choice, in the processes there are: (metrics, whether all weights are finite)."""
-    found = []
+    """Train two steps of every choice on the current processes: (metrics, whether all weights are finite) of each."""
+    results = []
     for n, choice in enumerate(choices):
         try:
             rows, weights = trained(
                 Path(folder), f"{processes(choice)}-{n}", Path(folder) / "rule110", [*SIZES, *words(choice)]
             )
         except Exception as error:
-            raise AssertionError(f"this was refused or failed: {' '.join(words(choice))}") from error
-        found.append((rows, weights is None or all(bool(w.isfinite().all()) for w in weights.values())))
-    return found
+            raise AssertionError(f"refused or failed: {' '.join(words(choice))}") from error
+        results.append((rows, weights is None or all(bool(w.isfinite().all()) for w in weights.values())))
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_pair_trains(folder: str, world: int) -> None:
-    # DeepSpeed keeps the groups of an engine with stages or tensor neighbours, and asks them again for one without: those first.
+    # Model-parallel layouts first: DeepSpeed keeps their process groups and also uses them for engines without model parallelism.
     choices = sorted(
         (choice for choice in covering() if processes(choice) == world), key=lambda choice: choice["mesh.data"] < world
     )

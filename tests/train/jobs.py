@@ -1,4 +1,4 @@
-"""Small trainings for the tests of this folder, run inside whatever processes the caller has started."""
+"""Small trainings for tests, run in the processes that the caller has started."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = [
 
 
 def text_data(folder: Path) -> Path:
-    """Documents of very unequal length, so that rows differ in how much of them is scored."""
+    """Text data of documents with very different lengths, so that rows have different numbers of targets."""
     source = folder / "documents"
     source.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
@@ -42,7 +42,7 @@ def text_data(folder: Path) -> Path:
 
 
 def rule110_data(folder: Path, **parameters) -> Path:
-    """A small Rule 110."""
+    """A small Rule 110 data set; `parameters` override its sizes."""
     sizes = {"strings": 2, "width": 8, "transitions": (1, 2), "variant": "dense", "holdout": 8} | parameters
     out = folder / "rule110"
     shards.build(make("rule110", sizes), out, {"train": 512, "test": 64}, 0)
@@ -50,7 +50,7 @@ def rule110_data(folder: Path, **parameters) -> Path:
 
 
 def recipe_file(folder: Path) -> str:
-    """An empty recipe: everything comes from overrides."""
+    """A recipe with the number of steps only; overrides set all other values."""
     path = folder / "recipe.yaml"
     if not path.exists():
         path.write_text("train: {steps: 10}\n")
@@ -58,7 +58,10 @@ def recipe_file(folder: Path) -> str:
 
 
 def trained(folder: Path, name: str, data: Path, overrides: list[str], spoil=None):
-    """Train (or continue) the run `name`; returns (metrics rows, weights by name on rank 0)."""
+    """Train or resume the run `name`; returns (rows of metrics, weights by name on rank 0).
+
+    `spoil` modifies the setup before the first step.
+    """
     process = init_distributed()
     resolved = load_recipe(
         recipe_file(folder), [*SMALL, f"data.sources=[{{path: {data}}}]", f"run_dir={folder / name}", *overrides]

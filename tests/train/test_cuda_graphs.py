@@ -1,4 +1,4 @@
-"""`train.cuda_graphs` in whole runs: with a recorder that needs no GPU it trains the same bits; without a GPU it is refused."""
+"""`train.cuda_graphs` in whole runs: with a recorder that needs no GPU the results are bit-identical; without a GPU it is refused."""
 
 from pathlib import Path
 
@@ -19,40 +19,41 @@ STEPS = [
 ]  # fmt: skip
 
 
-def both(folder, changes):
-    """Losses and weights with recordings and without, and how many were made."""
-    where, made = Path(folder), []
+def train_with_and_without_graphs(folder, changes):
+    """Metrics and weights with CUDA graphs and without, and the numbers of captures and replays."""
+    where, recorders = Path(folder), []
 
-    class Noted(CountingReplay):
+    class RegisteredReplay(CountingReplay):
         def __init__(self):
             super().__init__()
-            made.append(self)
+            recorders.append(self)
 
-    build_model.CudaGraphRecorder = Noted  # this process is the test's own
-    found = []
+    build_model.CudaGraphRecorder = RegisteredReplay  # not restored: the process ends with the test
+    results = []
     for graphs in ("true", "false"):
         name = "-".join([*changes, graphs])
         rows, weights = trained(where, name, where / "text", [*STEPS, *changes, f"train.cuda_graphs={graphs}"])
-        kept = ("loss", "grad_norm", "residual", "state_norm", "loss_by_window")
-        found.append(([{key: row[key] for key in kept} for row in rows], weights))
-    (recorder,) = made
-    return found, recorder.captured, recorder.replayed
+        keys = ("loss", "grad_norm", "residual", "state_norm", "loss_by_window")
+        results.append(([{key: row[key] for key in keys} for row in rows], weights))
+    (recorder,) = recorders
+    return results, recorder.captured, recorder.replayed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [("mesh.zero=1",), ("mesh.zero=2", "train.precision=bf16")])
-def test_recorded_passes_train_the_same_bits(tmp_path, changes):
-    """Two processes, two micro-batches each; the number of passes is drawn; some rows are padded."""
+def test_training_with_cuda_graphs_is_bit_identical(tmp_path, changes):
+    """Two processes with two micro-batches each, a drawn number of passes, and padded rows."""
     text_data(tmp_path)
     recipe_file(tmp_path)
-    (found, recorded, replayed), (_, others, more) = run(both, 2, str(tmp_path), changes)
-    (rows, weights), (expected, wanted) = found
-    assert rows == expected and len(rows) == 5 and rows[0]["loss"] != rows[4]["loss"]
-    assert weights.keys() == wanted.keys() and all(torch.equal(weights[name], wanted[name]) for name in wanted)
-    assert 0 < recorded < 24 and 0 < others < 24 and replayed > 2 * recorded and more > 2 * others
+    ranks = run(train_with_and_without_graphs, 2, str(tmp_path), changes)
+    (rows, weights), (expected_rows, expected_weights) = ranks[0][0]
+    assert rows == expected_rows and len(rows) == 5 and rows[0]["loss"] != rows[4]["loss"]
+    assert weights.keys() == expected_weights.keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in expected_weights.items())
+    assert all(0 < captured < 24 and replayed > 2 * captured for _, captured, replayed in ranks)
 
 
-def test_without_a_gpu_it_is_refused():
+def test_cuda_graphs_are_refused_without_a_gpu():
     job = load_recipe("rule110-tiny", ["train.cuda_graphs=true", "train.recompute=pass"]).value
     with pytest.raises(UserError, match=r"^train.cuda_graphs = true needs a GPU, and torch sees none here"):
         check_device(job, torch.device("cpu"))

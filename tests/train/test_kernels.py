@@ -1,4 +1,4 @@
-"""What `train.kernels` makes of a machine: on a CPU for real, on a GPU as far as the choice can see."""
+"""Kernel selection by `train.kernels`: on a CPU, and on a simulated GPU."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def model(layers: str = "AGG") -> LanguageModel:
 
 def use(choice: str, process: Process, layers: str = "AGG") -> list[str]:
     """The backend of every Gated DeltaNet block."""
-    made = model(layers)
-    use_kernels(made, Train(kernels=choice, precision="bf16"), WINDOWS, 3, process)  # type: ignore[arg-type]
-    return [block.mixer.backend for block, letter in zip(made.layers, layers, strict=True) if letter == "G"]
+    language_model = model(layers)
+    use_kernels(language_model, Train(kernels=choice, precision="bf16"), WINDOWS, 3, process)  # type: ignore[arg-type]
+    return [block.mixer.backend for block, letter in zip(language_model.layers, layers, strict=True) if letter == "G"]
 
 
 @pytest.fixture
 def verified(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[Shape]]:
-    """A GPU whose kernels are in the table; called with their error, returns the shapes that are then compared."""
-    monkeypatch.setattr(kernels, "fallback_reason", lambda *asked: None)
+    """Simulates a GPU with verified kernels; called with their error, it returns the list of shapes that are then compared."""
+    monkeypatch.setattr(kernels, "fallback_reason", lambda *arguments: None)
 
     def with_error(error: float) -> list[Shape]:
         compared: list[Shape] = []
@@ -57,7 +57,7 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[Shape]]:
     return with_error
 
 
-def test_a_cpu_runs_plain_torch_and_compares_nothing(
+def test_a_cpu_uses_plain_torch_without_a_comparison(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(kernels, "self_test", None)
@@ -65,27 +65,25 @@ def test_a_cpu_runs_plain_torch_and_compares_nothing(
     assert caplog.messages == []
 
 
-def test_without_a_gpu_required_kernels_end_the_run() -> None:
+def test_required_kernels_without_a_gpu_are_refused() -> None:
     with pytest.raises(UserError) as raised:
         use("require_fused", CPU)
     assert raised.value.errors == [
-        "train.kernels = require_fused, but torch sees no GPU here; train.kernels=auto trains in plain torch"
+        "train.kernels = require_fused, but torch sees no GPU here; use train.kernels=auto to train in plain torch"
     ]
 
 
-def test_a_model_without_fast_weights_requires_nothing() -> None:
+def test_a_model_without_gated_deltanet_ignores_require_fused() -> None:
     assert use("require_fused", CPU, "AA") == []
 
 
-def test_kernels_that_nobody_verified_are_not_used(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unverified_kernels_are_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     with pytest.raises(UserError) as raised:
         use("require_fused", GPU)
-    (said,) = raised.value.errors
-    assert "require_fused, but Triton 3.7.1, sm_90, bfloat16, d_k=64, d_v=64 was never compared" in said
-    assert "python -m sleep_kernels.self_test --write" in said
+    (message,) = raised.value.errors
+    assert "require_fused, but Triton 3.7.1, sm_90, bfloat16, d_k=64, d_v=64 was never compared" in message
+    assert "python -m sleep_kernels.self_test --write" in message
     assert use("auto", GPU) == ["chunked", "chunked"]
     assert len(caplog.messages) == 1 and "never compared" in caplog.messages[0]
 
@@ -96,27 +94,30 @@ def test_verified_kernels_are_compared_on_the_shapes_of_the_run(
     for choice in ("auto", "require_fused"):
         compared = verified(1e-3)
         assert use(choice, GPU) == ["auto", "auto"]
-        assert compared == SHAPES  # once each, though two blocks and two windows have them
+        assert compared == SHAPES  # once each, although two blocks and two windows have the same shape
     assert caplog.messages == []
     compared = verified(1e-3)
     assert use("chunked", GPU) == ["chunked", "chunked"] and compared == []
 
 
 @pytest.mark.parametrize("error", [0.5, float("nan")])
-def test_a_miss_falls_back_once_or_ends_the_run(
+def test_an_excessive_error_falls_back_with_one_warning_or_is_refused(
     verified: Callable[[float], list[Shape]], caplog: pytest.LogCaptureFixture, error: float
 ) -> None:
     caplog.set_level(logging.INFO)
     verified(error)
     assert use("auto", GPU) == ["chunked", "chunked"]
     assert len(caplog.messages) == 1
-    assert "missed the float64 reference" in caplog.messages[0] and "in gradient of initial_state" in caplog.messages[0]
-    with pytest.raises(UserError, match="missed the float64 reference"):
+    assert (
+        "error against the float64 reference exceeds the bound" in caplog.messages[0]
+        and "in gradient of initial_state" in caplog.messages[0]
+    )
+    with pytest.raises(UserError, match="error against the float64 reference exceeds the bound"):
         use("require_fused", GPU)
 
 
-def in_two_processes() -> list[str]:
-    """The first process has a stage without fast weights."""
+def require_fused_on_this_rank() -> list[str]:
+    """The errors of this rank; the stage of rank 0 has no Gated DeltaNet block."""
     process = init_distributed()
     try:
         use("require_fused", process, "AG"[process.rank])
@@ -125,7 +126,7 @@ def in_two_processes() -> list[str]:
     return ["trains"]
 
 
-def test_all_processes_stop_and_the_first_says_why() -> None:
-    first, second = run(in_two_processes, 2)
+def test_every_rank_raises_and_only_rank_0_has_the_message() -> None:
+    first, second = run(require_fused_on_this_rank, 2)
     assert len(first) == 1 and "but rank 1: torch sees no GPU here" in first[0]
     assert second == []

@@ -1,4 +1,4 @@
-"""What can be learned at all: a hybrid carries strings past eviction and applies the rule; attention alone knows nothing of them."""
+"""Learning across eviction: a hybrid solves a step of Rule 110 on evicted strings; attention alone can only guess."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sleeptrain.evaluate.runs import evaluate
 from tests.distributed import run
 from tests.train.jobs import recipe_file, trained
 
-# Two strings of 12 cells, one step of the rule, one pass; 4096 strings, so that the tested ones are new.
+# Two strings of 12 cells, one step of the rule, one pass. With 4096 strings the held-out ones are unseen in training.
 TASK = {"strings": 2, "width": 12, "transitions": 1, "variant": "paper", "holdout": 8}
 MUON = ["optim.name=muon", "optim.lr=0.02", "optim.adam_lr=0.003", "optim.schedule.warmup=20"]
 COMMON = ["sleep.window=12", "sleep.passes=1", "train.batch=32", "checkpoint.every=0", *MUON]
@@ -24,18 +24,18 @@ RUNS = {"hybrid": ["model.layers=AG", "train.steps=600"], "attention": ["model.l
 
 
 def learn(folder: str) -> dict[str, Any]:
-    """Train both and measure them on strings that neither has seen: the row of t = 1."""
+    """Train both models and evaluate them on held-out strings; returns the summary at t = 1."""
     where, data = Path(folder), Path(folder, "data")
     shards.build(make("rule110", TASK), data, {"train": 20000, "test": 1000}, 0)
     recipe_file(where)
-    found = {}
-    for name, words in RUNS.items():
-        trained(where, name, data, [*COMMON, *words])
+    summaries = {}
+    for name, overrides in RUNS.items():
+        trained(where, name, data, [*COMMON, *overrides])
         (entry,), manifest = evaluate([str(where / name)], None, None, 100, None, quiet=True)
-        found[name] = entry.measured[0].by_value[1].summary()
+        summaries[name] = entry.measured[0].by_value[1].summary()
     targets = np.concatenate([b.targets.numpy() for b in Evaluation(Data([Source(str(data))]), micro=100)])
     _, counts = np.unique(targets[targets >= 0], return_counts=True)
-    return found | {"majority": counts.max() / counts.sum(), "expected": manifest.baselines["1"]["majority"]}
+    return summaries | {"majority": counts.max() / counts.sum(), "expected": manifest.baselines["1"]["majority"]}
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,9 @@ def test_the_hybrid_solves_a_step_of_rule_110(measured: dict[str, Any]) -> None:
     assert measured["hybrid"]["accuracy"] > 0.99
 
 
-def test_attention_alone_can_only_guess_what_was_evicted(measured: dict[str, Any]) -> None:
+def test_attention_alone_can_only_guess_evicted_strings(measured: dict[str, Any]) -> None:
     low, high = measured["attention"]["interval"]
-    # Of this split: its 512 strings come several times each, so that its share of ones is not quite that of all strings.
+    # The majority of this split: its 512 strings repeat, so its share of ones differs slightly from that of all strings.
     assert low <= measured["majority"] <= high
     assert measured["majority"] == pytest.approx(measured["expected"], abs=0.05)
     assert measured["attention"]["tokens"] == 2000

@@ -1,4 +1,4 @@
-"""What a run writes: every step as JSON, lines for a terminal that shows no bar, and W&B."""
+"""Metrics logging: `metrics.jsonl`, progress lines without a progress bar, and W&B."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ def row(step: int, loss: float = 1.5) -> dict[str, Any]:
     return {"step": step, "loss": loss, "grad_norm": 0.5, "tokens_per_second": 10.0, "loss_by_window": [None, loss]}
 
 
-def test_rows_after_the_place_of_a_resume_are_dropped(tmp_path: Path) -> None:
+def test_rows_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     first = MetricsFile(path, 1)
     for step in (1, 2, 3):
         first.write(row(step))
     first.close()
     with path.open("a") as file:
-        file.write('{"step": 4, "lo')  # a crash in the middle of a line
+        file.write('{"step": 4, "lo')  # a line truncated by a crash
     assert [r["step"] for r in read_metrics(path)] == [1, 2, 3]
-    again = MetricsFile(path, 3)
-    again.write(row(3, loss=7.0))
-    again.close()
+    resumed = MetricsFile(path, 3)
+    resumed.write(row(3, loss=7.0))
+    resumed.close()
     assert [(r["step"], r["loss"]) for r in read_metrics(path)] == [(1, 1.5), (2, 1.5), (3, 7.0)]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_null(tmp_path: Path, value: float) -> None:
+def test_non_finite_values_are_null(tmp_path: Path, value: float) -> None:
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path, 1)
     file.write(row(1, loss=value))
     file.close()
-    found = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert found["loss"] is None and found["loss_by_window"] == [None, None] and found["grad_norm"] == 0.5
+    parsed = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert parsed["loss"] is None and parsed["loss_by_window"] == [None, None] and parsed["grad_norm"] == 0.5
 
 
-def test_lines_where_no_bar_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_lines_without_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress("run", 0, 5, every=2)
     for step in range(1, 6):
         progress.update(step, row(step) | {"grad_norm": None if step == 4 else 0.5})
@@ -60,12 +60,12 @@ def test_lines_where_no_bar_can_be_shown(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The paths that were asked of a server which W&B takes for its own; its settings and caches in a temporary folder."""
-    asked: list[str] = []
+    """Requested paths of a local server set as W&B's base URL; W&B's settings and caches are in a temporary folder."""
+    requests: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_error(404)
 
         do_POST = do_GET
@@ -80,7 +80,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str
         for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT"):
             monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "elsewhere"))
         monkeypatch.delenv("WANDB_MODE", raising=False)
-        yield asked
+        yield requests
         listening.shutdown()
 
 
@@ -91,7 +91,7 @@ def log_steps(folder: Path, mode: Any, steps: range, config: dict[str, Any] | No
             logs.write(row(step))
 
 
-def test_off_leaves_nothing_behind(tmp_path: Path, server: list[str]) -> None:
+def test_mode_off_writes_no_wandb_files_and_sends_no_requests(tmp_path: Path, server: list[str]) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     log_steps(folder, "off", range(1, 5))
@@ -99,33 +99,33 @@ def test_off_leaves_nothing_behind(tmp_path: Path, server: list[str]) -> None:
 
 
 def records(file: Path) -> Iterator[Any]:
-    """What a W&B file holds, in order: after seven bytes, records of checksum, length and kind, as in LevelDB's log."""
+    """Records of a W&B file in order. After seven bytes, each record has checksum, length and kind, as in LevelDB's log."""
     from wandb.proto import wandb_internal_pb2
 
-    data, process = file.read_bytes(), 7
-    assert data.startswith(b":W&B") and len(data) < 2**15, "one block, so that no record is cut"
-    while process < len(data):
-        _, length, kind = struct.unpack_from("<IHB", data, process)
-        assert kind == 1, "a whole record"
-        yield wandb_internal_pb2.Record.FromString(data[process + 7 : process + 7 + length])
-        process += 7 + length
+    data, offset = file.read_bytes(), 7
+    assert data.startswith(b":W&B") and len(data) < 2**15, "one block, so no record is split"
+    while offset < len(data):
+        _, length, kind = struct.unpack_from("<IHB", data, offset)
+        assert kind == 1, "a complete record"
+        yield wandb_internal_pb2.Record.FromString(data[offset + 7 : offset + 7 + length])
+        offset += 7 + length
 
 
-def test_offline_goes_on_as_the_same_run_and_asks_nobody(tmp_path: Path, server: list[str]) -> None:
+def test_offline_continues_the_same_run_and_sends_no_requests(tmp_path: Path, server: list[str]) -> None:
     import wandb
 
     folder, steps = tmp_path / "run", []
     folder.mkdir()
     for part in (range(1, 5), range(5, 9)):
         log_steps(folder, "offline", part, {"train.batch": 8})
-    wandb.teardown()  # its service writes on after a run has finished; it ends with the process, or here
-    known = (folder / "wandb-id").read_text()
+    wandb.teardown()  # W&B's service writes after a run has finished, until teardown or the end of the process
+    run_id = (folder / "wandb-id").read_text()
     files = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    assert {file.name for file in files} == {f"run-{known}.wandb"} and len(files) == 2
+    assert {file.name for file in files} == {f"run-{run_id}.wandb"} and len(files) == 2
     for file in files:
         for record in records(file):
             if record.WhichOneof("record_type") == "run":
-                assert (record.run.run_id, record.run.project, record.run.display_name) == (known, "sleeptrain", "run")
+                assert (record.run.run_id, record.run.project, record.run.display_name) == (run_id, "sleeptrain", "run")
             if record.WhichOneof("record_type") == "history":
                 values = {
                     item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
@@ -138,11 +138,13 @@ def test_offline_goes_on_as_the_same_run_and_asks_nobody(tmp_path: Path, server:
 
 
 @pytest.mark.parametrize(("mode", "passed"), [("online", "online"), ("offline", "offline")])
-def test_the_mode_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, passed: str) -> None:
-    """Only what `wandb.init` is asked for: a server that speaks W&B's protocol would be one more program to get wrong."""
+def test_the_mode_is_passed_to_wandb_init(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, passed: str
+) -> None:
+    """Checks the arguments of `wandb.init` only, because a test server would have to implement W&B's protocol."""
     import wandb
 
-    asked: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
 
     class Run:
         def log(self, *args: Any, **kwargs: Any) -> None:
@@ -152,12 +154,12 @@ def test_the_mode_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
             pass
 
     def init(**kwargs: Any) -> Run:
-        asked.append(kwargs)
+        calls.append(kwargs)
         return Run()
 
     monkeypatch.setattr(wandb, "init", init)
     for _ in range(2):
         log_steps(tmp_path, mode, range(1, 3))
-    assert [a["mode"] for a in asked] == [passed] * 2
-    assert len({a["id"] for a in asked}) == 1 and {a["resume"] for a in asked} == {"allow"}
-    assert {a["dir"] for a in asked} == {str(tmp_path)}
+    assert [call["mode"] for call in calls] == [passed] * 2
+    assert len({call["id"] for call in calls}) == 1 and {call["resume"] for call in calls} == {"allow"}
+    assert {call["dir"] for call in calls} == {str(tmp_path)}

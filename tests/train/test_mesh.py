@@ -1,4 +1,4 @@
-"""Training on meshes of two processes: as one process does, resumed, spoiled, in bf16. (All layouts: test_parity.py.)"""
+"""Training on meshes of two processes: parity with one process, resume, NaN gradients, bf16. (All layouts: test_parity.py.)"""
 
 from pathlib import Path
 
@@ -44,18 +44,18 @@ def equal(found, expected, weights=2e-5):
         torch.testing.assert_close(found[1][name], weight, rtol=0, atol=weights, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_two_processes_that_share_every_layer(folder, alone):
-    """Gradients are clipped in every step, so that their norm matters."""
+def test_tensor_parallel_training_matches_one_process(folder, alone):
+    """Gradients are clipped in every step, so the weights depend on their norm."""
     equal(run(on_mesh, 2, folder, "tensor", "mesh.tensor=2", timeout=300)[0], alone)
 
 
-def test_two_stages(folder, alone):
-    """The embedding is the head, and lies on both."""
+def test_pipeline_training_matches_one_process(folder, alone):
+    """Embedding and head are tied, so both stages have the matrix."""
     equal(run(on_mesh, 2, folder, "pipe", "mesh.pipe=2", timeout=300)[0], alone)
 
 
 @pytest.mark.slow
-def test_in_bf16_it_stays_near(folder, alone):
+def test_bf16_stays_close_to_fp32(folder, alone):
     rows, _ = run(on_mesh, 2, folder, "bf16", "mesh.tensor=2", "train.precision=bf16", timeout=300)[0]
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in alone[0]], rel=0.03)
 
@@ -64,7 +64,7 @@ PAIRS = [["mesh.tensor=2"], ["mesh.pipe=2"]]
 
 
 def stopped_and_resumed(folder: str, name: str, overrides: list[str]):
-    """Twelve steps at once, and in two halves."""
+    """Twelve steps in two halves, and in one run."""
     constant = [*overrides, "optim.schedule.name=constant"]
     on_mesh(folder, f"{name}-halves", *constant, "train.steps=6")
     return on_mesh(folder, f"{name}-halves", *constant), on_mesh(folder, f"{name}-whole", *constant)
@@ -80,7 +80,7 @@ def test_resume_continues_exactly(folder, mesh):
 
 
 def spoil(setup):
-    """On the last rank alone a gradient becomes NaN in the second step; no weight of any rank may change by it."""
+    """Set a gradient on the last rank to NaN in the second step and assert that this step changes no weight on any rank."""
     engine, done = setup.engine, {"steps": 0}
     weight = next(p for n, p in engine.module.named_parameters() if n.endswith("mlp.up.weight"))
     last, step = setup.process.rank == setup.process.world - 1, engine.step
@@ -104,13 +104,13 @@ def spoiled(folder: str, name: str, overrides: list[str]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", PAIRS, ids=str)
-def test_a_nan_on_one_rank_makes_no_rank_step(folder, mesh):
+def test_a_nan_on_one_rank_skips_the_step_on_all_ranks(folder, mesh):
     rows, weights = run(spoiled, 2, folder, f"spoiled-{mesh[0][5:9]}", mesh, timeout=300)[0]
     assert [row["skipped"] for row in rows] == [False, True, False, False]
     assert all(torch.isfinite(w).all() for w in weights.values())
 
 
-def test_a_world_that_does_not_fit_is_an_error_of_the_user(folder):
+def test_a_mesh_that_does_not_fit_the_processes_is_a_user_error(folder):
     data = f"data.sources=[{{path: {folder}/text}}]"
     job = load_recipe(recipe_file(Path(folder)), [*SMALL, *STEPS, "mesh.tensor=2", data]).value
     with pytest.raises(UserError, match=r"mesh\.tensor = 2: 1 process was started; start 2"):

@@ -1,4 +1,4 @@
-"""Memory that each `train.recompute` policy keeps for backward, counted in storages: closures and caches included."""
+"""Memory that each `train.recompute` policy saves for backward, measured in storages, including closures and caches."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ SMALL = 1 << 10  # losses of a window and scalars
 
 
 def kept(recompute: str, passes: int, windows: int) -> int:
-    """Bytes created in a forward pass that still exist when backward could begin."""
+    """Bytes allocated in forward that are live at the start of backward."""
     layout = [Window(i * LENGTH, (i + 1) * LENGTH, True) for i in range(windows)]
     sleep = Sleep(window=LENGTH, passes=passes, loop=Loop(trigger="every"))
     config = Model(
@@ -45,8 +45,8 @@ def kept(recompute: str, passes: int, windows: int) -> int:
         ("window", 0, S + TAIL),
     ],
 )
-def test_memory_grows_by_what_the_policy_names(recompute: str, a_pass: int, a_window: int) -> None:
-    """A window's first pass reads tokens, so that three passes keep features twice and state three times; there are two
+def test_memory_grows_by_the_saved_inputs_of_each_pass_and_window(recompute: str, a_pass: int, a_window: int) -> None:
+    """The first pass of a window reads tokens, so three passes save features twice and state three times. The stack has two
     blocks."""
     base, deeper, longer = kept(recompute, 3, 3), kept(recompute, 4, 3), kept(recompute, 3, 4)
     assert a_pass <= (deeper - base) / 2 <= a_pass + SMALL  # two of the three windows sleep

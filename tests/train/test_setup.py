@@ -11,10 +11,10 @@ from sleeptrain.train.setup import assert_same_config
 from tests.distributed import run
 
 
-def test_rows_of_a_micro_batch_times_micro_batches_times_processes_are_the_batch() -> None:
-    for (batch, micro, world), wanted in {(64, None, 1): (64, 1), (64, None, 4): (16, 1), (64, 2, 4): (2, 8)}.items():
-        found = batch_layout(batch, micro, Mesh(), world)
-        assert (found.micro, found.group * found.accumulation) == wanted
+def test_micro_batch_size_times_micro_batches_times_processes_is_the_batch_size() -> None:
+    for (batch, micro, world), expected in {(64, None, 1): (64, 1), (64, None, 4): (16, 1), (64, 2, 4): (2, 8)}.items():
+        layout = batch_layout(batch, micro, Mesh(), world)
+        assert (layout.micro, layout.group * layout.accumulation) == expected
     for wrong in ((64, None, 3), (64, 3, 1), (64, 32, 4), (2, None, 4)):
         with pytest.raises(LayoutError, match="does not divide"):
             batch_layout(wrong[0], wrong[1], Mesh(), wrong[2])
@@ -30,7 +30,7 @@ def compare_configs(field: str) -> list[str] | None:
     return None
 
 
-def test_only_fields_of_the_machine_may_differ_between_ranks() -> None:
+def test_only_machine_specific_fields_may_differ_between_ranks() -> None:
     assert run(compare_configs, 2, "data.cache") == run(compare_configs, 2, "data.workers") == [None, None]
     first, second = run(compare_configs, 2, "data.seed")
     assert first is not None and "data.seed is 0 on rank 0 and 1 on rank 1" in first[0]

@@ -1,4 +1,4 @@
-"""Training with parameters divided over processes follows one process on the tape, step by step."""
+"""Training with ZeRO 3 matches one process on the checkpointed executor, step by step."""
 
 from pathlib import Path
 
@@ -27,12 +27,12 @@ PROGRAMS = {
     "context": [*RANGE, "sleep.loop.trigger=context", "sleep.loop.feedback=embeddings", "data=rule110"],
 }
 ZERO = ["mesh.zero=3"]
-NOTHING_KEPT = [
+NO_REUSE = [
     "deepspeed.zero_optimization.stage3_max_reuse_distance=0",
     "deepspeed.zero_optimization.stage3_max_live_parameters=1",
     "deepspeed.zero_optimization.stage3_param_persistence_threshold=0",
 ]
-# (What the parity grid of test_parity.py does not have.)
+# Combinations that the parity grid of test_parity.py does not have.
 GRID = {
     ("tied", "pass"): [*ZERO, "train.recompute=pass"],
     ("untied", "none"): [*ZERO, "train.recompute=none"],
@@ -43,10 +43,10 @@ GRID = {
     ("normed, last two passes", "window"): [*ZERO, "train.recompute=window"],
     ("ramp", "pass"): [*ZERO, "train.recompute=pass"],
     ("large vocabulary", "none"): [*ZERO, "train.recompute=none"],
-    ("large vocabulary, tied", "nothing kept"): [*ZERO, "train.recompute=pass", *NOTHING_KEPT],
+    ("large vocabulary, tied", "no reuse"): [*ZERO, "train.recompute=pass", *NO_REUSE],
     ("context", "block"): [*ZERO, "train.recompute=block"],
     ("tied", "micro-batches"): [*ZERO, "train.recompute=pass", "train.micro=1", "mesh.group=2"],
-    ("tied, range", "nothing kept"): [*ZERO, "train.recompute=window", *NOTHING_KEPT],
+    ("tied, range", "no reuse"): [*ZERO, "train.recompute=window", *NO_REUSE],
 }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def training(folder: str, program: str, name: str, overrides: list[str], spoil=N
 
 
 def trainings(folder: str, wanted: dict[tuple[str, str], list[str]]):
-    """One after the other in the processes that are there."""
+    """Train all combinations in sequence on the current processes."""
     return {(program, name): training(folder, program, name, more) for (program, name), more in wanted.items()}
 
 
@@ -74,25 +74,25 @@ def folder(tmp_path_factory):
 
 
 def equal(found, expected):
-    """Rows of ranks hold very different numbers of targets, and every step is clipped."""
+    """Metrics and weights are equal. The ranks have very different numbers of targets, and every step is clipped."""
     for key in ("loss", "grad_norm", "state_norm"):
         assert [row[key] for row in found[0]] == pytest.approx([row[key] for row in expected[0]], rel=1e-5), key
     assert [row["targets"] for row in found[0]] == [row["targets"] for row in expected[0]]
-    assert all(row["grad_norm"] > 0.3 for row in found[0]), "nothing was clipped"
+    assert all(row["grad_norm"] > 0.3 for row in found[0]), "some gradient was not clipped"
     assert found[1].keys() == expected[1].keys()
     for name, weight in expected[1].items():
         torch.testing.assert_close(found[1][name], weight, rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_two_processes_follow_one(folder):
-    """The embedding is the head, and a window's passes are run again in backward."""
+def test_two_processes_match_one(folder):
+    """With tied embeddings and recompute by window."""
     few = ["train.steps=4"]
     expected = run(training, 1, folder, "tied", "alone, few", few)[0]
     equal(run(training, 2, folder, "tied", "few", [*ZERO, *few, "train.recompute=window"], timeout=300)[0], expected)
 
 
 @pytest.mark.slow
-def test_whatever_the_program_and_the_policy(folder):
+def test_programs_and_recompute_policies_match_one_process(folder):
     alone = run(trainings, 1, folder, {(name, "alone"): [] for name in PROGRAMS}, timeout=600)[0]
     for (program, name), found in run(trainings, 2, folder, GRID, timeout=1200)[0].items():
         try:
@@ -102,7 +102,7 @@ def test_whatever_the_program_and_the_policy(folder):
 
 
 def stopped_and_resumed(folder: str, recompute: str, precision: str):
-    """Twelve steps at once, and in two halves."""
+    """Twelve steps in two halves, and in one run."""
     more = [*ZERO, f"train.recompute={recompute}", f"train.precision={precision}", "optim.schedule.name=constant"]
     training(folder, "tied", f"{precision} halves", [*more, "train.steps=6"])
     return training(folder, "tied", f"{precision} halves", more), training(folder, "tied", f"{precision} whole", more)
@@ -121,7 +121,7 @@ def test_resume_continues_exactly(folder, recompute, precision):
 
 
 def spoil(setup):
-    """On the last rank alone a gradient becomes NaN in the second step; nothing of any rank may change by it."""
+    """Set a gradient on the last rank to NaN in the second step and assert that this step changes no state on any rank."""
     engine, done = setup.engine, {"steps": 0}
     weight = next(p for n, p in engine.module.named_parameters() if n.endswith("mlp.up.weight"))
     last, step = setup.process.rank == setup.process.world - 1, engine.step
@@ -130,7 +130,7 @@ def spoil(setup):
         held = snapshot(engine)
         report = step(*args, **kwargs)
         done["steps"] += 1
-        # The optimizer's moments come with its first step.
+        # The snapshot includes the optimizer's moments, which its first step creates.
         unchanged = same(snapshot(engine), held)
         assert unchanged is report.skipped is (done["steps"] == 2)
         return report
@@ -144,15 +144,15 @@ def spoiled(folder: str):
 
 
 @pytest.mark.slow
-def test_a_nan_on_one_rank_makes_no_rank_step(folder):
+def test_a_nan_on_one_rank_skips_the_step_on_all_ranks(folder):
     rows, weights = run(spoiled, 2, folder, timeout=300)[0]
     assert [row["skipped"] for row in rows] == [False, True, False, False]
     assert all(torch.isfinite(w).all() for w in weights.values())
 
 
-def gathers(folder: str, overrides: list[str]):
-    """How often a step asks other processes for parameters, step by step, without those that the optimizer's step does."""
-    counts, asked = [], [0]
+def count_gathers(folder: str, overrides: list[str]):
+    """Number of parameter all-gathers in every step's forward and backward, without those of the optimizer step."""
+    counts, gathered = [], [0]
 
     def count(setup):
         import deepspeed.comm.comm
@@ -160,19 +160,19 @@ def gathers(folder: str, overrides: list[str]):
         backend, step = deepspeed.comm.comm.cdb, setup.engine.step
 
         def counted(gather):
-            def asking(*args, **options):
-                asked[0] += 1
+            def counting_gather(*args, **options):
+                gathered[0] += 1
                 return gather(*args, **options)
 
-            return asking
+            return counting_gather
 
         for name in ("all_gather", "all_gather_into_tensor", "all_gather_coalesced"):
             setattr(backend, name, counted(getattr(backend, name)))
 
         def stepped(*args):
-            counts.append(asked[0])
+            counts.append(gathered[0])
             report = step(*args)
-            asked[0] = 0
+            gathered[0] = 0
             return report
 
         setup.engine.step = stepped
@@ -182,20 +182,20 @@ def gathers(folder: str, overrides: list[str]):
     return counts
 
 
-def gathered(folder: str):
+def gathers_by_case(folder: str):
     more = ["train.steps=5", "train.batch=2", "train.recompute=pass"]
     return {
-        "two": gathers(folder, ["sleep.passes=2", *more]),
-        "five": gathers(folder, ["sleep.passes=5", *more]),
-        "nothing kept": gathers(folder, ["sleep.passes=2", *NOTHING_KEPT, *more]),
+        "two": count_gathers(folder, ["sleep.passes=2", *more]),
+        "five": count_gathers(folder, ["sleep.passes=5", *more]),
+        "no reuse": count_gathers(folder, ["sleep.passes=2", *NO_REUSE, *more]),
     }
 
 
 @pytest.mark.slow
-def test_what_passes_use_again_stays(folder):
-    """The first two steps learn the order of uses."""
-    for found in run(gathered, 2, folder, timeout=300):
-        assert found["five"][0] > found["two"][0] > 100
-        assert found["five"][2:] == found["two"][2:]
-        assert 0 < max(found["two"][2:]) < 5
-        assert min(found["nothing kept"]) > 100
+def test_reused_parameters_stay_gathered_between_passes(folder):
+    """DeepSpeed traces the order of uses in the first two steps."""
+    for counts in run(gathers_by_case, 2, folder, timeout=300):
+        assert counts["five"][0] > counts["two"][0] > 100
+        assert counts["five"][2:] == counts["two"][2:]
+        assert 0 < max(counts["two"][2:]) < 5
+        assert min(counts["no reuse"]) > 100

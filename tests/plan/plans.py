@@ -1,4 +1,4 @@
-"""Plans of small recipes, for the tests of this folder."""
+"""Plans of small recipes, for tests."""
 
 from dataclasses import replace
 
@@ -12,11 +12,12 @@ SMALL = [
     "data.sources=[{path: nowhere/text}]", "sleep.window=16", "sleep.passes=3", "optim.name=adamw", "optim.lr=0.001",
     "train.batch=4", "train.micro=2", "mesh.group=2",
 ]  # fmt: skip
-"""Over text-small: four blocks, three passes over all windows but the last, two micro-batches of two rows in one backward."""
+"""Overrides of text-small: four blocks, three passes over all windows but the last, two micro-batches of two rows in one
+backward."""
 
 
 def resolved_of(*overrides, windows=3, padded=False):
-    """A complete recipe and its layout; rows without padding unless told otherwise."""
+    """A complete recipe and its data layout, without padding by default."""
     resolved, layout = resolve_data(load_recipe("text-small", [*SMALL, *overrides]), windows)
     return resolved, replace(layout, padded=padded)
 
@@ -28,7 +29,7 @@ def layout_of(*overrides, windows=3, world=None):
 
 
 def plan_of(*overrides, windows=3, padded=False, world=None):
-    """A plan, by the way that `sleeptrain plan` takes."""
+    """The plan of a small recipe, made with the calls of `sleeptrain plan`."""
     resolved, layout = resolved_of(*overrides, windows=windows, padded=padded)
     check_batch(resolved, planned_world(resolved.value, world))
     run_layout = resolve_layout(resolved.value, layout.windows, planned_world(resolved.value, world))
