@@ -10,7 +10,7 @@ from sleeptrain.config.errors import UserError
 from sleeptrain.config.files import Document, Files, configs_root
 from sleeptrain.config.resolved import Resolved
 from sleeptrain.config.rules import Rule, check
-from sleeptrain.config.sections import FAILED, Reader, defaults_of
+from sleeptrain.config.sections import FAILED, SectionReader, defaults_of
 from sleeptrain.config.tree import KeyPath, Place, Tree, escape, plain, show, walk
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def load(
             path, value, places = parsed
             tree.lay(reduce(lambda inner, key: {key: inner}, reversed(path), value), places)
     tree.over(plain(defaults_of(schema), escape))
-    reader = Reader(schema, tree, tree.interpolate())
+    reader = SectionReader(schema, tree, tree.interpolate())
     sources = {".".join(path): tree.source(path) for path, _ in walk(tree.data) if path in tree.places}
     found = reader.value(schema, tree.data, ())
     resolved: Resolved[T] = Resolved(found, sources)

@@ -37,7 +37,7 @@ def _adapter(kind: Any) -> Any:
 
 
 @dataclass
-class Reader:
+class SectionReader:
     """Reads a tree as a schema. Errors are added to the tree's, and the paths without a good value to `failed`."""
 
     schema: type
