@@ -15,7 +15,8 @@ from tests.model import toy
 
 def lose_a_stage(folder, how, when):
     """The last stage exits or hangs at its `when`-th event; the first writes its error message to a file."""
-    p2p, events = stages.p2p_channels(timeout=timedelta(seconds=3)), []
+    # A lost connection is noticed at once. Only a stage that hangs is waited for, on a busy machine too.
+    p2p, events = stages.p2p_channels(timeout=timedelta(seconds=60 if how == "exits" else 15)), []
 
     def fail(stage, event, subject):
         events.append(subject)
