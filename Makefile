@@ -34,11 +34,11 @@ $(ENGINES): pyproject.toml
 	@.venv-engines/bin/python $(PIP) --no-deps --no-build-isolation --editable . 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
 	@touch $@
 
-# An older Triton that GPU machines may have; the static test of the kernels uses it if it is installed.
 # Programs of Debian packages that tests run; needs root if one is missing.
 setup-system:
 	@tests/setup-system.sh
 
+# An older Triton that GPU machines may have; the static test of the kernels uses it if it is installed.
 .PHONY: triton-360
 triton-360: .venv-triton-360/triton
 .venv-triton-360/triton:

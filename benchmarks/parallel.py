@@ -32,7 +32,7 @@ from stage_slots import idle_slots, planned_slots
 from teams import Team
 
 from sleeptrain.plan import Plan, make_plan, planned_world, resolve_data
-from sleeptrain.recipe import load_recipe
+from sleeptrain.recipe import check_batch, load_recipe
 from sleeptrain.run.environment import environment
 from sleeptrain.train.layout import resolve_layout
 
@@ -73,7 +73,8 @@ def plans_of(layout: Mapping[str, int], quick: bool) -> dict[str, Plan]:
         words = [*MODEL, *(small if quick else []), *mesh, f"train.recompute={policy}"]
         resolved, windows = resolve_data(load_recipe("text-small", words), 2 if quick else 4)
         windows = replace(windows, padded=False)
-        layout = resolve_layout(resolved.value, windows.windows, planned_world(resolved.value, None))
+        batch = check_batch(resolved, planned_world(resolved.value, None))
+        layout = resolve_layout(resolved.value, windows.windows, batch)
         found[policy] = make_plan(layout, windows)
     return found
 

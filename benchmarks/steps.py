@@ -25,7 +25,7 @@ from sleeptrain.parallel.process import shutdown_distributed
 from sleeptrain.program import Window
 from sleeptrain.recipe import load_recipe
 from sleeptrain.train.build_model import checkpointed_forward
-from sleeptrain.train.layout import resolve_layout
+from sleeptrain.train.layout import resolve_batch, resolve_layout
 from sleeptrain.train.step import StepContext, train_step
 
 PASSES = 4
@@ -87,7 +87,7 @@ def stepper(case: Case, rows: int) -> tuple[dict[int, Callable[[], float]], dict
     engine = build_engine(model, recipe.optim, EngineSpec("fp32", recipe.mesh.zero, micro_rows=rows, accumulation=1))
     data, axes = batch(case.layout, rows, case.vocab), init_mesh(recipe.mesh, 0, 1)
     job = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, batch=rows, micro=rows))
-    layout = resolve_layout(job, case.layout, 1)
+    layout = resolve_layout(job, case.layout, resolve_batch(job, 1))
     context = StepContext(engine, checkpointed_forward(recipe), layout, axes, pad=case.vocab - 1)
     programs = {n: layout.program(n) for n in (1, PASSES)}
 

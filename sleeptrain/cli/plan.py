@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
     resolved, data_layout = plan.resolve_data(load_recipe(args.recipe, args.overrides), args.windows)
     world = plan.planned_world(resolved.value, args.processes)
-    check_batch(resolved, world)
-    found = plan.make_plan(resolve_layout(resolved.value, data_layout.windows, world), data_layout, args.speed)
+    layout = resolve_layout(resolved.value, data_layout.windows, check_batch(resolved, world))
+    found = plan.make_plan(layout, data_layout, args.speed)
     picture = draw(found.schedule, found.costs) if args.draw or args.svg else None
     if args.svg and picture:
         _write(args.svg, picture.svg)

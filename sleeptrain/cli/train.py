@@ -92,7 +92,7 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     folder = resolved.value.folder(args.recipe)
     check_run(resolved, folder, data_layout.manifest)
     check_writable(resolved, folder)
-    layout = resolve_layout(resolved.value, data_layout.windows, world)
+    layout = resolve_layout(resolved.value, data_layout.windows, batch)
     print(plan.text(plan.make_plan(layout, data_layout)))
     newest = checkpoint.latest(folder / "checkpoints")
     action = "begin" if newest is None else f"continue from {newest.name}"
@@ -164,7 +164,7 @@ def run_training(args: argparse.Namespace, resolved: Any, process: Process) -> O
     batch = on_first_rank(process, lambda: check_batch(resolved, process.world))
     on_every_rank(process, lambda: check_device(resolved.value, process.device))
     resolved, reader = on_every_rank(process, lambda: open_data(resolved, batch, process))
-    layout = resolve_layout(resolved.value, reader.manifest.windows, process.world)
+    layout = resolve_layout(resolved.value, reader.manifest.windows, batch)
     on_every_rank(process, lambda: check_kernels(layout.job.model, layout.job.train, layout.windows, process.device))
     folder = on_first_rank(process, lambda: open_run(resolved, args.recipe, reader.manifest))
     args.failures = folder

@@ -13,6 +13,8 @@ import yaml
 
 from sleeptrain.config.scalars import Dumper, read_plain
 
+MISSING: Any = object()
+"""Stands for a value that does not exist, where None is one."""
 KeyPath = tuple[str, ...]
 """Keys from the root to a value; an element of a list is its position in digits."""
 
@@ -36,9 +38,12 @@ class Tree:
     """One map for each layer, the newest first: a value is of the newest layer that has its path. Defaults have no map."""
 
     def lay(self, data: dict[str, Any], places: dict[KeyPath, Place]) -> None:
-        """Lays values over the others; their places are added to the newest layer."""
+        """Merges values over the others and adds their places to the newest layer; replaced values lose their places."""
         self.places.update(places)
         self.data = self._merge(self.data, data, ())
+        for layer in self.places.maps:
+            for path in [path for path in layer if path not in places and select(self.data, path, MISSING) is MISSING]:
+                del layer[path]
 
     def over(self, defaults: dict[str, Any]) -> None:
         """Merges the tree over default values; last of all, so that a wrong value that was overridden has replaced none."""
@@ -87,9 +92,11 @@ class Tree:
         def attempt(get: Callable[[KeyPath], Any], path: KeyPath) -> list[Any]:
             try:
                 return [get(path)]
-            except OmegaConfBaseException as error:
+            except (OmegaConfBaseException, RecursionError) as error:
                 what = "not a valid interpolation" if isinstance(error, GrammarParseError) else "cannot be resolved"
-                self.errors.append(f"{self.claim(path)}: {what}: {str(error).splitlines()[0]}")
+                endless = isinstance(error, RecursionError)
+                why = "it refers to a value that contains it" if endless else str(error).splitlines()[0]
+                self.errors.append(f"{self.claim(path)}: {what}: {why}")
                 put(self.data, path, None)
                 return []
 
@@ -134,10 +141,10 @@ def walk(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
         yield from walk(child, (*path, key))
 
 
-def select(value: Any, path: KeyPath) -> Any:
-    """The value at a path; None where there is none."""
+def select(value: Any, path: KeyPath, default: Any = None) -> Any:
+    """The value at a path; `default` where there is none."""
     for key in path:
-        value = dict(items(value)).get(key)
+        value = dict(items(value)).get(key, default)
     return value
 
 

@@ -16,7 +16,7 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput
 from sleeptrain.program import Program
-from sleeptrain.schedule import RecomputePolicy, Schedule, StageBlocks, build_schedule, checked
+from sleeptrain.schedule import Schedule, checked
 
 ScheduleBuilder = Callable[[Program, int], Schedule]
 """The schedule of a program for a group of that many micro-batches."""
@@ -51,12 +51,3 @@ class Pipeline:
             self.p2p.open(schedule.channels, device)
             self._plans[program.key, group] = StagePlan(schedule, self.p2p.stage)
         return self._plans[program.key, group]
-
-
-def circular_schedule(stages: Sequence[StageBlocks], recompute: RecomputePolicy, tied: bool) -> ScheduleBuilder:
-    """A builder of circular schedules over these stages. `tied`: embedding and head share one matrix."""
-
-    def build(program: Program, group: int) -> Schedule:
-        return build_schedule(program, stages, group, recompute, tied)
-
-    return build

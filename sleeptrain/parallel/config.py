@@ -145,11 +145,11 @@ def _either(sizes: list[int]) -> str:
     return " or ".join(map(str, sorted(sizes)))
 
 
-def pipeline_obstacle(model: Model, mesh: Mesh) -> LayoutError | None:
+def pipeline_obstacle(model: Model, mesh: Mesh) -> str | None:
     """Why a model cannot be cut into `mesh.pipe` stages; None if it can."""
     depth = len(model.pattern)
     if mesh.pipe > depth:
-        return LayoutError({"mesh.pipe": mesh.pipe}, f"the stack has {depth} blocks; mesh.pipe can be 1 to {depth}")
+        return f"the stack has {depth} blocks; mesh.pipe can be 1 to {depth}"
     return None
 
 

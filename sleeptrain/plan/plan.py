@@ -11,7 +11,7 @@ from sleeptrain.plan.memory import ProcessMemory, memory_of
 from sleeptrain.plan.ownership import Parameters, parameter_ownership
 from sleeptrain.plan.traffic import Traffic, traffic_of
 from sleeptrain.recipe.recipe import Recipe
-from sleeptrain.schedule import Balance, Costs, Estimate, Schedule, estimate
+from sleeptrain.schedule import Balance, Costs, Estimate, Schedule, checked, estimate
 from sleeptrain.train.job import Job
 from sleeptrain.train.layout import Layout
 
@@ -72,7 +72,7 @@ def make_plan(layout: Layout, data_layout: DataLayout, speed: float | None = Non
     """The plan of a run; nothing of the model's size is allocated. `speed`: FLOPs a second of one process."""
     activations = layer_activations(layout, data_layout.padded)
     costs = costs_of(layout, activations, speed)
-    estimated, parameters = estimate(layout.schedule, costs), parameter_ownership(layout)
+    estimated, parameters = estimate(checked(layout.schedule), costs), parameter_ownership(layout)
     stages = list(enumerate(zip(parameters.stages, estimated.stages, strict=True)))
     return Plan(
         layout, data_layout, speed, parameters, costs, estimated,

@@ -1,7 +1,7 @@
 """Rules over several sections of a recipe: the unsupported combinations, the reason for each, and the way out.
 
-docs/support.md is printed from this table. Sections check single values themselves; `recipe.py` checks values against the
-data and the number of processes, once both are known.
+docs/support.md is printed from this table. Sections check single values themselves; `completion.py` checks values against
+the data and the number of processes, once both are known.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ RULES: tuple[Rule[Job], ...] = (
     Rule(
         "pipe-layers", ("mesh.pipe", "model.layers"),
         lambda job: pipeline_obstacle(job.model, job.mesh) is not None,
-        lambda job: getattr(pipeline_obstacle(job.model, job.mesh), "reason", ""),
+        lambda job: str(pipeline_obstacle(job.model, job.mesh)),
         "choose a number of stages in this range",
         ("mesh.pipe=5",),
     ),

@@ -13,7 +13,7 @@ from sleeptrain.execute.autograd import DEFAULT_OPTIONS, CheckpointedExecutor, E
 from sleeptrain.execute.cuda_graphs import GraphCache
 from sleeptrain.execute.graph_capture import CudaGraphRecorder
 from sleeptrain.execute.p2p import P2PChannels
-from sleeptrain.execute.pipeline import Pipeline, circular_schedule
+from sleeptrain.execute.pipeline import Pipeline
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
@@ -92,8 +92,7 @@ def checkpointed_forward(job: Job, options: ExecutorOptions = DEFAULT_OPTIONS) -
 
 def pipelined_forward(layout: Layout, axes: MeshAxes, options: ExecutorOptions) -> Forward:
     """The circular pipeline, of which this process runs one stage."""
-    builder = circular_schedule(layout.stages, layout.recompute, layout.job.model.tie)
-    return Pipeline(builder, P2PChannels(axes.pipes), options).run
+    return Pipeline(layout.build_schedule, P2PChannels(axes.pipes), options).run
 
 
 def autograd_forward(job: Job) -> Forward:

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from sleeptrain.parallel.config import BatchLayout, batch_layout, data_parallel_size, pipeline_obstacle, stage_cuts
+from sleeptrain.parallel.config import (
+    BatchLayout,
+    LayoutError,
+    batch_layout,
+    data_parallel_size,
+    pipeline_obstacle,
+    stage_cuts,
+)
 from sleeptrain.program import Program, Sleep, Window, compile
 from sleeptrain.schedule import (
     RECOMPUTE_POLICIES,
@@ -14,7 +21,6 @@ from sleeptrain.schedule import (
     Schedule,
     StageBlocks,
     build_schedule,
-    checked,
     stage_blocks,
 )
 from sleeptrain.train.job import Job
@@ -28,11 +34,14 @@ class Layout:
     """Complete: the data has filled in `model.vocab`."""
     windows: tuple[Window, ...]
     """The windows of every row, in order and without gaps."""
-    world: int
-    """Processes of the run."""
     batch: BatchLayout
     stages: tuple[StageBlocks, ...]
     """The blocks of every pipeline stage."""
+
+    @property
+    def world(self) -> int:
+        """Processes of the run."""
+        return self.batch.data * self.job.mesh.pipe * self.job.mesh.tensor
 
     @property
     def length(self) -> int:
@@ -63,14 +72,18 @@ class Layout:
         """The program of a step (0-based)."""
         return self.program(self.job.sleep.passes_at(step, self.job.train.seed))
 
-    def build_schedule(self, program: Program, micro_batches: int) -> Schedule:
-        """What every stage does for `micro_batches` micro-batches, forward and backward."""
-        return build_schedule(program, self.stages, micro_batches, self.recompute, self.job.model.tie)
-
     @cached_property
     def schedule(self) -> Schedule:
-        """The checked schedule of one forward and backward at the largest number of passes."""
-        return checked(self.build_schedule(self.program(), self.batch.group))
+        """The schedule of one forward and backward at the largest number of passes, not checked."""
+        return self._build(self.program(), self.batch.group)
+
+    def build_schedule(self, program: Program, micro_batches: int) -> Schedule:
+        """The schedule of one forward and backward of `micro_batches` micro-batches, not checked. `schedule` is built once."""
+        largest = program.key == self.program().key and micro_batches == self.batch.group
+        return self.schedule if largest else self._build(program, micro_batches)
+
+    def _build(self, program: Program, micro_batches: int) -> Schedule:
+        return build_schedule(program, self.stages, micro_batches, self.recompute, self.job.model.tie)
 
 
 def resolve_batch(job: Job, world: int) -> BatchLayout:
@@ -79,13 +92,12 @@ def resolve_batch(job: Job, world: int) -> BatchLayout:
     return batch_layout(job.train.batch, job.train.micro, job.mesh, data)
 
 
-def resolve_layout(job: Job, windows: Sequence[Window], world: int) -> Layout:
-    """The layout of a complete job. Raises LayoutError where mesh, batch or model do not fit the processes."""
-    batch = resolve_batch(job, world)
-    if error := pipeline_obstacle(job.model, job.mesh):
-        raise error
+def resolve_layout(job: Job, windows: Sequence[Window], batch: BatchLayout) -> Layout:
+    """The layout of a complete job whose batch arithmetic is `batch`. Raises LayoutError if it has too few blocks to divide."""
+    if reason := pipeline_obstacle(job.model, job.mesh):
+        raise LayoutError({"mesh.pipe": job.mesh.pipe}, reason)
     stages = stage_blocks(job.sleep, len(job.model.pattern), stage_cuts(job.model, job.sleep, job.mesh.pipe))
-    return Layout(job, tuple(windows), world, batch, stages)
+    return Layout(job, tuple(windows), batch, stages)
 
 
 @lru_cache(maxsize=64)

@@ -117,7 +117,7 @@ def other_config(run: Path) -> None:
         (truncated, [f"{CHECKPOINT}/model.safetensors is damaged (", "name another checkpoint of runs/rule110/checkpoints"]),
         (no_header, [f"{CHECKPOINT}/model.safetensors is damaged ("]),
         (no_weights, ["step-00000000", "no model.safetensors"]),
-        (other_shape, ["does not fit runs/rule110/config.yaml: parameter layers.0.mlp.up.weight is [99, 16] there and [16, 16] by"]),
+        (other_shape, ["does not fit runs/rule110/config.yaml: the shape of parameter layers.0.mlp.up.weight is [99, 16] in the checkpoint and [16, 16] in the config"]),
         (extra_weight, ["does not fit runs/rule110/config.yaml: parameter stranger is in one of them only"]),
         (no_manifest, ["runs/rule110/manifest.json cannot be read", "copy the run folder again"]),
         (other_config, ["modell = {} (runs/rule110/config.yaml:1): unknown key; did you mean model?"]),

@@ -95,3 +95,11 @@ def test_what_cannot_be_resolved_names_its_file_and_hides_no_other_error(errors:
     assert all("cannot be resolved" in error for error in found[:2])
     bad = "model: {width: 8, name: 'a${b'}\n"
     assert read(bad, "model.name=good").value.model.name == "good", "what is overridden need not be right"
+
+
+def test_references_that_contain_each_other_are_reported(errors: Any) -> None:
+    found = errors("model: {width: 8}\nsleep: {loop: '${optim}'}\noptim: {lr: '${sleep}'}\n")
+    assert found == [
+        f"{value}: cannot be resolved: it refers to a value that contains it"
+        for value in ('sleep.loop = "${optim}" (a.yaml:2)', 'optim.lr = "${sleep}" (a.yaml:3)')
+    ]

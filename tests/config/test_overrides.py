@@ -98,3 +98,15 @@ def test_elements_can_be_changed_by_files_too(read: Any) -> None:
     loaded = read("include: b.yaml\n" + M + "data: {sources: {1: {path: z}}}\n", files=files)
     assert [(one.path, one.share) for one in loaded.value.data.sources] == [("x", 1.0), ("z", 3.0)]
     assert loaded.sources["data.sources.1.path"] == "a.yaml:3" and loaded.sources["data.sources.1.share"] == "b.yaml:1"
+
+
+def test_a_default_has_no_source_of_an_override_that_was_replaced(read: Any) -> None:
+    loaded = read("model: {width: 8}\n", "optim.lr=0.5", "optim=null", "optim.mode=online")
+    assert loaded.value.optim.lr == 0.1
+    assert (loaded.sources["optim.lr"], loaded.sources["optim.mode"]) == ("default", "command line")
+
+
+def test_a_default_has_no_source_of_a_file_that_was_replaced(read: Any) -> None:
+    text = "include: b.yaml\nmodel: {width: 8}\noptim: null\n"
+    loaded = read(text, "optim.mode=online", files={"b.yaml": "optim: {lr: 0.5}\n"})
+    assert loaded.value.optim.lr == 0.1 and loaded.sources["optim.lr"] == "default"

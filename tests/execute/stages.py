@@ -9,11 +9,11 @@ from sleeptrain.execute.autograd import run_with_autograd
 from sleeptrain.execute.executor import StageExecutor
 from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels
-from sleeptrain.execute.pipeline import Pipeline, circular_schedule
+from sleeptrain.execute.pipeline import Pipeline
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.program import Loop, Sleep, compile
-from sleeptrain.schedule import RECOMPUTE_POLICIES, stage_blocks
+from sleeptrain.schedule import RECOMPUTE_POLICIES, build_schedule, stage_blocks
 from tests.model import toy
 
 EVERY = (Sleep(window=4, loop=Loop(trigger="every")), toy.windows(4, 3), 3)
@@ -70,8 +70,12 @@ def stage_model(model, sleep, cuts, stage):
 
 def pipeline(p2p, model, sleep, cuts, policy, **options):
     """The pipeline of a whole model that is cut before the blocks `cuts`."""
-    stages = stage_blocks(sleep, len(model.layers), cuts)
-    return Pipeline(circular_schedule(stages, RECOMPUTE_POLICIES[policy], model.config.tie), p2p, **options)
+    blocks, tied = stage_blocks(sleep, len(model.layers), cuts), model.config.tie
+
+    def build(program, group):
+        return build_schedule(program, blocks, group, RECOMPUTE_POLICIES[policy], tied)
+
+    return Pipeline(build, p2p, **options)
 
 
 def run_stage(p2p, model, case, cuts, policy, group, padded=False):

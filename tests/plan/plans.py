@@ -25,12 +25,14 @@ def resolved_of(*overrides, windows=3, padded=False):
 def layout_of(*overrides, windows=3, world=None):
     """The resolved layout of a small recipe."""
     resolved, data_layout = resolved_of(*overrides, windows=windows)
-    return resolve_layout(resolved.value, data_layout.windows, planned_world(resolved.value, world))
+    return resolve_layout(resolved.value, data_layout.windows, _batch(resolved, world))
 
 
 def plan_of(*overrides, windows=3, padded=False, world=None):
     """The plan of a small recipe, made with the calls of `sleeptrain plan`."""
     resolved, layout = resolved_of(*overrides, windows=windows, padded=padded)
-    check_batch(resolved, planned_world(resolved.value, world))
-    run_layout = resolve_layout(resolved.value, layout.windows, planned_world(resolved.value, world))
-    return make_plan(run_layout, layout)
+    return make_plan(resolve_layout(resolved.value, layout.windows, _batch(resolved, world)), layout)
+
+
+def _batch(resolved, world):
+    return check_batch(resolved, planned_world(resolved.value, world))

@@ -25,10 +25,10 @@ def seven(*overrides):
     """The layout of the recipe hybrid-7b on 64 processes."""
     from sleeptrain.plan import resolve_data
     from sleeptrain.recipe import load_recipe
-    from sleeptrain.train.layout import resolve_layout
+    from sleeptrain.train.layout import resolve_batch, resolve_layout
 
     resolved, data_layout = resolve_data(load_recipe("hybrid-7b", [*SEVEN, *MESH, *overrides]))
-    return resolve_layout(resolved.value, data_layout.windows, 64)
+    return resolve_layout(resolved.value, data_layout.windows, resolve_batch(resolved.value, 64))
 
 
 def count_by_hand(model):

@@ -67,10 +67,11 @@ def trained(folder: Path, name: str, data: Path, overrides: list[str], spoil=Non
         recipe_file(folder), [*SMALL, f"data.sources=[{{path: {data}}}]", f"run_dir={folder / name}", *overrides]
     )
     axes = init_mesh(resolved.value.mesh, process.rank, process.world)
-    reader = open_reader(resolved.value, check_batch(resolved, process.world), axes.data.rank)
+    batch = check_batch(resolved, process.world)
+    reader = open_reader(resolved.value, batch, axes.data.rank)
     resolved = complete(resolved, reader.manifest)
     run = on_first_rank(process, lambda: open_run(resolved, name, reader.manifest))
-    layout = resolve_layout(resolved.value, reader.manifest.windows, process.world)
+    layout = resolve_layout(resolved.value, reader.manifest.windows, batch)
     setup = set_up(layout, reader, process, run, {})
     if spoil is not None:
         spoil(setup)
