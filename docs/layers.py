@@ -36,7 +36,11 @@ LAYERS: dict[int, dict[str, str]] = {
         "model": "blocks, state, sleep",
         "schedule": "actions of every stage: build, check, estimate, draw",
     },
-    0: {"program": "the passes over the windows of a sample", "config": "YAML recipes with sources and types"},
+    0: {
+        "program": "the passes over the windows of a sample",
+        "config": "YAML recipes with sources and types",
+        "errors": "the two errors without a stack trace",
+    },
 }
 """Packages of `sleeptrain` and their subjects by layer; some do not exist yet. A package may import packages of lower layers, and
 packages of its own layer without circles."""

@@ -17,7 +17,7 @@ EXTERNAL = {
     "sleep_launch": set(),
 }
 """Other projects that an independent package may import."""
-PURE = {"config": {"yaml", "omegaconf", "pydantic"}, "program": set(), "schedule": set()}
+PURE = {"config": {"yaml", "omegaconf", "pydantic"}, "program": set(), "schedule": set(), "errors": set()}
 """Packages without torch, and the other projects that each may import."""
 
 

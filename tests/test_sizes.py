@@ -10,7 +10,7 @@ import pytest
 
 from tests.sources import PRODUCT, ROOT, name_of
 
-FILE_LINES, FUNCTION_LINES, PARAMETERS, CONFIG_LINES = 250, 80, 8, 800
+FILE_LINES, FUNCTION_LINES, PARAMETERS, CONFIG_LINES = 250, 80, 8, 650
 OPERATORS = {
     ("kernels/sleep_kernels/chunked.py", "backward"),
     ("kernels/sleep_kernels/triton_gdr.py", "backward"),

@@ -20,8 +20,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from sleeptrain.config.errors import UserError
 from sleeptrain.engine.engine import Engine
+from sleeptrain.errors import UserError
 from sleeptrain.parallel.config import Mesh
 
 DATA_ONLY = Mesh()

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from sleeptrain.cli.help import add_command
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 
 EXAMPLES = {
     "data": [
@@ -96,13 +96,14 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 def parse_parameters(words: list[str]) -> dict[str, Any]:
     """`key=value` words as a dict of YAML values. Raises UserError that lists every malformed word."""
-    from sleeptrain.config.load import parse_override
+    from sleeptrain.config.load import read_override
+    from sleeptrain.config.tree import plain
 
     errors: list[str] = []
-    parsed = [parse_override(word, errors) for word in words]
+    parsed = [read_override(word, errors) for word in words]
     if errors:
         raise UserError(errors)
-    return {".".join(one[0]): one[1] for one in parsed if one is not None}
+    return {key: value for one in parsed for key, value in plain(one).items()}
 
 
 def _with_progress(work: Any, quiet: bool) -> Any:

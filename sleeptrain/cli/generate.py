@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sleeptrain.cli.help import add_command
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 
 EXAMPLES = (
     'sleeptrain generate runs/text-small --prompt "def read(path):" --tokens 40',

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sleeptrain import __version__
 from sleeptrain.cli.help import PROGRAM, Parser
-from sleeptrain.config.errors import RunFailed, UserError
+from sleeptrain.errors import RunFailed, UserError
 
 COMMANDS = ("data", "plan", "train", "eval", "generate", "doctor")
 """The modules of this package that are commands, in the order of `--help`."""

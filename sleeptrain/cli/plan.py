@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sleeptrain.cli.help import add_command
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 
 EXAMPLES = (
     "sleeptrain plan rule110-tiny",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleeptrain.cli.help import add_command
-from sleeptrain.config import RunFailed, UserError
+from sleeptrain.errors import RunFailed, UserError
 from sleeptrain.evaluate.table import print_table
 
 if TYPE_CHECKING:

@@ -1,9 +1,7 @@
-"""Configuration: load a recipe into typed sections, override it, explain where each value came from, and complain once."""
+"""Configuration: load a recipe into typed sections, override it, name every value's source, report all errors."""
 
-from sleeptrain.config.errors import Problem, RunFailed, UserError
-from sleeptrain.config.files import configs_root
 from sleeptrain.config.load import load
 from sleeptrain.config.resolved import Resolved
-from sleeptrain.config.rules import Rule, check
+from sleeptrain.config.sections import Problem
 
-__all__ = ["Problem", "Resolved", "Rule", "RunFailed", "UserError", "check", "configs_root", "load"]
+__all__ = ["Problem", "Resolved", "load"]

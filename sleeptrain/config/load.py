@@ -1,17 +1,17 @@
-"""`load`: a recipe, its includes and the command line become one typed value, or one error that lists everything wrong."""
+"""`load`: a recipe, its includes and the command line become one typed value, or one error that lists all errors."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sleeptrain.config.errors import UserError
-from sleeptrain.config.files import Document, Files, configs_root
+from sleeptrain.config.files import find, read_files, read_yaml
+from sleeptrain.config.merge import merge
 from sleeptrain.config.resolved import Resolved
-from sleeptrain.config.rules import Rule, check
-from sleeptrain.config.sections import FAILED, SectionReader, defaults_of
-from sleeptrain.config.tree import KeyPath, Place, Tree, escape, plain, show, walk
+from sleeptrain.config.sections import SectionReader, defaults_of
+from sleeptrain.config.tree import FAILED, Node, claim, interpolate, show, walk
+from sleeptrain.errors import UserError
 
 T = TypeVar("T")
 SOURCE = "command line"
@@ -19,48 +19,53 @@ _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*$")
 
 
 def load(
-    recipe: str, overrides: Sequence[str], schema: type[T], *, rules: Sequence[Rule[Any]] = (), root: Path | None = None
+    recipe: str,
+    overrides: Sequence[str],
+    schema: type[T],
+    root: Path,
+    *,
+    check: Callable[[Resolved[T], Collection[str]], list[str]] = lambda resolved, refused: [],
 ) -> Resolved[T]:
-    """Reads a recipe into `schema`: the included files, the recipe's own keys over them, then `overrides`.
+    """Reads a recipe: the files that it includes, its own keys over theirs, then `overrides`.
 
     recipe      a path, or the name of a file in `root`
     overrides   `section.key=value` in YAML, in the order given
     schema      a frozen dataclass of sections; each may have `problems() -> list[Problem]`
-    rules       what must hold between sections
-    root        the folder of recipes and of what they include (default: the shipped `configs`)
+    root        the folder of recipes and of what they include
+    check       the errors between sections, from the recipe and the dotted paths that `problems` refuses
 
-    Raises UserError with every error found, each with the value, where it came from and the nearest right name.
+    Raises UserError with every error found, each with the value, its source and the nearest right name. A file that
+    cannot be read is reported alone.
     """
-    tree = Tree()
-    Files((root or configs_root()).resolve(), tree).find(recipe)
-    tree.places = tree.places.new_child()
-    for override in overrides:
-        if (parsed := parse_override(override, tree.errors)) is not None:
-            path, value, places = parsed
-            tree.lay(reduce(lambda inner, key: {key: inner}, reversed(path), value), places)
-    tree.over(plain(defaults_of(schema), escape))
-    reader = SectionReader(schema, tree, tree.interpolate())
-    sources = {".".join(path): tree.source(path) for path, _ in walk(tree.data) if path in tree.places}
-    found = reader.value(schema, tree.data, ())
-    resolved: Resolved[T] = Resolved(found, sources)
-    if found is not FAILED:
-        unsure = [] if tree.complete else [path for path, _, source in resolved.rows() if source == "default"]
-        tree.errors += check(rules, resolved, [*map(".".join, reader.failed | reader.refused), *unsure])
-    if tree.errors:
-        raise UserError(list(dict.fromkeys(tree.errors)))
+    errors: list[str] = []
+    root = root.resolve()
+    layers = list(read_files(find(recipe, root), root))
+    layers += [layer for override in overrides if (layer := read_override(override, errors))]
+    # Defaults come last: a value that replaces a section and is itself overridden must not replace its defaults.
+    tree = reduce(lambda below, above: merge(below, above, schema, errors), layers, Node({}))
+    tree = merge(Node.of(defaults_of(schema)), tree, schema, errors)
+    interpolate(tree, errors)
+    reader = SectionReader(schema, errors)
+    sources = {path: node.source for path, node in walk(tree) if node.source != "default"}
+    resolved: Resolved[T] = Resolved(reader.value(schema, tree), sources)
+    if resolved.value is not FAILED:
+        errors += check(resolved, reader.refused)
+    if errors:
+        raise UserError(list(dict.fromkeys(errors)))
     return resolved
 
 
-def parse_override(override: str, errors: list[str]) -> tuple[KeyPath, Any, dict[KeyPath, Place]] | None:
-    """(keys, plain value, places) of one `key=value`; None after adding what is wrong with it to `errors`."""
+def read_override(override: str, errors: list[str]) -> Node | None:
+    """The tree of one `key=value`; None after adding what is wrong with it to `errors`."""
     key, equals, text = override.partition("=")
-    path = tuple(key.strip().split("."))
     if not equals or not _KEY.match(key.strip()):
         errors.append(f"{show(override)} ({SOURCE}): expected key=value, such as train.steps=100")
         return None
-    document = Document(SOURCE, lines=False, places={path[:depth]: Place(SOURCE) for depth in range(1, len(path))})
-    value = document.read(text, path)
-    for error in document.errors:
-        told, hint = f"{key} = {show(text)} ({SOURCE})", f"text with special characters needs quotes: {key}='\"...\"'"
-        errors.append(f"{told}: {error.removeprefix(f'{SOURCE}: ')}; {hint}")
-    return None if document.errors else (path, value, document.places)
+    path = key.strip().split(".")
+    try:
+        value = read_yaml(text, lambda mark: SOURCE)
+    except UserError as error:
+        told, reason = claim(path, Node(text, SOURCE)), str(error).removeprefix(f"{SOURCE}: ")
+        errors.append(f"{told}: {reason}; text with special characters needs quotes: {key}='\"...\"'")
+        return None
+    return reduce(lambda inner, key: Node({key: inner}, SOURCE), reversed(path), value)

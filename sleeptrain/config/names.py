@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
-from sleeptrain.config.tree import KeyPath
+from sleeptrain.config.tree import KeyPath, Node
 
 _WORDS = {
     int: "a whole number",
@@ -16,6 +16,7 @@ _WORDS = {
     bool: "true or false",
     str: "text",
     type(None): "null",
+    dict: "a mapping",
     Any: "anything",
 }
 
@@ -37,6 +38,25 @@ def fields_of(section: type) -> dict[str, Any]:
     return {item.name: hints[item.name] for item in dataclasses.fields(section) if item.init}
 
 
+def variant(kind: Any, node: Node) -> Any:
+    """The member of a type that a mapping or a list is meant as; None for scalars, or if no single one can be told."""
+    shapes = (list, tuple) if isinstance(node.value, list) else (dict,) if isinstance(node.value, dict) else ()
+    fitting = [one for one in members(kind) if (dict if is_section(one) else get_origin(one) or one) in shapes]
+    fitting = list(filter(is_section, fitting)) or fitting
+    if len(fitting) < 2 or isinstance(node.value, list):
+        return fitting[0] if len(fitting) == 1 else None
+    shared = [len(node.value.keys() & fields_of(one).keys()) for one in fitting]
+    return fitting[shared.index(max(shared))] if any(shared) else None
+
+
+def element_type(kind: Any, key: str) -> Any:
+    """The type of a field of a section, or of an element of a list, a tuple or a mapping."""
+    if is_section(kind):
+        return fields_of(kind).get(key, Any)
+    arguments = [argument for argument in get_args(kind) or (Any,) if argument is not Ellipsis]
+    return arguments[min(int(key), len(arguments) - 1) if get_origin(kind) is tuple else -1]
+
+
 def describe(kind: Any) -> str:
     """A type in words, as it follows `expected`. Raises TypeError for a type that recipes cannot hold."""
     origin, arguments = get_origin(kind) or kind, get_args(kind)
@@ -49,9 +69,9 @@ def describe(kind: Any) -> str:
         return f"{{{', '.join(fields_of(kind))}}}"
     if origin in (list, tuple):
         return f"a list of {describe(arguments[0])}" if arguments else "a list"
-    if origin is not dict and kind not in _WORDS:
+    if origin not in _WORDS:
         raise TypeError(f"{kind}: recipes know int, float, bool, str, Literal, list, tuple, dict and sections")
-    return "a mapping" if origin is dict else _WORDS[kind]
+    return _WORDS[origin]
 
 
 def all_names(schema: type, path: KeyPath = ()) -> Iterator[KeyPath]:
@@ -64,9 +84,5 @@ def all_names(schema: type, path: KeyPath = ()) -> Iterator[KeyPath]:
 
 def nearest(word: object, names: Iterable[str], count: int = 1) -> str:
     """`; did you mean a or b?` with the names most like a word, or nothing when none is near."""
-    return did_you_mean(get_close_matches(str(word), sorted(names), count))
-
-
-def did_you_mean(names: list[str]) -> str:
-    """`; did you mean a or b?`, or nothing without names."""
-    return f"; did you mean {' or '.join(names)}?" if names else ""
+    near = get_close_matches(str(word), sorted(names), count)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from sleeptrain.config.tree import escape, flow, items, plain, select, show
+from sleeptrain.config.files import read_yaml
+from sleeptrain.config.tree import KeyPath, Node, claim, dump, escape, items, plain, select
 
 T = TypeVar("T")
 
@@ -15,7 +16,7 @@ class Resolved(Generic[T]):
 
     value: T
     """The schema's instance, all sections filled in."""
-    places: dict[str, str] = field(repr=False)
+    places: dict[KeyPath, str] = field(repr=False)
     """The source of everything that a file or the command line wrote, sections included."""
 
     @property
@@ -24,34 +25,33 @@ class Resolved(Generic[T]):
         return {path: source for path, _, source in self.rows()}
 
     def rows(self) -> list[tuple[str, Any, str]]:
-        """(dotted path, plain value, source) of each leaf, in the order of the schema. A list of scalars is one leaf."""
-        return [(path, value, self._source(path)) for path, value, _, whole in _lines(plain(self.value)) if whole]
+        """(dotted path, plain value, source) of each leaf, in the schema's order. A list of scalars is one leaf."""
+        return [(".".join(path), value, self.source(path)) for path, value in _leaves(plain(self.value))]
+
+    def source(self, path: KeyPath) -> str:
+        """The source of the value at a path."""
+        return self.places.get(path, "default")
 
     def at(self, path: str) -> str:
         """`optim.lr = 0.1 (command line)`: one value as error messages name it."""
-        return f"{path} = {show(select(self.value, tuple(path.split('.'))))} ({self._source(path)})"
+        keys = tuple(path.split("."))
+        return claim(keys, Node(select(self.value, keys), self.source(keys)))
 
     def to_yaml(self) -> str:
-        """The whole recipe, defaults included, with the source of each value in a comment. Loading it gives an equal value."""
-        lines = [(text, self._source(path) if whole else "") for path, _, text, whole in _lines(plain(self.value))]
-        column = min(max((len(text) for text, source in lines if source), default=0), 56)
-        return "".join(f"{text.ljust(column)}  # {source}\n" if source else f"{text}\n" for text, source in lines)
+        """The recipe with defaults, and each value's source in a comment. Loading it gives an equal value."""
+        text = dump(plain(self.value, escape), None)
+        lines, tree = text.splitlines(), read_yaml(text, lambda mark: str(mark.line))
+        sources = {int(select(tree, path).source): self.source(path) for path, _ in _leaves(plain(self.value))}
+        column = min(max(len(lines[number]) for number in sources), 56)
+        told = [f"{text.ljust(column)}  # {sources[at]}" if at in sources else text for at, text in enumerate(lines)]
+        return "\n".join([*told, ""])
 
-    def _source(self, path: str) -> str:
-        return self.places.get(path, "default")
 
-
-def _lines(value: Any, above: str = "", pad: str = "") -> Iterator[tuple[str, Any, str, bool]]:
-    """(dotted path, value, line of YAML, whether the line has the whole value) of everything in a mapping or a list."""
-    for key, child in items(value):
-        path, start = f"{above}{key}", f"{pad}{flow(key)}:" if isinstance(value, dict) else f"{pad}-"
-        if not child or (not isinstance(child, dict) and not any(isinstance(part, dict) for _, part in items(child))):
-            yield path, child, f"{start} {flow(plain(child, escape))}", True
-            continue
-        inner = _lines(child, f"{path}.", f"{pad}  ")
-        if isinstance(value, dict):
-            yield path, child, start, False
-        else:
-            first = next(inner)
-            yield first[0], first[1], f"{start} {first[2].lstrip()}", first[3]
-        yield from inner
+def _leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """(path, value) of the scalars, lists of scalars and empty mappings in a plain value."""
+    children = items(value)
+    if not children or not (isinstance(value, dict) or any(isinstance(child, dict) for _, child in children)):
+        yield path, value
+    else:
+        for key, child in children:
+            yield from _leaves(child, (*path, key))

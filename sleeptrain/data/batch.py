@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sleep_data.task import IGNORED
-from sleeptrain.config import UserError
 from sleeptrain.data.manifest import Manifest
+from sleeptrain.errors import UserError
 
 FILLER = -1
 """Id of a row that pads an evaluation batch to its full size; none of its positions is scored."""

@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 
 from sleep_data.task import IGNORED, NO_GROUP
-from sleeptrain.config import UserError
 from sleeptrain.data.batch import FILLER, Batch, check, collate, stack
 from sleeptrain.data.config import Data
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.sources import open_sources
+from sleeptrain.errors import UserError
 
 
 class Evaluation:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.program import Window
 
 

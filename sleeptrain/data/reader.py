@@ -14,11 +14,11 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sleeptrain.config import UserError
 from sleeptrain.data.batch import Batch, check, collate, stack
 from sleeptrain.data.config import Data
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.sources import open_sources
+from sleeptrain.errors import UserError
 
 if TYPE_CHECKING:
     from streaming import StreamingDataLoader

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sleep_data import manifest as manifests
-from sleeptrain.config import UserError
 from sleeptrain.data.config import Data, Source, is_remote
 from sleeptrain.data.manifest import Manifest, merge
+from sleeptrain.errors import UserError
 
 
 @dataclass(frozen=True)

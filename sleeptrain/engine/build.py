@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sleeptrain.config.errors import UserError
 from sleeptrain.engine.config import Optim
 from sleeptrain.engine.engine import Engine
 from sleeptrain.engine.muon import Muon, matrix_partition
 from sleeptrain.engine.optimizers import add_placeholder_parameter, make_optimizer
 from sleeptrain.engine.settings import Precision, deepspeed_config, merge_overrides, zero3_gathering
+from sleeptrain.errors import UserError
 from sleeptrain.parallel.gather import StateGatherer
 from sleeptrain.parallel.patches.deepspeed_logging import deepspeed_quiet
 from sleeptrain.parallel.process import init_distributed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sleeptrain.config.errors import Problem
+from sleeptrain.config import Problem
 
 
 @dataclass(frozen=True)

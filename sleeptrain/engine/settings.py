@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from sleeptrain.config.errors import UserError
 from sleeptrain.engine.deepspeed_keys import refused_keys
+from sleeptrain.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
 

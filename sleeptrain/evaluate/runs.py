@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sleeptrain.config import UserError
 from sleeptrain.data.batch import Batch
 from sleeptrain.data.config import Source
 from sleeptrain.data.evaluation import Evaluation
 from sleeptrain.data.manifest import Manifest
+from sleeptrain.errors import UserError
 from sleeptrain.evaluate.measure import Measurement, measure
 from sleeptrain.evaluate.report import RunResult
 from sleeptrain.recipe.load_trained import Trained, open_trained

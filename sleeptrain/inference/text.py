@@ -6,8 +6,8 @@ import codecs
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sleeptrain.config import UserError
 from sleeptrain.data.manifest import Manifest
+from sleeptrain.errors import UserError
 
 
 class Codec:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from sleeptrain.config.errors import Problem, UserError
+from sleeptrain.config import Problem
+from sleeptrain.errors import UserError
 from sleeptrain.model.config import Model
 from sleeptrain.program import Sleep, loop_range
 from sleeptrain.schedule import balance

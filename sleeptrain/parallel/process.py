@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # before the process group exists, see init_distributed
 
-from sleeptrain.config.errors import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.parallel.patches.deepspeed_logging import deepspeed_quiet, silence_deprecation_warnings
 from sleeptrain.parallel.patches.deepspeed_shm_op import skip_shm_op_build
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sleeptrain.config.errors import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.model.config import Model
 from sleeptrain.model.init import initial
 from sleeptrain.model.language import IGNORED, LanguageModel

@@ -9,10 +9,11 @@ from typing import Any
 from sleep_data.task import Vocabulary
 from sleep_data.tasks import make
 from sleep_data.tokenize import ByteTokenizer, FileTokenizer
-from sleeptrain.config import Resolved, UserError
+from sleeptrain.config import Resolved
 from sleeptrain.data.config import is_remote
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.sources import open_sources
+from sleeptrain.errors import UserError
 from sleeptrain.program import Window
 from sleeptrain.recipe.completion import complete
 from sleeptrain.recipe.recipe import Recipe

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from sleeptrain.config import Resolved, UserError
+from sleeptrain.config import Resolved
 from sleeptrain.data.manifest import Manifest
+from sleeptrain.errors import UserError
 from sleeptrain.parallel.config import BatchLayout, LayoutError
 from sleeptrain.recipe.recipe import Recipe
 from sleeptrain.train.layout import resolve_batch
@@ -33,7 +34,9 @@ def complete(resolved: Resolved[Recipe], manifest: Manifest) -> Resolved[Recipe]
     deltanet = dataclasses.replace(model.deltanet, horizon=horizon)
     model = dataclasses.replace(model, vocab=model.vocab or manifest.vocab, deltanet=deltanet)
     derived = {"model.vocab": recipe.model.vocab, "model.deltanet.horizon": recipe.model.deltanet.horizon}
-    places = resolved.places | {path: "derived from the data" for path, given in derived.items() if given is None}
+    places = resolved.places | {
+        tuple(path.split(".")): "derived from the data" for path, given in derived.items() if given is None
+    }
     return dataclasses.replace(resolved, value=dataclasses.replace(recipe, model=model), places=places)
 
 

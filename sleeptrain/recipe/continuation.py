@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sleeptrain.config import Resolved, UserError
+from sleeptrain.config import Resolved
 from sleeptrain.data.manifest import Manifest
+from sleeptrain.errors import UserError
 from sleeptrain.recipe.completion import paths_of
 from sleeptrain.recipe.recipe import Recipe, load_recipe
 from sleeptrain.run.folder import CONFIG, data_hash, has_checkpoint, has_steps, write_run_folder

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from sleeptrain import checkpoint
-from sleeptrain.config import UserError
 from sleeptrain.data.manifest import Manifest
+from sleeptrain.errors import UserError
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.recipe.recipe import Recipe, load_recipe
 

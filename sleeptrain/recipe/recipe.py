@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sleeptrain.config import Problem, Resolved, load
 from sleeptrain.engine.deepspeed_keys import refused_keys
 from sleeptrain.engine.settings import RESERVED_KEYS
+from sleeptrain.recipe.rule import check
 from sleeptrain.recipe.rules import RULES
+from sleeptrain.recipe.shipped import configs_root
 from sleeptrain.train.job import Job
 
 
@@ -31,4 +34,4 @@ class Recipe(Job):
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Resolved[Recipe]:
     """Read a recipe, its includes and the command line. Raises UserError that lists every error at once."""
-    return load(name, list(overrides), Recipe, rules=RULES)
+    return load(name, list(overrides), Recipe, configs_root(), check=partial(check, RULES))

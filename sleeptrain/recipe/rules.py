@@ -6,9 +6,9 @@ the data and the number of processes, once both are known.
 
 from __future__ import annotations
 
-from sleeptrain.config import Rule
 from sleeptrain.parallel.config import LayoutError, batch_layout, pipeline_obstacle, tensor_obstacle
 from sleeptrain.program import loop_range
+from sleeptrain.recipe.rule import Rule
 from sleeptrain.train.job import Job
 
 

@@ -9,12 +9,13 @@ from functools import cache
 from itertools import combinations
 from typing import Any
 
-from sleeptrain.config import Rule, load
-from sleeptrain.config.rules import reason
-from sleeptrain.config.tree import flow, plain
+from sleeptrain.config import load
+from sleeptrain.config.tree import dump, plain
 from sleeptrain.program import Draw, Ramp
 from sleeptrain.recipe.recipe import Recipe
+from sleeptrain.recipe.rule import Rule, reason
 from sleeptrain.recipe.rules import RULES
+from sleeptrain.recipe.shipped import configs_root
 from sleeptrain.train.job import Job
 
 BASE = ("model.layers=AGGA", "train.batch=8", "optim.adam_lr=0.001")
@@ -63,7 +64,7 @@ Choice = Mapping[str, Any]
 @cache
 def base(*changes: str) -> Recipe:
     """The recipe that choices change, with further `changes`. The rules are not applied."""
-    return load("rule110-tiny", [*BASE, *changes], Recipe).value
+    return load("rule110-tiny", [*BASE, *changes], Recipe, configs_root()).value
 
 
 def broken(choice: Choice) -> list[Rule[Job]]:
@@ -86,7 +87,7 @@ def refusals(asked: Choice) -> list[Rule[Job]]:
 
 def words(choice: Choice) -> list[str]:
     """A choice as overrides on the command line."""
-    return [f"{path}={flow(plain(value))}" for path, value in choice.items()]
+    return [f"{path}={dump(plain(value))}" for path, value in choice.items()]
 
 
 def pairs(choice: Choice) -> Iterator[tuple[tuple[str, Any], tuple[str, Any]]]:
@@ -154,7 +155,7 @@ def _head() -> list[str]:
 
 
 def _axes() -> list[str]:
-    rows = [f"| `{a.path}` | {', '.join(f'`{flow(plain(v))}`' for v in a.values)} | {a.about} |" for a in AXES]
+    rows = [f"| `{a.path}` | {', '.join(f'`{dump(plain(v))}`' for v in a.values)} | {a.about} |" for a in AXES]
     return ["## Settings", "", "| setting | values | |", "|---|---|---|", *rows, ""]
 
 
@@ -191,7 +192,7 @@ def _name(path: str, value: Any) -> str:
     short = (
         ".".join(path.split(".")[-2:]) if path.endswith((".name", ".passes", ".windows")) else path.rpartition(".")[2]
     )
-    return f"`{short}={flow(plain(value))}`"
+    return f"`{short}={dump(plain(value))}`"
 
 
 def _refused(numbers: Mapping[str, int]) -> list[str]:

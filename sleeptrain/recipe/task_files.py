@@ -7,8 +7,8 @@ from typing import Any
 
 from sleep_data.build import read_task_file
 from sleep_data.tasks import TASKS, nearest
-from sleeptrain.config import UserError
-from sleeptrain.config.files import configs_root
+from sleeptrain.errors import UserError
+from sleeptrain.recipe.shipped import configs_root
 
 
 def task_names() -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sleeptrain.config.errors import Problem
+from sleeptrain.config import Problem
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from sleep_kernels.comparison import Shape
 from sleep_kernels.dispatch import fallback_reason
 from sleep_kernels.self_test import self_test
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.model.config import Model
 from sleeptrain.model.deltanet import DeltaNet
 from sleeptrain.model.language import LanguageModel

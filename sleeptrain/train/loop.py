@@ -8,8 +8,8 @@ from time import perf_counter
 from typing import Any
 
 from sleeptrain import checkpoint
-from sleeptrain.config import RunFailed
 from sleeptrain.engine.lr_schedule import lr_multiplier
+from sleeptrain.errors import RunFailed
 from sleeptrain.program import Program
 from sleeptrain.run.stop import StopRequest
 from sleeptrain.train.log import Logs

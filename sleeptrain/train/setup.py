@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from sleeptrain import checkpoint
-from sleeptrain.config import UserError
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.reader import Reader
 from sleeptrain.engine.build import EngineSpec, build_engine
 from sleeptrain.engine.engine import Engine
+from sleeptrain.errors import UserError
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel.collectives import assert_same_on_all_ranks
 from sleeptrain.parallel.config import BatchLayout

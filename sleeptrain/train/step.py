@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sleeptrain.config.errors import UserError
 from sleeptrain.data.batch import IGNORED, Batch
 from sleeptrain.data.reader import Reader
 from sleeptrain.engine.engine import Engine
+from sleeptrain.errors import UserError
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput

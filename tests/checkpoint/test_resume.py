@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from sleeptrain import checkpoint
-from sleeptrain.config.errors import UserError
 from sleeptrain.engine import Engine, Optim
+from sleeptrain.errors import UserError
 from sleeptrain.parallel import Mesh
 from tests.distributed import run
 from tests.engine.tiny import Tiny, batch, make_engine, same, snapshot, train

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sleeptrain.cli.data import parse_parameters
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 
 
 def test_the_examples_run(examples: Any, sleeptrain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

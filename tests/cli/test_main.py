@@ -15,7 +15,7 @@ import sleeptrain as package
 from sleeptrain.cli import doctor
 from sleeptrain.cli.help import Parser, add_command
 from sleeptrain.cli.main import COMMANDS, parse
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 
 HEAVY = {
     "torch",

@@ -14,7 +14,7 @@ import pytest
 
 from sleep_data import shards
 from sleep_data.tasks import make
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 from tests.cli.lines import TINY, Line, run_named
 from tests.train.jobs import text_data
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import pytest
 
-from sleeptrain.config import Problem, Resolved, UserError, load
+from sleeptrain.config import Problem, Resolved, load
+from sleeptrain.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def sections() -> dict[str, type]:
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
-    """`read(text, *overrides, files={...}, rules=())` loads a recipe `a.yaml` with this text, in a folder with `files`."""
+    """`read(text, *overrides, files={...})` loads a recipe `a.yaml` with this text, in a folder with `files`."""
 
     def read(text: str, *overrides: str, files: dict[str, str] | None = None, **options: Any) -> Resolved[Any]:
         for name, content in {"a.yaml": text, **(files or {})}.items():

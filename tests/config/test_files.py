@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sleeptrain.config import UserError, configs_root, load
+from sleeptrain.config import load
+from sleeptrain.errors import UserError
 
 M = "model: {width: 8}\n"
 
@@ -28,25 +29,16 @@ def test_a_recipe_is_a_path_or_a_name(
         assert load(name, [], kind, root=root).value == expected
 
 
-def test_unknown_recipes_are_told_with_the_nearest_name_and_with_what_else_is_wrong(
-    sections: dict[str, type], tmp_path: Path
-) -> None:
+def test_unknown_recipes_are_told_with_the_nearest_name(sections: dict[str, type], tmp_path: Path) -> None:
     for name in ("rule110-tiny", "rule110-small", "depo"):
         (tmp_path / f"{name}.yaml").write_text(M)
     with pytest.raises(UserError) as caught:
         load("rule110-tny", ["train.sed=1"], sections["Recipe"], root=tmp_path)
-    first, second = caught.value.errors
-    assert (
-        first
-        == f'recipe "rule110-tny": no such file, and none of that name in {tmp_path}; did you mean rule110-tiny or rule110-small?'
-    )
-    assert second == "train.sed = 1 (command line): unknown key; did you mean train.seed?"
+    assert caught.value.errors == [
+        f'recipe "rule110-tny": no such file, and none of that name in {tmp_path}; did you mean rule110-tiny or rule110-small?'
+    ]
     with pytest.raises(UserError, match="recipes there: depo, rule110-small, rule110-tiny"):
         load("xyz", [], sections["Recipe"], root=tmp_path)
-
-
-def test_the_shipped_recipes_are_found() -> None:
-    assert list(configs_root().glob("*.yaml"))
 
 
 def test_later_files_override_earlier_ones_and_the_own_keys_override_all(read: Any) -> None:
@@ -82,7 +74,7 @@ def test_missing_circular_and_malformed_includes(errors: Callable[..., list[str]
     [
         ("model:\n  width: [1\n", "a.yaml:3: not valid YAML"),
         ("model:\n\twidth: 1\n", "a.yaml:2: not valid YAML"),
-        ("- 1\n- 2\n", "a.yaml:1: a recipe is a mapping of sections, not a list"),
+        ("- 1\n- 2\n", "a.yaml:1: a recipe is a mapping of sections, not [1, 2]"),
         (
             "model: {width: 1}\ntrain: {seed: 1}\nmodel: {width: 2}\n",
             "a.yaml:3: model is given twice, first at a.yaml:1",
@@ -93,10 +85,8 @@ def test_missing_circular_and_malformed_includes(errors: Callable[..., list[str]
     ],
 )
 def test_bad_yaml_is_told_with_its_line_and_without_guesses(errors: Any, text: str, expected: str) -> None:
-    found = errors(text, "train.seed=x")
-    assert found[0].startswith(expected)
-    assert found[-1] == 'train.seed = "x" (command line): expected a whole number'
-    assert not any("missing" in error for error in found)
+    (error,) = errors(text, "train.seed=x")
+    assert error.startswith(expected)
 
 
 def test_a_file_that_is_no_text(errors: Any, tmp_path: Path) -> None:

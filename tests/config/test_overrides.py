@@ -58,7 +58,7 @@ def test_elements_of_lists(read: Any, errors: Any, sections: dict[str, type]) ->
     assert defaults.sources["data.sources.0.share"] == "default"
     (error,) = errors(text, "data.sources.2.path=z")
     assert error.startswith(
-        "data.sources.2 = {path: z} (command line): data.sources has 2 elements; the last is data.sources.1"
+        "data.sources.2 = {path: z} (command line): data.sources has 2 elements, from 0 on; give a longer list whole: data.sources=[...]"
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sleeptrain.config import load
-from sleeptrain.config.tree import flow
+from sleeptrain.config.tree import dump
 
 M = "model: {width: 8}\n"
 
@@ -107,5 +107,5 @@ def test_values_of_the_command_line_can_be_written_back(read: Any) -> None:
     first = read(
         M, "data.sources=[{path: x, share: 0.25}]", "sleep.loop.layers=[1, 2]", "deepspeed={a: [1, 2], b: {c: off}}"
     )
-    again = read(M, *(f"{path}={flow(value)}" for path, value, _ in first.rows()))
+    again = read(M, *(f"{path}={dump(value)}" for path, value, _ in first.rows()))
     assert again.value == first.value

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sleeptrain.config import Problem, UserError, load
+from sleeptrain.config import Problem, load
+from sleeptrain.errors import UserError
 
 M = "model: {width: 8}\n"
 

@@ -10,8 +10,8 @@ import torch
 from sleep_data import shards
 from sleep_data.rule110 import Rule110
 from sleep_data.task import IGNORED
-from sleeptrain.config import UserError
 from sleeptrain.data import Data, Evaluation, Reader, Source, check
+from sleeptrain.errors import UserError
 from sleeptrain.model import language
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from sleep_data import shards
 from sleep_data.rule110 import Rule110
-from sleeptrain.config import UserError
 from sleeptrain.data import Data, Reader, Source
+from sleeptrain.errors import UserError
 
 TASK = Rule110(strings=2, width=8, transitions=(1, 2))
 STEPS = 18  # of 8 rows out of 100: an epoch and a half

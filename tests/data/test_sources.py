@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from sleep_data.build import build_task
-from sleeptrain.config import UserError
 from sleeptrain.data import Data, Evaluation, Reader, Source
 from sleeptrain.data.sources import open_sources
+from sleeptrain.errors import UserError
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sleeptrain.config.errors import UserError
 from sleeptrain.engine import Optim
 from sleeptrain.engine.settings import merge_overrides
+from sleeptrain.errors import UserError
 from tests.distributed import run
 from tests.engine.tiny import Tiny, batch, make_engine, train
 

@@ -9,8 +9,8 @@ import pytest
 
 from sleep_data import shards
 from sleep_data.tasks import make
-from sleeptrain.config import UserError
 from sleeptrain.data.manifest import Manifest
+from sleeptrain.errors import UserError
 from sleeptrain.inference.text import Codec
 
 

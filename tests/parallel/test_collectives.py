@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sleeptrain.config.errors import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.parallel.collectives import assert_same_on_all_ranks, on_every_rank, on_first_rank
 from sleeptrain.parallel.process import init_distributed
 from tests.distributed import run

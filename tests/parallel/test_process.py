@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sleeptrain.config.errors import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.parallel import process as process_module
 from sleeptrain.parallel.process import (
     Process,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sleeptrain.config.errors import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.execute.autograd import CheckpointedExecutor, ExecutorOptions
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel

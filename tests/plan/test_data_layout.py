@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.plan import resolve_data
 from sleeptrain.recipe import load_recipe
 from tests.train.jobs import SMALL, recipe_file, rule110_data, text_data

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.plan import planned_world, stage_balance, text, to_json
 from sleeptrain.plan.show import size
 from tests.plan.plans import plan_of, resolved_of

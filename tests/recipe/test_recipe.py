@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.recipe import check_batch, load_recipe
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from sleep_data.tasks import make
-from sleeptrain.config import configs_root
 from sleeptrain.recipe import load_recipe
+from sleeptrain.recipe.shipped import configs_root
 from tests.cli.lines import TINY, Line, run_lines
 
 NAMES = sorted(path.stem for path in configs_root().glob("*.yaml"))

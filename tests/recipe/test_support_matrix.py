@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from sleeptrain.config import UserError
-from sleeptrain.config.rules import reason
 from sleeptrain.config.tree import plain, show
+from sleeptrain.errors import UserError
 from sleeptrain.recipe import load_recipe
+from sleeptrain.recipe.rule import reason
 from sleeptrain.recipe.rules import RULES
 from sleeptrain.recipe.support_matrix import AXES, BASE, base, completed, every_pair, page, pairs, refusals, words
 from tests.distributed import run

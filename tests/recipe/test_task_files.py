@@ -5,8 +5,8 @@ import yaml
 
 from sleep_data.build import build_task
 from sleep_data.tasks import make
-from sleeptrain.config import UserError
-from sleeptrain.config.files import configs_root
+from sleeptrain.errors import UserError
+from sleeptrain.recipe.shipped import configs_root
 from sleeptrain.recipe.task_files import task_file, task_names
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.recipe import load_recipe
 from sleeptrain.train import build_model
 from sleeptrain.train.setup import check_device

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sleep_kernels.comparison import ErrorReport, Shape
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel.process import Process, init_distributed

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sleeptrain.config.errors import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.recipe import load_recipe
 from sleeptrain.train.layout import resolve_batch
 from tests.distributed import run

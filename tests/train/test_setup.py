@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 from sleeptrain.parallel.config import LayoutError, Mesh, batch_layout
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.train.setup import assert_same_config

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from sleeptrain.config.resolved import Resolved
+from sleeptrain.config import Resolved
 
 T = TypeVar("T")
 
@@ -17,26 +17,26 @@ class Rule(Generic[T]):
     fields: tuple[str, ...]
     """Dotted paths of the values it is about, which the error shows with their sources."""
     broken: Callable[[T], bool]
-    """Whether a recipe breaks the rule. Asked only when all of `fields` have good values."""
+    """Whether a recipe breaks the rule. Asked only when all of `fields` are right by themselves."""
     message: str | Callable[[T], str]
     fix: str
     example: tuple[str, ...] = ()
     """Changes on the command line that break it in a small recipe, for documents and tests."""
 
 
-def check(rules: Sequence[Rule[T]], resolved: Resolved[T], failed: Collection[str] = ()) -> list[str]:
-    """One error for each broken rule. Rules about the dotted paths in `failed`, or what is below them, are left out."""
+def check(rules: Sequence[Rule[T]], resolved: Resolved[T], refused: Collection[str] = ()) -> list[str]:
+    """One error for each broken rule. Rules about the dotted paths in `refused`, or what is below them, are left out."""
     errors = []
     for rule in rules:
-        pairs = [(f"{name}.", f"{path}." if path else "") for name in rule.fields for path in failed]
+        pairs = [(f"{name}.", f"{path}." if path else "") for name in rule.fields for path in refused]
         if any(name.startswith(path) or path.startswith(name) for name, path in pairs):
             continue
         try:
             broken = rule.broken(resolved.value)
         except Exception:
-            if not failed:
+            if not refused:
                 raise
-            continue  # it also looked at a bad value outside `fields`, and must wait for a good one
+            continue  # it also looked at a refused value outside `fields`, and must wait for a good one
         if broken:
             values = " with ".join(map(resolved.at, rule.fields))
             errors.append(f"{values}: {reason(rule, resolved.value)}; {rule.fix}")

@@ -1,6 +1,6 @@
 """The error that users see."""
 
-from sleeptrain.config import UserError
+from sleeptrain.errors import UserError
 
 
 def test_one_error_or_many() -> None:
