@@ -36,7 +36,7 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 STATIC: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "key": (["rule110-tiny", "sleep.pases=3"], ["sleep.pases = 3 (command line): unknown key; did you mean sleep.passes?"]),
-    "section": (["rule110-tiny", "slep.window=3"], ["slep.window = 3 (command line): unknown key; did you mean sleep.window?"]),
+    "section": (["rule110-tiny", "slep.window=3"], ["slep = {window: 3} (command line): unknown key; did you mean sleep?"]),
     "type": (["rule110-tiny", "train.batch=many"], ['train.batch = "many" (command line): expected a whole number']),
     "choice": (["rule110-tiny", "optim.name=muonn"], ['optim.name = "muonn" (command line): expected one of muon, adamw; did you mean muon?']),
     "word": (["rule110-tiny", "train.steps"], ['"train.steps" (command line): expected key=value, such as train.steps=100']),
@@ -44,7 +44,7 @@ STATIC: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "folder": (["folder"], ['recipe "folder": no such file', "recipes there: depo"]),
     "include": (["lost.yaml"], ['include "model/ag-tinny.yaml" (lost.yaml:1): no such file', "did you mean model/ag-tiny.yaml?"]),
     "tabs": (["tabs.yaml"], ["tabs.yaml:2: not valid YAML: found character '\\t' that cannot start any token"]),
-    "list": (["list.yaml"], ["list.yaml:1: a recipe is a mapping of sections, not a list"]),
+    "list": (["list.yaml"], ["list.yaml:1: a recipe is a mapping of sections, not [train]"]),
     "twice": (["twice.yaml", "data.sources=[{path: x}]"], ["twice.yaml:2: train is given twice, first at twice.yaml:1"]),
     "no steps": (["rule110-tiny", "train.steps=0"], ["train.steps = 0 (command line): must be at least 1"]),
     "steps and tokens": (["both.yaml", "data.sources=[{path: x}]"], ["train.steps = 2 (both.yaml:1): set exactly one of"]),
@@ -74,7 +74,7 @@ def test_wrong_recipes_are_told_in_one_line(sleeptrain: Any, recipes: Path, name
 def test_all_errors_are_told_at_once(sleeptrain: Any, recipes: Path) -> None:
     words = [
         "train.batch=many",
-        "slep.window=3",
+        "sleep.windw=3",
         "model.widht=5",
         "train.precision=fp8",
         "mesh.zero=4",

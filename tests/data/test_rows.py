@@ -154,6 +154,15 @@ while sys.argv[2] == "forever":
 """
 
 
+def interrupt(process):
+    """Ctrl-C, again while the process lives: Python ignores a KeyboardInterrupt that happens to be raised in a destructor."""
+    for _ in range(8):
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+            return
+
+
 def test_programs_leave_no_shared_memory(folder, tmp_path):
     """Neither at their end nor after Ctrl-C, which the workers receive as well."""
     processes = [
@@ -168,7 +177,7 @@ def test_programs_leave_no_shared_memory(folder, tmp_path):
         lines = [process.stdout.readline().split() for process in processes]
         first, second = ({(name, int(inode)) for name, inode in (word.split("=") for word in line)} for line in lines)
         assert min(len(first), len(second & shared_memory())) >= 6 and not first & second
-        os.killpg(forever.pid, signal.SIGINT)
+        interrupt(forever)
         errors = [process.communicate(timeout=240)[1] for process in processes]
     finally:
         for process in processes:
@@ -177,4 +186,4 @@ def test_programs_leave_no_shared_memory(folder, tmp_path):
     assert not (first | second) & shared_memory() and not list(tmp_path.glob("sleeptrain-locks-*"))
     assert (once.returncode, errors[0]) == (0, "")
     assert forever.returncode == -signal.SIGINT
-    assert errors[1].count("Traceback") == 1 and errors[1].rstrip().endswith("KeyboardInterrupt")
+    assert errors[1].rstrip().endswith("KeyboardInterrupt")
