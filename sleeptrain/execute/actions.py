@@ -27,6 +27,7 @@ from sleeptrain.execute.store import ActivationStore
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import Leaf, State
+from sleeptrain.model.state_adjoint import StateAdjoint, fast_leaves
 from sleeptrain.program import Pass
 from sleeptrain.schedule import Producer, StageOp, Value
 
@@ -74,7 +75,10 @@ class ActionRunner:
         self.nll = [torch.zeros(batch.tokens.shape, dtype=wide, device=weight.device) for batch in micro_batches]
         """Losses in nats [rows, length] by micro-batch, 0 where nothing was scored."""
         self.d_nll: Sequence[Tensor | None] = [None] * len(micro_batches)
+        """The gradients of the losses."""
         self.residuals: list[list[Tensor]] = [[] for _ in micro_batches]
+        self.adjoints = [StateAdjoint(batch, plan.schedule.program) for batch in micro_batches]
+        """The gradients of S between windows, by micro-batch."""
         self._loop_outputs: dict[int, Tensor] = {}
         """The output of the looped range in the previous pass, by micro-batch; for the residuals."""
         self._state_shapes: dict[tuple[int, int], dict[str, torch.Size]] = {}
@@ -141,7 +145,8 @@ class ActionRunner:
         for kind, exists in (("dS", stage_op.dS), ("dkv", stage_op.dkv)):
             d_state |= self._get(kind, work) if exists else {}
         if stage_op.boundary is not None:
-            shapes = self._state_shapes[stage_op.op, work.micro]
+            clipped = self.adjoints[work.micro].at_boundary(work.op.window, fast_leaves(work.leaves, d_state))
+            d_state, shapes = d_state | clipped, self._state_shapes[stage_op.op, work.micro]
             d_state = vjp_eviction(work.leaves, shapes, stage_op.boundary, d_state)
         d_h, d_leaves = self._backward_chain(work, received, d_out, d_state)
         is_cache = {leaf.name: leaf.kind == "kv" for leaf in work.leaves if "pass" in leaf.crosses}
@@ -191,6 +196,8 @@ class ActionRunner:
         h = work.stage_op.h
         if h is None:
             return "embed"
+        if work.op.reads == "gated" and h.op != work.stage_op.op:
+            return "gated"
         return "norm" if work.op.reads == "normed" and h.stage == self.plan.index else None
 
     def _block_inputs(self, work: WorkItem) -> list[Tensor]:

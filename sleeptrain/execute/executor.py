@@ -73,7 +73,7 @@ class StageExecutor:
             if value.micro == micro:
                 state = state.replace(self.store.get(value))
         residual = torch.stack(residuals) if residuals else torch.zeros(0, device=nll.device)
-        return ProgramOutput(nll, state, residual, None)
+        return ProgramOutput(nll, state, residual, None, self.runner.adjoints[micro])
 
     def bytes(self) -> dict[str, int]:
         """The bytes of stored values on the device at the moment, by component of the planner's estimate."""

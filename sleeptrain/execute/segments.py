@@ -14,8 +14,9 @@ from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import Leaf, State
 from sleeptrain.program import Boundary, Pass
 
-Entry = Literal["embed", "norm"] | None
-"""What runs before the first block of a pass: the embedding of tokens, the final norm of features, or nothing."""
+Entry = Literal["embed", "norm", "gated"] | None
+"""What runs before the first block of a pass: the embedding of tokens, the final norm of features, the embedding of tokens
+plus gated features, or nothing."""
 SegmentOutputs = tuple[Tensor, dict[str, Tensor]]
 """Features, and the leaves of the state that changed."""
 
@@ -71,6 +72,8 @@ def block_segments(
         segments.append(Segment(lambda h, _: (model.embed(tokens), {}), _weights(model.embed)))
     elif entry == "norm":
         segments.append(norm_segment(model))
+    elif entry == "gated":
+        segments.append(gated_segment(model, tokens))
     spec = batch.state.spec
     for block in list(model.layers)[blocks[0] : blocks[1]]:
         block_spec = tuple(leaf for leaf in spec if leaf.layer == block.layer and leaf.kind != "live")
@@ -110,6 +113,17 @@ def norm_segment(model: LanguageModel) -> Segment:
         return model.norm(h), {}
 
     return Segment(run, _weights(model.norm))
+
+
+def gated_segment(model: LanguageModel, tokens: Tensor) -> Segment:
+    """What passes read under `feedback: gated`: the embeddings of the tokens plus a learned multiple of the features."""
+    feedback = model.feedback
+    assert feedback is not None
+
+    def run(h: Tensor | None, _: Mapping[str, Tensor]) -> SegmentOutputs:
+        return feedback(model.embed(tokens), h), {}
+
+    return Segment(run, (*_weights(model.embed), *_weights(feedback)))
 
 
 def forward_no_grad(segment: Segment, h: Tensor | None, state: Mapping[str, Tensor]) -> SegmentOutputs:

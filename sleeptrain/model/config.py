@@ -66,6 +66,9 @@ class Model:
     """Embedding and head share one matrix."""
     norm: Literal["pre", "sandwich"] = "pre"
     """`sandwich` also norms the output of each branch (as Ouro does). Such models cannot be exported."""
+    residual_scale: float = 1.0
+    """Factor of the output of every branch (mixer and MLP) before it is added to the features. A deep stack with several
+    passes needs about (2 * blocks * passes)^-0.75; see docs/depth.md. Export multiplies it into the output projections."""
     eps: float = 1e-6
     init_std: float = 0.02
 
@@ -104,8 +107,8 @@ class Model:
             yield Problem("attention.window", "must be at least 1 key, or null")
         if self.deltanet.horizon is not None and self.deltanet.horizon < 1:
             yield Problem("deltanet.horizon", "must be at least 1 token, or null")
-        if self.init_std <= 0 or self.eps <= 0:
-            yield Problem("init_std" if self.init_std <= 0 else "eps", "must be above 0")
+        positive = {"residual_scale": self.residual_scale, "init_std": self.init_std, "eps": self.eps}
+        yield from (Problem(name, "must be above 0") for name, value in positive.items() if value <= 0)
 
 
 def rotary_dims(attention: AttentionConfig) -> int:

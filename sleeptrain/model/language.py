@@ -41,13 +41,30 @@ class Head(nn.Linear):
         return _head(x, self.weight, targets, known)
 
 
+class GatedFeedback(nn.Module):
+    """The input of passes 2..N under `feedback: gated`: `e + weight * h / rms(h)`, with the embeddings e and the features h.
+
+    The weight [width] is 0 at the start, so that training begins with the embeddings alone.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, e: Tensor, h: Tensor) -> Tensor:
+        """Embeddings and features [batch, time, width] -> features, computed in float32 or float64, in h's dtype."""
+        wide = torch.promote_types(h.dtype, torch.float32)
+        return e + F.rms_norm(h.to(wide), h.shape[-1:], self.weight.to(wide), self.eps).to(h.dtype)
+
+
 class LanguageModel(nn.Module):
     """Embedding, blocks, final norm and head. Parameters are uninitialised until `initialise` fills them.
 
-    Raises ValueError where `config.vocab` is null.
+    `gated`: it has the weights of `feedback: gated`. Raises ValueError where `config.vocab` is null.
     """
 
-    def __init__(self, config: Model) -> None:
+    def __init__(self, config: Model, *, gated: bool = False) -> None:
         super().__init__()
         if config.vocab is None:
             raise ValueError("model.vocab is null; take it from the data's manifest before building the model")
@@ -55,6 +72,7 @@ class LanguageModel(nn.Module):
         self.embed = Embedding(config.vocab, config.width)
         self.layers = Stack(config)
         self.norm = RMSNorm(config.width, config.eps)
+        self.feedback = GatedFeedback(config.width, config.eps) if gated else None
         self.head = None if config.tie else Head(config.width, config.vocab)
         self.local_blocks = (0, len(self.layers))
         """First and one-past-last block of this pipeline stage."""
@@ -79,6 +97,8 @@ class LanguageModel(nn.Module):
         self.local_blocks = (first, stop)
         if first > 0 and not (self.config.tie and stop == depth):
             del self.embed
+        if first > 0:
+            self.feedback = None
         if stop < depth:
             del self.norm, self.head
 

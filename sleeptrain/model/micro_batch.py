@@ -22,6 +22,8 @@ class MicroBatch:
     """The state before the first token."""
     valid: Tensor | None = None
     """[rows, length] bool, false at padding; None where no token is padding."""
+    loss_scale: float = 1.0
+    """The factor of a target's loss in the loss that is differentiated; the unit of `gradient.clip_state`."""
 
     def window(self, op: Pass) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens, targets and padding mask of the window of a pass."""

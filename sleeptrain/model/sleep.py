@@ -18,6 +18,7 @@ from sleeptrain.model.language import LanguageModel, cross_entropy
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.stack import CallWrapper, call_directly
 from sleeptrain.model.state import Leaf, State
+from sleeptrain.model.state_adjoint import StateAdjoint
 from sleeptrain.program import Boundary, Pass, Program, Sleep, blocks_of
 
 
@@ -47,6 +48,8 @@ class ProgramOutput:
     """||h_n - h_{n-1}|| / ||h_{n-1}|| of every pass but a window's first, in program order; no gradient."""
     predicted: Tensor | None
     """The likeliest next token [rows, length] in windows that are scored, -1 elsewhere; None unless `predict` was set."""
+    adjoint: StateAdjoint
+    """The gradient of S between windows, known after backward."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class RunContext:
     recompute: RecomputeWrappers = KEEP_ALL
     predict: bool = False
     """Also return the likeliest next tokens of scored windows."""
+    adjoint: StateAdjoint | None = None
+    """Measures and clips the gradient of S between windows."""
 
     def state(self, tensors: Sequence[Tensor]) -> State:
         """The state with these tensors, the inverse of `State.flat`."""
@@ -97,7 +102,8 @@ def run(
 
     Gradients flow through windows and passes, except where the program detaches.
     """
-    context = RunContext(model, sleep, program.span, batch.state.spec, recompute, predict)
+    adjoint = StateAdjoint(batch, program)
+    context = RunContext(model, sleep, program.span, batch.state.spec, recompute, predict, adjoint)
     nlls, residuals, predictions, state = [], [], [], batch.state
     for passes, boundary in program.by_window():
         tokens, targets, valid = batch.window(passes[0])
@@ -107,9 +113,8 @@ def run(
         nlls.append(nll)
         residuals.append(residual)
         predictions.append(predicted)
-    return ProgramOutput(
-        torch.cat(nlls, 1), state, torch.cat(residuals), torch.cat(predictions, 1) if predict else None
-    )
+    predicted = torch.cat(predictions, 1) if predict else None
+    return ProgramOutput(torch.cat(nlls, 1), state, torch.cat(residuals), predicted, adjoint)
 
 
 def run_window(
@@ -142,6 +147,7 @@ def run_window(
             loop = replace(loop, exit=h)
     if boundary is not None:
         state = state.evict(boundary)
+        state = state if context.adjoint is None else context.adjoint.watch(state, boundary.window)
     residual = torch.stack(residuals) if residuals else torch.zeros(0, device=tokens.device)
     return nll, residual, predicted, *state.flat()
 
@@ -155,6 +161,9 @@ def run_pass(
         h = model.embed(tokens)
     elif op.reads == "normed":
         h = model.norm(h)
+    elif op.reads == "gated":
+        assert model.feedback is not None
+        h = model.feedback(model.embed(tokens), h)
     state = context.state(state_tensors).cross("pass")
     h, state = model.layers(h, state, op, blocks, context.span, valid, context.recompute.block)
     return h, *state.flat()

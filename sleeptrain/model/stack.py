@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,14 +39,14 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: `x + mixer(norm1(x))`, then `x + mlp(norm2(x))`.
+    """Pre-norm residual block: `x + scale * mixer(norm1(x))`, then `x + scale * mlp(norm2(x))`; scale is `residual_scale`.
 
     Under `norm: sandwich` the output of each branch is normed as well.
     """
 
     def __init__(self, model: Model, layer: int) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.scale = layer, model.residual_scale
         self.norm1 = RMSNorm(model.width, model.eps)
         self.mixer: Attention | DeltaNet = (
             DeltaNet(model.width, model.deltanet, model.eps)
@@ -76,8 +77,8 @@ class Block(nn.Module):
             y, cache = self.mixer(self.norm1(h), cached, op.position0 if position0 is None else position0, span, valid)
             new = {f"{name}.key": cache.key, f"{name}.value": cache.value, f"{name}.seen": cache.seen}
             changed = new if op.kv_write else {}
-        h = h + self.out1(y)
-        return h + self.out2(self.mlp(self.norm2(h))), changed
+        h = torch.add(h, self.out1(y), alpha=self.scale)
+        return torch.add(h, self.out2(self.mlp(self.norm2(h))), alpha=self.scale), changed
 
 
 class Stack(nn.ModuleList):

@@ -32,13 +32,13 @@ class TensorParallelModel(LanguageModel):
     must divide the window. Raises UserError if it does not divide the heads or the MLP width.
     """
 
-    def __init__(self, config: Model, axis: MeshAxis, sequence_parallel: bool = False) -> None:
+    def __init__(self, config: Model, axis: MeshAxis, sequence_parallel: bool = False, *, gated: bool = False) -> None:
         assert config.vocab is not None
         if reason := tensor_obstacle(config, axis.size):
             raise UserError(f"mesh.tensor = {axis.size}: {reason}")
         with torch.device("meta"):
-            shapes = {name: p.shape for name, p in LanguageModel(config).named_parameters()}
-        super().__init__(local_config(config, axis.size))
+            shapes = {name: p.shape for name, p in LanguageModel(config, gated=gated).named_parameters()}
+        super().__init__(local_config(config, axis.size), gated=gated)
         self.tp_layout = TPLayout(shapes, axis)
         self.vocab = config.vocab
         self.token_shards = axis.size if sequence_parallel else 1

@@ -23,7 +23,7 @@ SHARED_BY_HEADS = ("mixer.q_norm.weight", "mixer.k_norm.weight", "mixer.norm")
 """Replicated parameters that all heads use: each process's gradient is that of its own heads."""
 PER_TOKEN = ("norm1.weight", "norm2.weight", "out1.weight", "out2.weight")
 """Replicated parameters between the layers: under sequence parallelism each process's gradient is that of its own tokens. So
-is that of the final norm."""
+are those of the final norm and of gated feedback."""
 
 
 @dataclass(frozen=True)
@@ -62,5 +62,5 @@ class TPLayout:
 
     def has_partial_grad(self, name: str, sequence_parallel: bool) -> bool:
         """Whether a parameter is replicated but its gradient is a partial sum: over a process's heads or its tokens."""
-        per_token = name.endswith(PER_TOKEN) or name == "norm.weight"
+        per_token = name.endswith(PER_TOKEN) or name in ("norm.weight", "feedback.weight")
         return name.endswith(SHARED_BY_HEADS) or (sequence_parallel and per_token)

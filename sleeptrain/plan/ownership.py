@@ -63,12 +63,13 @@ class Parameters:
 def parameter_ownership(layout: Layout) -> Parameters:
     """Which process holds which parameters. Nothing is allocated."""
     model, size = layout.job.model, layout.job.mesh.tensor
-    whole = on_meta(model)
+    gated = layout.job.sleep.gated
+    whole = on_meta(model, gated)
     tp_layout = TPLayout({name: p.shape for name, p in whole.named_parameters()}, MeshAxis(0, size, None))
     stages, seen = [], set[str]()
     copies = padding = 0
     for blocks in layout.stages:
-        stage = on_meta(model)
+        stage = on_meta(model, gated)
         stage.keep_stage(blocks.start, blocks.stop)
         sizes, kinds = {}, dict[Kind, int]()
         for name, parameter in stage.named_parameters():
@@ -85,7 +86,7 @@ def parameter_ownership(layout: Layout) -> Parameters:
     return Parameters(parameters(whole), tuple(stages), size, copies, padding)
 
 
-def on_meta(model: Model) -> LanguageModel:
+def on_meta(model: Model, gated: bool = False) -> LanguageModel:
     """A model on the meta device, which allocates nothing."""
     with torch.device("meta"):
-        return LanguageModel(model)
+        return LanguageModel(model, gated=gated)

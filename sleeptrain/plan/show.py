@@ -9,6 +9,7 @@ from typing import Any
 from sleeptrain.plan.memory import ProcessMemory
 from sleeptrain.plan.plan import Plan
 from sleeptrain.plan.traffic import Traffic
+from sleeptrain.train.growth import depth_note
 
 KEPT = {
     "h": "features", "received h": "features received", "S": "fast weights", "conv": "convolution tails",
@@ -96,7 +97,9 @@ def _traffic(plan: Plan) -> Iterator[str]:
 
 
 def _notes(plan: Plan) -> Iterator[str]:
-    """Assumptions, and what the plan leaves out."""
+    """Warnings, assumptions, and what the plan leaves out."""
+    if note := depth_note(plan.job, plan.schedule.program):
+        yield f"Depth: {note}."
     if plan.data_layout.assumed:
         yield f"Assumed: {plan.data_layout.assumed}."
     if plan.job.mesh.data == 0 and plan.layout.batch.data == 1:
@@ -144,7 +147,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     return {
         "processes": {"all": plan.layout.world, "data": plan.layout.batch.data, "pipe": plan.job.mesh.pipe, "tensor": plan.job.mesh.tensor},
         "zero": plan.job.mesh.zero,
-        "assumed": plan.data_layout.assumed,
+        "assumed": plan.data_layout.assumed, "depth": depth_note(plan.job, plan.schedule.program),
         "windows": [asdict(window) for window in plan.layout.windows],
         "rows": {"batch": plan.job.train.batch} | {name: n for name, n in asdict(plan.layout.batch).items() if name != "data"},
         "tokens": plan.layout.tokens_per_step,

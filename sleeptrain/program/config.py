@@ -35,8 +35,9 @@ class Loop:
 
     layers: All | tuple[int, ...] = "all"
     """`all`, or `[first, stop]`: blocks first..stop-1 are looped; blocks before and after them run once per window."""
-    feedback: Literal["raw", "normed", "embeddings"] = "raw"
-    """Input of passes 2..N: features of the previous pass, these features through the final norm, or the embeddings."""
+    feedback: Literal["raw", "normed", "embeddings", "gated"] = "raw"
+    """Input of passes 2..N: features of the previous pass, these features through the final norm, the embeddings, or the
+    embeddings plus a learned multiple, 0 at the start, of the features."""
     trigger: Literal["context", "every"] = "context"
     """`context`: windows without targets sleep (arXiv 2605.26099, Algorithm 1). `every`: all but the last of a step."""
 
@@ -59,6 +60,9 @@ class Gradient:
     """Only the last k passes of a sleeping window have a backward; pass 1 keeps the gradient of its own loss."""
     windows: All | int = "all"
     """S (and the attention cache under sliding eviction) is detached every K windows."""
+    clip_state: float | None = None
+    """Largest norm of the gradient of S between windows, by row, layer and head; the unit is the gradient of the row's mean
+    loss. null: no clipping. Where it clips, the gradient is no longer that of the loss."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,11 @@ class Sleep:
     loop: Loop = field(default_factory=Loop)
     evict: Evict = field(default_factory=Evict)
     gradient: Gradient = field(default_factory=Gradient)
+
+    @property
+    def gated(self) -> bool:
+        """Whether passes 2..N read gated features, for which the model has weights."""
+        return self.loop.feedback == "gated"
 
     @property
     def max_passes(self) -> int:
@@ -119,3 +128,5 @@ class Sleep:
             yield Problem("gradient.passes", "must be `all` or at least 1")
         if windows != "all" and windows < 1:
             yield Problem("gradient.windows", "must be `all` or at least 1")
+        if self.gradient.clip_state is not None and self.gradient.clip_state <= 0:
+            yield Problem("gradient.clip_state", "must be above 0, or null for no clipping")

@@ -15,7 +15,7 @@ from typing import Literal
 from sleeptrain.program.config import Sleep
 
 Layers = Literal["prelude", "loop", "coda"]
-Reads = Literal["tokens", "raw", "normed", "above"]
+Reads = Literal["tokens", "raw", "normed", "gated", "above"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Pass:
     layers: Layers
     reads: Reads
     """Input features. `tokens`: embeddings of the window. `raw`: features leaving the looped range (also the input of a
-    coda). `normed`: these features through the final norm. `above`: features leaving the prelude."""
+    coda). `normed`: these features through the final norm. `gated`: embeddings of the window plus a learned multiple of
+    these features. `above`: features leaving the prelude."""
     loss: bool
     """The head computes the loss of the window's targets from the output of this pass."""
     grad: bool
@@ -75,11 +76,13 @@ class Program:
     ops: tuple[Op, ...]
     span: int
     """Largest number of keys per query (L)."""
+    clip_state: float | None = None
+    """Largest norm of the gradient of S at a boundary (see `Gradient.clip_state`)."""
 
     @cached_property
     def key(self) -> str:
         """Hash of the ops. Ranks with different keys would deadlock or train different models."""
-        return hashlib.sha256(repr((self.span, self.ops)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((self.span, self.clip_state, self.ops)).encode()).hexdigest()[:16]
 
     def by_window(self) -> Iterator[tuple[list[Pass], Boundary | None]]:
         """The passes of every window with the boundary after it (None after the last window)."""
@@ -92,6 +95,11 @@ class Program:
                 passes = []
         if passes:
             yield passes, None
+
+    @property
+    def windows(self) -> int:
+        """Number of windows."""
+        return sum(isinstance(op, Boundary) for op in self.ops) + 1
 
     @property
     def token_passes(self) -> int:
@@ -122,7 +130,7 @@ def compile(sleep: Sleep, windows: Sequence[Window], depth: int, passes: int | N
         ops += _window_passes(sleep, i, window, _window_pass_count(sleep, window, n, last), depth, last)
         if not last:
             ops.append(Boundary(i, kept_tokens(sleep), detach=every != "all" and (i + 1) % every == 0))
-    return Program(tuple(ops), sleep.window)
+    return Program(tuple(ops), sleep.window, sleep.gradient.clip_state)
 
 
 def kept_tokens(sleep: Sleep) -> int:

@@ -53,6 +53,13 @@ RULES: tuple[Rule[Job], ...] = (
         ("sleep.loop.feedback=normed", "sleep.loop.layers=[1, 3]"),
     ),
     Rule(
+        "gated-prelude", ("sleep.loop.feedback", "sleep.loop.layers"),
+        lambda job: job.sleep.gated and loop_range(job.sleep, len(job.model.pattern))[0] > 0,
+        "gated feedback adds features to the embeddings, so the looped range must begin at block 0",
+        "use sleep.loop.feedback=raw or embeddings, or begin the range at 0",
+        ("sleep.loop.feedback=gated", "sleep.loop.layers=[1, 4]"),
+    ),
+    Rule(
         "gradient-horizon", ("sleep.gradient.windows", "sleep.gradient.passes", "sleep.passes"),
         lambda job: _truncated(job) and job.sleep.gradient.windows not in ("all", 1),
         "no gradient crosses a sleeping window unless all of its passes carry gradient, so a horizon of several windows has no effect",

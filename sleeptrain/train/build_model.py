@@ -37,12 +37,12 @@ def new_model(
     finalize_grads: FinalizeGrads | None = None
     with torch.device("meta"):
         if axes.tensor.size == 1:
-            model = LanguageModel(job.model)
+            model = LanguageModel(job.model, gated=job.sleep.gated)
             fill: Callable[[int, int], None] = partial(initialise, model)
         else:
             from sleeptrain.parallel.tensor import TensorParallelModel
 
-            model = sharded = TensorParallelModel(job.model, axes.tensor, job.mesh.sequence)
+            model = sharded = TensorParallelModel(job.model, axes.tensor, job.mesh.sequence, gated=job.sleep.gated)
             fill, finalize_grads = sharded.initialise, sharded.finalize_grads
     model.keep_stage(blocks.start, blocks.stop)
     model.to_empty(device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -12,6 +13,7 @@ from sleeptrain.engine.lr_schedule import lr_multiplier
 from sleeptrain.errors import RunFailed
 from sleeptrain.program import Program
 from sleeptrain.run.stop import StopRequest
+from sleeptrain.train.growth import EXPLODING, can_explode, growth, growth_at_start, looped_blocks
 from sleeptrain.train.log import Logs
 from sleeptrain.train.setup import Setup
 from sleeptrain.train.step import StepReport, read_step, train_step
@@ -36,6 +38,8 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
     Raises RunFailed, on all ranks, when losses or gradients stay non-finite.
     """
     step, steps, skips = setup.step, setup.layout.steps, 0
+    if step == 0:
+        warn_of_growth(setup, quiet)
     every = setup.job.checkpoint.every
     with StopRequest(announce=setup.process.rank == 0 and not quiet) as stop, open_logs(setup, step, quiet) as logs:
         while step < steps and not stop.agreed(setup.process.device):
@@ -56,6 +60,20 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
         if step > setup.step or checkpoint.latest(setup.folder / "checkpoints") is None:
             save(setup, step)
         return Outcome(step, steps, stop.signal if step < steps else None)
+
+
+def warn_of_growth(setup: Setup, quiet: bool) -> None:
+    """Before the first step, print a warning where the gradient of the fast weights explodes over windows. A collective.
+
+    Under ZeRO 3 it is not measured before the first step; metrics.jsonl has it from then on.
+    """
+    job, program = setup.job, setup.layout.program()
+    if job.mesh.zero == 3 or not can_explode(job.sleep, program):
+        return
+    measured = growth_at_start(setup.context, job.train.seed)
+    if measured is not None and measured.total > EXPLODING and setup.process.rank == 0 and not quiet:
+        blocks = looped_blocks(job.sleep, len(job.model.pattern))
+        print(f"warning: {measured.message(blocks, job.sleep.max_passes)}", file=sys.stderr, flush=True)
 
 
 def open_logs(setup: Setup, step: int, quiet: bool) -> Logs:
@@ -81,7 +99,8 @@ def metrics(
         "step": step, "tokens": step * tokens, "loss": report.loss, "grad_norm": report.grad_norm, "lr": rate * job.optim.lr,
         "tokens_per_second": tokens / seconds, "passes": max(p.of for ops, _ in program.by_window() for p in ops),
         "loss_by_window": report.loss_by_window, "targets": report.targets, "residual": report.residual,
-        "state_norm": report.state_norm, "skipped": report.skipped, "seconds": seconds,
+        "state_norm": report.state_norm, "state_gradient": report.state_gradient,
+        "state_gradient_growth": growth(report.state_gradient), "skipped": report.skipped, "seconds": seconds,
         "flops_per_second": flops_per_second, "mfu": mfu(flops_per_second, job.train.precision, setup.process.world),
         "memory_bytes": peak_memory(),
         "perplexity": math.exp(min(report.loss, 50.0)) if math.isfinite(report.loss) else None,

@@ -56,6 +56,8 @@ class StepReport:
     """Mean of ||h_n - h_{n-1}|| / ||h_{n-1}|| over passes and windows; None where no window slept."""
     state_norm: float
     """Root mean square over rows of the norm of all fast weights at the end."""
+    state_gradient: list[float]
+    """Norm of the gradient of all fast weights after every window but the last, before `gradient.clip_state`."""
     skipped: bool
     """A loss or gradient was not finite on some rank, so no rank stepped."""
 
@@ -79,19 +81,20 @@ def train_step(
     """
     engine, axes, windows = context.engine, context.axes, context.layout.windows
     device, group = engine.process.device, context.layout.batch.group
-    counts = _sum_over_ranks(_count_targets(batches, windows).to(device) / axes.model_parallel_size)
+    counts = sum_over_ranks(_count_targets(batches, windows).to(device) / axes.model_parallel_size)
     if isinstance(batches, UserError) or counts.isnan().any():
         raise _gather_errors(engine.process, batches)
     total = max(1, round(float(counts.sum())))
-    measures = torch.zeros(len(windows) + 3, dtype=torch.float64, device=device)
+    measures = torch.zeros(2 * len(windows) + 2, dtype=torch.float64, device=device)
     for first in range(0, len(batches), group):
-        micro_batches = [_to_device(batch, context) for batch in batches[first : first + group]]
+        micro_batches = [_to_device(batch, context, engine.scale(total)) for batch in batches[first : first + group]]
         outputs = context.forward(context.model, micro_batches, program)
         engine.backward(torch.stack([output.nll.sum() for output in outputs]).sum() * engine.scale(total))
         for output in outputs:
             measures += _measure(output, windows, axes)
     result = engine.step(lr_multiplier)
-    *losses, rows, residual, squares = _sum_over_ranks(measures).tolist()
+    rows, residual, squares, *by_window = sum_over_ranks(measures).tolist()
+    losses, adjoint = by_window[: len(windows)], by_window[len(windows) :]
     asleep = any(op.of > 1 for ops, _ in program.by_window() for op in ops)
     return StepReport(
         loss=sum(losses) / total,
@@ -100,6 +103,7 @@ def train_step(
         grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
         residual=residual / (len(batches) * axes.data.size) if asleep else None,
         state_norm=(squares / rows) ** 0.5,
+        state_gradient=[square**0.5 / engine.scale(total) for square in adjoint],
         skipped=result.skipped,
     )
 
@@ -120,15 +124,16 @@ def _gather_errors(process: Process, batches: Sequence[Batch] | UserError) -> Us
     return UserError(list(dict.fromkeys(line for lines in gathered for line in lines)) if process.rank == 0 else [])
 
 
-def _to_device(batch: Batch, context: StepContext) -> MicroBatch:
+def _to_device(batch: Batch, context: StepContext, loss_scale: float) -> MicroBatch:
     """A micro-batch on the device, with the zero state that it starts from."""
     device, valid = context.engine.process.device, batch.real(context.pad)
     batch, state = batch.to(device), context.model.zero_state(context.layout.job.sleep, batch.rows)
-    return MicroBatch(batch.tokens, batch.targets, state, None if valid is None else valid.to(device))
+    return MicroBatch(batch.tokens, batch.targets, state, None if valid is None else valid.to(device), loss_scale)
 
 
 def _measure(output: ProgramOutput, windows: Sequence[Window], axes: MeshAxes) -> Tensor:
-    """Loss sums by window, rows, mean residual, squared state norm: one float64 vector, so that one copy leaves the device.
+    """Rows, mean residual, squared state norm, loss sums by window and squared norms of the gradients of S between windows:
+    one float64 vector, so that one copy leaves the device.
 
     The vector is summed over all processes. Where several processes hold the same number, each contributes its share. Losses
     and residuals are known to one pipeline stage (elsewhere they are 0); every process has its own part of the state.
@@ -138,7 +143,8 @@ def _measure(output: ProgramOutput, windows: Sequence[Window], axes: MeshAxes) -
     residual = output.residual.double().mean() if output.residual.numel() else losses.new_zeros(())
     fast = [output.state[leaf.name].detach() for leaf in output.state.spec if leaf.kind == "fast"]
     squares = sum((s.double().square().sum() for s in fast), losses.new_zeros(()))
-    return torch.cat([losses, torch.stack([rows, residual / axes.tensor.size, squares])])
+    adjoint = output.adjoint.squares(losses.device)
+    return torch.cat([torch.stack([rows, residual / axes.tensor.size, squares]), losses, adjoint])
 
 
 def _by_window(values: Tensor, windows: Sequence[Window]) -> Tensor:
@@ -146,7 +152,8 @@ def _by_window(values: Tensor, windows: Sequence[Window]) -> Tensor:
     return torch.stack([values[:, w.start : w.stop].sum(dtype=torch.float64) for w in windows])
 
 
-def _sum_over_ranks(values: Tensor) -> Tensor:
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """All-reduce a tensor in place over all ranks of the run."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
     return values

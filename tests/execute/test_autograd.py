@@ -47,7 +47,7 @@ def assert_same_bits(one, other):
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_equal_autograd_and_have_the_same_bits_under_every_policy(case):
     sleep, layout, passes = CASES[case]
-    model, (tokens, targets) = toy.model(), toy.batch(layout)
+    model, (tokens, targets) = toy.model(gated=sleep.gated), toy.batch(layout)
     expected, gradients = by_autograd(model, sleep, layout, passes, tokens, targets)
     by_policy = {p: by_executor(model, (sleep, layout, passes), tokens, targets, p) for p in POLICIES}
     for result, ours, _ in by_policy.values():

@@ -21,6 +21,7 @@ STEPS = 3
 QUICK = (
     "every",
     "normed",
+    "gated",
     "strict",
     "sliding, range, every",
     "last two passes, range, embeddings",
@@ -75,7 +76,10 @@ def assert_same_bits(actual, expected):
 def test_replayed_passes_compute_the_same_bits_on_every_option_of_the_program(case, caplog):
     number = list(CASES).index(case)
     policy = ("block", "pass", "window")[number % 3]
-    model, cache = toy.model(dtype=torch.float32, tie=number % 2 == 0), graph_cache(torch.float32)
+    model, cache = (
+        toy.model(dtype=torch.float32, tie=number % 2 == 0, gated=CASES[case][0].gated),
+        graph_cache(torch.float32),
+    )
     with caplog.at_level(logging.WARNING, "sleeptrain"):
         actual = train_copy(model, CASES[case], policy, cache)
     assert not caplog.messages
@@ -115,7 +119,7 @@ def train_stage(case, policy, padded):
     p2p, (sleep, layout, passes) = stages.p2p_channels(), CASES[case]
     runs, cache = [], graph_cache(torch.float32)
     for graphs in (None, cache):
-        whole = toy.model(dtype=torch.float32, tie=True)
+        whole = toy.model(dtype=torch.float32, tie=True, gated=sleep.gated)
         local = stages.stage_model(whole, sleep, (2,), p2p.stage)
         options = ExecutorOptions(graph_cache=graphs)
         pipeline = stages.pipeline(p2p, whole, sleep, (2,), policy, options=options)

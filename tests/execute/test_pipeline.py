@@ -16,6 +16,8 @@ QUICK = {
     "every, sliding": (Sleep(window=4, loop=Loop(trigger="every"), evict=Evict("sliding")), THREE, 3),
     "range in the middle, every": (Sleep(window=4, loop=Loop(layers=(1, 3), trigger="every")), THREE, 3),
     "normed": CASES["normed"],
+    "gated": CASES["gated"],
+    "clipped": CASES["clipped"],
     "last two passes, range, embeddings": CASES["last two passes, range, embeddings"],
 }
 
@@ -24,7 +26,8 @@ def compare_stage(cuts, cases, groups, tied, dtype=torch.float64):
     """For every case: how far this process's stage is from the whole model, and whether all policies give the same bits."""
     p2p, comparisons = stages.p2p_channels(), {}
     for number, (name, case) in enumerate(cases.items()):
-        model, group, padded = toy.model(dtype=dtype, tie=tied(number)), groups[number % len(groups)], number % 2 == 1
+        model = toy.model(dtype=dtype, tie=tied(number), gated=case[0].gated)
+        group, padded = groups[number % len(groups)], number % 2 == 1
         expected = stages.unrolled(model, case, group, padded)
         by_policy = {p: stages.run_stage(p2p, model, case, cuts, p, group, padded) for p in POLICIES}
         first = by_policy["none"]
@@ -63,9 +66,9 @@ def assert_equal(by_stage, tolerance=1e-12):
 def test_two_stages_compute_the_gradients_of_one_process_under_every_policy():
     by_stage = run(compare_stage, 2, (2,), QUICK, [2, 3], every_other)
     compared = assert_equal(by_stage)
-    for number, name in enumerate(QUICK):
-        whole = dict(toy.model(tie=every_other(number)).named_parameters())
-        assert {n for case, n in compared if case == name} == set(whole)
+    for number, (name, case) in enumerate(QUICK.items()):
+        whole = dict(toy.model(tie=every_other(number), gated=case[0].gated).named_parameters())
+        assert {n for other, n in compared if other == name} == set(whole)
         assert by_stage[0][name]["smallest gradient norm"] > 1e-6
         tied = "embed.weight" in by_stage[1][name]["differences"]["gradients"]
         assert tied == every_other(number)  # a tied embedding was compared on the last stage, too

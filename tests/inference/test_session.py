@@ -30,12 +30,13 @@ def feed(session, tokens, targets, layout, sizes, real=None):
 @pytest.mark.parametrize("trigger", ["context", "every"])
 @pytest.mark.parametrize(
     "loop",
-    [{}, {"layers": (1, 3)}, {"layers": (1, 3), "feedback": "embeddings"}, {"feedback": "normed"}, {"feedback": "embeddings"}],
+    [{}, {"layers": (1, 3)}, {"layers": (1, 3), "feedback": "embeddings"}, {"feedback": "normed"}, {"feedback": "embeddings"}, {"feedback": "gated"}],
     ids=lambda loop: ",".join(map(str, loop.values())) or "all",
 )  # fmt: skip
 def test_equals_the_trainer(passes, mode, trigger, loop):
     layout = CONTEXT if trigger == "context" else EVERY
-    m, sleep = toy.model(), Sleep(window=4, loop=Loop(trigger=trigger, **loop), evict=Evict(mode))
+    sleep = Sleep(window=4, loop=Loop(trigger=trigger, **loop), evict=Evict(mode))
+    m = toy.model(gated=sleep.gated)
     tokens, targets = toy.batch(layout)
     expected = toy.forward(m, sleep, layout, tokens, targets, passes)
     for sizes in ([1], [3, 1, 2]):

@@ -15,6 +15,7 @@ class Oracle:
 
     def __init__(self, p, m, s, passes):
         self.p, self.m, self.s, self.passes = p, m, s, passes
+        self.squares = []  # after backward: squared norms of the gradient of S after every window
         self.pattern = m.layers  # without groups
         g = m.deltanet
         self.S = {
@@ -100,10 +101,10 @@ class Oracle:
             else:
                 ys = self.delta_net(i, xs)
             out = (lambda y, n: rms(y, 1 + w(n))) if self.m.norm == "sandwich" else (lambda y, n: y)  # noqa: B023
-            hs = [h + out(y, "out1") for h, y in zip(hs, ys, strict=True)]
+            hs = [h + self.m.residual_scale * out(y, "out1") for h, y in zip(hs, ys, strict=True)]
             ns = [rms(h, 1 + w("norm2")) for h in hs]
             ms = [w("mlp.down") @ (F.silu(w("mlp.gate") @ n) * (w("mlp.up") @ n)) for n in ns]
-            hs = [h + out(m, "out2") for h, m in zip(hs, ms, strict=True)]
+            hs = [h + self.m.residual_scale * out(m, "out2") for h, m in zip(hs, ms, strict=True)]
         return hs
 
     def window(self, tokens, targets, first, scored, last):
@@ -124,6 +125,8 @@ class Oracle:
                 hs = [rms(h, 1 + self.p["norm.weight"]) for h in hs]
             if i > 1 and s.loop.feedback == "embeddings":
                 hs = embed() if lo == 0 else above
+            if i > 1 and s.loop.feedback == "gated":
+                hs = [e + rms(h, self.p["feedback.weight"]) for e, h in zip(embed(), hs, strict=True)]
             hs = self.one_pass(hs, (lo, hi), position0, sliding and i == n)
             top = hs
             if i == (n if s.loop.trigger == "context" else 1):
@@ -148,4 +151,22 @@ class Oracle:
             every = self.s.gradient.windows
             if every != "all" and (i + 1) % every == 0:
                 self.detach()
+            elif i < len(windows) - 1:
+                self.watch(i, (targets != -100).sum())
         return total
+
+    def watch(self, window, scored):
+        """Measures, and clips head by head, the gradient of S after a window; the loss is the sum over `scored` targets."""
+        self.squares.append(0.0)
+
+        def hook(gradient):
+            norms = gradient.square().sum((1, 2)).sqrt()
+            self.squares[window] += norms.square().sum().item()
+            limit = self.s.gradient.clip_state
+            if limit is None:
+                return gradient
+            return torch.stack([g * min(1.0, limit * int(scored) / n) for g, n in zip(gradient, norms, strict=True)])
+
+        for i in self.S:
+            if self.S[i].requires_grad:
+                self.S[i].register_hook(hook)

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig
-from sleeptrain.model.sleep import RecomputeWrappers
+from sleeptrain.model.language import IGNORED
+from sleeptrain.model.micro_batch import MicroBatch
+from sleeptrain.model.sleep import RecomputeWrappers, run
 from sleeptrain.model.stack import call_directly
-from sleeptrain.program import Evict, Gradient, Loop, Sleep, Window
+from sleeptrain.program import Evict, Gradient, Loop, Sleep, Window, compile
 from tests.model import toy
 from tests.model.oracle import Oracle
 
@@ -25,21 +27,24 @@ def compare_with_oracle(m, sleep, layout, passes, rows=1):
     """Compare losses and gradients with the oracle; returns the oracle's gradients."""
     tokens, targets = toy.batch(layout, rows)
     result = toy.forward(m, sleep, layout, tokens, targets, passes)
-    oracle_loss = sum(
-        Oracle(dict(m.named_parameters()), m.config, sleep, passes).loss(tokens[r], targets[r], layout)
-        for r in range(rows)
-    )
+    oracles = [Oracle(dict(m.named_parameters()), m.config, sleep, passes) for _ in range(rows)]
+    oracle_loss = sum(oracle.loss(tokens[r], targets[r], layout) for r, oracle in enumerate(oracles))
     torch.testing.assert_close(
         result.nll.double().sum(), oracle_loss, rtol=0, atol=1e-6
     )  # losses are returned in float32
     ours, theirs = gradients(m, result.nll.sum()), gradients(m, oracle_loss)
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-9, msg=lambda s, n=name: f"{n}: {s}")
+    measured = result.adjoint.squares(torch.device("cpu"))
+    crossing = torch.tensor([oracle.squares for oracle in oracles], dtype=torch.float64).sum(0)
+    torch.testing.assert_close(measured[: len(crossing)], crossing, rtol=1e-9, atol=1e-15)
     return theirs
 
 
 CONTEXT = toy.windows(4, 3, targets=lambda i: i == 2, tail=3)
 EVERY = toy.windows(4, 3)
+CLIP = 0.1
+"""Clips the gradients of some heads in the cases below, and not those of others."""
 
 CASES = {
     "plain": (Sleep(window=4), CONTEXT, 1),
@@ -47,6 +52,12 @@ CASES = {
     "every": (Sleep(window=4, loop=Loop(trigger="every")), EVERY, 3),
     "every, targets in the last window only": (Sleep(window=4, loop=Loop(trigger="every")), CONTEXT, 2),
     "normed": (Sleep(window=4, loop=Loop(feedback="normed")), CONTEXT, 3),
+    "gated": (Sleep(window=4, loop=Loop(feedback="gated")), CONTEXT, 3),
+    "gated, sliding, every, coda": (
+        Sleep(window=4, loop=Loop(layers=(0, 3), feedback="gated", trigger="every"), evict=Evict("sliding")), EVERY, 3),
+    "clipped": (Sleep(window=4, loop=Loop(trigger="every"), gradient=Gradient(clip_state=CLIP)), EVERY, 3),
+    "clipped, sliding, last two passes": (
+        Sleep(window=4, loop=Loop(trigger="every"), evict=Evict("sliding"), gradient=Gradient(2, clip_state=CLIP)), EVERY, 3),
     "embeddings": (Sleep(window=4, loop=Loop(feedback="embeddings")), CONTEXT, 3),
     "range, context": (Sleep(window=4, loop=Loop(layers=(1, 3))), CONTEXT, 3),
     "range, every": (Sleep(window=4, loop=Loop(layers=(1, 3), trigger="every")), EVERY, 3),
@@ -71,7 +82,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradients_equal_the_unrolled_oracle(case):
     sleep, layout, passes = CASES[case]
-    grads = compare_with_oracle(toy.model(), sleep, layout, passes)
+    grads = compare_with_oracle(toy.model(gated=sleep.gated), sleep, layout, passes)
     assert grads["layers.1.mixer.k.weight"].abs().max() > 1e-6
 
 
@@ -79,9 +90,34 @@ def test_two_rows_and_a_tied_head_equal_the_oracle():
     compare_with_oracle(toy.model(tie=True), CASES["context"][0], CONTEXT, 2, rows=2)
 
 
+def test_scaled_branches_equal_the_oracle():
+    compare_with_oracle(toy.model(residual_scale=0.3), *CASES["every"])
+
+
+def test_clipping_shortens_some_gradients_of_S_and_not_others():
+    m, (sleep, layout, passes) = toy.model(), CASES["clipped"]
+    tokens, targets = toy.batch(layout, rows=1)
+    limit, lengths = CLIP * int((targets != IGNORED).sum()), []
+    program = compile(sleep, layout, len(m.layers), passes)
+    result = run(m, MicroBatch(tokens, targets, m.zero_state(sleep, 1)), program, sleep)
+    at_boundary = result.adjoint.at_boundary
+
+    def spy(window, d):
+        clipped = at_boundary(window, d)
+        lengths.extend((d[name].norm(dim=(-2, -1)), clipped[name].norm(dim=(-2, -1))) for name in d)
+        return clipped
+
+    result.adjoint.at_boundary = spy
+    result.nll.sum().backward()
+    before, after = (torch.cat([pair[i].flatten() for pair in lengths]) for i in (0, 1))
+    torch.testing.assert_close(after, before.clamp(max=limit))
+    assert 0 < (before > limit).sum() < len(before)
+
+
 def test_blocks_that_cannot_be_exported_equal_the_oracle():
     wide = DeltaNetConfig(key_heads=2, value_heads=4, head_dim=4, negative_eigenvalues=True)
     compare_with_oracle(toy.model(norm="sandwich", deltanet=wide), *CASES["context"])
+    compare_with_oracle(toy.model(norm="sandwich", residual_scale=0.3), *CASES["context"])
     ungated = AttentionConfig(heads=2, kv_heads=2, head_dim=6, rotary=1.0, gate=False)
     compare_with_oracle(toy.model("AG", attention=ungated), *CASES["every"])
 

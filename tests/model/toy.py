@@ -21,13 +21,13 @@ def config(layers="AGAG", **changes):
     return Model(layers=layers, **(sizes | changes))
 
 
-def model(layers="AGAG", seed=0, dtype=torch.float64, **changes):
-    result = LanguageModel(config(layers, **changes))
+def model(layers="AGAG", seed=0, dtype=torch.float64, gated=False, **changes):
+    result = LanguageModel(config(layers, **changes), gated=gated)
     initialise(result, seed, horizon=64)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():  # with neutral norm weights a missing norm would not show
         for name, p in result.named_parameters():
-            if "norm" in name or "out" in name:
+            if "norm" in name or "out" in name or "feedback" in name:
                 p += 0.3 * torch.randn(p.shape, generator=generator)
     return result.to(dtype)
 

@@ -20,6 +20,8 @@ LAYOUT, LAST = toy.windows(4, 3), toy.windows(4, 3, targets=lambda i: i == 2)
 CASES = {
     "every, tied, padding": (Sleep(window=4, loop=Loop(trigger="every")), LAYOUT, {"tie": True}, True),
     "normed, sandwich": (Sleep(window=4, loop=Loop(feedback="normed")), LAST, {"norm": "sandwich"}, False),
+    "gated, clipped": (
+        Sleep(window=4, loop=Loop(feedback="gated", trigger="every"), gradient=Gradient(clip_state=0.1)), LAYOUT, {}, True),
     "sliding, range": (
         Sleep(window=4, loop=Loop(layers=(1, 3), trigger="every"), evict=Evict("sliding")), LAYOUT, {}, True),
     "two passes, range, embeddings": (
@@ -28,14 +30,21 @@ CASES = {
 
 
 def perturb_norms(name, full):
-    """Random norm weights, equal on every process: with the neutral initial ones a missing gradient term could go unseen."""
+    """Random weights of norms and feedback, equal on every process: with the neutral initial ones a missing gradient term could go unseen."""
     generator = torch.Generator().manual_seed(len(name))
-    return full + 0.3 * torch.randn(full.shape, generator=generator) if "norm" in name or "out" in name else full
+    return (
+        full + 0.3 * torch.randn(full.shape, generator=generator)
+        if "norm" in name or "out" in name or "feedback" in name
+        else full
+    )
 
 
-def models(config, axis):
+def models(config, axis, gated):
     """A full model and this process's shard of it."""
-    full, sharded = LanguageModel(config), TensorParallelModel(config, axis, sequence_parallel=True)
+    full, sharded = (
+        LanguageModel(config, gated=gated),
+        TensorParallelModel(config, axis, sequence_parallel=True, gated=gated),
+    )
     initialise(full, 0, 64)
     sharded.initialise(0, 64)
     with torch.no_grad():
@@ -71,7 +80,7 @@ def compare():
     axis = init_mesh(Mesh(tensor=2, sequence=True), process.rank, process.world).tensor
     differences = {}
     for name, case in CASES.items():
-        full, sharded = models(toy.config(**case[2]), axis)
+        full, sharded = models(toy.config(**case[2]), axis, case[0].gated)
         expected, expected_grads, features = forward_backward(full, case, "pass")
         for policy in ("none", "block", "pass", "window"):
             result, grads, local_features = forward_backward(sharded, case, policy, sharded.finalize_grads)

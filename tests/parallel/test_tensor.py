@@ -20,7 +20,7 @@ from tests.distributed import run
 from tests.model import toy
 from tests.model.test_sleep import CASES
 
-NAMES = ["every", "normed", "sliding, range, every", "last two passes, range, embeddings"]
+NAMES = ["every", "normed", "sliding, range, every", "last two passes, range, embeddings", "gated", "clipped"]
 
 
 def forward_backward(model, case, policy, finalize_grads=None):
@@ -46,7 +46,8 @@ def compare():
     differences = {}
     for name in NAMES:
         config = toy.config(tie=name == "every")
-        full, sharded = LanguageModel(config), TensorParallelModel(config, axis)
+        gated = CASES[name][0].gated
+        full, sharded = LanguageModel(config, gated=gated), TensorParallelModel(config, axis, gated=gated)
         initialise(full, 0, 64)
         sharded.initialise(0, 64)
         sharded, full = sharded.double(), full.double()  # only megatron-core's cross-entropy computes in float32

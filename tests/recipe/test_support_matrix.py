@@ -34,6 +34,8 @@ REFUSED = {
     (("mesh.sequence", True), ("optim.name", "muon")): ["sequence-tensor", "muon-tensor"],
     (("train.recompute", "none"), ("train.offload", True)): ["offload-none"],
     (("sleep.loop.layers", (1, 3)), ("sleep.loop.feedback", "normed")): ["normed-coda"],
+    (("sleep.loop.layers", (1, 4)), ("sleep.loop.feedback", "gated")): ["gated-prelude"],
+    (("sleep.loop.layers", (1, 3)), ("sleep.loop.feedback", "gated")): ["gated-prelude"],
     (("sleep.gradient.passes", 1), ("sleep.gradient.windows", 2)): ["gradient-horizon"],
 }
 """The refused pairs, listed by hand, and the rules that refuse them."""

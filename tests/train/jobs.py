@@ -23,7 +23,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-def text_data(folder: Path) -> Path:
+def text_data(folder: Path, windows: int = 3) -> Path:
     """Text data of documents with very different lengths, so that rows have different numbers of targets."""
     source = folder / "documents"
     source.mkdir(parents=True)
@@ -33,7 +33,7 @@ def text_data(folder: Path) -> Path:
         (source / f"{i}.txt").write_text("".join(map(chr, words.tolist())))
     out = folder / "text"
     shards.build(
-        make("text", {"paths": [str(source)], "window": 16, "windows_per_sample": 3, "holdout": 10}),
+        make("text", {"paths": [str(source)], "window": 16, "windows_per_sample": windows, "holdout": 10}),
         out,
         {"train": None, "test": None},
         0,
@@ -57,7 +57,7 @@ def recipe_file(folder: Path) -> str:
     return str(path)
 
 
-def trained(folder: Path, name: str, data: Path, overrides: list[str], spoil=None):
+def trained(folder: Path, name: str, data: Path, overrides: list[str], spoil=None, quiet=True):
     """Train or resume the run `name`; returns (rows of metrics, weights by name on rank 0).
 
     `spoil` modifies the setup before the first step.
@@ -75,5 +75,5 @@ def trained(folder: Path, name: str, data: Path, overrides: list[str], spoil=Non
     setup = set_up(layout, reader, process, run, {})
     if spoil is not None:
         spoil(setup)
-    train(setup, quiet=True)
+    train(setup, quiet=quiet)
     return read_metrics(run / "metrics.jsonl"), setup.engine.weights()

@@ -42,11 +42,13 @@ HARD, SLIDING = "sleep.evict.mode=hard", "sleep.evict.mode=sliding"
 CONTEXT, EVERY = "sleep.loop.trigger=context", "sleep.loop.trigger=every"
 RANGE, TIED, UNTIED = "sleep.loop.layers=[1, 3]", "model.tie=true", "model.tie=false"
 MUON = ["optim.name=muon", "optim.lr=0.00025", "optim.adam_lr=0.0005", "optim.ns_dtype=float32"]
+REMEDIES = ["sleep.loop.feedback=gated", "model.residual_scale=0.4", "sleep.gradient.clip_state=0.02"]
 PROGRAMS = {
     "context, hard, tied": [CONTEXT, HARD, TIED],
     "context, sliding, range, untied": [CONTEXT, SLIDING, RANGE, UNTIED],
     "every, hard, range, tied": [EVERY, HARD, RANGE, TIED],
     "every, sliding, untied": [EVERY, SLIDING, UNTIED],
+    "every, gated, scaled, clipped": [EVERY, HARD, UNTIED, *REMEDIES],
     "every, hard, tied, Muon": [EVERY, HARD, TIED, *MUON],
 }
 AUTOGRAD = "plain autograd"

@@ -38,6 +38,8 @@ def alone(folder):
 def equal(found, expected, weights=2e-5):
     for key in ("loss", "grad_norm", "state_norm"):
         assert [row[key] for row in found[0]] == pytest.approx([row[key] for row in expected[0]], rel=1e-5), key
+    for ours, theirs in zip(found[0], expected[0], strict=True):
+        assert ours["state_gradient"] == pytest.approx(theirs["state_gradient"], rel=1e-4)
     assert [row["targets"] for row in found[0]] == [row["targets"] for row in expected[0]]
     assert found[1].keys() == expected[1].keys()
     for name, weight in expected[1].items():

@@ -77,6 +77,8 @@ def equal(found, expected):
     """Metrics and weights are equal. The ranks have very different numbers of targets, and every step is clipped."""
     for key in ("loss", "grad_norm", "state_norm"):
         assert [row[key] for row in found[0]] == pytest.approx([row[key] for row in expected[0]], rel=1e-5), key
+    for ours, theirs in zip(found[0], expected[0], strict=True):
+        assert ours["state_gradient"] == pytest.approx(theirs["state_gradient"], rel=1e-4)
     assert [row["targets"] for row in found[0]] == [row["targets"] for row in expected[0]]
     assert all(row["grad_norm"] > 0.3 for row in found[0]), "some gradient was not clipped"
     assert found[1].keys() == expected[1].keys()
