@@ -39,8 +39,7 @@ class StateAdjoint:
         """Measure the gradients of the fast leaves [rows, heads, d_k, d_v] after `window`, and return them clipped."""
         norms = {name: torch.linalg.vector_norm(d, dim=(-2, -1), dtype=torch.float64) for name, d in gradients.items()}
         for norm in norms.values():
-            if self._squares is None:
-                self._squares = norm.new_zeros(self.windows - 1)
+            self._squares = norm.new_zeros(self.windows - 1) if self._squares is None else self._squares
             self._squares[window] += norm.square().sum()
         if self._limit is None:
             return dict(gradients)
@@ -50,11 +49,8 @@ class StateAdjoint:
 
     def squares(self, device: torch.device) -> Tensor:
         """Squared norms [windows - 1] after every window but the last, over rows and layers, before clipping, float64."""
-        return (
-            torch.zeros(self.windows - 1, dtype=torch.float64, device=device)
-            if self._squares is None
-            else self._squares
-        )
+        zeros = torch.zeros(self.windows - 1, dtype=torch.float64, device=device)
+        return zeros if self._squares is None else self._squares
 
     def watch(self, state: State, window: int) -> State:
         """The state after `window`, whose fast leaves call `at_boundary` in an autograd backward."""

@@ -38,8 +38,8 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
     Raises RunFailed, on all ranks, when losses or gradients stay non-finite.
     """
     step, steps, skips = setup.step, setup.layout.steps, 0
-    if step == 0:
-        warn_of_growth(setup, quiet)
+    if step == 0 and not quiet:
+        warn_of_growth(setup)
     every = setup.job.checkpoint.every
     with StopRequest(announce=setup.process.rank == 0 and not quiet) as stop, open_logs(setup, step, quiet) as logs:
         while step < steps and not stop.agreed(setup.process.device):
@@ -62,7 +62,7 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
         return Outcome(step, steps, stop.signal if step < steps else None)
 
 
-def warn_of_growth(setup: Setup, quiet: bool) -> None:
+def warn_of_growth(setup: Setup) -> None:
     """Before the first step, print a warning where the gradient of the fast weights explodes over windows. A collective.
 
     Under ZeRO 3 it is not measured before the first step; metrics.jsonl has it from then on.
@@ -71,7 +71,7 @@ def warn_of_growth(setup: Setup, quiet: bool) -> None:
     if job.mesh.zero == 3 or not can_explode(job.sleep, program):
         return
     measured = growth_at_start(setup.context, job.train.seed)
-    if measured is not None and measured.total > EXPLODING and setup.process.rank == 0 and not quiet:
+    if measured is not None and measured.total > EXPLODING and setup.process.rank == 0:
         blocks = looped_blocks(job.sleep, len(job.model.pattern))
         print(f"warning: {measured.message(blocks, job.sleep.max_passes)}", file=sys.stderr, flush=True)
 

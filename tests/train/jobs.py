@@ -12,6 +12,7 @@ from sleeptrain.parallel.collectives import on_first_rank
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.recipe import check_batch, complete, load_recipe, open_run
+from sleeptrain.train.build_model import autograd_forward
 from sleeptrain.train.layout import resolve_layout
 from sleeptrain.train.log import read_metrics
 from sleeptrain.train.loop import train
@@ -55,6 +56,12 @@ def recipe_file(folder: Path) -> str:
     if not path.exists():
         path.write_text("train: {steps: 10}\n")
     return str(path)
+
+
+def by_autograd(setup) -> None:
+    """Replace the forward function of a run by plain autograd."""
+    assert callable(setup.context.forward)
+    object.__setattr__(setup.context, "forward", autograd_forward(setup.job))
 
 
 def trained(folder: Path, name: str, data: Path, overrides: list[str], spoil=None, quiet=True):

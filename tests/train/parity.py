@@ -21,10 +21,9 @@ import torch.distributed as dist
 from sleep_data import shards
 from sleep_data.task import IGNORED, NO_GROUP, Arrays, TaskWindow, Vocabulary, generator, in_blocks
 from sleeptrain.engine.optimizers import PLACEHOLDER
-from sleeptrain.train.build_model import autograd_forward
 from tests.distributed import run
 from tests.execute import bf16
-from tests.train.jobs import recipe_file, trained
+from tests.train.jobs import by_autograd, recipe_file, trained
 
 BOUND = 1e-5
 """Bound on the relative difference of a loss, a gradient norm, or a tensor of the first step's gradients."""
@@ -186,7 +185,7 @@ def _trainings(folder: str, layouts: Mapping[str, list[str]]) -> Grid:
             def prepare(setup: Any, first: dict[str, torch.Tensor] = first, layout: str = layout) -> None:
                 _watch(setup, first)
                 if layout == AUTOGRAD:
-                    object.__setattr__(setup, "forward", autograd_forward(setup.job))
+                    by_autograd(setup)
 
             name, data = f"{program} {layout}".replace(", ", "-"), where / f"asked-{CONTEXT in options}"
             rows, weights = trained(where, name, data, [*COMMON, *options, *spread], prepare)

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from sleeptrain.program import Draw, Sleep
-from sleeptrain.train.build_model import autograd_forward
 from tests.distributed import run
-from tests.train.jobs import recipe_file, rule110_data, text_data, trained
+from tests.train.jobs import by_autograd, recipe_file, rule110_data, text_data, trained
 
 TEXT = ["sleep.window=16", "sleep.passes=3", "sleep.loop.trigger=every", "train.batch=8", "checkpoint.every=0"]
 MUON = ["optim.name=muon", "optim.lr=0.02", "optim.adam_lr=0.003", "optim.ns_dtype=float32"]
@@ -36,9 +35,7 @@ def in_one_process(folder: str):
     for policy in ("block", "pass", "window"):
         found[policy] = trained(where, policy, where / "text", [*TEXT, f"train.recompute={policy}"])
     found["offload"] = trained(where, "offload", where / "text", [*TEXT, "train.recompute=pass", "train.offload=true"])
-    found["autograd"] = trained(
-        where, "autograd", where / "text", [*TEXT, "train.recompute=window"], spoil=use_autograd
-    )
+    found["autograd"] = trained(where, "autograd", where / "text", [*TEXT, "train.recompute=window"], spoil=by_autograd)
     trained(where, "resumed", where / "text", [*TEXT, "train.steps=4", "optim.schedule.name=constant"])
     found["resumed"] = trained(where, "resumed", where / "text", [*TEXT, "optim.schedule.name=constant"])
     found["whole"] = trained(where, "whole", where / "text", [*TEXT, "optim.schedule.name=constant"])
@@ -56,10 +53,6 @@ def in_two_processes(folder: str):
     found["draw"] = trained(where, "draw-2", where / "text", [*TEXT, "sleep.passes={low: 1, high: 3}"])
     found["spoiled"] = trained(where, "spoiled-2", where / "text", [*TEXT, "train.steps=4"], spoil=spoil_second_step)
     return found
-
-
-def use_autograd(setup):
-    object.__setattr__(setup, "forward", autograd_forward(setup.job))
 
 
 def spoil_second_step(setup):

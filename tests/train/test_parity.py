@@ -36,6 +36,12 @@ def test_a_layout_equals_plain_autograd(found, program, layout):
         assert parity.same_bits(ran, found[program, "executor, recompute none"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("program", parity.PROGRAMS)
+def test_the_reference_is_another_computation(found, program):
+    assert not parity.same_bits(found[program, parity.AUTOGRAD], found[program, "executor, recompute none"])
+
+
 def test_the_page_has_these_rows_and_columns():
     grid, _ = PAGE.read_text().split("## bf16")
     rows = [line.split(" | ") for line in grid.splitlines() if line.startswith("| ")]
