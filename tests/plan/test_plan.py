@@ -136,3 +136,18 @@ def test_sizes_are_printed_with_binary_units(n, shown):
 def test_a_recipe_is_completed_before_it_is_planned():
     resolved, layout = resolved_of()
     assert resolved.value.model.vocab == layout.manifest.vocab == 258
+
+
+def test_deep_recipes_without_scaled_branches_are_named():
+    deep = ["model.layers=(GGGA)x3", "sleep.passes=2"]
+    shown = text(plan_of(*deep, windows=4))
+    assert "Depth: 2 passes over 12 blocks and 4 windows are a deep recurrence" in shown
+    assert "model.residual_scale = 1; docs/depth.md recommends 0.055." in shown
+    for remedy in (
+        "model.residual_scale=0.055",
+        "sleep.loop.feedback=embeddings",
+        "sleep.gradient.windows=1",
+        "sleep.passes=1",
+    ):
+        assert to_json(plan_of(*deep, remedy, windows=4))["depth"] is None, remedy
+    assert "Depth:" not in text(plan_of(windows=4)), "four blocks train without a remedy"
