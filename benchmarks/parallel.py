@@ -74,8 +74,7 @@ def plans_of(layout: Mapping[str, int], quick: bool) -> dict[str, Plan]:
         resolved, windows = resolve_data(load_recipe("text-small", words), 2 if quick else 4)
         windows = replace(windows, padded=False)
         batch = check_batch(resolved, planned_world(resolved.value, None))
-        layout = resolve_layout(resolved.value, windows.windows, batch)
-        found[policy] = make_plan(layout, windows)
+        found[policy] = make_plan(resolve_layout(resolved.value, windows.windows, batch), windows)
     return found
 
 

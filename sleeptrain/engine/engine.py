@@ -92,6 +92,11 @@ class Engine:
         """
         return self.data_parallel_size * self.accumulation / max(targets, 1)
 
+    def adjoint_scale(self, targets: int) -> float:
+        """The gradient of what `backward` differentiates with respect to the loss of a target: DeepSpeed divides by the number
+        of micro-batches before it calls autograd, and by the number of data ranks after it."""
+        return self.data_parallel_size / max(targets, 1)
+
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of a scalar loss that was multiplied by `scale`. A non-finite loss makes the step skip.
 

@@ -57,7 +57,7 @@ class StepReport:
     state_norm: float
     """Root mean square over rows of the norm of all fast weights at the end."""
     state_gradient: list[float]
-    """Norm of the gradient of all fast weights after every window but the last, before `gradient.clip_state`."""
+    """Norm of the gradient of the loss with respect to all fast weights after every window but the last, before clipping."""
     skipped: bool
     """A loss or gradient was not finite on some rank, so no rank stepped."""
 
@@ -87,7 +87,9 @@ def train_step(
     total = max(1, round(float(counts.sum())))
     measures = torch.zeros(2 * len(windows) + 2, dtype=torch.float64, device=device)
     for first in range(0, len(batches), group):
-        micro_batches = [_to_device(batch, context, engine.scale(total)) for batch in batches[first : first + group]]
+        micro_batches = [
+            _to_device(batch, context, engine.adjoint_scale(total)) for batch in batches[first : first + group]
+        ]
         outputs = context.forward(context.model, micro_batches, program)
         engine.backward(torch.stack([output.nll.sum() for output in outputs]).sum() * engine.scale(total))
         for output in outputs:
@@ -103,7 +105,7 @@ def train_step(
         grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
         residual=residual / (len(batches) * axes.data.size) if asleep else None,
         state_norm=(squares / rows) ** 0.5,
-        state_gradient=[square**0.5 / engine.scale(total) for square in adjoint],
+        state_gradient=[square**0.5 / axes.data.size for square in adjoint],
         skipped=result.skipped,
     )
 

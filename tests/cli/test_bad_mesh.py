@@ -201,7 +201,7 @@ def test_resuming_with_other_processes_or_other_data_is_refused(folder: Path, tm
     ((again,),) = run(run_on_this_rank, 1, [([str(tmp_path)], [words])], timeout=300)
     assert again.status == 2
     assert error_lines(again) == [
-        "error: alone was trained on other data than data holds now; bring the old data back to continue it, or start another run with run_dir=..."
+        "error: alone was trained on other data than data holds now; restore the old data to continue it, or start another run with run_dir=..."
     ]
 
 

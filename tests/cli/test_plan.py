@@ -182,4 +182,4 @@ def test_a_pipeline_says_once_how_evenly_it_is_cut(folder: Path) -> None:
     (status, said), (other, silent) = run(trained, 2, words, str(folder), timeout=300)
     assert status == other == 0
     assert said.count("stage 0  blocks 0..0  cost ") == said.count("stage 1  blocks 1..1  cost ") == 1
-    assert said.count("of all stages' time is lost to uneven stages") == 1 and "blocks" not in silent
+    assert said.count("load imbalance ") == 1 and "blocks" not in silent
