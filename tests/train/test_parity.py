@@ -37,9 +37,10 @@ def test_a_layout_equals_plain_autograd(found, program, layout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", parity.PROGRAMS)
-def test_the_reference_is_another_computation(found, program):
-    assert not parity.same_bits(found[program, parity.AUTOGRAD], found[program, "executor, recompute none"])
+def test_the_reference_is_another_computation(found):
+    """It adds the gradients of a weight's uses in another order, which shows in the last bits of some programs."""
+    pairs = [(found[p, parity.AUTOGRAD], found[p, "executor, recompute none"]) for p in parity.PROGRAMS]
+    assert any(not parity.same_bits(*pair) for pair in pairs)
 
 
 def test_the_page_has_these_rows_and_columns():
