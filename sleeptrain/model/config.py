@@ -67,8 +67,9 @@ class Model:
     norm: Literal["pre", "sandwich"] = "pre"
     """`sandwich` also norms the output of each branch (as Ouro does). Such models cannot be exported."""
     residual_scale: float = 1.0
-    """Factor of the output of every branch (mixer and MLP) before it is added to the features. A deep stack with several
-    passes needs about (2 * blocks * passes)^-0.75; see docs/depth.md. Export multiplies it into the output projections."""
+    """Factor of the output of every branch (mixer and MLP) before it is added to the features. With about
+    (2 * blocks * passes)^-0.75 the gradient of a deep stack with several passes does not explode at the start; see
+    docs/depth.md. It is a part of the model: it changes inference, too."""
     eps: float = 1e-6
     init_std: float = 0.02
 

@@ -28,7 +28,7 @@ def _sizes(plan: Plan) -> Iterator[str]:
     job, p, batch = plan.job, plan.parameters, plan.layout.batch
     mesh, windows = job.mesh, plan.layout.windows
     parts = ", ".join(f"{name} {n:,}" for name, n in p.parts.items() if n and name != "total")
-    passes = max(op.of for ops, _ in plan.schedule.program.by_window() for op in ops)
+    passes = plan.schedule.program.passes
     yield f"parameters   {p.total:,}: {parts}"
     if p.held > p.total:
         yield (

@@ -101,6 +101,11 @@ class Program:
         """Number of windows."""
         return sum(isinstance(op, Boundary) for op in self.ops) + 1
 
+    @cached_property
+    def passes(self) -> int:
+        """Largest number of passes over a window."""
+        return max(op.of for op in self.ops if isinstance(op, Pass))
+
     @property
     def token_passes(self) -> int:
         """Tokens times passes of the looped range: the cost of a step in units of one pass over one token."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
+from sleeptrain.model.language import IGNORED
 from sleeptrain.model.micro_batch import MicroBatch
-from sleeptrain.program import Pass, Program, Sleep, loop_range
+from sleeptrain.program import Program, Sleep, loop_range
 from sleeptrain.train.job import Job
 from sleeptrain.train.step import StepContext, sum_over_ranks
 
@@ -21,9 +23,15 @@ DEEP = 8
 def growth(norms: Sequence[float]) -> float | None:
     """The mean factor by which the gradient of S grows from one window to the window before it.
 
-    `norms` are those after every window but the last. None for fewer than two of them, and where the last one is 0.
+    `norms` are those after every window but the last. Only the chain before the first 0 counts: where the state is detached,
+    the next window begins another one. None for fewer than two norms in the chain.
     """
-    return (norms[0] / norms[-1]) ** (1 / (len(norms) - 1)) if len(norms) > 1 and norms[-1] > 0 else None
+    chain = _chain(norms)
+    return (chain[0] / chain[-1]) ** (1 / (len(chain) - 1)) if len(chain) > 1 else None
+
+
+def _chain(norms: Sequence[float]) -> list[float]:
+    return list(takewhile(lambda norm: norm != 0, norms))
 
 
 def can_explode(sleep: Sleep, program: Program) -> bool:
@@ -31,10 +39,9 @@ def can_explode(sleep: Sleep, program: Program) -> bool:
 
     Passes must read features of the pass before, and gradients cross two boundaries between sleeping windows or more.
     """
-    passes = max(op.of for op in program.ops if isinstance(op, Pass))
-    truncated = sleep.gradient.passes != "all" and sleep.gradient.passes < passes
+    truncated = sleep.gradient.passes != "all" and sleep.gradient.passes < program.passes
     horizon = program.windows if sleep.gradient.windows == "all" else min(sleep.gradient.windows, program.windows)
-    return passes > 1 and sleep.loop.feedback != "embeddings" and not truncated and horizon > 2
+    return program.passes > 1 and sleep.loop.feedback != "embeddings" and not truncated and horizon > 2
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,20 @@ class Growth:
     per_window: float
     windows: int
     total: float
+    """From the last window that the gradient crosses to the first."""
+
+    @property
+    def explodes(self) -> bool:
+        """Whether it is worth a warning; a growth that overflowed to infinity or NaN is."""
+        return not self.total <= EXPLODING
 
     def message(self, blocks: int, passes: int) -> str:
         """The growth, and what can be done about it."""
         scale = residual_scale(blocks, passes)
         return (
             f"the gradient of the fast weights grows {self.per_window:.3g} times a window over {self.windows} windows "
-            f"({self.total:.1e} times in all), and training will probably go the wrong way; see docs/depth.md: "
-            f"model.residual_scale={scale:.2g} is the remedy of the deep recipes; sleep.loop.feedback=embeddings, looping few "
+            f"({self.total:.1e} times in all), and training may go the wrong way; see docs/depth.md: "
+            f"model.residual_scale={scale:.2g} keeps it from growing at the start; sleep.loop.feedback=embeddings, looping few "
             "blocks in the middle (sleep.loop.layers), sleep.gradient.windows=1 and sleep.gradient.clip_state also bound it"
         )
 
@@ -95,12 +108,12 @@ def growth_at_start(context: StepContext, seed: int) -> Growth | None:
     targets = tokens.roll(-1, 1)
     for window in layout.windows:
         if not window.targets:
-            targets[:, window.start : window.stop] = -100
+            targets[:, window.start : window.stop] = IGNORED
     state = model.zero_state(layout.job.sleep, layout.batch.micro)
     outputs = context.forward(model, [MicroBatch(tokens, targets, state)] * layout.batch.group, program)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     torch.autograd.grad(torch.stack([output.nll.sum() for output in outputs]).sum(), weights, allow_unused=True)
     squares = sum_over_ranks(torch.stack([output.adjoint.squares(device) for output in outputs]).sum(0))
     norms = squares.sqrt().tolist()
-    factor = growth(norms)
-    return None if factor is None else Growth(factor, program.windows, norms[0] / norms[-1])
+    factor, chain = growth(norms), _chain(norms)
+    return None if factor is None else Growth(factor, program.windows, chain[0] / chain[-1])

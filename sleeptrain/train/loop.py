@@ -13,7 +13,7 @@ from sleeptrain.engine.lr_schedule import lr_multiplier
 from sleeptrain.errors import RunFailed
 from sleeptrain.program import Program
 from sleeptrain.run.stop import StopRequest
-from sleeptrain.train.growth import EXPLODING, can_explode, growth, growth_at_start, looped_blocks
+from sleeptrain.train.growth import can_explode, growth, growth_at_start, looped_blocks
 from sleeptrain.train.log import Logs
 from sleeptrain.train.setup import Setup
 from sleeptrain.train.step import StepReport, read_step, train_step
@@ -38,10 +38,10 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
     Raises RunFailed, on all ranks, when losses or gradients stay non-finite.
     """
     step, steps, skips = setup.step, setup.layout.steps, 0
-    if step == 0 and not quiet:
-        warn_of_growth(setup)
     every = setup.job.checkpoint.every
     with StopRequest(announce=setup.process.rank == 0 and not quiet) as stop, open_logs(setup, step, quiet) as logs:
+        if step == 0 and not quiet:
+            warn_of_growth(setup)
         while step < steps and not stop.agreed(setup.process.device):
             began = perf_counter()
             program, batches = setup.layout.program_at(step), read_step(setup.reader)
@@ -71,7 +71,7 @@ def warn_of_growth(setup: Setup) -> None:
     if job.mesh.zero == 3 or not can_explode(job.sleep, program):
         return
     measured = growth_at_start(setup.context, job.train.seed)
-    if measured is not None and measured.total > EXPLODING and setup.process.rank == 0:
+    if measured is not None and measured.explodes and setup.process.rank == 0:
         blocks = looped_blocks(job.sleep, len(job.model.pattern))
         print(f"warning: {measured.message(blocks, job.sleep.max_passes)}", file=sys.stderr, flush=True)
 
@@ -97,7 +97,7 @@ def metrics(
     flops_per_second = row_flops(job.model, program, job.sleep) * job.train.batch / seconds
     return {
         "step": step, "tokens": step * tokens, "loss": report.loss, "grad_norm": report.grad_norm, "lr": rate * job.optim.lr,
-        "tokens_per_second": tokens / seconds, "passes": max(p.of for ops, _ in program.by_window() for p in ops),
+        "tokens_per_second": tokens / seconds, "passes": program.passes,
         "loss_by_window": report.loss_by_window, "targets": report.targets, "residual": report.residual,
         "state_norm": report.state_norm, "state_gradient": report.state_gradient,
         "state_gradient_growth": growth(report.state_gradient), "skipped": report.skipped, "seconds": seconds,

@@ -97,13 +97,12 @@ def train_step(
     result = engine.step(lr_multiplier)
     rows, residual, squares, *by_window = sum_over_ranks(measures).tolist()
     losses, adjoint = by_window[: len(windows)], by_window[len(windows) :]
-    asleep = any(op.of > 1 for ops, _ in program.by_window() for op in ops)
     return StepReport(
         loss=sum(losses) / total,
         loss_by_window=[loss / n if n else None for loss, n in zip(losses, counts.tolist(), strict=True)],
         targets=total,
         grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
-        residual=residual / (len(batches) * axes.data.size) if asleep else None,
+        residual=residual / (len(batches) * axes.data.size) if program.passes > 1 else None,
         state_norm=(squares / rows) ** 0.5,
         state_gradient=[square**0.5 / axes.data.size for square in adjoint],
         skipped=result.skipped,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from sleeptrain.program import Gradient, Loop, Ramp, Sleep, Window, compile
-from sleeptrain.train.growth import can_explode, growth, growth_at_start, residual_scale
+from sleeptrain.train.growth import Growth, can_explode, growth, growth_at_start, residual_scale
 from tests.distributed import run
 from tests.train.jobs import recipe_file, text_data, trained
 
@@ -21,6 +22,15 @@ DEEP = [
 def test_the_factor_is_the_geometric_mean_from_the_last_window_to_the_first() -> None:
     assert growth([27.0, 5.0, 3.0]) == pytest.approx(3.0)
     assert growth([1.0]) is None and growth([]) is None and growth([1.0, 0.0]) is None
+
+
+def test_growth_is_that_of_the_windows_before_the_state_is_detached() -> None:
+    assert growth([8.0, 4.0, 2.0, 0.0, 8000.0, 1.0]) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("total", "expected"), [(99.0, False), (101.0, True), (math.inf, True), (math.nan, True)])
+def test_a_growth_that_overflows_is_an_explosion_too(total: float, expected: bool) -> None:
+    assert Growth(2.0, 8, total).explodes is expected
 
 
 @pytest.mark.parametrize(
