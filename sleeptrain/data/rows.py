@@ -3,14 +3,16 @@
 The library takes ranks from environment variables and torch.distributed, and synchronises the ranks of a machine through
 shared memory in /dev/shm. Here every rank is a separate job for the library (`_single_process`) and reads its part of the
 common order. So no rank waits for another, a rank that dies does not block the others, ranks may be on any machine, and no
-environment variable is needed. Processes share the files of shards only; file locks guard them, which the system releases
-when their process ends.
+environment variable is needed. The names in shared memory are drawn at random, so that jobs that start at once do not take
+the same ones. Processes share the files of shards only; file locks guard them, which the system releases when their process
+ends.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import shutil
 import tempfile
 import weakref
@@ -21,14 +23,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from sleep_data.patches.torchvision import ensure_torchvision
 
 ensure_torchvision()  # spawned workers, too, import this module before the library
 
 import streaming.base.dataset  # noqa: E402
-import streaming.base.shared.prefix  # noqa: E402
 from streaming import StreamingDataLoader, StreamingDataset  # noqa: E402
 from streaming.base.shared import SharedMemory  # noqa: E402
 from streaming.base.world import World  # noqa: E402
@@ -44,6 +44,8 @@ PREDOWNLOAD = 16
 """Batches by which shards are downloaded and decompressed ahead."""
 SEED_STRIDE = 1 << 32
 """Factor between seeds: the library shuffles epoch e with seed + e, so that seed s + 1 would repeat the epochs of seed s."""
+NAMES = 10**10
+"""Number of prefixes of names in shared memory; with one of ten digits the longest name has 30 characters, of 31 that macOS allows."""
 ONE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 """Environment of a job of one process."""
 NO_DISTRIBUTED = SimpleNamespace(is_available=lambda: False)
@@ -159,29 +161,30 @@ class RowDataset(StreamingDataset):
 def _single_process(lock_folder: str) -> Iterator[None]:
     """Makes the library treat this process as a job of one process, with its lock files in `lock_folder`.
 
-    Otherwise it would join or start a process group, and leave two files in the folder for temporary files, which change
-    the names in shared memory of all later jobs. A file lock admits one process at a time, since the library checks and
-    takes a free name in two steps.
+    Otherwise it would join or start a process group, leave two files in the folder for temporary files, and look for a free
+    name in shared memory and take it in two steps, between which another job can take the same one.
     """
-    modules: tuple[Any, ...] = (streaming.base.dataset, streaming.base.shared.prefix)
-    temporary = tempfile.gettempdir()
-    with FileLock(Path(temporary, f"sleeptrain-{os.getuid()}.lock"), poll_interval=0.005):
-        environment = {name: os.environ.get(name) for name in ONE_PROCESS}
-        replaced = [module.dist for module in modules]
-        try:
-            os.environ.update(ONE_PROCESS)
-            tempfile.tempdir = lock_folder
-            for module in modules:
-                module.dist = NO_DISTRIBUTED
-            yield
-        finally:
-            for module, dist in zip(modules, replaced, strict=True):
-                module.dist = dist
-            tempfile.tempdir = temporary
-            for name, value in environment.items():
-                os.environ.pop(name)
-                if value is not None:
-                    os.environ[name] = value
+    library: Any = streaming.base.dataset
+    temporary, dist, prefix = tempfile.gettempdir(), library.dist, library.get_shm_prefix
+    environment = {name: os.environ.get(name) for name in ONE_PROCESS}
+    try:
+        os.environ.update(ONE_PROCESS)
+        tempfile.tempdir = lock_folder
+        library.dist, library.get_shm_prefix = NO_DISTRIBUTED, _shared_memory_prefix
+        yield
+    finally:
+        library.dist, library.get_shm_prefix = dist, prefix
+        tempfile.tempdir = temporary
+        for name, value in environment.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _shared_memory_prefix(*_arguments: Any) -> tuple[int, SharedMemory]:
+    """A random prefix of names in shared memory, and the block that the library expects to be created with it."""
+    prefix = secrets.randbelow(NAMES)
+    return prefix, SharedMemory(f"{prefix:06}_locals", create=True, size=1)
 
 
 def _call_in_process(owner: int, function: Callable[..., Any], *arguments: Any) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -70,6 +71,30 @@ def fresh(request, folder, tmp_path):
 def test_concurrent_jobs(data, fresh):
     expected = read(data)
     assert finish([start(lambda _: read(fresh)) for _ in range(5)]) == [expected] * 5
+
+
+def test_jobs_with_own_temporary_folders_open_the_data_at_once(data, tmp_path, monkeypatch):
+    """As jobs of a scheduler that share a node: no lock file in a temporary folder is common to them."""
+    at_once = FORK.Barrier(4)
+
+    def open_often(folder):
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        readers = []
+        for _ in range(20):
+            at_once.wait(timeout=60)
+            readers.append(Reader(data, micro=4, seed=5))
+            readers[-1].next_step()
+        names = {name.split("_")[0] for reader in readers for name, _ in shared_memory(reader)}
+        for reader in readers:
+            reader.close()
+        return names
+
+    folders = [tmp_path / str(job) for job in range(4)]
+    for folder in folders:
+        folder.mkdir()
+    names = finish([start(lambda _, folder=folder: open_often(folder)) for folder in folders])
+    assert [len(job) for job in names] == [20] * 4 and len(set.union(*names)) == 80
+    assert not any(list(folder.iterdir()) for folder in folders)
 
 
 def test_killed_jobs_do_not_disturb_the_next(data, fresh):
