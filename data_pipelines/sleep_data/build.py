@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,14 @@ def build_task(
     overrides: Mapping[str, Any] | None = None,
     *,
     progress: shards.Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Write the shards of a task to the folder `out` and return their manifest.
 
     task_file   content of a task file; `task` is required, everything else has a default
     overrides   values that replace those of the file: parameters of the task, and `train`, `test`, `seed`
     progress    called with the split, the number of samples written so far, and their total or None
+    note        called, before the build, with each remark on the inputs, such as which files are left out
 
     A folder that was built from the same request is not written again. ValueError if the request is wrong or `out` cannot
     be written.
@@ -57,6 +59,8 @@ def build_task(
     samples = {"train": settings["train"], "test": settings["test"]}
     try:
         task = make(task_file["task"], parameters)
+        for line in task.notes() if note else []:
+            note(line)
         return shards.build(task, Path(out), samples, settings["seed"], progress=progress)
     except OSError as error:
         raise ValueError(f"task {task_file['task']} cannot be built in {out}: {error}") from error

@@ -120,6 +120,9 @@ class Depo:
     def inputs(self) -> None:
         return None
 
+    def notes(self) -> list[str]:
+        return []
+
     def vocabulary(self) -> Vocabulary:
         inside = [f"{i}-" for i in range(1, self.names + 1)]
         ends = [f"{i}." for i in range(1, self.names + 1)]

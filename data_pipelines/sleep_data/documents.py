@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,35 +15,62 @@ SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
 def find(paths: Sequence[str]) -> list[Path]:
     """All readable files under the given files and folders, each once, ordered by name within a folder.
 
-    Hidden files and folders are skipped. ValueError if a path does not exist, a named file has an unknown suffix, or there
-    is no file.
+    Links are followed. Hidden files and folders are skipped. ValueError if a path does not exist, a named file has an unknown
+    suffix, or there is no file.
     """
     if not paths:
         raise ValueError("paths is empty; name at least one file or folder")
-    files: dict[Path, None] = {}
-    for path in map(Path, paths):
-        if path.is_dir():
-            for folder, subfolders, names in os.walk(path):
-                subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-                for name in sorted(names):
-                    if Path(name).suffix in SUFFIXES and not name.startswith("."):
-                        files[Path(folder, name)] = None
-        elif not path.exists():
+    files: dict[Path, Path] = {}
+    for path, named in _walk(paths):
+        if named and not path.exists():
             raise ValueError(f"paths: {path} does not exist")
-        elif path.suffix not in SUFFIXES:
+        if named and not _is_readable(path):
             raise ValueError(f"paths: {path} ends in {path.suffix!r}; it must end in {', '.join(SUFFIXES)}")
-        else:
-            files[path] = None
+        if _is_readable(path) and path.is_file():
+            files.setdefault(path.resolve(), path)
     if not files:
         raise ValueError(f"paths: there is no file ending in {', '.join(SUFFIXES)} under {', '.join(map(str, paths))}")
-    return list(files)
+    return list(files.values())
+
+
+def left_out(paths: Sequence[str]) -> dict[str, int]:
+    """Number of files under the given folders that are not read, by suffix ("" without one); "broken link" for links to nothing."""
+    counts: Counter[str] = Counter()
+    for path, _ in _walk(paths):
+        if not path.is_file():
+            counts["broken link"] += 1
+        elif not _is_readable(path):
+            counts[path.suffix] += 1
+    return dict(sorted(counts.items()))
+
+
+def _walk(paths: Sequence[str]) -> Iterator[tuple[Path, bool]]:
+    """(file, whether `paths` names it) under the given files and folders, without hidden ones. Each folder is read once."""
+    seen: set[Path] = set()
+    for path in (Path(path).expanduser() for path in paths):
+        if not path.is_dir():
+            yield path, True
+            continue
+        for folder, subfolders, names in os.walk(path, followlinks=True):
+            real = Path(folder).resolve()
+            if real in seen:  # a link to a folder above it would be followed for ever
+                subfolders.clear()
+                continue
+            seen.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            yield from ((Path(folder, name), False) for name in sorted(names) if not name.startswith("."))
+
+
+def _is_readable(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
 
 
 def read(path: Path) -> Iterator[bytes]:
     """The documents of one file, without empty ones."""
-    if path.suffix == ".jsonl":
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
         documents = _lines(path)
-    elif path.suffix == ".parquet":
+    elif suffix == ".parquet":
         documents = _rows(path)
     else:
         documents = iter([path.read_bytes()])

@@ -104,6 +104,9 @@ class Rule110:
     def inputs(self) -> None:
         return None
 
+    def notes(self) -> list[str]:
+        return []
+
     def vocabulary(self) -> Vocabulary:
         symbols = ["0", "1", "Q", "PAD"]
         if self._shows_t:

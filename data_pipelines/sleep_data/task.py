@@ -84,6 +84,9 @@ class Task(Protocol):
     def inputs(self) -> str | None:
         """Hash of the files that are read (documents, tokenizer); None for a generated task."""
 
+    def notes(self) -> list[str]:
+        """What to tell the user about the inputs before they are read, such as files that are left out."""
+
     def blocks(self, split: str, samples: int | None, seed: int) -> Iterator[Arrays]:
         """The first `samples` samples of a split (None: all of them), in blocks of any size, with ids 0, 1, 2, ..."""
 

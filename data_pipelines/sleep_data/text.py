@@ -7,7 +7,8 @@ alone is omitted, since it has no target.
 Token ids: bytes 0 to 255, BOS (start of a document) 256, PAD 257; or those of a tokenizer file, followed by BOS and PAD.
 
 Splits. A document belongs to the test split with probability 1/holdout, by a hash of its bytes, so that all copies of a
-document belong to one split. `groups` is 0 at every target. Label: `part`, the number of the sample within its document.
+document belong to one split. Where that would leave a split without documents, as with a single file, the last 1/holdout of
+every document is held out instead. `groups` is 0 at every target. Label: `part`, the number of the sample within its document.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class Text:
     """Parameters of the task."""
 
     paths: tuple[str, ...] = ()
-    """Files and folders: .txt, .md and .py hold one document; .jsonl and .parquet many, in the field "text"."""
+    """Files and folders: .txt, .md and .py hold one document; .jsonl and .parquet many, in the field "text". Links are followed."""
     window: int = 256
     windows_per_sample: int = 8
     tokenizer: str | None = None
     """Path of a tokenizer.json; None for bytes."""
     holdout: int = 50
-    """One document in this many belongs to the test split."""
+    """One document in this many belongs to the test split; of a few documents, the end of each."""
 
     def __post_init__(self) -> None:
         paths = (self.paths,) if isinstance(self.paths, str) else tuple(self.paths)
@@ -49,7 +50,7 @@ class Text:
         documents.find(paths)
 
     name = "text"
-    version = 1
+    version = 2
     label = None
 
     def labels(self) -> dict[str, str]:
@@ -61,9 +62,8 @@ class Text:
     def inputs(self) -> str:
         """sha256 of all documents in order, and of the tokenizer."""
         digest = hashlib.sha256(self.vocabulary().hash.encode())
-        for path in documents.find(self.paths):
-            for document in documents.read(path):
-                digest.update(hashlib.sha256(document).digest())
+        for document in self._documents():
+            digest.update(hashlib.sha256(document).digest())
         return digest.hexdigest()
 
     def vocabulary(self) -> Vocabulary:
@@ -77,17 +77,47 @@ class Text:
         raise_if(split not in SPLITS, f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
         tokenizer = self._tokenizer()
         written = 0
+        for document in self._split(split):
+            if samples is not None and written >= samples:
+                return
+            block = self._block(tokenizer.encode(document), tokenizer.vocabulary.pad)
+            rows = len(block["tokens"]) if samples is None else min(len(block["tokens"]), samples - written)
+            block = {name: column[:rows] for name, column in block.items()}
+            yield block | {"id": np.arange(written, written + rows, dtype=np.int64)}
+            written += rows
+
+    def notes(self) -> list[str]:
+        """One line if files under `paths` are not read."""
+        counts = documents.left_out(self.paths)
+        if not counts:
+            return []
+        shown = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in counts.items())
+        return [f"left out: {shown}; read are files ending in {', '.join(documents.SUFFIXES)}"]
+
+    def _documents(self) -> Iterator[bytes]:
+        """All documents, in the order of the files."""
         for path in documents.find(self.paths):
-            for document in documents.read(path):
-                if samples is not None and written >= samples:
-                    return
-                if _is_test_document(document, self.holdout) != (split == "test"):
-                    continue
-                block = self._block(tokenizer.encode(document), tokenizer.vocabulary.pad)
-                rows = len(block["tokens"]) if samples is None else min(len(block["tokens"]), samples - written)
-                block = {name: column[:rows] for name, column in block.items()}
-                yield block | {"id": np.arange(written, written + rows, dtype=np.int64)}
-                written += rows
+            yield from documents.read(path)
+
+    def _split(self, split: str) -> Iterator[bytes]:
+        """The documents of a split, or their parts that belong to it."""
+        by_hash = len({_is_test_document(document, self.holdout) for document in self._until_both()}) == 2
+        for document in self._documents():
+            if by_hash:
+                if _is_test_document(document, self.holdout) == (split == "test"):
+                    yield document
+            elif part := _part(document, self.holdout, split):
+                yield part
+
+    def _until_both(self) -> Iterator[bytes]:
+        """All documents up to the first one of the second split that occurs."""
+        first: bool | None = None
+        for document in self._documents():
+            yield document
+            test = _is_test_document(document, self.holdout)
+            first = test if first is None else first
+            if test != first:
+                return
 
     def baselines(self) -> dict[str, dict[str, float]]:
         return {"0": {"chance": 1 / self.vocabulary().size}}
@@ -115,3 +145,13 @@ def _is_test_document(document: bytes, holdout: int) -> bool:
     """Whether a document belongs to the test split."""
     number = int.from_bytes(hashlib.sha256(document).digest()[:8], "little")
     return bool(is_test(np.array([number], np.uint64), holdout)[0])
+
+
+def _part(document: bytes, holdout: int, split: str) -> bytes:
+    """The last 1/holdout of a document for the test split, the rest for training; cut before a line, if not too far, or character."""
+    cut = len(document) - len(document) // holdout
+    line = document.rfind(b"\n", cut // 2, cut) + 1
+    while 0 < cut < len(document) and document[cut] & 0xC0 == 0x80:  # a byte that continues a character in UTF-8
+        cut -= 1
+    cut = line or cut
+    return document[cut:] if split == "test" else document[:cut]

@@ -37,7 +37,11 @@ class ByteTokenizer:
 
 
 class FileTokenizer:
-    """A tokenizer.json of Hugging Face's `tokenizers`. Its own special tokens are not added; in text they are plain ids."""
+    """A tokenizer.json of Hugging Face's `tokenizers`, which only maps text to ids and back.
+
+    What else the file may configure is switched off, since it was meant for another use: truncation and padding would cut and
+    fill documents, its special tokens are not added, and the text of one in a document is encoded as text.
+    """
 
     def __init__(self, path: str) -> None:
         """Read the file; ValueError if it is no tokenizer.json."""
@@ -46,13 +50,18 @@ class FileTokenizer:
         except ImportError:
             raise ValueError(f"tokenizer {path} needs the package tokenizers: pip install tokenizers") from None
         try:
-            content = Path(path).read_bytes()
+            content = Path(path).expanduser().read_bytes()
             self._tokenizer = LoadedTokenizer.from_str(content.decode())
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"tokenizer {path} cannot be read as a tokenizer.json: {error}") from None
-        size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        self.bos = size
-        self.vocabulary = Vocabulary("file", (), size + 2, size + 1, source=hashlib.sha256(content).hexdigest())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        # Ids may have gaps, so that their number is less than the largest id.
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        self.bos = max(ids, default=-1) + 1
+        source = hashlib.sha256(content).hexdigest()
+        self.vocabulary = Vocabulary("file", (), self.bos + 2, self.bos + 1, source=source)
 
     def encode(self, document: bytes) -> np.ndarray:
         """BOS, then the ids of the text. Bytes that are not UTF-8 are decoded as the replacement character U+FFFD."""
@@ -60,5 +69,5 @@ class FileTokenizer:
         return np.array([self.bos, *ids], np.int32)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of token ids, without BOS and PAD."""
-        return self._tokenizer.decode([i for i in ids if i < self.bos])
+        """The text of token ids, special tokens included, without BOS and PAD."""
+        return self._tokenizer.decode([i for i in ids if i < self.bos], skip_special_tokens=False)

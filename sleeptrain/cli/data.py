@@ -70,7 +70,9 @@ def run_build(args: argparse.Namespace) -> int:
 
     task = task_file(args.task)
     try:
-        manifest = _with_progress(lambda show: build_task(task, args.out, parameters, progress=show), args.json)
+        manifest = _with_progress(
+            lambda show: build_task(task, args.out, parameters, progress=show, note=print_note), args.json
+        )
     except ValueError as error:
         raise UserError(str(error)) from None
     if args.json:
@@ -81,6 +83,11 @@ def run_build(args: argparse.Namespace) -> int:
     )
     print(f"{args.out}: {manifest['task']}, {counts}")
     return 0
+
+
+def print_note(line: str) -> None:
+    """Print a remark on the inputs of a build to stderr."""
+    print(f"note: {line}", file=sys.stderr)
 
 
 def run_inspect(args: argparse.Namespace) -> int:

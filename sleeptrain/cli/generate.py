@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     session = SleepSession(trained.model, trained.recipe.sleep, passes=args.passes)
     session.feed(torch.tensor([prompt], device=trained.model.embed.weight.device))
     tokens = (int(token) for token in session.generate(args.tokens, sampling, codec.stop))
-    for piece in codec.decode(tokens):
+    for piece in codec.decode(tokens, prompt):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

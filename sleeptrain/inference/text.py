@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from sleep_data.tokenize import ByteTokenizer, FileTokenizer
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
 
@@ -23,8 +24,6 @@ class Codec:
         self._tokenizer: Any = self._open(manifest) if self.kind in ("bytes", "file") else None
 
     def _open(self, manifest: Manifest) -> Any:
-        from sleep_data.tokenize import ByteTokenizer, FileTokenizer
-
         if self.kind == "bytes":
             return ByteTokenizer()
         path = manifest.body["parameters"]["tokenizer"]
@@ -57,22 +56,18 @@ class Codec:
             ids += [known[part] for part in parts]
         return ids
 
-    def decode(self, tokens: Iterable[int]) -> Iterator[str]:
-        """The text of each token as it arrives; a character of several bytes is returned with its last byte."""
+    def decode(self, tokens: Iterable[int], prompt: Sequence[int] = ()) -> Iterator[str]:
+        """The text of each token as it arrives after the tokens of `prompt`; an unfinished character waits for its rest.
+
+        Bytes that never become a character are returned as U+FFFD.
+        """
         if self.kind == "bytes":
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
             for token in tokens:
                 yield decoder.decode(bytes([token])) if token < 256 else ""
             yield decoder.decode(b"", final=True)
         elif self.kind == "file":
-            ids: list[int] = []
-            shown = ""
-            for token in tokens:
-                ids.append(token)
-                text = self._tokenizer.decode(ids)
-                if not text.endswith("\ufffd"):
-                    yield text[len(shown) :]
-                    shown = text
+            yield from _decode_with_file(self._tokenizer, tokens, prompt)
         else:
             for token in tokens:
                 # The embedding of a model may have more rows than the task has symbols.
@@ -82,3 +77,21 @@ class Codec:
     def stop(self) -> int | None:
         """The token that ends a text: the start-of-document token. None for a task with symbols."""
         return None if self._tokenizer is None else self._tokenizer.bos
+
+
+def _decode_with_file(tokenizer: FileTokenizer, tokens: Iterable[int], prompt: Sequence[int]) -> Iterator[str]:
+    """The text that each token adds to what precedes it.
+
+    A tokenizer may drop a space at the start of a text, and needs several tokens for some characters. So the tokens since the
+    last complete text are decoded together with those of the complete text before it, and only the difference is returned.
+    """
+    ids, start, shown = list(prompt), 0, len(prompt)
+    added = ""
+    for token in tokens:
+        ids.append(token)
+        added = tokenizer.decode(ids[start:])[len(tokenizer.decode(ids[start:shown])) :]
+        if added and not added.endswith("\ufffd"):
+            yield added
+            added, start, shown = "", shown, len(ids)
+    if added:
+        yield added

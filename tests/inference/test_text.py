@@ -98,3 +98,23 @@ def test_a_tokenizer_file_round_trips_and_a_changed_one_is_refused(documents: Pa
     file.unlink()
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         Codec(with_file)
+
+
+def test_a_continuation_keeps_its_first_space_and_an_unfinished_character(documents: Path, tmp_path: Path) -> None:
+    """Metaspace drops the space at the start of a text; a continuation starts inside one. Bytes may end within a character."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = {word: i for i, word in enumerate(["?", "▁the", "▁cat", "s", *(f"<0x{byte:02X}>" for byte in range(256))])}
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[], unk_token="?", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    file = tmp_path / "tokenizer.json"
+    tokenizer.save(str(file))
+    paths = {"paths": [str(documents)], "tokenizer": str(file)}
+    codec = Codec(manifest("text", tmp_path / "text", window=8, windows_per_sample=2, holdout=6, **paths))
+    euro = [words[f"<0x{byte:02X}>"] for byte in "€".encode()]
+    prompt = [codec.stop or 0, words["▁the"]]
+    assert "".join(codec.decode([words["▁cat"], words["s"], *euro, words["▁the"]], prompt)) == " cats€ the"
+    assert "".join(codec.decode([words["s"], *euro[:2]], prompt)).rstrip("\ufffd") == "s"
+    assert "".join(codec.decode([words["s"], *euro[:2]], prompt)) != "s"
+    assert "".join(codec.decode([words["▁the"]])) == "the"

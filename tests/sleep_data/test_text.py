@@ -1,12 +1,15 @@
 """Text: targets are the next tokens, samples hold complete documents, and the splits share no document."""
 
+import hashlib
 import json
 import sys
 
 import numpy as np
 import pytest
 
+from sleep_data.documents import find
 from sleep_data.text import Text
+from sleep_data.tokenize import FileTokenizer
 
 BOS, PAD = 256, 257
 
@@ -22,6 +25,14 @@ def rows_of(task, split):
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
+def is_in(document, split):
+    return (int.from_bytes(hashlib.sha256(document).digest()[:8], "little") % 2 == 0) == (split == "test")
+
+
+def documents_of_both_splits():
+    return [next(bytes([65 + i]) for i in range(26) if is_in(bytes([65 + i]), split)) for split in ("train", "test")]
+
+
 @pytest.mark.parametrize(
     ("document", "tokens", "targets"),
     [
@@ -32,8 +43,8 @@ def rows_of(task, split):
     ],
 )
 def test_samples_of_short_documents(tmp_path, document, tokens, targets):
-    task = write(tmp_path, [document])
-    blocks = [block for split in ("train", "test") for block in task.blocks(split, None, 0)]
+    task = write(tmp_path, [document, *documents_of_both_splits()])
+    blocks = [next(iter(task.blocks(split, None, 0))) for split in ("train", "test") if is_in(document, split)]
     assert len(blocks) == 1
     assert blocks[0]["tokens"].tolist() == tokens and blocks[0]["targets"].tolist() == targets
     assert blocks[0]["groups"].tolist() == [[-1 if t == -100 else 0 for t in row] for row in targets]
@@ -42,8 +53,8 @@ def test_samples_of_short_documents(tmp_path, document, tokens, targets):
 
 def test_samples_hold_complete_documents_and_splits_share_none(tmp_path):
     random = np.random.default_rng(0)
-    documents = [random.integers(0, 256, size=n, dtype=np.uint8).tobytes() for n in range(1, 40)]
-    task = write(tmp_path, [*documents, documents[5], b""])
+    texts = [random.integers(0, 256, size=n, dtype=np.uint8).tobytes() for n in range(1, 40)]
+    task = write(tmp_path, [*texts, texts[5], b""])
     read: dict[str, set[bytes]] = {}
     for split in ("train", "test"):
         rows = rows_of(task, split)
@@ -59,7 +70,7 @@ def test_samples_hold_complete_documents_and_splits_share_none(tmp_path):
             assert tokens[tokens != PAD][1:].tolist() in (list(document), list(document)[:-1])
             read[split].add(document)
     assert not read["train"] & read["test"]
-    assert read["train"] | read["test"] == set(documents)
+    assert read["train"] | read["test"] == set(texts)
     assert min(len(read["train"]), len(read["test"])) > 5
 
 
@@ -78,7 +89,7 @@ def test_file_formats(tmp_path):
     (tmp_path / ".hidden.txt").write_text("not read")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "e.txt").write_text("five")
-    task = Text(paths=(str(tmp_path),), window=8, windows_per_sample=1, holdout=2)
+    task = Text(paths=(str(tmp_path),), window=8, windows_per_sample=1, holdout=3)
     texts = set()
     for split in ("train", "test"):
         for block in task.blocks(split, None, 0):
@@ -94,26 +105,108 @@ def test_inputs_depend_on_the_content(tmp_path):
     assert task.inputs() != before
 
 
-def test_tokenizer_file(tmp_path):
+def test_of_a_single_file_the_end_is_held_out(tmp_path):
+    """So are the ends of a few files that all belong to one split."""
+    text = "".join(f"line {i} ends with ü\n" for i in range(200)).encode()
+    for copies in ([text], [text, text]):
+        folder = tmp_path / str(len(copies))
+        folder.mkdir()
+        for i, document in enumerate(copies):
+            (folder / f"{i}.txt").write_bytes(document)
+        task = Text(paths=(str(folder),), window=8, windows_per_sample=2, holdout=10)
+        read = {}
+        for split in ("train", "test"):
+            targets = rows_of(task, split)["targets"]
+            read[split] = bytes(targets[targets >= 0].tolist())
+        count = len(copies)
+        train, test = read["train"][: len(read["train"]) // count], read["test"][: len(read["test"]) // count]
+        assert train + test == text and train * count == read["train"] and test * count == read["test"]
+        assert train.endswith(b"\n") and len(text) // 10 <= len(test) < len(text) // 10 + 25
+    folder = tmp_path / "one line"
+    folder.mkdir()
+    task = write(folder, ["ü".encode() * 101])
+    targets = rows_of(task, "test")["targets"]
+    assert bytes(targets[targets >= 0].tolist()).decode() == "ü" * 51, "a character is not divided"
+
+
+def test_links_are_followed_and_files_that_are_not_read_are_named(tmp_path):
+    outside, corpus = tmp_path / "outside", tmp_path / "corpus"
+    (outside / "deep").mkdir(parents=True)
+    corpus.mkdir()
+    (outside / "deep" / "a.txt").write_text("one")
+    (outside / "UPPER.TXT").write_text("two")
+    (outside / "b.jsonl.gz").write_bytes(b"packed")
+    (outside / "README").write_text("no suffix")
+    (corpus / "linked").symlink_to(outside)
+    (corpus / "again").symlink_to(outside / "deep")
+    (corpus / "file.txt").symlink_to(outside / "UPPER.TXT")
+    (outside / "deep" / "loop").symlink_to(corpus)
+    (corpus / "gone.txt").symlink_to(tmp_path / "nothing")
+    task = Text(paths=(str(corpus),), window=8, windows_per_sample=1, holdout=2)
+    assert sorted(path.resolve().name for path in find((str(corpus),))) == ["UPPER.TXT", "a.txt"]
+    [note] = task.notes()
+    assert note.startswith("left out: 1 without suffix, 1 .gz, 1 broken link; read are files ending in .txt,")
+    (corpus / "gone.txt").unlink()
+    assert Text(paths=(str(outside / "deep" / "a.txt"),)).notes() == []
+
+
+def tokenizer_file(folder, model=None):
+    """A tokenizer.json of words, and the paths of a text and of itself as parameters of the task."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordLevel({"to": 0, "be": 1, "or": 2, "not": 3, "?": 4}, unk_token="?"))
+    tokenizer = Tokenizer(model or models.WordLevel({"to": 0, "be": 1, "or": 2, "not": 3, "?": 4}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "a.txt").write_text("to be or not to be")
+    return tokenizer, folder / "tokenizer.json"
+
+
+def test_tokenizer_file(tmp_path):
+    tokenizer, path = tokenizer_file(tmp_path)
+    tokenizer.save(str(path))
+    loaded = FileTokenizer(str(path))
+    assert (loaded.vocabulary.size, loaded.vocabulary.pad, loaded.bos) == (7, 6, 5)
+    assert loaded.encode(b"to be or not to be").tolist() == [5, 0, 1, 2, 3, 0, 1]
+    (tmp_path / "a.txt").write_text("to be or not to be " * 2)
     task = Text(
-        paths=(str(tmp_path / "a.txt"),),
-        window=4,
-        windows_per_sample=1,
-        holdout=2,
-        tokenizer=str(tmp_path / "tokenizer.json"),
-    )
-    assert (task.vocabulary().size, task.vocabulary().pad) == (7, 6)
-    [block] = [block for split in ("train", "test") for block in task.blocks(split, None, 0)]
+        paths=(str(tmp_path / "a.txt"),), window=4, windows_per_sample=1, holdout=2, tokenizer=str(path)
+    )  # fmt: skip
+    [block] = task.blocks("train", None, 0)
     assert block["tokens"].tolist() == [[5, 0, 1, 2], [3, 0, 1, 6]]
     assert block["targets"].tolist() == [[0, 1, 2, 3], [0, 1, -100, -100]]
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         Text(paths=(str(tmp_path / "a.txt"),), tokenizer=str(tmp_path / "a.txt")).vocabulary()
+
+
+def test_truncation_and_padding_of_a_tokenizer_file_do_not_touch_documents(tmp_path):
+    tokenizer, path = tokenizer_file(tmp_path)
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(path))
+    assert FileTokenizer(str(path)).encode(b"to be or not to be").tolist() == [5, 0, 1, 2, 3, 0, 1]
+
+
+def test_the_text_of_a_special_token_is_text(tmp_path):
+    """A document about tokenizers must not end where it mentions the end of a document; decoding shows special tokens."""
+    from tokenizers import AddedToken, models
+
+    letters = {letter: i for i, letter in enumerate("<|end>ofx")}
+    tokenizer, path = tokenizer_file(tmp_path, models.BPE(vocab=letters, merges=[]))
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
+    tokenizer.save(str(path))
+    loaded = FileTokenizer(str(path))
+    assert loaded.bos == 10
+    ids = loaded.encode(b"x<|end|>x").tolist()
+    assert ids == [10, *(letters[letter] for letter in "x<|end|>x")]
+    assert "<|end|>" in loaded.decode([8, 9, 8])
+
+
+def test_ids_with_gaps(tmp_path):
+    from tokenizers import models
+
+    tokenizer, path = tokenizer_file(tmp_path, models.WordLevel({"to": 0, "be": 7, "?": 3}, unk_token="?"))
+    tokenizer.save(str(path))
+    loaded = FileTokenizer(str(path))
+    assert (loaded.bos, loaded.vocabulary.pad, loaded.vocabulary.size) == (8, 9, 10)
+    assert loaded.encode(b"to be").tolist() == [8, 0, 7]
 
 
 def test_errors_name_the_file(tmp_path, monkeypatch):
@@ -135,7 +228,7 @@ def test_errors_name_the_file(tmp_path, monkeypatch):
 
 
 def test_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table({"text": ["one", None, "two"]}), tmp_path / "x.parquet")
