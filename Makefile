@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
-PIP = -m pip install --quiet --disable-pip-version-check
+PIP = -m pip install --disable-pip-version-check
 VENV := .venv/installed
 ENGINES := .venv-engines/installed
 # Processes that run tests; a file of tests stays in one.

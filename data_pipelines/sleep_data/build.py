@@ -59,8 +59,9 @@ def build_task(
     samples = {"train": settings["train"], "test": settings["test"]}
     try:
         task = make(task_file["task"], parameters)
-        for line in task.notes() if note else []:
-            note(line)
+        if note is not None:
+            for line in task.notes():
+                note(line)
         return shards.build(task, Path(out), samples, settings["seed"], progress=progress)
     except OSError as error:
         raise ValueError(f"task {task_file['task']} cannot be built in {out}: {error}") from error

@@ -98,7 +98,7 @@ class Depo:
         )
 
     name = "depo"
-    version = 1
+    version = 2
     label = "k"
 
     @property
@@ -143,9 +143,15 @@ class Depo:
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Chance is one of the nodes of a test cycle; the frequencies of tokens and words are those of test samples."""
-        majority = baselines.majority(self.generate("test", 0, 2 * BLOCK))
-        chance = {"chance": 1 / self.nodes, "exact_chance": 1 / self.nodes}
-        return {k: chance | majority[k] for k in sorted(majority, key=int)}
+        rows = self.generate("test", 0, 2 * BLOCK)
+        first_end = BOS + 1 + self.names
+        majority, chance = (
+            baselines.majority(rows),
+            baselines.guessed_words(rows, range(first_end, first_end + self.names)),
+        )
+        return {
+            k: {"chance": chance[k], "exact_chance": 1 / self.nodes} | majority[k] for k in sorted(majority, key=int)
+        }
 
     def _block(self, split: str, block: int, seed: int) -> Arrays:
         """The samples of one block, without ids."""

@@ -4,7 +4,7 @@
     task, version, parameters, seed, inputs, samples     the request; equal requests give equal shards
     tokenizer   kind (symbols | bytes | file), vocabulary (list of symbols), size, hash
     vocab, pad, query                           number of ids, id of padding, id of the query token or null
-    length, windows                             tokens of a sample, and its windows [{start, stop, targets}]
+    length, windows                             tokens of a sample, and its windows [{start, stop, targets, problem}]
     columns     name of every column in the shards and its MDS encoding
     label       null or {name: name of the quantity in `groups`, values: its values}
     labels      description of every column `label_<name>`, by name

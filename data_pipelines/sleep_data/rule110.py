@@ -81,7 +81,7 @@ class Rule110:
             )
 
     name = "rule110"
-    version = 1
+    version = 2
     label = "t"
 
     @property
@@ -122,7 +122,8 @@ class Rule110:
         end = self.strings * length
         if self.variant == "paper":
             return (*context, TaskWindow(end, end + self.strings, True))
-        return (*context, *(TaskWindow(end + j * length, end + (j + 1) * length, True) for j in range(self.strings)))
+        queries = (TaskWindow(end + j * length, end + (j + 1) * length, True, (j,)) for j in range(self.strings))
+        return (*context, *queries)
 
     def generate(self, split: str, start: int, stop: int, seed: int = 0) -> Arrays:
         """Samples [start, stop) of a split."""
@@ -132,8 +133,7 @@ class Rule110:
         return in_blocks(self.generate, split, samples, seed)
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        cells = self.strings if self.variant == "paper" else self.width
-        return baselines.rule110(self.width, self._steps, cells)
+        return baselines.rule110(self.width, self._steps, self.strings, dense=self.variant == "dense")
 
     def _block(self, split: str, block: int, seed: int) -> Arrays:
         """The samples of one block, without ids."""

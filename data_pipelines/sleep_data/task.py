@@ -32,6 +32,9 @@ class TaskWindow:
     start: int
     stop: int
     targets: bool
+    problem: tuple[int, ...] | None = None
+    """Numbers of the windows that hold what this one asks about; None: the whole sample. Samples with equal tokens there pose the
+    same problem, and a confidence interval counts it once."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Task(Protocol):
 
     @property
     def version(self) -> int:
-        """Version of the samples; incremented when equal parameters and seed begin to give other samples."""
+        """Incremented when equal parameters and seed begin to give other samples, or another manifest of them."""
 
     @property
     def label(self) -> str | None:

@@ -95,8 +95,12 @@ def run_inspect(args: argparse.Namespace) -> int:
     if args.samples < 0:
         raise UserError(f"--samples {args.samples}: must not be negative")
     from sleeptrain.data.inspect import inspect
+    from sleeptrain.recipe.task_files import with_build_command
 
-    contents = inspect(args.path, args.samples)
+    try:
+        contents = inspect(args.path, args.samples)
+    except UserError as error:
+        raise UserError(with_build_command(error)) from None
     print(json.dumps(contents.to_json(), indent=1) if args.json else contents.text())
     return 0
 

@@ -10,13 +10,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.cli.help import add_command
+from sleeptrain.cli.help import add_command, whole_numbers
 from sleeptrain.errors import UserError
 
 EXAMPLES = (
     "sleeptrain eval runs/rule110-tiny",
     "sleeptrain eval runs/rule110-tiny --passes 1,2,4 --samples 64 --json",
     "sleeptrain eval runs/rule110-tiny --out runs/rule110-tiny/report",
+    "sleeptrain eval runs/seeds --samples 64",
 )
 
 
@@ -24,12 +25,13 @@ def add(subparsers: Any) -> None:
     """Add this command to the program's parser."""
     description = (
         "Measure accuracy and loss by task label beside baselines, state norm, pass residual and retention, "
-        "with the number of passes of training or with several numbers."
+        "with the number of passes of training or with several numbers. Runs that differ in their seeds alone are one "
+        "result, with range and interval over the seeds."
     )
     parser = add_command(subparsers, "eval", "evaluate trained runs", description, EXAMPLES)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a checkpoint in one")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, one of several seeds, or a checkpoint")
     parser.add_argument(
-        "--passes", type=_numbers, metavar="N,N,...", help="numbers of passes to evaluate (default: as trained)"
+        "--passes", type=whole_numbers(1), metavar="N,N,...", help="numbers of passes to evaluate (default: as trained)"
     )
     parser.add_argument("--data", metavar="DIR", help="use another folder of shards of the same task")
     parser.add_argument("--samples", type=_positive, metavar="N", help="evaluate only the first N samples of the split")
@@ -40,13 +42,10 @@ def add(subparsers: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _numbers(text: str) -> list[int]:
-    return [_positive(part) for part in text.split(",")]
+    number, *more = whole_numbers(1)(text)
+    if more:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one whole number")
+    return number
 
 
 def run(args: argparse.Namespace) -> int:

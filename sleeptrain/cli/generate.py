@@ -59,12 +59,15 @@ def run(args: argparse.Namespace) -> int:
     from sleeptrain.recipe.load_trained import open_trained
 
     _check(args)
+    text = _prompt(args)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     trained = open_trained(args.folder)
     codec = Codec(trained.manifest)
-    prompt = codec.encode(_prompt(args))
-    if not prompt:
-        raise UserError("--prompt is empty: give at least one token")
+    prompt = codec.encode(text)
+    if not text or not prompt:
+        raise UserError(
+            f"{'--prompt' if args.prompt_file is None else '--prompt-file'} is empty: give at least one token"
+        )
     session = SleepSession(trained.model, trained.recipe.sleep, passes=args.passes)
     session.feed(torch.tensor([prompt], device=trained.model.embed.weight.device))
     tokens = (int(token) for token in session.generate(args.tokens, sampling, codec.stop))

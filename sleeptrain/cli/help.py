@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 PROGRAM = "sleeptrain"
@@ -21,6 +21,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the arguments and exit with status 2."""
         self.exit(2, f"error: {message}\nsee {self.prog} --help\n")
+
+
+def whole_numbers(least: int) -> Callable[[str], list[int]]:
+    """A type of an option: whole numbers of at least `least`, separated by commas."""
+
+    def read(text: str) -> list[int]:
+        for part in text.split(","):
+            if not part.isdecimal() or int(part) < least:
+                raise argparse.ArgumentTypeError(f"{part!r} is not a whole number of at least {least}")
+        return [int(part) for part in text.split(",")]
+
+    return read
 
 
 def add_command(subparsers: Any, name: str, summary: str, description: str, examples: Sequence[str]) -> Parser:

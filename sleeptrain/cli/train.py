@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleeptrain.cli.help import add_command
+from sleeptrain.cli.help import add_command, whole_numbers
 from sleeptrain.errors import RunFailed, UserError
 from sleeptrain.evaluate.table import print_table
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "sleeptrain train rule110-tiny",
     "sleeptrain train rule110-tiny sleep.passes=4 train.steps=20 run_dir=runs/try",
+    "sleeptrain train rule110-tiny --seeds 0,1,2 train.steps=20 run_dir=runs/seeds",
     "sleeptrain train rule110-tiny --explain",
     "sleeptrain train rule110-tiny train.batch=128 run_dir=runs/large --dry-run",
 )
@@ -43,6 +45,12 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as sleep.passes=4"
     )
+    parser.add_argument(
+        "--seeds",
+        type=whole_numbers(0),
+        metavar="S,S,...",
+        help="train once with each of these seeds, one after the other, in the folders seed-S of the run folder",
+    )
     parser.add_argument("--explain", action="store_true", help="print every value and where it came from, and stop")
     parser.add_argument(
         "--dry-run",
@@ -54,17 +62,27 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns 0, or 128 + the signal that stopped the run."""
-    from sleeptrain.recipe import load_recipe
-
     if not args.explain and not args.dry_run:
         return train(args)
     if os.environ.get("RANK", "0") != "0":
         return 0  # under a launcher the first process prints it
-    resolved = load_recipe(args.recipe, args.overrides)
+    resolved = load_run(args, args.seeds[0] if args.seeds else None)
     if args.dry_run and not args.explain:
         return dry_run(resolved, args)
     explain(resolved.rows())
     return 0
+
+
+def load_run(args: argparse.Namespace, seed: int | None) -> Any:
+    """The recipe with the command line's changes; with a seed of `--seeds`, that seed and its folder in the run folder."""
+    from sleeptrain.recipe import load_recipe
+    from sleeptrain.run.folder import seed_folder
+
+    resolved = load_recipe(args.recipe, args.overrides)
+    if seed is None:
+        return resolved
+    folder = seed_folder(resolved.value.folder(args.recipe), seed)
+    return load_recipe(args.recipe, [*args.overrides, f"train.seed={seed}", f"run_dir={json.dumps(str(folder))}"])
 
 
 def explain(rows: list[tuple[str, Any, str]]) -> None:
@@ -111,16 +129,15 @@ def check_writable(resolved: Any, folder: Path) -> None:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Read the recipe, join the other processes, resolve data and layout, open the run folder, train.
+    """Read the recipe, join the other processes, and train it, with several seeds one after the other.
 
     Errors in the recipe are printed by the first process of a machine before any process joins; if that one can read the
     recipe and others cannot, rank 0 prints them with their ranks. Later errors are printed once, by rank 0.
     """
-    from sleeptrain.recipe import load_recipe
-
-    resolved: Any = None
+    seeds: list[int | None] = args.seeds or [None]
+    recipes: list[Any] = []
     try:
-        resolved = load_recipe(args.recipe, args.overrides)
+        recipes = [load_run(args, seed) for seed in seeds]
     except UserError:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             raise
@@ -129,37 +146,41 @@ def train(args: argparse.Namespace) -> int:
     from sleeptrain.parallel.process import init_distributed, shutdown_distributed
 
     try:
-        process = init_distributed() if resolved else init_distributed(RENDEZVOUS_WITHOUT_RECIPE)
+        process = init_distributed() if recipes else init_distributed(RENDEZVOUS_WITHOUT_RECIPE)
     except torch.distributed.DistError:
-        if resolved:
+        if recipes:
             raise
         return 2  # the first process printed the error and has ended
     try:
-        outcome = run_training(args, resolved, process)
+        for seed, resolved in zip(seeds, recipes or [None] * len(seeds), strict=True):
+            outcome = run_training(args, seed, resolved, process)
+            if process.rank == 0:
+                how = "done" if outcome.signal is None else "stopped and saved; the same command continues it"
+                print(f"{args.failures}: step {outcome.step} of {outcome.steps}, {how}", file=sys.stderr)
+            if outcome.signal is not None:
+                return 128 + outcome.signal
+        return 0
     except RunFailed:
         if process.rank != 0:
             return 1  # every rank raises; rank 0 prints
         raise
     finally:
         shutdown_distributed()
-    if process.rank == 0:
-        how = "done" if outcome.signal is None else "stopped and saved; the same command continues it"
-        print(f"{args.failures}: step {outcome.step} of {outcome.steps}, {how}", file=sys.stderr)
-    return 0 if outcome.signal is None else 128 + outcome.signal
 
 
-def run_training(args: argparse.Namespace, resolved: Any, process: Process) -> Outcome:
-    """Everything between joining the processes and leaving them. `resolved` is None where this rank could not read the recipe."""
+def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, process: Process) -> Outcome:
+    """One run: resolve data and layout, open the run folder, train. `resolved` is None where this rank could not read the recipe."""
     from sleeptrain.parallel.collectives import on_every_rank, on_first_rank
     from sleeptrain.parallel.process import explain_lost_process
     from sleeptrain.plan import stage_balance
-    from sleeptrain.recipe import check_batch, load_recipe, open_run
+    from sleeptrain.recipe import check_batch, open_run
     from sleeptrain.train.kernels import check_kernels
     from sleeptrain.train.layout import resolve_layout
     from sleeptrain.train.loop import train as train_loop
     from sleeptrain.train.setup import assert_same_config, check_device, set_up
+    from sleeptrain.train.start import kernels_line, start_lines
 
-    resolved = on_every_rank(process, lambda: resolved or load_recipe(args.recipe, args.overrides))
+    resolved = on_every_rank(process, lambda: resolved or load_run(args, seed))
     assert_same_config(process, {path: value for path, value, _ in resolved.rows()})
     batch = on_first_rank(process, lambda: check_batch(resolved, process.world))
     on_every_rank(process, lambda: check_device(resolved.value, process.device))
@@ -168,11 +189,18 @@ def run_training(args: argparse.Namespace, resolved: Any, process: Process) -> O
     on_every_rank(process, lambda: check_kernels(layout.job.model, layout.job.train, layout.windows, process.device))
     folder = on_first_rank(process, lambda: open_run(resolved, args.recipe, reader.manifest))
     args.failures = folder
+
+    def say(*lines: str) -> None:
+        if process.rank == 0:
+            print(*lines, sep="\n  ", file=sys.stderr, flush=True)
+
+    say(f"{folder}: {args.recipe}", *start_lines(layout, reader.manifest, process))
     setup = set_up(layout, reader, process, folder, {path: value for path, value, _ in resolved.rows()})
-    if layout.job.mesh.pipe > 1 and process.rank == 0:
-        print(stage_balance(layout), file=sys.stderr)
-    if setup.step and process.rank == 0:
-        print(f"{folder}: continuing at step {setup.step} of {layout.steps}", file=sys.stderr)
+    say(f"  {kernels_line(setup.engine.module)}")
+    if layout.job.mesh.pipe > 1:
+        say(str(stage_balance(layout)))
+    if setup.step:
+        say(f"{folder}: continuing at step {setup.step} of {layout.steps}")
     with explain_lost_process(process):
         return train_loop(setup)
 
@@ -191,8 +219,10 @@ def open_data(resolved: Any, batch: BatchLayout, process: Process) -> tuple[Any,
 
 @contextmanager
 def naming_data(resolved: Any) -> Iterator[None]:
-    """Adds the data's path and its source in front of a UserError."""
+    """Adds the data's path and its source in front of a UserError, and the command that builds data that is missing."""
+    from sleeptrain.recipe.task_files import with_build_command
+
     try:
         yield
     except UserError as error:
-        raise UserError([f"{resolved.at('data.sources')}: {line}" for line in error.errors]) from None
+        raise UserError([f"{resolved.at('data.sources')}: {line}" for line in with_build_command(error)]) from None

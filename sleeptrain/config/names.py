@@ -75,11 +75,13 @@ def describe(kind: Any) -> str:
 
 
 def all_names(schema: type, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """The path of every section and every leaf, those of all variants included."""
+    """The path of every section and every leaf, those of all variants and of the first element of lists included."""
     for name, kind in fields_of(schema).items():
         yield (*path, name)
-        for section in filter(is_section, members(kind)):
-            yield from all_names(section, (*path, name))
+        for one in members(kind):
+            inner, index = (get_args(one)[0], ("0",)) if get_origin(one) is list else (one, ())
+            if is_section(inner):
+                yield from all_names(inner, (*path, name, *index))
 
 
 def nearest(word: object, names: Iterable[str], count: int = 1) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 
 from sleeptrain.config import Problem
 
@@ -15,6 +16,10 @@ class Source:
     """A local folder, or a URL that mosaicml-streaming can download from (s3://, gs://, oci://, ...), with `data.cache`."""
     proportion: float | None = None
     """Relative share of this source in the samples of an epoch; null: every sample once in each epoch."""
+
+    def __post_init__(self) -> None:
+        if not is_remote(self.path):
+            object.__setattr__(self, "path", os.path.expanduser(self.path))
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,18 @@ class Data:
     """Worker processes of each rank that prefetch batches; 0 reads in the training process."""
     cache: str | None = None
     """Local folder of each machine for downloaded shards, and for decompressed ones if the sources are read-only."""
+
+    def __post_init__(self) -> None:
+        if self.cache is not None:
+            object.__setattr__(self, "cache", os.path.expanduser(self.cache))
+
+    def located(self) -> Data:
+        """This section with absolute paths, which it means the same from every folder."""
+        sources = [
+            source if is_remote(source.path) else replace(source, path=os.path.abspath(source.path))
+            for source in self.sources
+        ]
+        return replace(self, sources=sources, cache=None if self.cache is None else os.path.abspath(self.cache))
 
     def problems(self) -> list[Problem]:
         """Problems that can be found without opening any file."""

@@ -55,6 +55,11 @@ class Manifest:
             body=body,
         )
 
+    def problem_windows(self, window: int) -> tuple[int, ...]:
+        """The windows whose tokens are the problem that `window` asks about: those that the task names, else all."""
+        entry = self.body["windows"][window] if self.body else {}
+        return tuple(entry.get("problem") or range(len(self.windows)))
+
     @property
     def all_scored(self) -> bool:
         """Whether all windows are scored, as in plain text."""

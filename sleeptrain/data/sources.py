@@ -15,6 +15,14 @@ from sleeptrain.data.manifest import Manifest, merge
 from sleeptrain.errors import UserError
 
 
+class DataMissing(UserError):
+    """There is no data in a folder; who knows the tasks can add the command that builds it."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        super().__init__(f"data folder {folder} {what}")
+        self.folder = folder
+
+
 @dataclass(frozen=True)
 class OpenedSource:
     """One split of one source, whose manifest and index have been checked."""
@@ -51,12 +59,11 @@ def open_sources(data: Data, split: str) -> Sources:
 
 
 def local_manifest(folder: Path) -> dict[str, Any]:
-    """The checked manifest of a local folder. UserError if there is none, with the command that builds the data."""
-    build = f"build it with: sleeptrain data build {folder.name} --out {folder}"
+    """The checked manifest of a local folder. DataMissing if it does not exist or is empty, UserError if it holds something else."""
     if not folder.exists():
-        raise UserError(f"data folder {folder} does not exist; {build}  (or name another task)")
+        raise DataMissing(folder, "does not exist; build it")
     if folder.is_dir() and not any(folder.iterdir()):
-        raise UserError(f"data folder {folder} is empty; remove it, then {build}  (or name another task)")
+        raise DataMissing(folder, "is empty; remove it, then build it")
     return _read_manifest(folder)
 
 

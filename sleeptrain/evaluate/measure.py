@@ -3,42 +3,66 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sleep_data.task import NO_GROUP
 from sleeptrain.data.batch import FILLER, Batch
 from sleeptrain.data.manifest import Manifest
+from sleeptrain.evaluate.intervals import share_interval
 from sleeptrain.evaluate.retention import Retention, best_head
 from sleeptrain.model.language import IGNORED, LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import run
-from sleeptrain.program import Sleep, Window, compile
+from sleeptrain.program import Sleep, compile
 
 
-@dataclass
 class Tally:
-    """Counts of one label value."""
+    """Counts of one label value, by problem."""
 
-    tokens: int = 0
-    right: int = 0
-    """Tokens that are predicted correctly."""
-    answers: int = 0
-    exact: int = 0
-    """Answers whose tokens are all predicted correctly."""
-    nll: float = 0.0
-    """Sum of the losses of the tokens, in nats."""
+    COLUMNS = ("tokens", "right", "answers", "exact", "nll")
+    """Tokens; those that are predicted correctly; answers; those whose tokens are all correct; losses of the tokens in nats."""
+
+    def __init__(self, by_problem: Mapping[bytes, Sequence[float]] | None = None) -> None:
+        """`by_problem`: the counts, in the order of COLUMNS, of each problem by its identity."""
+        self._by_problem = {problem: np.array(counts, float) for problem, counts in (by_problem or {}).items()}
+
+    def add(self, problem: bytes, counts: Sequence[float]) -> None:
+        """Add the counts of some answers to one problem."""
+        self._by_problem.setdefault(problem, np.zeros(len(self.COLUMNS)))
+        self._by_problem[problem] += counts
+
+    @property
+    def problems(self) -> int:
+        """Number of distinct problems."""
+        return len(self._by_problem)
+
+    def by_problem(self, column: str) -> list[float]:
+        """A column of the counts, one value for each problem."""
+        index = self.COLUMNS.index(column)
+        return [float(counts[index]) for counts in self._by_problem.values()]
+
+    def total(self, column: str) -> float:
+        """The sum of a column of the counts."""
+        return sum(self.by_problem(column))
+
+    def share(self, part: str, whole: str) -> float | None:
+        """The ratio of the totals of two columns; None where the second is 0."""
+        return self.total(part) / self.total(whole) if self.total(whole) else None
 
     def summary(self) -> dict[str, Any]:
-        """Accuracy per token and per answer with 95 % intervals, and the mean loss in nats per token."""
+        """Accuracy per token and per answer with 95 % intervals over distinct problems, and the mean loss in nats per token."""
+        columns = {name: self.by_problem(name) for name in self.COLUMNS}
         return {
-            "tokens": self.tokens, "accuracy": _share(self.right, self.tokens), "interval": wilson(self.right, self.tokens),
-            "answers": self.answers, "exact": _share(self.exact, self.answers), "exact_interval": wilson(self.exact, self.answers),
-            "loss": _share(self.nll, self.tokens),
+            "problems": self.problems, "tokens": round(self.total("tokens")), "accuracy": self.share("right", "tokens"),
+            "interval": share_interval(columns["right"], columns["tokens"]), "answers": round(self.total("answers")),
+            "exact": self.share("exact", "answers"),
+            "exact_interval": share_interval(columns["exact"], columns["answers"]), "loss": self.share("nll", "tokens"),
         }  # fmt: skip
 
 
@@ -53,7 +77,7 @@ class Measurement:
     targets: int = 0
     by_value: dict[int, Tally] = field(default_factory=dict)
     residual: float | None = None
-    """Mean of ||h_n - h_{n-1}|| / ||h_{n-1}|| over passes after the first."""
+    """Mean of ||h_n - h_{n-1}|| / ||h_{n-1}|| over samples and their passes after the first, padding left out."""
     state_norm: float = 0.0
     """Root mean square over rows of the norm of all fast weights after the last window."""
     retention: float | None = None
@@ -77,7 +101,7 @@ def measure(
     """
     program = compile(sleep, manifest.windows, len(model.layers), passes)
     device = next(model.parameters()).device
-    measurement, residuals, squares = Measurement(passes), [], 0.0
+    measurement, residuals, squares = Measurement(passes), list[float](), 0.0
     with Retention(model, len(manifest.windows)) as retention:
         for batch in batches:
             is_sample = batch.ids != FILLER
@@ -87,12 +111,12 @@ def measure(
                 on_device.tokens, on_device.targets, model.zero_state(sleep, batch.rows),
                 None if valid is None else valid.to(device),
             )  # fmt: skip
-            output = run(model, micro_batch, program, sleep, recompute=retention.recompute(), predict=True)
+            output = run(model, micro_batch, program, sleep, recompute=retention.recompute(is_sample), predict="tokens")
             assert output.predicted is not None
-            _count(measurement, batch, output.predicted.cpu(), output.nll.double().cpu(), manifest.windows)
+            _count(measurement, batch, output.predicted.cpu(), output.nll.double().cpu(), manifest)
             measurement.samples += int(is_sample.sum())
-            if output.residual.numel():
-                residuals.append(float(output.residual.mean()))
+            changes = output.residual.double().cpu()[:, is_sample]
+            residuals += changes[~changes.isnan()].tolist()
             fast = [t for f, t in zip(output.state.spec, output.state.flat(), strict=True) if f.kind == "fast"]
             squares += sum(float(t.cpu()[is_sample].double().square().sum()) for t in fast)
         measurement.retention_by_head = retention.by_head()
@@ -102,47 +126,37 @@ def measure(
     return measurement
 
 
-def _count(measurement: Measurement, batch: Batch, predicted: Tensor, nll: Tensor, windows: Sequence[Window]) -> None:
+def _count(measurement: Measurement, batch: Batch, predicted: Tensor, nll: Tensor, manifest: Manifest) -> None:
     """Add the losses and the correct predictions of a batch, all tensors [rows, length]."""
     scored = batch.targets != IGNORED
     measurement.nll += float(nll[scored].sum())
     measurement.targets += int(scored.sum())
     right = predicted == batch.targets
-    for value in batch.groups.unique().tolist():
-        if value == NO_GROUP:
-            continue
-        tally = measurement.by_value.setdefault(value, Tally())
-        of_value = (batch.groups == value) & scored
-        tally.tokens += int(of_value.sum())
-        tally.right += int((of_value & right).sum())
-        tally.nll += float(nll[of_value].sum())
-        for window in windows:
-            span = slice(window.start, window.stop)
-            answers, exact = _count_answers(of_value[:, span], right[:, span])
-            tally.answers += answers
-            tally.exact += exact
+    values = [value for value in batch.groups.unique().tolist() if value != NO_GROUP]
+    for number, window in enumerate(manifest.windows):
+        span = slice(window.start, window.stop)
+        for value in values:
+            inside = ((batch.groups == value) & scored)[:, span]
+            answers, exact = _count_answers(inside, right[:, span])
+            columns = (inside.sum(1), (inside & right[:, span]).sum(1), answers, exact, (nll[:, span] * inside).sum(1))
+            counts = torch.stack([column.double() for column in columns], 1)
+            for row in inside.any(1).nonzero()[:, 0].tolist():
+                problem = _problem(batch.tokens[row], number, manifest)
+                measurement.by_value.setdefault(value, Tally()).add(problem, counts[row].tolist())
 
 
-def _count_answers(inside: Tensor, right: Tensor) -> tuple[int, int]:
-    """Number of answers, which are runs of true in each row of `inside` [rows, time], and of those that are right throughout."""
+def _problem(tokens: Tensor, window: int, manifest: Manifest) -> bytes:
+    """The identity of the problem that a window of a sample asks about: its tokens."""
+    shown = manifest.problem_windows(window)
+    parts = [tokens[w.start : w.stop] for w in (manifest.windows[i] for i in shown)]
+    return torch.cat(parts).numpy().tobytes()
+
+
+def _count_answers(inside: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row the number of answers, which are runs of true in `inside` [rows, time], and of those right throughout."""
     previous = torch.nn.functional.pad(inside[:, :-1], (1, 0))
     starts = inside & ~previous
     number = starts.long().cumsum(1) * inside  # 1, 2, ... within an answer, 0 outside
-    count = int(starts.sum())
-    answer_ids = torch.arange(inside.shape[0])[:, None] * (inside.shape[1] + 1) + number
-    wrong = (inside & ~right).flatten()
-    return count, count - int(answer_ids.flatten()[wrong].unique().numel())
-
-
-def wilson(right: float, count: int) -> tuple[float, float] | None:
-    """95 % confidence interval of the share right / count (Wilson 1927); None if the count is 0."""
-    if not count:
-        return None
-    z, p = 1.959964, right / count
-    middle, spread = p + z * z / (2 * count), z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    low, high = (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
-    return min(low, p), max(high, p)  # at shares of 0 and 1 a bound equals the share, except for rounding
-
-
-def _share(part: float, whole: int) -> float | None:
-    return part / whole if whole else None
+    wrong = torch.zeros(inside.shape[0], inside.shape[1] + 1).scatter_add(1, number, (inside & ~right).float())
+    count = starts.sum(1)
+    return count, count - (wrong[:, 1:] > 0).sum(1)

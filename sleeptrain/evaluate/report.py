@@ -3,51 +3,66 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from sleeptrain.data.manifest import Manifest
+from sleeptrain.evaluate.compare import compare
 from sleeptrain.evaluate.measure import Measurement
+from sleeptrain.evaluate.seeds import RunResult, SeedGroup, group_by_recipe, mean_of, summary
 from sleeptrain.evaluate.table import print_table
 
 NONE = "–"
 """Cell of a value that does not exist."""
-COLUMNS = ("run", "N trained", "N", "tokens", "seconds", "loss", "residual", "state norm", "retention")
+COLUMNS = (
+    "run",
+    "seeds",
+    "N trained",
+    "N",
+    "horizon",
+    "tokens",
+    "seconds",
+    "loss",
+    "residual",
+    "state norm",
+    "retention",
+)
 """Columns before those of the label values."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Measurements of one run at one step, for one or more numbers of passes."""
-
-    name: str
-    run: str
-    """Path of the run folder."""
-    step: int
-    tokens: int
-    """Tokens trained on."""
-    seconds: float | None
-    """Total time of the training steps; None if the run has no metrics."""
-    trained_passes: int
-    measured: Sequence[Measurement]
+SHARES = (("accuracy", "interval"), ("exact", "exact_interval"))
+"""The shares of a label value and their intervals, as `Tally.summary` names them."""
+NOTES = (
+    "Accuracy is per answer token, `exact` per whole answer. Brackets are 95 % intervals: with several seeds of the mean over "
+    "seeds (Student's t), followed by the smallest and the largest seed; with one seed over distinct problems (Wilson). "
+    "`N trained` is the number of passes in training, `N` that in evaluation. `horizon` is the half-life of the slowest heads at "
+    "initialisation, in tokens over all passes. Retention is the share of what the first pass over the first window wrote to "
+    "the fast weights that decay leaves at the start of the last window, for the best head. Residual is the relative change of "
+    "the features from one pass to the next."
+)
 
 
 def to_json(
     results: Sequence[RunResult], manifest: Manifest, environment: dict[str, Any], command: str
 ) -> dict[str, Any]:
     """All measurements, with the data, the versions and the command that they come from."""
+    groups = group_by_recipe(results)
     return {
         "task": manifest.task, "label": manifest.label, "baselines": manifest.baselines, "data": manifest.hash,
         "command": command, "environment": environment,
         "runs": [
             {
-                "name": r.name, "run": r.run, "step": r.step, "tokens": r.tokens, "seconds": r.seconds,
-                "trained_passes": r.trained_passes, "measured": [_measurement_json(m) for m in r.measured],
+                "name": r.name, "run": r.run, "seed": r.seed, "step": r.step, "tokens": r.tokens, "seconds": r.seconds,
+                "trained_passes": r.trained_passes, "horizon": r.recipe.model.deltanet.horizon,
+                "measured": [_measurement_json(m) for m in r.measured],
             }
             for r in results
         ],
+        "groups": [
+            {"name": group.name, "seeds": group.seeds, "measured": list(_group_json(group))}
+            for group in groups
+        ],
+        "comparisons": compare(groups, manifest),
     }  # fmt: skip
 
 
@@ -59,9 +74,23 @@ def _measurement_json(m: Measurement) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table_rows(results: Sequence[RunResult], manifest: Manifest) -> tuple[list[str], list[list[str]]]:
+def _group_json(group: SeedGroup) -> Iterator[dict[str, Any]]:
+    """Mean and interval over the seeds for each number of passes and label value."""
+    for passes, measured in group.by_passes():
+        by_value: dict[str, dict[str, Any]] = {}
+        for value in sorted(measured[0].by_value):
+            shares = {share: summary(measured, value, share, interval) for share, interval in SHARES}
+            by_value[str(value)] = {
+                name: {"values": list(s.values), "mean": s.mean, "interval": s.interval}
+                for name, s in shares.items()
+                if s
+            }
+        yield {"passes": passes, "by_value": by_value}
+
+
+def table_rows(groups: Sequence[SeedGroup], manifest: Manifest) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table: baselines first, then accuracy with its 95 % interval for each label value."""
-    values = _label_values(results)
+    values = _label_values(groups)
     header = [
         *COLUMNS,
         *(f"{manifest.label}={v}" if manifest.label else "accuracy" for v in values),
@@ -72,23 +101,25 @@ def table_rows(results: Sequence[RunResult], manifest: Manifest) -> tuple[list[s
         for kind, exact in (("chance", "exact_chance"), ("majority", "exact_majority"))
     ]
     rows = [row for row in baselines if any(cell != NONE for cell in row[len(COLUMNS) :])]
-    for r in results:
-        for m in r.measured:
+    for group in groups:
+        for passes, measured in group.by_passes():
+            loss, residual, norm, retention = (
+                mean_of(measured, attrgetter(name)) for name in ("loss", "residual", "state_norm", "retention")
+            )
             row = [
-                r.name, str(r.trained_passes), str(m.passes), f"{r.tokens:,}", _number(r.seconds, "{:.0f}"), f"{m.loss:.4f}",
-                _number(m.residual, "{:.3f}"), f"{m.state_norm:.3g}", _number(m.retention, "{:.2g}"),
+                group.name, str(len(group.runs)), str(group.first.trained_passes), str(passes), str(group.horizon or NONE),
+                f"{group.first.tokens:,}", _number(group.seconds, "{:.0f}"), _number(loss, "{:.4f}"),
+                _number(residual, "{:.3f}"), _number(norm, "{:.3g}"), _number(retention, "{:.2g}"),
             ]  # fmt: skip
-            summaries = [m.by_value[v].summary() if v in m.by_value else None for v in values]
-            row += [_interval(summary, "accuracy", "interval") for summary in summaries]
-            if manifest.label:
-                row += [_interval(summary, "exact", "exact_interval") for summary in summaries]
+            for share, interval in SHARES if manifest.label else SHARES[:1]:
+                row += [str(summary(measured, value, share, interval) or NONE) for value in values]
             rows.append(row)
     return header, rows
 
 
-def _label_values(results: Sequence[RunResult]) -> list[int]:
+def _label_values(groups: Sequence[SeedGroup]) -> list[int]:
     """All label values that were measured, in ascending order."""
-    return sorted({value for r in results for m in r.measured for value in m.by_value})
+    return sorted({value for group in groups for r in group.runs for m in r.measured for value in m.by_value})
 
 
 def _baseline_row(manifest: Manifest, values: Sequence[int], kind: str, exact: str) -> list[str]:
@@ -102,70 +133,37 @@ def _number(value: float | None, form: str) -> str:
     return NONE if value is None else form.format(value)
 
 
-def _interval(summary: dict[str, Any] | None, share: str, interval: str) -> str:
-    if summary is None or summary[share] is None:
-        return NONE
-    low, high = summary[interval]
-    return f"{summary[share]:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def compare(results: Sequence[RunResult], manifest: Manifest) -> list[str]:
-    """One line for each pair of runs trained with different numbers of passes: cost, and label values with separate intervals.
-
-    Runs are compared at the number of passes they were trained with. The line states the ratios of both tokens and time,
-    because a comparison at equal tokens and one at equal time answer different questions.
-    """
-    lines = []
-    pairs = [(a, b) for a in results for b in results if a.trained_passes > b.trained_passes]
-    for more, fewer in pairs:
-        high, low = (next((m for m in r.measured if m.passes == r.trained_passes), None) for r in (more, fewer))
-        if high is None or low is None:
-            continue
-        groups: dict[str, list[str]] = {"ahead": [], "behind": [], "not separated": []}
-        for value in sorted(high.by_value.keys() & low.by_value.keys()):
-            a, b = high.by_value[value].summary()["interval"], low.by_value[value].summary()["interval"]
-            groups["ahead" if a[0] > b[1] else "behind" if b[0] > a[1] else "not separated"].append(str(value))
-        cost = f"{more.tokens / max(1, fewer.tokens):.2f} times the tokens"
-        if more.seconds and fewer.seconds:
-            cost += f" and {more.seconds / fewer.seconds:.2f} times the time"
-        label = manifest.label or "value"
-        outcome = "; ".join(f"{group} at {label} = {', '.join(values)}" for group, values in groups.items() if values)
-        lines.append(
-            f"{more.name} (N={more.trained_passes}) with {cost} of {fewer.name} (N={fewer.trained_passes}): {outcome}."
-        )
-    return lines
-
-
 def markdown(results: Sequence[RunResult], manifest: Manifest, plot: str | None = None) -> str:
     """The table, the definitions of its columns, the comparisons, and an image named `plot`."""
-    header, rows = table_rows(results, manifest)
+    groups = group_by_recipe(results)
+    header, rows = table_rows(groups, manifest)
     table = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
-    notes = (
-        "Accuracy is per answer token, `exact` per whole answer. Brackets are 95 % intervals (Wilson) over the evaluated "
-        "samples of one training seed. `N trained` is the number of passes in training, `N` that in evaluation. Retention "
-        "is the share of what the first pass over the first window wrote to the fast weights that decay leaves at the "
-        "start of the last window, for the best head. Residual is the relative change of the features from one pass to "
-        "the next."
-    )
-    comparisons = [f"- {line}" for line in compare(results, manifest)]
+    comparisons = [f"- {line}" for line in compare(groups, manifest)]
     image = [f"\n![accuracy]({plot})"] if plot else []
-    return "\n".join([*table, "", notes, "", *comparisons, *image, ""])
+    return "\n".join([*table, "", NOTES, "", *comparisons, *image, ""])
 
 
 def print_report(results: Sequence[RunResult], manifest: Manifest) -> None:
-    """Print the table transposed, with a column for each run and number of passes, and the comparisons."""
-    header, rows = table_rows(results, manifest)
-    columns = ["", *(f"{row[0]}  N={row[2]}" if row[2] != NONE else row[0] for row in rows)]
+    """Print the table transposed, with a column for each recipe and number of passes, and the comparisons."""
+    groups = group_by_recipe(results)
+    header, rows = table_rows(groups, manifest)
+    passes = COLUMNS.index("N")
+    columns = ["", *(f"{row[0]}  N={row[passes]}" if row[passes] != NONE else row[0] for row in rows)]
     lines = [[name, *(row[i] for row in rows)] for i, name in enumerate(header) if i > 0]
     lines = [line for line in lines if any(cell != NONE for cell in line[1:])]
     print_table(columns, lines, title=f"{manifest.task}: {len(results)} run(s)", numbers=True)
-    for comparison in compare(results, manifest):
+    if any(len(group.runs) == 1 for group in groups):
+        print(
+            "Intervals of a single seed are over distinct problems; they do not show how much another seed would differ."
+        )
+    for comparison in compare(groups, manifest):
         print(comparison)
 
 
 def plot_accuracy(results: Sequence[RunResult], manifest: Manifest, path: Path) -> bool:
-    """Plot accuracy over label values for each run and number of passes; false, without a file, if there is no label."""
-    values = _label_values(results)
+    """Plot accuracy over label values for each recipe and number of passes; false, without a file, if there is no label."""
+    groups = group_by_recipe(results)
+    values = _label_values(groups)
     if manifest.label is None or not values:
         return False
     import matplotlib
@@ -174,15 +172,16 @@ def plot_accuracy(results: Sequence[RunResult], manifest: Manifest, path: Path) 
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for r in results:
-        for m in r.measured:
-            positions = [i for i, value in enumerate(values) if value in m.by_value]
-            summaries = [m.by_value[values[i]].summary() for i in positions]
-            accuracy: list[Any] = [summary["accuracy"] for summary in summaries]
-            below = [summary["accuracy"] - summary["interval"][0] for summary in summaries]
-            above = [summary["interval"][1] - summary["accuracy"] for summary in summaries]
-            label = f"{r.name}, N={m.passes}"
-            axes.errorbar(positions, accuracy, yerr=[below, above], marker="o", capsize=3, label=label)
+    for group in groups:
+        for passes, measured in group.by_passes():
+            found = [(i, summary(measured, value, *SHARES[0])) for i, value in enumerate(values)]
+            shown = [(i, one, one.interval or (one.mean, one.mean)) for i, one in found if one]
+            below = [max(0.0, one.mean - low) for _, one, (low, _) in shown]
+            above = [max(0.0, high - one.mean) for _, one, (_, high) in shown]
+            count = f", {len(group.runs)} seeds" if len(group.runs) > 1 else ", one seed"
+            label = f"{group.name}, N={passes}{count}"
+            positions, means = [i for i, *_ in shown], [one.mean for _, one, _ in shown]
+            axes.errorbar(positions, means, yerr=[below, above], marker="o", capsize=3, label=label)
     majority = [manifest.baselines.get(str(v), {}).get("majority") for v in values]
     if all(x is not None for x in majority):
         axes.plot(range(len(values)), majority, "k--", lw=1, label="majority")  # type: ignore[arg-type]

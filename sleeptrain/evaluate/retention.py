@@ -29,6 +29,7 @@ class Retention:
         self._mixers = {i: block.mixer for i, block in enumerate(model.layers) if isinstance(block.mixer, DeltaNet)}
         self._last_window, self._window = windows - 1, -1
         self._valid: Tensor | None = None
+        self._is_sample = torch.zeros(0, dtype=torch.bool)
         self._log_decay: dict[int, Tensor] = {}
         self._hooks: list[Any] = []
         self._sums: dict[int, Tensor] = {}
@@ -45,14 +46,14 @@ class Retention:
         for hook in self._hooks:
             hook.remove()
 
-    def recompute(self) -> RecomputeWrappers:
-        """Start a new batch. Returns the wrappers for `sleep.run`, which count its windows."""
+    def recompute(self, is_sample: Tensor) -> RecomputeWrappers:
+        """Start a batch whose rows are counted where `is_sample` [rows]. Returns the wrappers for `sleep.run`, which count windows."""
         self._finish_batch()
-        self._window = -1
+        self._window, self._is_sample = -1, is_sample
         return RecomputeWrappers(window=self._run_window)
 
     def by_head(self) -> dict[int, list[float]]:
-        """For each layer the mean over rows of each value head; empty for a program of one window."""
+        """For each layer the mean over samples of each value head; empty for a program of one window."""
         self._finish_batch()
         return {layer: (total / self._rows).tolist() for layer, total in self._sums.items()}
 
@@ -75,12 +76,12 @@ class Retention:
         self._log_decay[layer] = self._log_decay[layer] + g.double().sum(1)
 
     def _finish_batch(self) -> None:
-        """Add the retention of the rows of a batch to the sums."""
+        """Add the retention of the samples of a batch to the sums."""
         for layer, log_decay in self._log_decay.items():
-            retention = log_decay.exp().sum(0)
+            retention = log_decay.exp().cpu()[self._is_sample].sum(0)
             self._sums[layer] = self._sums[layer] + retention if layer in self._sums else retention
         if self._log_decay:
-            self._rows += next(iter(self._log_decay.values())).shape[0]
+            self._rows += int(self._is_sample.sum())
         self._log_decay = {}
 
 

@@ -13,8 +13,10 @@ from sleeptrain.data.evaluation import Evaluation
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
 from sleeptrain.evaluate.measure import Measurement, measure
-from sleeptrain.evaluate.report import RunResult
+from sleeptrain.evaluate.seeds import RunResult
 from sleeptrain.recipe.load_trained import Trained, open_trained
+from sleeptrain.recipe.task_files import with_build_command
+from sleeptrain.run.folder import is_seed_folder, runs_of_seeds
 from sleeptrain.train.log import read_metrics
 
 
@@ -28,7 +30,7 @@ def evaluate(
 ) -> tuple[list[RunResult], Manifest]:
     """Measure every run at every number of passes over its evaluation split.
 
-    paths     run folders or checkpoints
+    paths     run folders, folders of runs with several seeds, or checkpoints
     passes    numbers of passes; None for the number that each run was trained with
     data      folder of shards to read instead of the recipe's
     rows      rows of a batch
@@ -38,6 +40,7 @@ def evaluate(
     Returns the results in the order of `paths`, and the manifest of the data. Raises UserError if a run cannot be opened, or
     if runs were trained on different data and `data` is None.
     """
+    paths = [run for path in paths for run in runs_of_seeds(Path(path))]
     runs = [open_trained(path) for path in paths]
     splits = [_open_split(trained, data, rows, samples) for trained in runs]
     for trained, batches in zip(runs, splits, strict=True):  # check all runs before the first one is measured
@@ -46,7 +49,7 @@ def evaluate(
             raise UserError(
                 f"{trained.run} was trained on other data than {runs[0].run}; name one folder for all with --data"
             )
-    results = []
+    results: list[RunResult] = []
     for trained, batches, name in zip(runs, splits, _names(paths), strict=True):
         measured = [
             measure(trained.model, trained.recipe.sleep, batches.manifest, _track(batches, f"{name} N={n}", quiet), n)
@@ -75,7 +78,7 @@ def _open_split(trained: Trained, data: str | None, rows: int, samples: int | No
         return Evaluation(section, micro=rows, samples=samples)
     except UserError as error:
         origin = "--data" if data is not None else f"data.sources ({trained.run / 'config.yaml'}; --data names another)"
-        raise UserError([f"{origin}: {line}" for line in error.errors]) from None
+        raise UserError([f"{origin}: {line}" for line in with_build_command(error)]) from None
 
 
 def _result(trained: Trained, name: str, manifest: Manifest, measured: list[Measurement]) -> RunResult:
@@ -83,14 +86,15 @@ def _result(trained: Trained, name: str, manifest: Manifest, measured: list[Meas
     metrics = [row for row in read_metrics(trained.run / "metrics.jsonl") if row["step"] <= trained.step]
     seconds = sum(row["seconds"] for row in metrics) if metrics else None
     tokens = trained.step * trained.recipe.train.batch * manifest.length
-    return RunResult(name, str(trained.run), trained.step, tokens, seconds, trained.recipe.sleep.max_passes, measured)
+    return RunResult(name, str(trained.run), trained.step, tokens, seconds, trained.recipe, measured)
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """The shortest suffixes of the paths that distinguish them."""
-    parts = [Path(p).resolve().parts for p in paths]
+    """The shortest suffixes of the paths that distinguish them; runs of several seeds are named by their common folder."""
+    folders = [Path(path).resolve() for path in paths]
+    parts = [(folder.parent if is_seed_folder(folder) else folder).parts for folder in folders]
     depth = 1
-    while depth < 5 and len({p[-depth:] for p in parts}) < len(parts):
+    while depth < 5 and len({p[-depth:] for p in parts}) < len(set(parts)):
         depth += 1
     return ["/".join(p[-depth:]) for p in parts]
 

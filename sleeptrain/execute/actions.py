@@ -205,7 +205,8 @@ class ActionRunner:
 
     def _add_residual(self, work: WorkItem, out: Tensor) -> None:
         if work.op.index > 1:
-            self.residuals[work.micro].append(self.model.relative_change(out, self._loop_outputs[work.micro]))
+            _, _, valid = work.batch.window(work.op)
+            self.residuals[work.micro].append(self.model.relative_change(out, self._loop_outputs[work.micro], valid))
         if work.op.index < work.op.of:
             self._loop_outputs[work.micro] = out
         else:

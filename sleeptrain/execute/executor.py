@@ -72,7 +72,7 @@ class StageExecutor:
         for value in self.plan.final_state:
             if value.micro == micro:
                 state = state.replace(self.store.get(value))
-        residual = torch.stack(residuals) if residuals else torch.zeros(0, device=nll.device)
+        residual = torch.stack(residuals) if residuals else torch.zeros(0, nll.shape[0], device=nll.device)
         return ProgramOutput(nll, state, residual, None, self.runner.adjoints[micro])
 
     def bytes(self) -> dict[str, int]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sleeptrain.model.language import LanguageModel
+if TYPE_CHECKING:
+    from sleeptrain.model.language import LanguageModel
 
 SHORTEST_HALF_LIFE = 16.0
 """Half-life in tokens of a layer's fastest head at initialisation."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sleep_kernels import linear_cross_entropy
 from sleeptrain.model.config import Model
+from sleeptrain.model.init import initialise
+from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.stack import Stack
 from sleeptrain.model.state import State, leaves
-from sleeptrain.program import Sleep
+from sleeptrain.program import Sleep, Window, compile
 
 IGNORED = -100
 """The target of positions that are not scored."""
+DEFAULT_HORIZON = 4096
+"""`deltanet.horizon` of a model that is built without data."""
 
 
 class Embedding(nn.Embedding):
@@ -59,12 +65,16 @@ class GatedFeedback(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Embedding, blocks, final norm and head. Parameters are uninitialised until `initialise` fills them.
+    """Embedding, blocks, final norm and head, with the initial values of a seed.
 
-    `gated`: it has the weights of `feedback: gated`. Raises ValueError where `config.vocab` is null.
+    gated   whether it has the weights of `sleep.loop.feedback: gated`
+    seed    of the initial values, which depend on nothing else (`init.py`); None leaves parameters uninitialised, to be loaded
+
+    The half-lives of the heads reach `config.deltanet.horizon`, or 4,096 tokens if it is null; a recipe takes it from its
+    data. On the meta device there are no values. Raises ValueError where `config.vocab` is null.
     """
 
-    def __init__(self, config: Model, *, gated: bool = False) -> None:
+    def __init__(self, config: Model, *, gated: bool = False, seed: int | None = 0) -> None:
         super().__init__()
         if config.vocab is None:
             raise ValueError("model.vocab is null; take it from the data's manifest before building the model")
@@ -78,6 +88,39 @@ class LanguageModel(nn.Module):
         """First and one-past-last block of this pipeline stage."""
         self.token_shards = 1
         """Sequence parallelism: the number of processes that share the tokens of features between blocks."""
+        if seed is not None and not self.embed.weight.is_meta:
+            initialise(self, seed, config.deltanet.horizon or DEFAULT_HORIZON)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        *,
+        sleep: Sleep,
+        windows: Sequence[Window] | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Read rows of tokens with sleep: logits, or with `targets` the mean loss in nats per target, a scalar.
+
+        tokens, targets   [rows, length] int64; targets are -100 where there is none
+        windows           default: windows of `sleep.window` tokens. Under `trigger: every` all are predicted; under `context` those
+                          with targets, or without `targets` the last one, and the others are context that sleeps
+        valid             [rows, length] bool, false at padding; None where there is none
+
+        Logits are float32 [rows, tokens of the predicted windows, vocab]. Plain autograd: every activation is saved for
+        backward. The trainer recomputes them instead, by `train.recompute`.
+        """
+        from sleeptrain.model.sleep import run  # which imports this module
+
+        if windows is None:
+            windows = cut_windows(sleep, tokens.shape[1], targets)
+        scored = torch.full_like(tokens, IGNORED) if targets is None else targets
+        batch = MicroBatch(tokens, scored, self.zero_state(sleep, tokens.shape[0]), valid)
+        program = compile(sleep, windows, len(self.layers))
+        output = run(self, batch, program, sleep, predict="logits" if targets is None else None)
+        if output.predicted is not None:
+            return output.predicted
+        return output.nll.sum() / (scored != IGNORED).sum().clamp_min(1)
 
     def zero_state(self, sleep: Sleep, batch: int) -> State:
         """The state of the local blocks before the first token, on the model's device and in its dtype."""
@@ -117,9 +160,28 @@ class LanguageModel(nn.Module):
         x = self.norm(h)
         return self.embed(x, targets, known, as_head=True) if self.head is None else self.head(x, targets, known)
 
-    def relative_change(self, h: Tensor, before: Tensor) -> Tensor:
-        """The relative change of the features of a window by a pass, ||h - before|| / ||before||, a float32 scalar."""
-        return (h - before).float().norm() / before.float().norm().clamp_min(1e-12)
+    def relative_change(self, h: Tensor, before: Tensor, valid: Tensor | None) -> Tensor:
+        """The relative change of each row's features of a window by a pass, ||h - before|| / ||before||, float32 [rows].
+
+        The norms are over the tokens that are not padding, by `valid` [rows, time]; NaN for a row of padding only.
+        """
+        squares = self.row_squares(h - before, before, valid)
+        return (squares[0] / squares[1]).sqrt()
+
+    def row_squares(self, change: Tensor, before: Tensor, valid: Tensor | None) -> Tensor:
+        """The squared norms of each row of two features of a window [rows, time, width], without padding, float32 [2, rows]."""
+        token_squares = torch.stack([x.float().square().sum(-1) for x in (change, before)])
+        return (token_squares if valid is None else token_squares.masked_fill(~valid, 0)).sum(-1)
+
+
+def cut_windows(sleep: Sleep, length: int, targets: Tensor | None) -> list[Window]:
+    """Windows of `sleep.window` tokens. They are predicted as `LanguageModel.forward` describes."""
+    spans = [(start, min(start + sleep.window, length)) for start in range(0, length, sleep.window)]
+    if sleep.loop.trigger == "every":
+        return [Window(start, stop, True) for start, stop in spans]
+    if targets is None:
+        return [Window(start, stop, stop == length) for start, stop in spans]
+    return [Window(start, stop, bool((targets[:, start:stop] != IGNORED).any())) for start, stop in spans]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

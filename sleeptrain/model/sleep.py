@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class RecomputeWrappers:
     head: CallWrapper = call_directly
 
 
+Prediction = Literal["tokens", "logits"] | None
 KEEP_ALL = RecomputeWrappers()
 """Plain autograd: every activation is saved."""
 
@@ -45,9 +47,11 @@ class ProgramOutput:
     state: State
     """The state after the last window."""
     residual: Tensor
-    """||h_n - h_{n-1}|| / ||h_{n-1}|| of every pass but a window's first, in program order; no gradient."""
+    """||h_n - h_{n-1}|| / ||h_{n-1}|| [passes, rows] of every pass but a window's first, in program order, over tokens that are
+    not padding; NaN where a row's window is padding only. No gradient."""
     predicted: Tensor | None
-    """The likeliest next token [rows, length] in windows that are scored, -1 elsewhere; None unless `predict` was set."""
+    """By `predict`: the likeliest next token [rows, length] in windows that are scored, -1 elsewhere; or the logits of the tokens
+    of scored windows [rows, tokens, vocab]; or None."""
     adjoint: StateAdjoint
     """The gradient of S between windows, known after backward."""
 
@@ -84,8 +88,8 @@ class RunContext:
     spec: tuple[Leaf, ...]
     """The leaves of the state, in the order in which their tensors are passed."""
     recompute: RecomputeWrappers = KEEP_ALL
-    predict: bool = False
-    """Also return the likeliest next tokens of scored windows."""
+    predict: Prediction = None
+    """What of the predictions in scored windows is returned."""
     adjoint: StateAdjoint | None = None
     """Measures and clips the gradient of S between windows."""
 
@@ -96,7 +100,7 @@ class RunContext:
 
 def run(
     model: LanguageModel, batch: MicroBatch, program: Program, sleep: Sleep,
-    *, recompute: RecomputeWrappers = KEEP_ALL, predict: bool = False,
+    *, recompute: RecomputeWrappers = KEEP_ALL, predict: Prediction = None,
 ) -> ProgramOutput:  # fmt: skip
     """Run `program` over a micro-batch.
 
@@ -127,7 +131,8 @@ def run_window(
     """
     model, recompute, state = context.model, context.recompute, context.state(state_tensors)
     nll = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
-    predicted = torch.full_like(tokens, -1)
+    empty = tokens.new_zeros(tokens.shape[0], 0, model.config.vocab or 0)
+    predicted = empty if context.predict == "logits" else torch.full_like(tokens, -1)
     residuals: list[Tensor] = []
     for op in passes:
         if op.detach:
@@ -137,18 +142,18 @@ def run_window(
             h, *after = recompute.passes(partial(run_pass, context, op), tokens, valid, h, *state.flat())
             if op.loss:
                 nll, best = recompute.head(partial(score, model, context.predict), h, targets)
-                predicted = best if context.predict else predicted
+                predicted = predicted if best is None else best
         state = context.state(after)
         if op.layers == "prelude":
             loop = replace(loop, entry=h)
         elif op.layers == "loop":
             if loop.exit is not None:
-                residuals.append(model.relative_change(h.detach(), loop.exit.detach()))
+                residuals.append(model.relative_change(h.detach(), loop.exit.detach(), valid))
             loop = replace(loop, exit=h)
     if boundary is not None:
         state = state.evict(boundary)
         state = state if context.adjoint is None else context.adjoint.watch(state, boundary.window)
-    residual = torch.stack(residuals) if residuals else torch.zeros(0, device=tokens.device)
+    residual = torch.stack(residuals) if residuals else torch.zeros(0, tokens.shape[0], device=tokens.device)
     return nll, residual, predicted, *state.flat()
 
 
@@ -169,9 +174,9 @@ def run_pass(
     return h, *state.flat()
 
 
-def score(model: LanguageModel, predict: bool, h: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The losses of the targets from the features of a pass; with `predict` also the likeliest token at every position."""
-    if not predict:
+def score(model: LanguageModel, predict: Prediction, h: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The losses of the targets from the features of a pass, and the likeliest token or the logits at every position."""
+    if predict is None:
         return model.nll(h, targets), None
     logits = model.logits(h)
-    return cross_entropy(logits, targets), logits.detach().argmax(-1)
+    return cross_entropy(logits, targets), logits if predict == "logits" else logits.detach().argmax(-1)

@@ -53,7 +53,8 @@ def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> Process:
             torch.cuda.set_device(device)
         backend = "nccl" if gpu else "gloo"
         if "RANK" in os.environ:
-            dist.init_process_group(backend, timeout=timeout, device_id=device if gpu and world > 1 else None)
+            with _naming_port():
+                dist.init_process_group(backend, timeout=timeout, device_id=device if gpu and world > 1 else None)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     silence_deprecation_warnings()
@@ -61,6 +62,19 @@ def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> Process:
         if not deepspeed.comm.is_initialized():
             deepspeed.comm.init_distributed(auto_mpi_discovery=False, timeout=timeout, verbose=False)
     return Process(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+@contextmanager
+def _naming_port() -> Iterator[None]:
+    """Raises UserError where another program listens on MASTER_PORT."""
+    try:
+        yield
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"MASTER_PORT = {os.environ['MASTER_PORT']} (environment): another program listens on this port; set a free one"
+        ) from None
 
 
 def local_device(local_rank: int = 0) -> torch.device:
@@ -71,6 +85,8 @@ def local_device(local_rank: int = 0) -> torch.device:
 def _rank_and_world() -> tuple[int, int]:
     """Rank and world size from the environment; (0, 1) if it has neither. Raises UserError if it is incomplete."""
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        if "LOCAL_RANK" in os.environ:
+            env_int("LOCAL_RANK", 0)
         return 0, 1
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:

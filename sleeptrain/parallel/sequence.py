@@ -6,7 +6,6 @@ The input of a layer is all-gathered and its output is reduce-scattered: togethe
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -33,8 +32,7 @@ def gather_tokens(x: Tensor, axis: MeshAxis) -> Tensor:
     return join_tokens(gather_from_sequence_parallel_region(x, group=axis.group), axis.size)
 
 
-def full_norms(axis: MeshAxis, *slices: Tensor) -> Tensor:
-    """The 2-norms, in float64, of full tensors of which every process has one slice; a collective over the axis."""
-    squares = torch.stack([x.float().norm().double().square() for x in slices])
-    dist.all_reduce(squares, group=axis.group)
-    return squares.sqrt()
+def sum_over_slices(partial: Tensor, axis: MeshAxis) -> Tensor:
+    """The sum, in place, of what each process computed of its token slice; a collective over the axis."""
+    dist.all_reduce(partial, group=axis.group)
+    return partial

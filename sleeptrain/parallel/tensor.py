@@ -38,7 +38,7 @@ class TensorParallelModel(LanguageModel):
             raise UserError(f"mesh.tensor = {axis.size}: {reason}")
         with torch.device("meta"):
             shapes = {name: p.shape for name, p in LanguageModel(config, gated=gated).named_parameters()}
-        super().__init__(local_config(config, axis.size), gated=gated)
+        super().__init__(local_config(config, axis.size), gated=gated, seed=None)
         self.tp_layout = TPLayout(shapes, axis)
         self.vocab = config.vocab
         self.token_shards = axis.size if sequence_parallel else 1
@@ -60,12 +60,13 @@ class TensorParallelModel(LanguageModel):
         loss = vocab_parallel_cross_entropy(logits, targets.where(scored, 0).contiguous())
         return loss.where(scored, 0)
 
-    def relative_change(self, h: Tensor, before: Tensor) -> Tensor:
-        """As `LanguageModel.relative_change`, over all tokens; a collective over the tensor axis under sequence parallelism."""
+    def row_squares(self, change: Tensor, before: Tensor, valid: Tensor | None) -> Tensor:
+        """As `LanguageModel.row_squares`, over all tokens; a collective over the tensor axis under sequence parallelism."""
         if self.token_shards == 1:
-            return super().relative_change(h, before)
-        change, size = sequence.full_norms(self.tp_layout.axis, h - before, before)
-        return (change / size.clamp_min(1e-12)).float()
+            return super().row_squares(change, before, valid)
+        axis = self.tp_layout.axis
+        local = None if valid is None else valid.unflatten(1, (axis.size, -1))[:, axis.rank]
+        return sequence.sum_over_slices(super().row_squares(change, before, local), axis)
 
     def initialise(self, seed: int, horizon: int) -> None:
         """Fill all parameters with this process's shards of the full model's initial values."""

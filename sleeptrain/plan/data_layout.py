@@ -12,12 +12,12 @@ from sleep_data.tokenize import ByteTokenizer, FileTokenizer
 from sleeptrain.config import Resolved
 from sleeptrain.data.config import is_remote
 from sleeptrain.data.manifest import Manifest
-from sleeptrain.data.sources import open_sources
+from sleeptrain.data.sources import DataMissing, open_sources
 from sleeptrain.errors import UserError
 from sleeptrain.program import Window
 from sleeptrain.recipe.completion import complete
 from sleeptrain.recipe.recipe import Recipe
-from sleeptrain.recipe.task_files import task_file, task_names
+from sleeptrain.recipe.task_files import task_file, task_names, with_build_command
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def resolve_data(resolved: Resolved[Recipe], windows: int | None = None) -> tupl
     try:
         layout = _of_task(resolved.value, missing[0], windows) if missing else _of_data(resolved.value)
     except UserError as error:
-        raise UserError([f"{resolved.at('data.sources')}: {line}" for line in error.errors]) from None
+        raise UserError([f"{resolved.at('data.sources')}: {line}" for line in with_build_command(error)]) from None
     return complete(resolved, layout.manifest), layout
 
 
@@ -60,9 +60,8 @@ def _of_data(recipe: Recipe) -> DataLayout:
 def _of_task(recipe: Recipe, path: str, count: int | None) -> DataLayout:
     name = Path(path).name
     if name not in task_names():
-        raise UserError(
-            f"data folder {path} does not exist, and no task is called {name!r} that would say what its windows are; "
-            f"build the data first: sleeptrain data build TASK --out {path}  (tasks: {', '.join(task_names())})"
+        raise DataMissing(
+            Path(path), f"does not exist, and no task is called {name!r} that would say what its windows are; build it"
         )
     file = task_file(name)
     given: dict[str, Any] = file.get("parameters") or {}

@@ -58,19 +58,13 @@ def _windows(resolved: Resolved[Recipe], manifest: Manifest) -> Iterator[str]:
     sleep, mesh, data = resolved.value.sleep, resolved.value.mesh, paths_of(resolved.value)
     lengths = [w.stop - w.start for w in manifest.windows]
     longest, sizes = max(lengths), ", ".join(map(str, sorted(set(lengths))))
-    if longest > sleep.window:
+    if sleep.window != longest:
+        # Training follows the windows of the data, inference those of the recipe.
         yield f"{resolved.at('sleep.window')}: the data in {data} has windows of {longest} tokens; set sleep.window={longest}"
-    elif sleep.window > manifest.length:
+    elif sleep.evict.mode == "sliding" and any(length != longest for length in lengths[:-1]):
         yield (
-            f"{resolved.at('sleep.window')}: whole samples of {data} have {manifest.length} tokens, in windows of up to {longest}; "
-            f"set sleep.window={longest}"
-        )
-    elif sleep.evict.mode == "sliding" and any(length != sleep.window for length in lengths[:-1]):
-        alike = lengths[:-1] == [longest] * (len(lengths) - 1)
-        yield (
-            f"{resolved.at('sleep.window')} with {resolved.at('sleep.evict.mode')}: sliding eviction needs windows of exactly that "
-            f"many tokens, and those in {data} have {sizes}; set sleep.evict.mode=hard"
-            + (f", or sleep.window={longest}" if alike else "")
+            f"{resolved.at('sleep.evict.mode')}: sliding eviction needs windows of equal length, and those in {data} have {sizes} tokens; "
+            "set sleep.evict.mode=hard"
         )
     if mesh.sequence and (odd := sorted({length for length in lengths if length % mesh.tensor})):
         yield (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 from sleeptrain.config import Resolved
@@ -10,10 +12,12 @@ from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
 from sleeptrain.recipe.completion import paths_of
 from sleeptrain.recipe.recipe import Recipe, load_recipe
-from sleeptrain.run.folder import CONFIG, data_hash, has_checkpoint, has_steps, write_run_folder
+from sleeptrain.run.folder import CONFIG, data_hash, has_checkpoint, has_steps, is_run_config, write_run_folder
 
-FREE_TO_CHANGE = ("run_dir", "train.steps", "train.tokens", "checkpoint.", "log.", "data.workers")
-"""Fields that may differ between a run and its continuation."""
+FREE_TO_CHANGE = re.compile(
+    r"run_dir|train\.(steps|tokens)|checkpoint\..*|log\..*|data\.(workers|cache|sources\.\d+\.path)"
+)
+"""Fields that may differ between a run and its continuation. Data may have moved, since its hash is compared."""
 
 
 def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
@@ -24,7 +28,9 @@ def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
     folder = resolved.value.folder(name)
     try:
         check_run(resolved, folder, manifest)
-        write_run_folder(folder, resolved.to_yaml(), manifest.body)
+        # Paths of the data are saved so that they are right from every folder.
+        located = dataclasses.replace(resolved.value, data=resolved.value.data.located())
+        write_run_folder(folder, dataclasses.replace(resolved, value=located).to_yaml(), manifest.body)
     except OSError as error:
         raise UserError(
             f"{resolved.at('run_dir')}: {folder} cannot be written ({error.strerror}: {error.filename}); "
@@ -34,7 +40,14 @@ def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
 
 
 def check_run(resolved: Resolved[Recipe], folder: Path, manifest: Manifest | None = None) -> None:
-    """Raise UserError if `folder` holds a run of another configuration, or of other data than `manifest` describes."""
+    """Raise UserError if `folder` holds a run of another configuration, or of other data than `manifest` describes.
+
+    So it does for the current folder and those above it, unless they hold a run: a run writes many files.
+    """
+    if not is_run_config(folder / CONFIG) and Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{resolved.at('run_dir')}: {folder} is the current folder or above it; name a folder for this run, such as runs/first"
+        )
     if has_steps(folder) and (changes := _changes(resolved, folder / CONFIG)):
         way_out = "take the old values to continue it, or start another run with run_dir=..."
         raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changes])
@@ -53,7 +66,7 @@ def _changes(resolved: Resolved[Recipe], config: Path) -> list[str]:
     for path in [*now, *(path for path in before if path not in now)]:
         value, was = now.get(path), before.get(path)
         # A section without keys is a leaf of its own; its missing keys are compared one by one.
-        if path.startswith(FREE_TO_CHANGE) or value == was or {} in (value, was):
+        if FREE_TO_CHANGE.fullmatch(path) or value == was or {} in (value, was):
             continue
         here = resolved.at(path) if path in now else f"{path} is not given"
         changes.append(f"{here}, was {json.dumps(was)}" if path in before else f"{here}, was not given")

@@ -40,7 +40,7 @@ def open_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
         manifest = Manifest.from_json(json.loads((run / "manifest.json").read_text()))
     except (OSError, ValueError, LookupError) as error:
         raise UserError(f"{run / 'manifest.json'} cannot be read ({error}); copy the run folder again") from None
-    model = _load_weights(LanguageModel(recipe.model, gated=recipe.sleep.gated), folder, run)
+    model = _load_weights(LanguageModel(recipe.model, gated=recipe.sleep.gated, seed=None), folder, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Trained(recipe, model.to(device).eval(), manifest, int(folder.name.rsplit("-", 1)[-1]), run)
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from sleeptrain.config import Problem, Resolved, load
+from sleeptrain.config.load import SOURCE
 from sleeptrain.engine.deepspeed_keys import refused_keys
 from sleeptrain.engine.settings import RESERVED_KEYS
 from sleeptrain.recipe.rule import check
 from sleeptrain.recipe.rules import RULES
 from sleeptrain.recipe.shipped import configs_root
+from sleeptrain.run.folder import is_run_config
 from sleeptrain.train.job import Job
 
 
@@ -21,7 +25,11 @@ class Recipe(Job):
     """Everything a run is made of."""
 
     run_dir: str | None = None
-    """The run folder; null: runs/<name of the recipe>."""
+    """The run folder; null: runs/<name of the recipe>, or the folder of a run's own config.yaml."""
+
+    def __post_init__(self) -> None:
+        if self.run_dir is not None:
+            object.__setattr__(self, "run_dir", os.path.expanduser(self.run_dir))
 
     def problems(self) -> list[Problem]:
         """Problems of the keys of `deepspeed:`, which has no section class of its own."""
@@ -33,5 +41,14 @@ class Recipe(Job):
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Resolved[Recipe]:
-    """Read a recipe, its includes and the command line. Raises UserError that lists every error at once."""
-    return load(name, list(overrides), Recipe, configs_root(), check=partial(check, RULES))
+    """Read a recipe, its includes and the command line. Raises UserError that lists every error at once.
+
+    The config.yaml of a run folder belongs to that folder, wherever it was moved to.
+    """
+    resolved = load(name, list(overrides), Recipe, configs_root(), check=partial(check, RULES))
+    if is_run_config(Path(name)) and resolved.source(("run_dir",)) != SOURCE:
+        value = dataclasses.replace(resolved.value, run_dir=str(Path(name).parent))
+        return dataclasses.replace(
+            resolved, value=value, places=resolved.places | {("run_dir",): f"the folder of {name}"}
+        )
+    return resolved

@@ -7,6 +7,7 @@ from typing import Any
 
 from sleep_data.build import read_task_file
 from sleep_data.tasks import TASKS, nearest
+from sleeptrain.data.sources import DataMissing
 from sleeptrain.errors import UserError
 from sleeptrain.recipe.shipped import configs_root
 
@@ -14,6 +15,16 @@ from sleeptrain.recipe.shipped import configs_root
 def task_names() -> list[str]:
     """Names of the task files in configs/task."""
     return sorted(path.stem for path in (configs_root() / "task").glob("*.yaml"))
+
+
+def with_build_command(error: UserError) -> list[str]:
+    """The lines of an error, with the command that builds the data where it is missing."""
+    if not isinstance(error, DataMissing):
+        return error.errors
+    known = error.folder.name in task_names()
+    task = error.folder.name if known else "TASK"
+    which = "or another task" if known else f"TASK is a file or one of {', '.join(task_names())}"
+    return [f"{line} with: sleeptrain data build {task} --out {error.folder}  ({which})" for line in error.errors]
 
 
 def task_file(task: str) -> dict[str, Any]:

@@ -10,6 +10,29 @@ from sleeptrain import checkpoint
 from sleeptrain.run.environment import environment
 
 CONFIG, MANIFEST, ENVIRONMENT = "config.yaml", "manifest.json", "environment.json"
+SEED = "seed-"
+
+
+def is_run_config(path: Path) -> bool:
+    """Whether a file is the configuration of a run, in its folder."""
+    return path.name == CONFIG and (path.parent / MANIFEST).is_file()
+
+
+def seed_folder(folder: Path, seed: int) -> Path:
+    """The run folder of one seed, for several seeds of a recipe whose run folder would be `folder`."""
+    return folder / f"{SEED}{seed}"
+
+
+def is_seed_folder(folder: Path) -> bool:
+    """Whether a run folder was named by `seed_folder`."""
+    return folder.name.removeprefix(SEED).isdecimal() and folder.name.startswith(SEED)
+
+
+def runs_of_seeds(folder: Path) -> list[str]:
+    """The run folders of the seeds below `folder` in ascending order; `folder` itself if there are none."""
+    seeds = [path.parent for path in folder.glob(f"{SEED}*/{CONFIG}") if is_seed_folder(path.parent)]
+    own = not seeds or (folder / CONFIG).exists()
+    return [str(folder)] if own else [str(path) for path in sorted(seeds, key=lambda path: int(path.name[len(SEED) :]))]
 
 
 def has_steps(folder: Path) -> bool:

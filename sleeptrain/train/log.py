@@ -45,13 +45,18 @@ def _finite(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a metrics file; a last line that a crash truncated is skipped."""
+    """All rows of a metrics file. Damaged lines are left out, with a warning unless it is the last one, which a crash truncates."""
     rows: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
-            break
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        elif number < len(lines):
+            print(f"warning: {path}, line {number} is damaged and left out", file=sys.stderr)
     return rows
 
 

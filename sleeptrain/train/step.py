@@ -85,7 +85,7 @@ def train_step(
     if isinstance(batches, UserError) or counts.isnan().any():
         raise _gather_errors(engine.process, batches)
     total = max(1, round(float(counts.sum())))
-    measures = torch.zeros(2 * len(windows) + 2, dtype=torch.float64, device=device)
+    measures = torch.zeros(2 * len(windows) + 3, dtype=torch.float64, device=device)
     for first in range(0, len(batches), group):
         micro_batches = [
             _to_device(batch, context, engine.adjoint_scale(total)) for batch in batches[first : first + group]
@@ -95,14 +95,14 @@ def train_step(
         for output in outputs:
             measures += _measure(output, windows, axes)
     result = engine.step(lr_multiplier)
-    rows, residual, squares, *by_window = sum_over_ranks(measures).tolist()
+    rows, residual, changes, squares, *by_window = sum_over_ranks(measures).tolist()
     losses, adjoint = by_window[: len(windows)], by_window[len(windows) :]
     return StepReport(
         loss=sum(losses) / total,
         loss_by_window=[loss / n if n else None for loss, n in zip(losses, counts.tolist(), strict=True)],
         targets=total,
         grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
-        residual=residual / (len(batches) * axes.data.size) if program.passes > 1 else None,
+        residual=residual / changes if changes else None,
         state_norm=(squares / rows) ** 0.5,
         state_gradient=[square**0.5 / axes.data.size for square in adjoint],
         skipped=result.skipped,
@@ -133,19 +133,21 @@ def _to_device(batch: Batch, context: StepContext, loss_scale: float) -> MicroBa
 
 
 def _measure(output: ProgramOutput, windows: Sequence[Window], axes: MeshAxes) -> Tensor:
-    """Rows, mean residual, squared state norm, loss sums by window and squared norms of the gradients of S between windows:
-    one float64 vector, so that one copy leaves the device.
+    """Rows, sum and number of residuals, squared state norm, loss sums by window and squared norms of the gradients of S
+    between windows: one float64 vector, so that one copy leaves the device.
 
     The vector is summed over all processes. Where several processes hold the same number, each contributes its share. Losses
     and residuals are known to one pipeline stage (elsewhere they are 0); every process has its own part of the state.
     """
     losses = _by_window(output.nll.detach(), windows) / axes.tensor.size
     rows = losses.new_tensor(output.nll.shape[0] / axes.model_parallel_size)
-    residual = output.residual.double().mean() if output.residual.numel() else losses.new_zeros(())
+    residuals = output.residual.double() / axes.tensor.size
+    present = ~residuals.isnan()
+    residual, changes = residuals.nan_to_num().sum(), present.double().sum() / axes.tensor.size
     fast = [output.state[leaf.name].detach() for leaf in output.state.spec if leaf.kind == "fast"]
     squares = sum((s.double().square().sum() for s in fast), losses.new_zeros(()))
     adjoint = output.adjoint.squares(losses.device)
-    return torch.cat([torch.stack([rows, residual / axes.tensor.size, squares]), losses, adjoint])
+    return torch.cat([torch.stack([rows, residual, changes, squares]), losses, adjoint])
 
 
 def _by_window(values: Tensor, windows: Sequence[Window]) -> Tensor:

@@ -100,7 +100,8 @@ def recipe(*changes: str, data: str = "data") -> list[str]:
 
 
 WRONG = {
-    "longer than a sample": (recipe("sleep.window=512"), "sleep.window = 512 (command line): whole samples of data have 20 tokens, in windows of up to 9; set sleep.window=9"),
+    "longer than a sample": (recipe("sleep.window=512"), "sleep.window = 512 (command line): the data in data has windows of 9 tokens; set sleep.window=9"),
+    "longer than a window": (recipe("sleep.window=10"), "sleep.window = 10 (command line): the data in data has windows of 9 tokens; set sleep.window=9"),
     "one window, every": (recipe("sleep.loop.trigger=every", "sleep.passes=2", "sleep.window=20", data="one"), 'sleep.loop.trigger = "every" (command line): samples of one are one window, and the last window of a sample never sleeps, so passes = 2 would change nothing'),
     "one window, context": (recipe("sleep.passes=2", "sleep.window=20", data="one"), "every window of one has targets, so no window would sleep and passes = 2 would change nothing"),
 }  # fmt: skip

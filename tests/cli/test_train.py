@@ -15,6 +15,7 @@ import pytest
 from sleep_data import shards
 from sleep_data.tasks import make
 from sleeptrain.errors import UserError
+from sleeptrain.recipe import load_recipe
 from tests.cli.lines import TINY, Line, run_named
 from tests.train.jobs import text_data
 
@@ -128,12 +129,13 @@ WRONG: dict[str, tuple[list[str], Sequence[str]]] = {
     "split": (recipe("data.split=trian"), ["no split 'trian'", "train"]),
     "vocabulary": (recipe("model.vocab=2"), ["model.vocab = 2 (command line): the data in data/rule110 has 9 tokens", "null"]),
     "window": (recipe("sleep.window=4"), ["sleep.window = 4 (command line)", "windows of 9 tokens; set sleep.window=9"]),
-    "sliding": (recipe("sleep.evict.mode=sliding", "sleep.window=10"), ["sleep.window = 10 (command line)", '"sliding" (command line)', "sleep.window=9"]),
     "trigger": (recipe("data.sources=[{path: text}]", "sleep.window=16", "sleep.passes=2"), ['sleep.loop.trigger = "context" (default)', "set sleep.loop.trigger=every"]),
     "processes": (recipe("mesh.data=2"), ["mesh.data = 2 (command line): 1 process was started", "torchrun --nproc_per_node 2", "mesh.data=0"]),
     "too large a batch": (recipe("train.batch=1000"), ["1000", "use a smaller batch or more data"]),
     "graphs": (recipe("train.cuda_graphs=true", "train.recompute=pass"), ["train.cuda_graphs = true needs a GPU, and torch sees none here; train.cuda_graphs=false"]),
     "kernels": (recipe("train.kernels=require_fused", "model.layers=AG"), ["train.kernels = require_fused, but ", "use train.kernels=auto to train in plain torch"]),
+    "run folder is here": (recipe(run="."), ['run_dir = "." (command line): . is the current folder or above it; name a folder for this run, such as runs/first']),
+    "run folder is above": (recipe(run=".."), ['run_dir = ".." (command line): .. is the current folder or above it']),
     "run folder is a file": (recipe(run="afile"), ['run_dir = "afile" (command line)', "cannot be written", "run_dir=..."]),
     "run folder below a file": (recipe(run="afile/run"), ['run_dir = "afile/run" (command line)', "cannot be written"]),
     "run folder in the void": (recipe(run="/proc/run"), ['run_dir = "/proc/run" (command line)', "cannot be written"]),
@@ -167,6 +169,10 @@ def ran(folder: Path) -> dict[str, Line]:
         "again": recipe("train.steps=3", run="runs/done"),
         "shorter": recipe("train.steps=1", run="runs/done"),
         "diverged": recipe("train.steps=9", "optim.lr=1e30", "checkpoint.every=1", run="runs/diverged"),
+        "own config": ["train", "runs/done/config.yaml", "train.steps=4", "train.micro=8"],
+        "seeds": recipe("--seeds", "3,0", run="runs/seeds"),
+        "one seed": recipe("train.seed=0", run="runs/alone"),
+        "no seed": recipe("--seeds", "1,x", run="runs/none"),
         "many passes": recipe("sleep.passes=200", "train.steps=1", run="runs/many"),
     }
     return run_named(lines, folder)
@@ -212,6 +218,51 @@ def test_a_run_that_diverges_stops_as_a_failure_with_one_message(ran: dict[str, 
     assert len(list((run / "checkpoints").glob("step-*"))) > 0
 
 
+def test_a_run_says_what_it_trains_before_its_first_step(ran: dict[str, Line]) -> None:
+    lines = [line.strip() for line in ran["done"].err.splitlines()]
+    device, model, data, step, kernels = lines[1:6]
+    assert lines[0] == "runs/done: small.yaml"
+    assert device.startswith("device  CPU (") and device.endswith("1 process")
+    assert re.fullmatch(r"model   [\d,]+ parameters in 4 blocks \(AGAG\), fp32", model)
+    assert data == "data    data/rule110: 64 samples of 36 tokens in 4 windows"
+    assert step == "step    8 samples, 288 tokens, N = 1, adamw, recompute none; 2 steps"
+    assert kernels == "kernels plain torch"
+
+
+def test_the_config_of_a_run_continues_it(ran: dict[str, Line], folder: Path) -> None:
+    """Its data is named by absolute paths, so that commands work from every folder."""
+    assert ran["own config"].status == 2 and "train.micro = 8 (command line), was null" in ran["own config"].err
+    config = folder / "runs" / "done" / "config.yaml"
+    resolved = load_recipe(str(config))
+    assert resolved.value.folder(str(config)) == config.parent
+    assert resolved.sources["run_dir"] == f"the folder of {config}"
+    assert [source.path for source in resolved.value.data.sources] == [str(folder / "data" / "rule110")]
+    moved = load_recipe(str(config), ["run_dir=elsewhere"])
+    assert moved.value.folder(str(config)) == Path("elsewhere")
+
+
+def test_several_seeds_are_trained_one_after_the_other(ran: dict[str, Line], folder: Path) -> None:
+    assert ran["seeds"].status == 0, ran["seeds"].err
+    shown = [line for line in ran["seeds"].err.splitlines() if "done" in line]
+    assert shown == ["runs/seeds/seed-3: step 2 of 2, done", "runs/seeds/seed-0: step 2 of 2, done"]
+    assert ran["no seed"].status == 2 and "'x' is not a whole number of at least 0" in ran["no seed"].err
+
+    def losses(run: str) -> list[float]:
+        rows = (folder / "runs" / run / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(row)["loss"] for row in rows]
+
+    assert losses("seeds/seed-0") == losses("alone") != losses("seeds/seed-3")
+
+
+def test_home_is_meant_by_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    value = load_recipe(
+        "rule110-tiny", ["run_dir=~/runs/x", "data.sources=[{path: ~/data}]", "data.cache=~/cache"]
+    ).value
+    assert value.folder("rule110-tiny") == Path("/home/me/runs/x")
+    assert (value.data.sources[0].path, value.data.cache) == ("/home/me/data", "/home/me/cache")
+
+
 def test_many_passes_are_only_slow(ran: dict[str, Line], folder: Path) -> None:
     assert ran["many passes"].status == 0, ran["many passes"].err
     (row,) = (folder / "runs" / "many" / "metrics.jsonl").read_text().splitlines()
@@ -220,7 +271,7 @@ def test_many_passes_are_only_slow(ran: dict[str, Line], folder: Path) -> None:
 
 def test_a_folder_in_which_no_step_was_made_takes_other_values(tmp_path: Path) -> None:
     """A run that failed on its data, say, which are then named rightly."""
-    from sleeptrain.recipe import check_run, load_recipe
+    from sleeptrain.recipe import check_run
 
     (tmp_path / "config.yaml").write_text(load_recipe("rule110-tiny", ["train.batch=32"]).to_yaml())
     check_run(load_recipe("rule110-tiny"), tmp_path)

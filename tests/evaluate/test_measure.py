@@ -1,4 +1,4 @@
-"""Evaluation: counts against a direct count, retention against products of decays, intervals against published values."""
+"""Evaluation: counts against a direct count, residual and retention against their definitions, one number whatever the batch."""
 
 import math
 
@@ -7,8 +7,7 @@ import torch
 
 from sleeptrain.data.batch import Batch
 from sleeptrain.data.manifest import Manifest
-from sleeptrain.evaluate.measure import Measurement, Tally, measure, wilson
-from sleeptrain.evaluate.report import RunResult, compare, markdown, plot_accuracy, print_report, table_rows
+from sleeptrain.evaluate.measure import Tally, measure
 from sleeptrain.model.language import cross_entropy
 from sleeptrain.program import Loop, Sleep, Window
 from tests.model import toy
@@ -41,15 +40,16 @@ def test_counts_equal_a_direct_count():
     m, sleep = toy.model(), Sleep(window=4)
     one = batch()
     measured = measure(m, sleep, manifest(), [one], passes=3)
-    result = toy.forward(m, sleep, list(LAYOUT), one.tokens, one.targets, 3, predict=True)
+    result = toy.forward(m, sleep, list(LAYOUT), one.tokens, one.targets, 3, predict="tokens")
     right = (result.predicted == one.targets).tolist()
     answers = {1: [(0, [8, 9]), (2, [9])], 2: [(0, [11]), (1, [8, 9, 10, 11])]}
     for value, expected in answers.items():
         tally = measured.by_value[value]
-        assert tally.tokens == sum(len(cells) for _, cells in expected) and tally.answers == len(expected)
-        assert tally.right == sum(right[r][c] for r, cells in expected for c in cells)
-        assert tally.exact == sum(all(right[r][c] for c in cells) for r, cells in expected)
-        assert tally.nll == pytest.approx(sum(result.nll[r, c].item() for r, cells in expected for c in cells))
+        assert tally.total("tokens") == sum(len(cells) for _, cells in expected)
+        assert tally.total("answers") == len(expected)
+        assert tally.total("right") == sum(right[r][c] for r, cells in expected for c in cells)
+        assert tally.total("exact") == sum(all(right[r][c] for c in cells) for r, cells in expected)
+        assert tally.total("nll") == pytest.approx(sum(result.nll[r, c].item() for r, cells in expected for c in cells))
     assert measured.loss == pytest.approx(result.nll.sum().item() / 12) and measured.samples == 3
     assert measured.residual == pytest.approx(result.residual.mean().item())
     fast = [result.state[f"layers.{i}.fast"] for i in (1, 3)]
@@ -71,18 +71,83 @@ def test_exact_answers():
     predicted = one.targets[:, 8:12].clone()
     m.logits = FixedPrediction(m, predicted).forward
     measured = measure(m, Sleep(window=4), manifest(), [one], 1)
-    assert all((t.right, t.exact) == (t.tokens, t.answers) for t in measured.by_value.values())
+    assert all(t.share("right", "tokens") == t.share("exact", "answers") == 1 for t in measured.by_value.values())
     predicted[1, 2] = (predicted[1, 2] + 1) % toy.VOCAB
     measured = measure(m, Sleep(window=4), manifest(), [one], 1)
-    assert (measured.by_value[2].exact, measured.by_value[2].answers, measured.by_value[2].right) == (1, 2, 4)
+    assert [measured.by_value[2].total(name) for name in ("exact", "answers", "right")] == [1, 2, 4]
 
 
-def test_fillers_are_not_counted():
-    m = toy.model()
-    measured = measure(m, Sleep(window=4), manifest(), [batch(filler=True)], 2)
-    assert measured.samples == 2 and measured.targets == 8
-    two = Batch(**{k: getattr(batch(), k)[:2] for k in ("tokens", "targets", "groups", "ids")}, labels={})
-    assert measured.state_norm == pytest.approx(measure(m, Sleep(window=4), manifest(), [two], 2).state_norm)
+def part(whole, rows):
+    return Batch(**{k: getattr(whole, k)[rows] for k in ("tokens", "targets", "groups", "ids")}, labels={})
+
+
+def test_fillers_change_no_number():
+    """A filler is a copy of the last row, as the reader makes it."""
+    m, sleep = toy.model(), Sleep(window=4)
+    with_filler, two = part(batch(filler=True), [0, 1, 2, 2]), part(batch(), [0, 1])
+    with_filler.ids[2:] = -1
+    one, other = (measure(m, sleep, manifest(), [rows], 3) for rows in (with_filler, two))
+    assert one.samples == 2 and one.targets == 8
+    for name in ("loss", "residual", "state_norm", "retention"):
+        assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-12), name
+    assert {v: t.summary() for v, t in one.by_value.items()} == {v: t.summary() for v, t in other.by_value.items()}
+
+
+def test_numbers_do_not_depend_on_the_rows_of_a_batch():
+    m, sleep, whole = toy.model(), Sleep(window=4), batch()
+    together, apart, uneven = (
+        measure(m, sleep, manifest(), [part(whole, rows) for rows in split], 3)
+        for split in ([[0, 1, 2]], [[0], [1], [2]], [[0, 1], [2]])
+    )
+    for name in ("loss", "residual", "state_norm", "retention"):
+        assert getattr(apart, name) == pytest.approx(getattr(together, name), rel=1e-12), name
+        assert getattr(uneven, name) == pytest.approx(getattr(together, name), rel=1e-12), name
+
+
+def test_residual_is_that_of_the_definition_without_padding():
+    """Features of every pass, taken from the outside; row 1 ends in padding, and its second window is padding only."""
+    m, sleep, one = toy.model(), Sleep(window=4), part(batch(), [0, 2])
+    one.tokens[1, 3:8] = 99
+    with_pad = Manifest(**{**vars(manifest()), "vocab": 100})
+    m.embed = torch.nn.Embedding.from_pretrained(
+        torch.cat([m.embed.weight.detach(), torch.zeros(100 - toy.VOCAB, m.config.width, dtype=torch.float64)])
+    )
+    features = []
+    m.layers[-1].register_forward_hook(lambda _, __, out: features.append(out[0].detach().clone()))
+    m.logits = lambda h: torch.zeros(*h.shape[:2], toy.VOCAB, dtype=torch.float64)
+    measured = measure(m, sleep, with_pad, [one], 3)
+    assert len(features) == 3 + 3 + 1
+    changes = []
+    for first, window in ((0, slice(0, 4)), (3, slice(4, 8))):
+        for before, after in zip(features[first : first + 2], features[first + 1 : first + 3], strict=True):
+            for row in range(2):
+                real = one.tokens[row, window] != 99
+                if real.any():
+                    x, y = before[row][real], after[row][real]
+                    changes.append(((y - x).square().sum() / x.square().sum()).sqrt().item())
+    assert len(changes) == 2 * 2 + 2
+    assert measured.residual == pytest.approx(sum(changes) / len(changes), rel=1e-6)
+
+
+def test_equal_problems_count_once():
+    """Rows with equal tokens in the windows that the task names pose one problem; by default the whole row is compared."""
+    m, sleep, one = toy.model(), Sleep(window=4), part(batch(), [1, 1, 1])
+    one.tokens[2, :4] = (one.tokens[2, :4] + 1) % toy.VOCAB
+    one.tokens[1, 8:] = (one.tokens[1, 8:] + 1) % toy.VOCAB
+    windows = [{"problem": None}, {"problem": None}]
+    for named, expected in (([0], 2), ([1], 1), (None, 3)):
+        body = {"windows": [*windows, {"problem": named}]}
+        measured = measure(m, sleep, Manifest(**{**vars(manifest()), "body": body}), [one], 1)
+        assert measured.by_value[2].problems == expected
+        assert measured.by_value[2].total("answers") == 3
+
+
+def test_a_tally_keeps_problems_apart():
+    tally = Tally({b"a": [4, 2, 1, 0, 3.0]})
+    tally.add(b"b", [4, 4, 1, 1, 0.5])
+    tally.add(b"a", [4, 4, 1, 1, 0.5])
+    assert tally.problems == 2 and tally.by_problem("right") == [6, 4] and tally.total("nll") == 4
+    assert tally.summary()["accuracy"] == 10 / 12 and tally.summary()["exact"] == 2 / 3
 
 
 @pytest.mark.parametrize("passes", [1, 3])
@@ -106,55 +171,6 @@ def test_retention_is_one_without_tokens_in_between():
     layout, m = (Window(0, 8, False), Window(8, 12, True)), toy.model()
     assert measure(m, Sleep(window=8), manifest(layout), [batch()], 1).retention == 1
     assert measure(m, Sleep(window=8), manifest(layout), [batch()], 2).retention < 1
-
-
-def test_wilson_interval():
-    low, high = wilson(8, 10)
-    assert (low, high) == pytest.approx((0.4901, 0.9433), abs=2e-4)
-    assert wilson(0, 10)[0] == pytest.approx(0, abs=1e-12) and wilson(0, 0) is None
-
-
-@pytest.mark.parametrize("count", [3, 1000, 6640, 2_000_003])
-def test_an_interval_contains_its_share(count):
-    assert wilson(count, count)[1] >= 1 and wilson(0, count)[0] <= 0
-
-
-def run_result(name, passes, right, tokens=1000, seconds=10.0):
-    by_value = {1: Tally(1000, right, 500, right // 2, 100.0), 2: Tally(1000, 500, 500, 10, 600.0)}
-    return RunResult(
-        name, name, 10, tokens, seconds, passes, [Measurement(passes, 500, 700.0, 2000, by_value, 0.5, 1.0, 0.25)]
-    )
-
-
-def test_compare_names_separate_and_overlapping_intervals():
-    lines = compare([run_result("a", 1, 600), run_result("b", 4, 800, seconds=38.0)], manifest())
-    assert lines == [
-        "b (N=4) with 1.00 times the tokens and 3.80 times the time of a (N=1): ahead at t = 1; not separated at t = 2."
-    ]
-    assert "behind at t = 1" in compare([run_result("a", 1, 900), run_result("b", 4, 800)], manifest())[0]
-    assert compare([run_result("a", 1, 900), run_result("b", 1, 800)], manifest()) == []
-
-
-def test_table_and_markdown_have_baselines_and_intervals(tmp_path):
-    header, lines = table_rows([run_result("a", 1, 600)], manifest())
-    assert len({len(header), *map(len, lines)}) == 1
-    assert [line[0] for line in lines] == ["(chance)", "(majority)", "a"]
-    cells = dict(zip(header, lines[-1], strict=True))
-    assert cells["t=1"] == "0.600 [0.569, 0.630]" and cells["retention"] == "0.25"
-    text = markdown([run_result("a", 1, 600)], manifest())
-    assert text.count("\n| ") == 4 and "0.600 [0.569, 0.630]" in text
-    assert plot_accuracy([run_result("a", 1, 600)], manifest(), tmp_path / "p.png")
-    assert (tmp_path / "p.png").stat().st_size > 5000
-
-
-def test_report_on_the_terminal_has_a_column_for_each_run(capsys):
-    print_report([run_result("a", 1, 600), run_result("[b]", 4, 800)], manifest())
-    lines = capsys.readouterr().out.splitlines()
-    header = next(line for line in lines if "N=1" in line)
-    assert header.split() == ["(chance)", "(majority)", "a", "N=1", "[b]", "N=4"]
-    accuracy = next(line for line in lines if line.split()[:1] == ["t=1"])
-    assert accuracy.split()[1:4] == ["0.500", "0.600", "0.600"] and "0.800 [0.774, 0.824]" in accuracy
-    assert lines[-1].startswith("[b] (N=4) with 1.00 times the tokens")
 
 
 def test_all_windows_of_text_are_measured():

@@ -240,8 +240,8 @@ def test_a_window_of_padding_does_not_change_the_state():
 
 def test_residuals_and_predictions():
     m, (tokens, targets) = toy.model(), toy.batch(CONTEXT)
-    result = toy.forward(m, Sleep(window=4), CONTEXT, tokens, targets, 3, predict=True)
-    assert result.residual.shape == (4,) and (result.residual > 0).all()
+    result = toy.forward(m, Sleep(window=4), CONTEXT, tokens, targets, 3, predict="tokens")
+    assert result.residual.shape == (4, len(tokens)) and (result.residual > 0).all()
     assert (result.predicted[:, :8] == -1).all() and (result.predicted[:, 8:] >= 0).all()
     assert toy.forward(m, Sleep(window=4), CONTEXT, tokens, targets, 1).residual.numel() == 0
 

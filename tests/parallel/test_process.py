@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +51,28 @@ def test_an_incomplete_environment_is_a_user_error(monkeypatch: pytest.MonkeyPat
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="but not MASTER_ADDR, MASTER_PORT"):
+        process_module._rank_and_world()
+
+
+def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        code = "from sleeptrain.parallel.process import init_distributed; init_distributed()"
+        environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+        )
+    assert (
+        f"UserError: MASTER_PORT = {port} (environment): another program listens on this port; set a free one"
+        in done.stderr
+    )
+
+
+def test_a_wrong_local_rank_without_a_rank_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "abc")
+    with pytest.raises(UserError, match=r'LOCAL_RANK = "abc" \(environment\): expected a whole number'):
         process_module._rank_and_world()
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
-from sleeptrain.recipe import check_batch, load_recipe
+from sleeptrain.program import Window
+from sleeptrain.recipe import check_batch, complete, load_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,3 +93,15 @@ def test_deepspeed_keys_are_reported_together_with_broken_rules() -> None:
         "deepspeed.dump_stat",
         "mesh.sequence",
     ]
+
+
+def test_sliding_eviction_needs_windows_of_equal_length() -> None:
+    windows = tuple(Window(start, stop, True) for start, stop in ((0, 9), (9, 17), (17, 20)))
+    manifest = Manifest(
+        task="toy", vocab=8, pad=7, query=None, length=20, windows=windows, tokenizer={}, label=None, label_values=(), labels={},
+        baselines={}, splits={}, hash="", body={},
+    )  # fmt: skip
+    sliding = ["sleep.evict.mode=sliding", "sleep.loop.trigger=every"]
+    with pytest.raises(UserError, match=r"sleep\.evict\.mode = .*those in runs/data/rule110-tiny have 3, 8, 9 tokens"):
+        complete(load_recipe("rule110-tiny", sliding), manifest)
+    complete(load_recipe("rule110-tiny", sliding[1:]), manifest)

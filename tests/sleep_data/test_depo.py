@@ -139,6 +139,27 @@ def test_baselines():
     assert 0 < baselines["5"]["exact_majority"] < 0.2
 
 
+@pytest.mark.parametrize("task", [TINY, Depo(nodes=20, names=5, min_length=1, max_length=3, queries=5, window=40)])
+def test_chance_is_the_success_of_a_guesser_of_nodes(task):
+    """A player is shown the true tokens of an answer one by one, and guesses each as a random node that agrees with them."""
+    rows = task.generate("test", 0, 1500)
+    random = np.random.default_rng(0)
+    right, count = {}, {}
+    for tokens, targets, groups in zip(*(rows[name].tolist() for name in ("tokens", "targets", "groups")), strict=True):
+        sample, shown = Sample(task, tokens), []
+        nodes = list(sample.edges)
+        for target, group in zip(targets, groups, strict=True):
+            if group == NO_GROUP:
+                continue
+            possible = [node for node in nodes if node[: len(shown)] == tuple(shown)]
+            guess = possible[random.integers(len(possible))][len(shown)]
+            right[group], count[group] = right.get(group, 0) + (guess == target), count.get(group, 0) + 1
+            shown = [] if target in sample.ends else [*shown, target]
+    for group, baseline in task.baselines().items():
+        share = right[int(group)] / count[int(group)]
+        assert baseline["chance"] == pytest.approx(share, abs=4 * (0.25 / count[int(group)]) ** 0.5), group
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

@@ -1,5 +1,7 @@
 """Rule 110: targets against a bitwise simulator, exact layouts, disjoint splits, and baselines."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -123,6 +125,20 @@ def test_baselines_are_the_published_ones():
     )
     assert baselines["32"]["exact_chance"] == 1 / 16
     assert Rule110(transitions=0).baselines()["0"]["majority"] == pytest.approx(0.5, abs=0.002)
+
+
+def test_the_commonest_whole_state_is_counted():
+    """Of all 1,024 rings of ten cells, each advanced by the bitwise simulator; cells of one ring are not independent."""
+    baselines = Rule110(strings=2, width=10, transitions=(1, 3), variant="dense").baselines()
+    for t in (1, 3):
+        states = Counter(tuple(simulate([number >> i & 1 for i in range(10)], t)) for number in range(1024))
+        ones = sum(count for state, count in states.items() if state[0]) / 1024
+        assert baselines[str(t)] == pytest.approx(
+            {
+                "chance": 0.5, "majority": max(ones, 1 - ones), "exact_chance": 2**-10,
+                "exact_majority": max(states.values()) / 1024,
+            }
+        )  # fmt: skip
 
 
 def test_majority_after_one_step_is_that_of_the_rule():

@@ -38,7 +38,7 @@ def test_the_manifest_describes_the_folder(tmp_path):
     assert body == manifest.read(tmp_path / "a")
     assert body["format"] == 1 and body["task"] == "rule110" and body["seed"] == 7
     assert (body["vocab"], body["pad"], body["query"], body["length"]) == (6, 3, 2, 20)
-    assert body["windows"][-1] == {"start": 18, "stop": 20, "targets": True}
+    assert body["windows"][-1] == {"start": 18, "stop": 20, "targets": True, "problem": None}
     assert body["splits"]["train"]["samples"] == 1500
     assert body["splits"]["train"]["tokens"] == 1500 * 20 and body["splits"]["train"]["targets"] == 3000
     assert body["label"] == {"name": "t", "values": [1, 2]} and set(body["baselines"]) == {"1", "2"}

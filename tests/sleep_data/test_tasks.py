@@ -37,9 +37,9 @@ def test_wrong_requests(name, parameters, message):
 @pytest.mark.parametrize(
     ("task", "version", "sha"),
     [
-        (Rule110(), 1, "0d0ce97b28e2dbe0"),
-        (Rule110(width=10, transitions=(1, 3), variant="dense"), 1, "40de1565b8d6c8f8"),
-        (Depo(), 1, "67f0f6491dbf1908"),
+        (Rule110(), 2, "0d0ce97b28e2dbe0"),
+        (Rule110(width=10, transitions=(1, 3), variant="dense"), 2, "40de1565b8d6c8f8"),
+        (Depo(), 2, "67f0f6491dbf1908"),
     ],
 )
 def test_samples_of_a_version_do_not_change(task, version, sha):

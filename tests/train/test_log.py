@@ -37,6 +37,18 @@ def test_rows_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_damaged_line_costs_no_other_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [json.dumps(row(step)) for step in range(1, 6)]
+    rows[1], rows[3] = rows[1][:9] + "\x00\x00", "[4]"
+    path.write_bytes(("\n".join(rows) + "\n").encode() + b"\xff")
+    resumed = MetricsFile(path, 5)
+    resumed.close()
+    assert [r["step"] for r in read_metrics(path)] == [1, 3]
+    warned = capsys.readouterr().err.splitlines()
+    assert warned == [f"warning: {path}, line {number} is damaged and left out" for number in (2, 4)]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_non_finite_values_are_null(tmp_path: Path, value: float) -> None:
     path = tmp_path / "metrics.jsonl"

@@ -1,0 +1,54 @@
+"""What a run says before its first step: device, mesh, model, data and the size of a step."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from sleeptrain.data.manifest import Manifest
+from sleeptrain.model.counts import parameters
+from sleeptrain.model.deltanet import DeltaNet
+from sleeptrain.model.language import LanguageModel
+from sleeptrain.parallel.process import Process
+from sleeptrain.train.layout import Layout
+
+
+def start_lines(layout: Layout, manifest: Manifest, process: Process) -> Iterator[str]:
+    """One line each for device, model, data and step; known before model and engine are built."""
+    job, mesh, batch = layout.job, layout.job.mesh, layout.batch
+    with torch.device("meta"):
+        count = parameters(LanguageModel(job.model, gated=job.sleep.gated))["total"]
+    sizes = f"data {batch.data} x pipe {mesh.pipe} x tensor {mesh.tensor}, ZeRO {mesh.zero}"
+    yield f"device  {_device(process.device)}, {_several(layout.world, 'process', 'processes')}" + (
+        f" = {sizes}" if layout.world > 1 else ""
+    )
+    yield f"model   {count:,} parameters in {len(job.model.pattern)} blocks ({job.model.layers}), {job.train.precision}"
+    rows = manifest.samples(job.data.split)
+    paths = ", ".join(source.path for source in job.data.sources)
+    windows = _several(len(layout.windows), "window", "windows")
+    yield f"data    {paths}: {rows:,} samples of {layout.length:,} tokens in {windows}"
+    passes = f"N = {job.sleep.max_passes}" if isinstance(job.sleep.passes, int) else f"N up to {job.sleep.max_passes}"
+    yield (
+        f"step    {job.train.batch:,} samples, {layout.tokens_per_step:,} tokens, {passes}, {job.optim.name}, "
+        f"recompute {job.train.recompute}; {layout.steps:,} steps"
+    )
+
+
+def kernels_line(model: nn.Module) -> str:
+    """What runs the fast-weight operators; known once the model is built."""
+    fused = any(module.backend == "auto" for module in model.modules() if isinstance(module, DeltaNet))
+    return f"kernels {'fused Triton kernels' if fused else 'plain torch'}"
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
+    return f"CPU ({platform.machine()}, {_several(torch.get_num_threads(), 'thread', 'threads')})"
+
+
+def _several(count: int, one: str, more: str) -> str:
+    return f"{count:,} {one if count == 1 else more}"
