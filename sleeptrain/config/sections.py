@@ -76,9 +76,7 @@ class SectionReader:
         known = fields_of(kind)
         for key in [key for key in node.value if key not in known]:
             self._unknown(known, (*path, key), node.value[key])
-        values = {
-            name: self.value(known[name], node.value[name], (*path, name)) for name in known if name in node.value
-        }
+        values = {key: self.value(known[key], node.value[key], (*path, key)) for key in known if key in node.value}
         for name, parameter in signature(kind).parameters.items():
             if parameter.default is parameter.empty and name not in values:
                 values[name] = self._fail(f"{'.'.join((*path, name))}: missing; expected {describe(known[name])}")

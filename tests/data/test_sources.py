@@ -8,8 +8,9 @@ import pytest
 
 from sleep_data.build import build_task
 from sleeptrain.data import Data, Evaluation, Reader, Source
-from sleeptrain.data.sources import open_sources
+from sleeptrain.data.sources import DataMissing, open_sources
 from sleeptrain.errors import UserError
+from sleeptrain.recipe.task_files import with_build_command
 
 
 @pytest.fixture
@@ -62,10 +63,17 @@ def test_a_remote_source(copy, data, tmp_path, monkeypatch):
 
 def test_a_missing_folder_names_the_command_that_builds_it(tmp_path):
     path = tmp_path / "rule110-tiny"
-    with pytest.raises(
-        UserError, match=f"does not exist; build it with: sleeptrain data build rule110-tiny --out {path}"
-    ):
+    with pytest.raises(DataMissing, match=f"data folder {path} does not exist; build it") as caught:
         open_sources(Data([Source(str(path))]), "train")
+    [line] = with_build_command(caught.value)
+    assert line.endswith(f"build it with: sleeptrain data build rule110-tiny --out {path}  (or another task)")
+    with pytest.raises(DataMissing) as caught:
+        open_sources(Data([Source(str(tmp_path / "nothing"))]), "train")
+    [line] = with_build_command(caught.value)
+    assert (
+        f"build it with: sleeptrain data build TASK --out {tmp_path / 'nothing'}  (TASK is a file or one of depo,"
+        in line
+    )
     path.mkdir()
     with pytest.raises(UserError, match="is empty"):
         open_sources(Data([Source(str(path))]), "train")
