@@ -29,3 +29,14 @@ def test_commands_run(page, tmp_path):
         )
         assert ran.returncode == 0, f"{line}\n{ran.stdout}\n{ran.stderr}"
         assert "Traceback" not in ran.stderr, f"{line}\n{ran.stderr}"
+
+
+def test_the_commands_that_the_demo_echoes_can_be_pasted(tmp_path):
+    [function] = [line for line in (ROOT / "docs" / "demo.sh").read_text().splitlines() if line.startswith("run() ")]
+    words = ["printf", "%s,", "a b", "[{path: x}]", "it's", "$HOME", "*"]
+    script = f'{function}\nrun "$@" > out\nsed "s/\\x1b\\[[0-9]*m//g; 1s/^\\$ //; 1q" out'
+    echoed = subprocess.run(
+        ["bash", "-c", script, "bash", *words], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    pasted = subprocess.run(["bash", "-c", echoed.stdout], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert pasted.stdout == "a b,[{path: x}],it's,$HOME,*,"

@@ -74,15 +74,13 @@ def test_every_launcher_gives_the_same_losses(folder: Path) -> None:
 @pytest.mark.slow
 def test_several_seeds_under_a_launcher_equal_single_runs(folder: Path) -> None:
     """One process group trains one seed after the other."""
-    done = launch("sleep_launch", folder, "--seeds", "1,0", "train.steps=2", "run_dir=runs/seeds", "mesh.tensor=2")
+    done = launch("sleep_launch", folder, "--seeds", "1,0", "train.steps=2", "run_dir=runs/seeds")
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if "step 2 of 2, done" in line] == [
         f"runs/seeds/seed-{seed}: step 2 of 2, done" for seed in (1, 0)
     ]
     for seed in (0, 1):
-        alone = launch(
-            "sleep_launch", folder, f"train.seed={seed}", "train.steps=2", f"run_dir=runs/alone-{seed}", "mesh.tensor=2"
-        )
+        alone = launch("sleep_launch", folder, f"train.seed={seed}", "train.steps=2", f"run_dir=runs/alone-{seed}")
         assert alone.returncode == 0, alone.stderr
         assert losses(folder / "runs" / "seeds" / f"seed-{seed}") == losses(folder / "runs" / f"alone-{seed}")
 

@@ -16,9 +16,10 @@ STEPS = [
 ]  # fmt: skip
 RUNS = {
     "sliding, range": ["sleep.evict.mode=sliding", "sleep.loop.layers=[2, 6]", "model.tie=false", "train.recompute=window"],
-    "context": ["sleep.loop.trigger=context", "train.recompute=block", "data=rule110"],
+    "context": ["sleep.loop.trigger=context", "train.recompute=block", "data=rule110", "sleep.window=13"],
     "context, range, untied": [
         "sleep.loop.trigger=context", "sleep.loop.layers=[1, 7]", "sleep.loop.feedback=embeddings", "model.tie=false", "data=rule110",
+        "sleep.window=13",
     ],
     "ramp": ["sleep.passes={start: 1, stop: 3, steps: 6}", "model.tie=false", "train.recompute=window", "train.offload=true"],
 }  # fmt: skip

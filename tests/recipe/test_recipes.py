@@ -126,3 +126,12 @@ def test_two_steps_at_toy_size(ran: dict[str, Line], folder: Path, name: str) ->
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["loss"] > 0 and row["grad_norm"] > 0 and not row["skipped"] for row in rows)
     assert rows[0]["passes"] == load_recipe(name).value.sleep.max_passes
+
+
+@pytest.mark.parametrize("name", ["rule110", "rule110-small", "rule110-demo", "rule110-tiny", "depo"])
+def test_the_papers_tasks_carry_nothing_but_fast_weights(name: str) -> None:
+    """As in arXiv 2605.26099; those that are trained with several numbers of passes start from the same decays in all of them."""
+    values = [load_recipe(name, [f"sleep.passes={passes}"]).value for passes in (1, 4)]
+    assert not any(value.sleep.evict.conv_carry for value in values)
+    horizons = {value.model.deltanet.horizon for value in values}
+    assert len(horizons) == 1 and (None in horizons) == (name == "rule110-tiny")

@@ -24,7 +24,13 @@ PROGRAMS = {
     "ramp": [*ALL, "sleep.passes={start: 1, stop: 3, steps: 6}"],
     "large vocabulary": [*ALL, "model.tie=false", "model.vocab=140000"],
     "large vocabulary, tied": [*ALL, "model.tie=true", "model.vocab=140000"],
-    "context": [*RANGE, "sleep.loop.trigger=context", "sleep.loop.feedback=embeddings", "data=rule110"],
+    "context": [
+        *RANGE,
+        "sleep.loop.trigger=context",
+        "sleep.loop.feedback=embeddings",
+        "data=rule110",
+        "sleep.window=9",
+    ],
 }
 ZERO = ["mesh.zero=3"]
 NO_REUSE = [
