@@ -9,17 +9,14 @@ import sys
 
 import torch
 
-from sleeptrain import LanguageModel, Model, Sleep, SleepSession, load_recipe, open_trained
+from sleeptrain import LanguageModel, Loop, Sleep, SleepSession, load_recipe, open_trained
 
 
 def train_and_generate() -> None:
-    """A small model learns to repeat a text, with windows of 16 bytes that sleep twice before they are evicted."""
-    recipe = load_recipe("text-small", ["model.layers=GA", "model.width=32", "model.mlp.hidden=64"]).value
-    config: Model = recipe.model
-    sleep = Sleep(window=16, passes=2, loop=recipe.sleep.loop)
-    model = LanguageModel(
-        Model(config.width, config.layers, config.attention, config.deltanet, config.mlp, vocab=256), seed=0
-    )
+    """A small model learns a text. Its windows have 22 bytes; a second pass over each is made before it is evicted."""
+    sizes = ["model.layers=GA", "model.width=32", "model.mlp.hidden=64", "model.vocab=256"]
+    model = LanguageModel(load_recipe("text-small", sizes).value.model, seed=0)
+    sleep = Sleep(window=22, passes=2, loop=Loop(trigger="every"))  # every window but the last one sleeps
 
     text = torch.tensor([list(b"the fast weights remember what was evicted. " * 2)])
     tokens, targets = text[:, :-1], text[:, 1:]

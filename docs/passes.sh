@@ -3,9 +3,9 @@
 # each, one process each. About half an hour of one CPU core. Folders of runs that are done are used again.
 #   docs/passes.sh [FOLDER]
 set -euo pipefail
-cd "$(dirname "$0")/.."
-export PATH="$PWD/.venv/bin:$PATH"
-out=${1:-runs/passes}
+home=$(cd "$(dirname "$0")/.." && pwd)
+export PATH="$home/.venv/bin:$PATH"
+out=${1:-$home/runs/passes}
 
 train() { OMP_NUM_THREADS=1 sleeptrain train rule110-demo --seeds 0,1,2 "data.sources=[{path: $out/data}]" "$@"; }
 

@@ -1,7 +1,8 @@
 """Pretraining of language models that sleep.
 
-    LanguageModel   a model: `LanguageModel(Model(vocab=258), seed=0)(tokens, sleep=Sleep(window=64, passes=2))`
-    Model, Sleep    the sections `model:` and `sleep:` of a recipe
+    LanguageModel   a model; `model(tokens, sleep=sleep)` are logits, `model(tokens, targets, sleep=sleep)` a loss
+    Model           the section `model:` of a recipe
+    Sleep, Loop     the section `sleep:`, and `loop:` in it
     SleepSession    reads and generates tokens in bounded memory; full windows sleep
     load_recipe     a recipe, its includes and overrides
     open_trained    the model of a run folder or a checkpoint, with its recipe
@@ -16,15 +17,16 @@ if TYPE_CHECKING:
     from sleeptrain.inference import SleepSession
     from sleeptrain.model.config import Model
     from sleeptrain.model.language import LanguageModel
-    from sleeptrain.program import Sleep
+    from sleeptrain.program import Loop, Sleep
     from sleeptrain.recipe import load_recipe
     from sleeptrain.recipe.load_trained import open_trained
 
-__all__ = ["LanguageModel", "Model", "Sleep", "SleepSession", "load_recipe", "open_trained"]
+__all__ = ["LanguageModel", "Loop", "Model", "Sleep", "SleepSession", "load_recipe", "open_trained"]
 __version__ = "0.1.0"
 
 _MODULES = {
     "LanguageModel": "sleeptrain.model.language",
+    "Loop": "sleeptrain.program",
     "Model": "sleeptrain.model.config",
     "Sleep": "sleeptrain.program",
     "SleepSession": "sleeptrain.inference",

@@ -10,7 +10,7 @@ import torch
 import sleeptrain
 from sleeptrain import LanguageModel, Model, Sleep, SleepSession
 from sleeptrain.model.init import initialise
-from sleeptrain.program import Loop
+from sleeptrain.program import Loop, Window
 from tests.cli.runs import untrained
 from tests.model import toy
 from tests.train.jobs import rule110_data
@@ -62,6 +62,24 @@ def test_logits_are_those_of_a_session_and_the_loss_is_their_cross_entropy(trigg
     torch.testing.assert_close(loss.double(), -(expected[0, 1] + expected[1, 2]).double() / 2, rtol=1e-6, atol=1e-6)
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in m.parameters())
+
+
+def test_requests_that_do_not_fit_are_refused():
+    m, tokens = toy.model(), torch.zeros(2, 8, dtype=torch.long)
+    every = Sleep(window=4, passes=2, loop=Loop(trigger="every"))
+    with pytest.raises(ValueError, match=r"none would sleep and passes = 2 would change nothing; use Sleep"):
+        m(tokens, tokens, sleep=Sleep(window=4, passes=2))
+    with pytest.raises(ValueError, match=r"\[rows, length\] with a length of at least 1, not \[8\]"):
+        m(tokens[0], sleep=every)
+    for windows in ([Window(0, 4, True)], [Window(0, 3, True), Window(4, 8, True)], [Window(2, 8, True)]):
+        with pytest.raises(ValueError, match="windows must follow one another from token 0 to 8"):
+            m(tokens, sleep=every, windows=windows)
+    with pytest.raises(ValueError, match="the window of tokens 0 to 3 has targets, but is not predicted"):
+        m(tokens, tokens, sleep=every, windows=[Window(0, 4, False), Window(4, 8, True)])
+    gated = Sleep(window=4, passes=2, loop=Loop(trigger="every", feedback="gated"))
+    for use in (lambda: m(tokens, sleep=gated), lambda: SleepSession(m, gated)):
+        with pytest.raises(ValueError, match="gated=True"):
+            use()
 
 
 def test_sizes_below_one_are_refused():

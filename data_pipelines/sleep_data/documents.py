@@ -34,11 +34,11 @@ def find(paths: Sequence[str]) -> list[Path]:
 
 
 def left_out(paths: Sequence[str]) -> dict[str, int]:
-    """Number of files under the given folders that are not read, by suffix ("" without one); "broken link" for links to nothing."""
+    """Number of files under the given folders that are not read, by suffix ("" without one); "no file" for pipes and links to nothing."""
     counts: Counter[str] = Counter()
     for path, _ in _walk(paths):
         if not path.is_file():
-            counts["broken link"] += 1
+            counts["no file"] += 1
         elif not _is_readable(path):
             counts[path.suffix] += 1
     return dict(sorted(counts.items()))
@@ -94,12 +94,19 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _rows(path: Path) -> Iterator[bytes]:
     try:
+        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise ValueError(f"{path} needs the package pyarrow: pip install pyarrow") from None
-    file = parquet.ParquetFile(path)
+    try:
+        file = parquet.ParquetFile(path)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} cannot be read as a .parquet file: {error}") from None
     if "text" not in file.schema_arrow.names:
         raise ValueError(f'{path} has no column "text"; its columns are {", ".join(file.schema_arrow.names)}')
+    kind = file.schema_arrow.field("text").type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        raise ValueError(f'{path}: the column "text" has the type {kind}; it must be a string')
     for batch in file.iter_batches(columns=["text"]):
         for text in batch.column(0).to_pylist():
             yield (text or "").encode(errors="replace")

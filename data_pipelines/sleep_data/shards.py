@@ -14,6 +14,7 @@ import numpy as np
 
 from sleep_data import manifest
 from sleep_data.task import IGNORED, SPLITS, Arrays, Task
+from sleep_data.tokenize import TOKENIZER
 
 SHARD_BYTES = 1 << 26
 """Bytes of a shard before compression."""
@@ -52,6 +53,8 @@ def build(
                 continue
             blocks = task.blocks(split, count, seed)
             splits[split], encodings = _write_split(task, staging / split, split, blocks, count, progress, shard_bytes)
+        if content := task.vocabulary().content:
+            (staging / TOKENIZER).write_bytes(content)
         body = manifest.compose(task, request, encodings, splits)
         manifest.write(staging, body)
         staging.chmod(0o755)  # mkdtemp creates folders that only their owner can read

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,6 +49,8 @@ class Vocabulary:
     query: int | None = None
     source: str = ""
     """Hash of the tokenizer file; empty where `symbols` defines the ids."""
+    content: bytes = field(default=b"", repr=False)
+    """The tokenizer file, which is kept beside the shards."""
 
     @property
     def hash(self) -> str:

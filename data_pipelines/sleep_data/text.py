@@ -148,9 +148,13 @@ def _is_test_document(document: bytes, holdout: int) -> bool:
 
 
 def _part(document: bytes, holdout: int, split: str) -> bytes:
-    """The last 1/holdout of a document for the test split, the rest for training; cut before a line, if not too far, or character."""
-    cut = len(document) - len(document) // holdout
-    line = document.rfind(b"\n", cut // 2, cut) + 1
+    """The last 1/holdout of a document for the test split, the rest for training.
+
+    It is cut at the start of a line, if that holds out no more than half as much again, else at the start of a character.
+    """
+    held = max(1, len(document) // holdout)
+    cut = len(document) - held
+    line = document.rfind(b"\n", max(0, cut - held // 2), cut) + 1
     while 0 < cut < len(document) and document[cut] & 0xC0 == 0x80:  # a byte that continues a character in UTF-8
         cut -= 1
     cut = line or cut

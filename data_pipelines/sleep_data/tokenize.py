@@ -10,6 +10,9 @@ import numpy as np
 
 from sleep_data.task import Vocabulary
 
+TOKENIZER = "tokenizer.json"
+"""Name of the copy of a tokenizer file in a folder of shards, and in the folder of a run."""
+
 
 class Tokenizer(Protocol):
     """Encodes the bytes of a document as token ids."""
@@ -61,7 +64,7 @@ class FileTokenizer:
         ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
         self.bos = max(ids, default=-1) + 1
         source = hashlib.sha256(content).hexdigest()
-        self.vocabulary = Vocabulary("file", (), self.bos + 2, self.bos + 1, source=source)
+        self.vocabulary = Vocabulary("file", (), self.bos + 2, self.bos + 1, source=source, content=content)
 
     def encode(self, document: bytes) -> np.ndarray:
         """BOS, then the ids of the text. Bytes that are not UTF-8 are decoded as the replacement character U+FFFD."""

@@ -79,7 +79,8 @@ def run_build(args: argparse.Namespace) -> int:
         print(json.dumps(manifest, indent=1))
         return 0
     counts = ", ".join(
-        f"{split} {entry['samples']:,} samples" for split, entry in sorted(manifest["splits"].items(), reverse=True)
+        f"{split} {entry['samples']:,} samples of {entry['tokens']:,} tokens"
+        for split, entry in sorted(manifest["splits"].items(), reverse=True)
     )
     print(f"{args.out}: {manifest['task']}, {counts}")
     return 0

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     text = _prompt(args)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     trained = open_trained(args.folder)
-    codec = Codec(trained.manifest)
+    codec = Codec(trained.manifest, trained.run)
     prompt = codec.encode(text)
     if not text or not prompt:
         raise UserError(
@@ -97,6 +97,7 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.prompt_file is None:
         return str(args.prompt)
     try:
-        return str(args.prompt_file.read_text())
-    except (OSError, UnicodeDecodeError) as error:
+        # As it stands: not even line ends are converted, and bytes that are not UTF-8 are kept.
+        return str(args.prompt_file.read_bytes().decode("utf-8", "surrogateescape"))
+    except OSError as error:
         raise UserError(f"--prompt-file {args.prompt_file} cannot be read: {error}") from None

@@ -76,13 +76,16 @@ def run(args: argparse.Namespace) -> int:
 def load_run(args: argparse.Namespace, seed: int | None) -> Any:
     """The recipe with the command line's changes; with a seed of `--seeds`, that seed and its folder in the run folder."""
     from sleeptrain.recipe import load_recipe
+    from sleeptrain.recipe.continuation import check_seeds
     from sleeptrain.run.folder import seed_folder
 
     resolved = load_recipe(args.recipe, args.overrides)
     if seed is None:
         return resolved
-    folder = seed_folder(resolved.value.folder(args.recipe), seed)
-    return load_recipe(args.recipe, [*args.overrides, f"train.seed={seed}", f"run_dir={json.dumps(str(folder))}"])
+    base = resolved.value.folder(args.recipe)
+    check_seeds(resolved, base, args.seeds)
+    folder = json.dumps(str(seed_folder(base, seed)), ensure_ascii=False)
+    return load_recipe(args.recipe, [*args.overrides, f"train.seed={seed}", f"run_dir={folder}"])
 
 
 def explain(rows: list[tuple[str, Any, str]]) -> None:
@@ -115,6 +118,8 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     newest = checkpoint.latest(folder / "checkpoints")
     action = "begin" if newest is None else f"continue from {newest.name}"
     print(f"\nDry run: everything was checked and nothing was written. The run would {action} in {folder}.")
+    if args.seeds and len(args.seeds) > 1:
+        print(f"The other seeds, {', '.join(map(str, args.seeds[1:]))}, differ in their folders alone.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Confidence intervals: of a share over distinct problems, of a mean over seeds, and of the difference of two means."""
+"""Confidence intervals over distinct problems and over seeds: of a share, a mean, and the difference of two."""
 
 from __future__ import annotations
 
@@ -30,11 +30,45 @@ def share_interval(right: Sequence[float], count: Sequence[float]) -> Interval |
     if problems == 1:
         return 0.0, 1.0
     variance = float(np.square(r - p * n).sum()) / total**2
-    effective = problems if variance == 0 else min(p * (1 - p) / variance, total)
+    if p in (0, 1):
+        effective: float = problems
+    else:
+        effective = min(p * (1 - p) / max(variance, 1e-300), total)
     z = float(t.ppf((1 + LEVEL) / 2, problems - 1))
     middle, spread = p + z * z / (2 * effective), z * math.sqrt(p * (1 - p) / effective + (z / (2 * effective)) ** 2)
     low, high = (middle - spread) / (1 + z * z / effective), (middle + spread) / (1 + z * z / effective)
-    return min(low, p), max(high, p)  # at shares of 0 and 1 a bound equals the share, except for rounding
+    # At shares of 0 and 1 a bound equals the share, except for rounding.
+    return max(0.0, min(low, p)), min(1.0, max(high, p))
+
+
+def problem_difference_interval(
+    a: Sequence[float], count_a: Sequence[float], b: Sequence[float], count_b: Sequence[float]
+) -> Interval | None:
+    """95 % interval of sum(a) / sum(count_a) - sum(b) / sum(count_b) over problems, which pose both; None for fewer than two.
+
+    a, count_a, b, count_b   by problem, in one order: how much is right and how much there is
+    """
+    from scipy.stats import t
+
+    if len(a) < 2:
+        return None
+    shares = [np.asarray(right, float) / np.sum(count) for right, count in ((a, count_a), (b, count_b))]
+    weights = [np.asarray(count, float) / np.sum(count) for count in (count_a, count_b)]
+    # The contribution of each problem to the difference of two ratio estimators (linearisation).
+    parts = (shares[0] - shares[0].sum() * weights[0]) - (shares[1] - shares[1].sum() * weights[1])
+    difference, problems = float(shares[0].sum() - shares[1].sum()), len(a)
+    spread = float(t.ppf((1 + LEVEL) / 2, problems - 1)) * math.sqrt(
+        float(np.square(parts).sum()) * problems / (problems - 1)
+    )
+    return difference - spread, difference + spread
+
+
+def hull(*intervals: Interval | None) -> Interval | None:
+    """The smallest interval that contains all of them; None if one is None."""
+    known = [interval for interval in intervals if interval is not None]
+    if len(known) < len(intervals):
+        return None
+    return min(low for low, _ in known), max(high for _, high in known)
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:

@@ -38,6 +38,10 @@ class Tally:
         self._by_problem.setdefault(problem, np.zeros(len(self.COLUMNS)))
         self._by_problem[problem] += counts
 
+    def items(self) -> Iterable[tuple[bytes, Sequence[float]]]:
+        """(identity, counts) of every problem."""
+        return [(problem, counts.tolist()) for problem, counts in self._by_problem.items()]
+
     @property
     def problems(self) -> int:
         """Number of distinct problems."""

@@ -11,7 +11,7 @@ from typing import Any
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.evaluate.compare import compare
 from sleeptrain.evaluate.measure import Measurement
-from sleeptrain.evaluate.seeds import RunResult, SeedGroup, group_by_recipe, mean_of, summary
+from sleeptrain.evaluate.seeds import SHARES, RunResult, SeedGroup, group_by_recipe, mean_of, summary
 from sleeptrain.evaluate.table import print_table
 
 NONE = "–"
@@ -30,11 +30,10 @@ COLUMNS = (
     "retention",
 )
 """Columns before those of the label values."""
-SHARES = (("accuracy", "interval"), ("exact", "exact_interval"))
-"""The shares of a label value and their intervals, as `Tally.summary` names them."""
 NOTES = (
-    "Accuracy is per answer token, `exact` per whole answer. Brackets are 95 % intervals: with several seeds of the mean over "
-    "seeds (Student's t), followed by the smallest and the largest seed; with one seed over distinct problems (Wilson). "
+    "Accuracy is per answer token, `exact` per whole answer. Brackets are 95 % intervals over distinct problems (Wilson); with "
+    "several seeds they contain that over seeds (Student's t), too, and the smallest and the largest seed follow. Verdicts are on "
+    "accuracy. "
     "`N trained` is the number of passes in training, `N` that in evaluation. `horizon` is the half-life of the slowest heads at "
     "initialisation, in tokens over all passes. Retention is the share of what the first pass over the first window wrote to "
     "the fast weights that decay leaves at the start of the last window, for the best head. Residual is the relative change of "
@@ -79,7 +78,7 @@ def _group_json(group: SeedGroup) -> Iterator[dict[str, Any]]:
     for passes, measured in group.by_passes():
         by_value: dict[str, dict[str, Any]] = {}
         for value in sorted(measured[0].by_value):
-            shares = {share: summary(measured, value, share, interval) for share, interval in SHARES}
+            shares = {share: summary(measured, value, share) for share in SHARES}
             by_value[str(value)] = {
                 name: {"values": list(s.values), "mean": s.mean, "interval": s.interval}
                 for name, s in shares.items()
@@ -111,8 +110,8 @@ def table_rows(groups: Sequence[SeedGroup], manifest: Manifest) -> tuple[list[st
                 f"{group.first.tokens:,}", _number(group.seconds, "{:.0f}"), _number(loss, "{:.4f}"),
                 _number(residual, "{:.3f}"), _number(norm, "{:.3g}"), _number(retention, "{:.2g}"),
             ]  # fmt: skip
-            for share, interval in SHARES if manifest.label else SHARES[:1]:
-                row += [str(summary(measured, value, share, interval) or NONE) for value in values]
+            for share in SHARES if manifest.label else ("accuracy",):
+                row += [str(summary(measured, value, share) or NONE) for value in values]
             rows.append(row)
     return header, rows
 
@@ -174,7 +173,7 @@ def plot_accuracy(results: Sequence[RunResult], manifest: Manifest, path: Path) 
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for group in groups:
         for passes, measured in group.by_passes():
-            found = [(i, summary(measured, value, *SHARES[0])) for i, value in enumerate(values)]
+            found = [(i, summary(measured, value, "accuracy")) for i, value in enumerate(values)]
             shown = [(i, one, one.interval or (one.mean, one.mean)) for i, one in found if one]
             below = [max(0.0, one.mean - low) for _, one, (low, _) in shown]
             above = [max(0.0, high - one.mean) for _, one, (_, high) in shown]

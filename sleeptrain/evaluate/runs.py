@@ -84,9 +84,12 @@ def _open_split(trained: Trained, data: str | None, rows: int, samples: int | No
 def _result(trained: Trained, name: str, manifest: Manifest, measured: list[Measurement]) -> RunResult:
     """The measurements of a run with the tokens and the time of its training."""
     metrics = [row for row in read_metrics(trained.run / "metrics.jsonl") if row["step"] <= trained.step]
-    seconds = sum(row["seconds"] for row in metrics) if metrics else None
+    times = [row["seconds"] for row in metrics if isinstance(row.get("seconds"), float)]
+    seconds = sum(times) if times and len(times) == trained.step else None  # unknown where a row was lost
     tokens = trained.step * trained.recipe.train.batch * manifest.length
-    return RunResult(name, str(trained.run), trained.step, tokens, seconds, trained.recipe, measured)
+    return RunResult(
+        name, str(trained.run), trained.step, tokens, seconds, trained.recipe, trained.manifest.hash, measured
+    )
 
 
 def _names(paths: Sequence[str]) -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from sleeptrain.evaluate.intervals import Interval, mean_interval
-from sleeptrain.evaluate.measure import Measurement
+from sleeptrain.evaluate.intervals import Interval, hull, mean_interval, share_interval
+from sleeptrain.evaluate.measure import Measurement, Tally
 from sleeptrain.recipe.recipe import Recipe
 
 
@@ -26,6 +27,8 @@ class RunResult:
     seconds: float | None
     """Total time of the training steps; None if the run has no metrics."""
     recipe: Recipe
+    data: str
+    """Hash of the data it was trained on."""
     measured: Sequence[Measurement]
 
     @property
@@ -82,26 +85,42 @@ def group_by_recipe(results: Sequence[RunResult]) -> list[SeedGroup]:
     groups: list[list[RunResult]] = []
     for result in results:
         for group in groups:
-            alike = _without_seed(group[0].recipe) == _without_seed(result.recipe) and group[0].step == result.step
+            alike = group[0].step == result.step and not differences(group[0], result)
             if alike and result.seed not in [run.seed for run in group]:
                 group.append(result)
                 break
         else:
             groups.append([result])
-    return [SeedGroup(group[0].name, group) for group in groups]
+    names = [group[0].name for group in groups]
+    return [
+        SeedGroup(
+            name if names.count(name) == 1 else f"{name} (step {group[0].step})",
+            sorted(group, key=lambda run: run.seed),
+        )
+        for name, group in zip(names, groups, strict=True)
+    ]
 
 
-def _without_seed(recipe: Recipe) -> Recipe:
-    """The recipe without its seed and what changes nothing that is learned."""
-    default = Recipe()
-    train = replace(
-        recipe.train, seed=0, micro=default.train.micro, recompute=default.train.recompute, offload=default.train.offload,
-        kernels=default.train.kernels, cuda_graphs=default.train.cuda_graphs,
-    )  # fmt: skip
-    return replace(
-        recipe, train=train, run_dir=None, data=default.data, mesh=default.mesh, log=default.log,
-        checkpoint=default.checkpoint,
-    )  # fmt: skip
+NOT_LEARNED = re.compile(
+    r"run_dir|(mesh|log|checkpoint)(\..*)?|data\.(sources|workers|cache|eval_split)(\..*)?"
+    r"|train\.(seed|micro|recompute|offload|kernels|cuda_graphs)"
+)
+"""Fields of a recipe that two runs of it may differ in."""
+
+
+def differences(one: RunResult, other: RunResult) -> list[str]:
+    """Dotted paths of the fields in which two runs differ, without the seed and what changes nothing that is learned."""
+    a, b = (dict(_leaves(asdict(run.recipe))) for run in (one, other))
+    found = [path for path in a | b if a.get(path) != b.get(path) and not NOT_LEARNED.fullmatch(path)]
+    return [*found, "data"] if one.data != other.data else found
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield path, value
+        return
+    for key, child in value.items():
+        yield from _leaves(child, f"{path}.{key}" if path else key)
 
 
 @dataclass(frozen=True)
@@ -111,7 +130,7 @@ class Summary:
     values: Sequence[float]
     """The share of each run."""
     interval: Interval | None
-    """95 %: over seeds if there are several, else over distinct problems."""
+    """95 % over distinct problems, and if there are several runs, over seeds, too: the smallest that contains both."""
 
     @property
     def mean(self) -> float:
@@ -121,16 +140,33 @@ class Summary:
     def __str__(self) -> str:
         low, high = self.interval or (self.mean, self.mean)
         spread = f" {min(self.values):.3f}–{max(self.values):.3f}" if len(self.values) > 1 else ""
-        return f"{self.mean:.3f} [{max(low, 0):.3f}, {min(high, 1):.3f}]{spread}"
+        return f"{self.mean:.3f} [{low:.3f}, {high:.3f}]{spread}"
 
 
-def summary(measured: Sequence[Measurement], value: int, share: str, interval: str) -> Summary | None:
-    """The share of a label value, by the names that `Tally.summary` gives it; None where a run has none."""
-    tables = [m.by_value[value].summary() for m in measured if value in m.by_value]
-    if len(tables) < len(measured) or any(table[share] is None for table in tables):
+SHARES = {"accuracy": ("right", "tokens"), "exact": ("exact", "answers")}
+"""The columns of a tally whose ratio is a share."""
+
+
+def summary(measured: Sequence[Measurement], value: int, share: str) -> Summary | None:
+    """A share of a label value over the runs of a group; None where a run has none."""
+    tallies = [m.by_value[value] for m in measured if value in m.by_value]
+    shares = [s for tally in tallies if (s := tally.share(*SHARES[share])) is not None]
+    if len(shares) < len(measured):
         return None
-    shares = [table[share] for table in tables]
-    return Summary(shares, mean_interval(shares) if len(shares) > 1 else tables[0][interval])
+    pooled = pool(tallies)
+    interval = share_interval(*(pooled.by_problem(column) for column in SHARES[share]))
+    if len(shares) > 1 and (over_seeds := mean_interval(shares)):
+        interval = hull(interval, (max(0.0, over_seeds[0]), min(1.0, over_seeds[1])))
+    return Summary(shares, interval)
+
+
+def pool(tallies: Sequence[Tally]) -> Tally:
+    """The counts of several runs over the same problems together."""
+    pooled = Tally()
+    for tally in tallies:
+        for problem, counts in tally.items():
+            pooled.add(problem, counts)
+    return pooled
 
 
 def mean_of(measured: Sequence[Measurement], value: Callable[[Measurement], Any]) -> float | None:

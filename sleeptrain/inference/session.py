@@ -30,6 +30,7 @@ class SleepSession:
         """`passes` overrides N, which is the largest of `sleep.passes` by default. Raises ValueError for sizes below 1."""
         if batch < 1 or (passes is not None and passes < 1):
             raise ValueError(f"batch = {batch} and passes = {passes} must be at least 1; the first pass is counted")
+        model.check_feedback(sleep)
         self.model, self.sleep = model, sleep
         self.passes = passes if passes is not None else sleep.max_passes
         weight = model.embed.weight

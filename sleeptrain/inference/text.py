@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from sleep_data.tokenize import ByteTokenizer, FileTokenizer
+from sleep_data.tokenize import TOKENIZER, ByteTokenizer, FileTokenizer
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
 
@@ -14,23 +15,26 @@ from sleeptrain.errors import UserError
 class Codec:
     """Encodes prompts and decodes generated tokens.
 
-    Raises UserError where the tokenizer file is missing or differs from the one that built the data.
+    A tokenizer file is that of `folder`, the run, which has a copy; without one that of the path that the data was built
+    with. Raises UserError where it is missing or differs from the one that built the data.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, folder: Path | None = None) -> None:
         self.kind: str = manifest.tokenizer["kind"]
         self.symbols: list[str] = manifest.tokenizer["vocabulary"]
         self.pad = manifest.pad
-        self._tokenizer: Any = self._open(manifest) if self.kind in ("bytes", "file") else None
+        self._tokenizer: Any = self._open(manifest, folder) if self.kind in ("bytes", "file") else None
 
-    def _open(self, manifest: Manifest) -> Any:
+    def _open(self, manifest: Manifest, folder: Path | None) -> Any:
         if self.kind == "bytes":
             return ByteTokenizer()
-        path = manifest.body["parameters"]["tokenizer"]
+        copy = folder / TOKENIZER if folder else None
+        path = str(copy) if copy and copy.exists() else manifest.body["parameters"]["tokenizer"]
         try:
             loaded = FileTokenizer(path)
         except ValueError as error:
-            raise UserError(str(error)) from None
+            where = f"; put it into {folder}, as {TOKENIZER}" if folder else ""
+            raise UserError(f"{error}{where}") from None
         if loaded.vocabulary.hash != manifest.tokenizer["hash"]:
             raise UserError(f"tokenizer {path} was changed since the data was built; put the old file back")
         return loaded

@@ -108,12 +108,17 @@ class LanguageModel(nn.Module):
         valid             [rows, length] bool, false at padding; None where there is none
 
         Logits are float32 [rows, tokens of the predicted windows, vocab]. Plain autograd: every activation is saved for
-        backward. The trainer recomputes them instead, by `train.recompute`.
+        backward. The trainer recomputes them instead, by `train.recompute`. Raises ValueError where shapes, windows or targets
+        do not fit, and where no window would sleep although `sleep.passes` is above 1.
         """
         from sleeptrain.model.sleep import run  # which imports this module
 
-        if windows is None:
-            windows = cut_windows(sleep, tokens.shape[1], targets)
+        self.check_feedback(sleep)
+        if tokens.ndim != 2 or not tokens.shape[1] or (targets is not None and targets.shape != tokens.shape):
+            shapes = f"{list(tokens.shape)}{'' if targets is None else f' and {list(targets.shape)}'}"
+            raise ValueError(f"tokens and targets must be [rows, length] with a length of at least 1, not {shapes}")
+        windows = cut_windows(sleep, tokens.shape[1], targets) if windows is None else windows
+        check_windows(sleep, windows, tokens.shape[1], targets)
         scored = torch.full_like(tokens, IGNORED) if targets is None else targets
         batch = MicroBatch(tokens, scored, self.zero_state(sleep, tokens.shape[0]), valid)
         program = compile(sleep, windows, len(self.layers))
@@ -127,6 +132,13 @@ class LanguageModel(nn.Module):
         weight, (first, stop) = next(self.parameters()), self.local_blocks
         spec = [leaf for leaf in leaves(self.config, sleep, weight.dtype) if first <= leaf.layer < stop]
         return State.zeros(spec, batch, weight.device)
+
+    def check_feedback(self, sleep: Sleep) -> None:
+        """Raise ValueError where `sleep.loop.feedback` needs weights that the model was built without."""
+        if sleep.gated and self.feedback is None:
+            raise ValueError(
+                'feedback "gated" has weights of its own; build the model as LanguageModel(config, gated=True)'
+            )
 
     def keep_stage(self, first: int, stop: int) -> None:
         """Reduce the model to one pipeline stage, in place.
@@ -182,6 +194,29 @@ def cut_windows(sleep: Sleep, length: int, targets: Tensor | None) -> list[Windo
     if targets is None:
         return [Window(start, stop, stop == length) for start, stop in spans]
     return [Window(start, stop, bool((targets[:, start:stop] != IGNORED).any())) for start, stop in spans]
+
+
+def check_windows(sleep: Sleep, windows: Sequence[Window], length: int, targets: Tensor | None) -> None:
+    """Raise ValueError unless the windows divide `length` tokens, hold all targets, and some sleep if there are passes for it."""
+    edges = [0, *(window.stop for window in windows)]
+    if [window.start for window in windows] != edges[:-1] or edges[-1] != length:
+        raise ValueError(
+            f"windows must follow one another from token 0 to {length}, not {[(w.start, w.stop) for w in windows]}"
+        )
+    for window in windows:
+        if (
+            targets is not None
+            and not window.targets
+            and bool((targets[:, window.start : window.stop] != IGNORED).any())
+        ):
+            raise ValueError(
+                f"the window of tokens {window.start} to {window.stop - 1} has targets, but is not predicted"
+            )
+    if sleep.max_passes > 1 and sleep.loop.trigger == "context" and all(window.targets for window in windows):
+        raise ValueError(
+            f"every window has targets, so that none would sleep and passes = {sleep.max_passes} would change nothing; use "
+            'Sleep(..., loop=Loop(trigger="every")) for text'
+        )
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

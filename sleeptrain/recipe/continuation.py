@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from sleep_data.tokenize import TOKENIZER
 from sleeptrain.config import Resolved
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
@@ -28,9 +30,10 @@ def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
     folder = resolved.value.folder(name)
     try:
         check_run(resolved, folder, manifest)
-        # Paths of the data are saved so that they are right from every folder.
-        located = dataclasses.replace(resolved.value, data=resolved.value.data.located())
-        write_run_folder(folder, dataclasses.replace(resolved, value=located).to_yaml(), manifest.body)
+        # Paths of the data are saved so that they are right from every folder. The folder of a run is where its config.yaml is.
+        located = dataclasses.replace(resolved.value, data=resolved.value.data.located(), run_dir=None)
+        config = dataclasses.replace(resolved, value=located).to_yaml()
+        write_run_folder(folder, config, manifest.body, Path(located.data.sources[0].path) / TOKENIZER)
     except OSError as error:
         raise UserError(
             f"{resolved.at('run_dir')}: {folder} cannot be written ({error.strerror}: {error.filename}); "
@@ -44,10 +47,7 @@ def check_run(resolved: Resolved[Recipe], folder: Path, manifest: Manifest | Non
 
     So it does for the current folder and those above it, unless they hold a run: a run writes many files.
     """
-    if not is_run_config(folder / CONFIG) and Path.cwd().is_relative_to(folder.resolve()):
-        raise UserError(
-            f"{resolved.at('run_dir')}: {folder} is the current folder or above it; name a folder for this run, such as runs/first"
-        )
+    _check_not_here(resolved, folder)
     if has_steps(folder) and (changes := _changes(resolved, folder / CONFIG)):
         way_out = "take the old values to continue it, or start another run with run_dir=..."
         raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changes])
@@ -55,6 +55,24 @@ def check_run(resolved: Resolved[Recipe], folder: Path, manifest: Manifest | Non
         raise UserError(
             f"{folder} was trained on other data than {paths_of(resolved.value)} holds now; restore the old data to continue it, "
             "or start another run with run_dir=..."
+        )
+
+
+def check_seeds(resolved: Resolved[Recipe], folder: Path, seeds: Sequence[int]) -> None:
+    """Raise UserError if a seed is given twice, or if the folder of several seeds holds a run itself."""
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {','.join(map(str, seeds))}: a seed is given twice")
+    if is_run_config(folder / CONFIG):
+        raise UserError(
+            f"{folder} holds a run, and --seeds would put others into it; name another folder with run_dir=..."
+        )
+    _check_not_here(resolved, folder)
+
+
+def _check_not_here(resolved: Resolved[Recipe], folder: Path) -> None:
+    if not is_run_config(folder / CONFIG) and Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{resolved.at('run_dir')}: {folder} is the current folder or above it; name a folder for this run, such as runs/first"
         )
 
 

@@ -15,6 +15,7 @@ from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.recipe.recipe import Recipe, load_recipe
+from sleeptrain.run.folder import runs_of_seeds
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def _find_checkpoint(path: Path) -> tuple[Path, Path]:
         if newest is None:
             raise UserError(f"{path} has no checkpoint yet; train it first: sleeptrain train {path / 'config.yaml'}")
         return path, newest
+    if (seeds := runs_of_seeds(path)) != [str(path)]:
+        raise UserError(f"{path} holds several runs; name one of {', '.join(seeds)}")
     run = path.resolve().parent.parent
     if not (run / "config.yaml").exists() or not re.fullmatch(r"step-\d+", path.resolve().name):
         raise UserError(f"{path} is neither a run folder nor a checkpoint of one; {hint}")

@@ -47,7 +47,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Resolved[Recipe]:
     """
     resolved = load(name, list(overrides), Recipe, configs_root(), check=partial(check, RULES))
     if is_run_config(Path(name)) and resolved.source(("run_dir",)) != SOURCE:
-        value = dataclasses.replace(resolved.value, run_dir=str(Path(name).parent))
+        folder = Path(name).parent
+        folder = folder if folder.name not in ("", "..") else folder.resolve()  # messages name the run
+        value = dataclasses.replace(resolved.value, run_dir=str(folder))
         return dataclasses.replace(
             resolved, value=value, places=resolved.places | {("run_dir",): f"the folder of {name}"}
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sleeptrain import checkpoint
+from sleeptrain.errors import UserError
 from sleeptrain.run.environment import environment
 
 CONFIG, MANIFEST, ENVIRONMENT = "config.yaml", "manifest.json", "environment.json"
@@ -15,7 +16,8 @@ SEED = "seed-"
 
 def is_run_config(path: Path) -> bool:
     """Whether a file is the configuration of a run, in its folder."""
-    return path.name == CONFIG and (path.parent / MANIFEST).is_file()
+    beside = (MANIFEST, ENVIRONMENT, "metrics.jsonl", "checkpoints")
+    return path.name == CONFIG and path.is_file() and any((path.parent / name).exists() for name in beside)
 
 
 def seed_folder(folder: Path, seed: int) -> Path:
@@ -48,23 +50,28 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def data_hash(folder: Path) -> str | None:
-    """The hash of the data that the run in `folder` was trained on; None where there is no manifest."""
+    """The hash of the data that the run in `folder` was trained on; None where there is no manifest. UserError if it is damaged."""
     path = folder / MANIFEST
-    return str(json.loads(path.read_text())["hash"]) if path.exists() else None
+    try:
+        return str(json.loads(path.read_text())["hash"]) if path.exists() else None
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy it from the folder of the data") from None
 
 
-def write_run_folder(folder: Path, config: str, manifest: dict[str, Any]) -> None:
-    """Make the folder if it is new and write configuration, manifest and environment. Raises OSError.
+def write_run_folder(folder: Path, config: str, manifest: dict[str, Any], tokenizer: Path) -> None:
+    """Make the folder if it is new and write configuration, manifest, environment, and a copy of `tokenizer` if it is a file.
 
-    Every file is written beside its place and renamed, so that no file is ever half written.
+    Raises OSError. Every file is written beside its place and renamed, so that no file is ever half written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / CONFIG, config)
-    _write(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
-    _write(folder / ENVIRONMENT, json.dumps(environment(), indent=2))
+    _write(folder / CONFIG, config.encode())
+    _write(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    _write(folder / ENVIRONMENT, json.dumps(environment(), indent=2).encode())
+    if tokenizer.is_file():
+        _write(folder / tokenizer.name, tokenizer.read_bytes())
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
     staged = path.with_name(path.name + ".tmp")
-    staged.write_text(text)
+    staged.write_bytes(content)
     staged.replace(path)

@@ -173,6 +173,10 @@ def ran(folder: Path) -> dict[str, Line]:
         "seeds": recipe("--seeds", "3,0", run="runs/seeds"),
         "one seed": recipe("train.seed=0", run="runs/alone"),
         "no seed": recipe("--seeds", "1,x", run="runs/none"),
+        "one seed twice": recipe("--seeds", "1,1", run="runs/none"),
+        "seeds in a run": recipe("--seeds", "1", run="runs/done"),
+        "several runs": ["generate", "runs/seeds", "--prompt", "0"],
+        "two groups": ["eval", "runs/seeds", "--samples", "8", "--json"],
         "many passes": recipe("sleep.passes=200", "train.steps=1", run="runs/many"),
     }
     return run_named(lines, folder)
@@ -246,6 +250,18 @@ def test_several_seeds_are_trained_one_after_the_other(ran: dict[str, Line], fol
     shown = [line for line in ran["seeds"].err.splitlines() if "done" in line]
     assert shown == ["runs/seeds/seed-3: step 2 of 2, done", "runs/seeds/seed-0: step 2 of 2, done"]
     assert ran["no seed"].status == 2 and "'x' is not a whole number of at least 0" in ran["no seed"].err
+
+    assert (ran["one seed twice"].status, ran["one seed twice"].err) == (
+        2,
+        "error: --seeds 1,1: a seed is given twice\n",
+    )
+    assert (
+        ran["seeds in a run"].status == 2
+        and "runs/done holds a run, and --seeds would put" in ran["seeds in a run"].err
+    )
+    assert "holds several runs; name one of runs/seeds/seed-0, runs/seeds/seed-3" in ran["several runs"].err
+    body = json.loads(ran["two groups"].out)
+    assert [run["seed"] for run in body["runs"]] == [0, 3] and [group["seeds"] for group in body["groups"]] == [[0, 3]]
 
     def losses(run: str) -> list[float]:
         rows = (folder / "runs" / run / "metrics.jsonl").read_text().splitlines()

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from sleeptrain.evaluate.intervals import difference_interval, mean_interval, share_interval
+from sleeptrain.evaluate.intervals import (
+    difference_interval,
+    hull,
+    mean_interval,
+    problem_difference_interval,
+    share_interval,
+)
 
 
 def test_many_problems_of_one_answer_have_the_wilson_interval():
@@ -18,7 +24,31 @@ def test_many_problems_of_one_answer_have_the_wilson_interval():
 
 @pytest.mark.parametrize("count", [3, 1000, 6640])
 def test_an_interval_contains_its_share(count):
-    assert share_interval([1] * count, [1] * count)[1] >= 1 and share_interval([0] * count, [1] * count)[0] <= 0
+    assert share_interval([1] * count, [1] * count)[1] == 1 and share_interval([0] * count, [1] * count)[0] == 0
+
+
+def test_intervals_change_gradually():
+    """Where all problems have one share, or all but a token of one."""
+    alike, almost = share_interval([5] * 20, [16] * 20), share_interval([5] * 19 + [6], [16] * 20)
+    assert alike == pytest.approx(almost, abs=0.01)
+    low, high = share_interval([1] * 20, [49] * 20)
+    assert low < 1 / 49 < high and high - low > 0.01
+
+
+def test_a_difference_over_problems_is_that_of_resampled_problems():
+    random = np.random.default_rng(1)
+    count = random.integers(1, 9, size=80)
+    difficulty = random.beta(1, 1, size=80)
+    a, b = random.binomial(count, difficulty), random.binomial(count, difficulty * 0.8)
+    draws = random.integers(80, size=(20000, 80))
+    resampled = a[draws].sum(1) / count[draws].sum(1) - b[draws].sum(1) / count[draws].sum(1)
+    low, high = problem_difference_interval(a, count, b, count)
+    assert (low, high) == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.01)
+    assert problem_difference_interval([1], [1], [0], [1]) is None
+
+
+def test_hull():
+    assert hull((0, 2), (1, 3)) == (0, 3) and hull((0, 1), None) is None
 
 
 def test_repeated_problems_do_not_narrow_an_interval():

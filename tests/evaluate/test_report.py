@@ -22,7 +22,7 @@ MANIFEST = Manifest(
 )  # fmt: skip
 
 
-def run_result(name, passes, right, *, seed=0, tokens=1000, seconds=10.0, horizon=64, **train):
+def run_result(name, passes, right, *, seed=0, tokens=1000, seconds=10.0, horizon=64, data="d", **train):
     """A run that gives `right` of 500 answers of two tokens at t=1, and half of them at t=2."""
     by_value = {
         1: Tally({bytes([i % 256, i // 256]): [2, 2 * (i < right), 1, i < right, 1.0] for i in range(500)}),
@@ -32,7 +32,7 @@ def run_result(name, passes, right, *, seed=0, tokens=1000, seconds=10.0, horizo
         model=Model(deltanet=DeltaNetConfig(horizon=horizon)), sleep=Sleep(passes=passes), train=Train(seed=seed, **train)
     )  # fmt: skip
     measured = [Measurement(passes, 500, 700.0, 2000, by_value, 0.5, 1.0, 0.25)]
-    return RunResult(name, f"runs/{name}/{seed}", 10, tokens, seconds, recipe, measured)
+    return RunResult(name, f"runs/{name}/{seed}", 10, tokens, seconds, recipe, data, measured)
 
 
 def seeds(name, passes, rights, **options):
@@ -49,6 +49,7 @@ def test_runs_that_differ_in_the_seed_or_in_what_is_not_learned_are_one_group():
     for different in (
         run_result("b", 2, 100, seed=1), run_result("b", 1, 100, seed=1, batch=7), run_result("b", 1, 100),
         run_result("b", 1, 100, seed=1, horizon=65), dataclasses.replace(other, step=11),
+        run_result("b", 1, 100, seed=1, data="e"),
     ):  # fmt: skip
         assert [group.seeds for group in group_by_recipe([one, different])] == [[0], [different.seed]]
 
@@ -59,7 +60,7 @@ def test_verdicts_come_from_seeds():
     assert line.startswith(
         "b (N=4) with 1.00 times the tokens and 3.80 times the time of a (N=1): ahead at t = 1 (+0.190 ["
     )
-    assert "not separated at t = 2" not in line or "(+0.000 [+0.000, +0.000])" in line
+    assert line.endswith("; not separated at t = 2 (+0.000 [+0.000, +0.000]).")
     [line] = lines(*seeds("a", 1, (400, 405, 395)), *seeds("b", 4, (300, 310, 305)))
     assert "behind at t = 1 (-0.190 [" in line
     [line] = lines(*seeds("a", 1, (300, 400, 200)), *seeds("b", 4, (350, 260, 420)))
@@ -72,6 +73,29 @@ def test_one_seed_and_other_decays_give_no_verdict():
     assert line.endswith("of a (N=1): no verdict from one seed; train several with --seeds 0,1,2.")
     [line] = lines(*seeds("a", 1, (100, 110)), *seeds("b", 4, (500, 490), horizon=256))
     assert "no verdict, since their initial decays differ (model.deltanet.horizon 256 and 64)" in line
+
+
+def test_what_else_differs_is_said():
+    [line] = lines(*seeds("a", 1, (100, 110)), *seeds("b", 4, (400, 410), batch=7, data="e"))
+    assert " and another train.batch, data of a (N=1): ahead at t = 1" in line
+
+
+def test_a_difference_on_few_problems_is_no_verdict_however_alike_the_seeds():
+    [line] = lines(*seeds("a", 1, (499, 499, 499)), *seeds("b", 4, (500, 500, 500)))
+    assert "ahead" not in line and "not separated at t = 1 (+0.002 [-0.002, +0.006])" in line
+    assert "ahead at t = 1" in lines(*seeds("a", 1, (490, 490)), *seeds("b", 4, (500, 500)))[0]
+
+
+def test_an_interval_over_seeds_is_not_narrower_than_over_problems():
+    same = table_rows(group_by_recipe(seeds("a", 1, (300, 300, 300))), MANIFEST)
+    one = table_rows(group_by_recipe(seeds("a", 1, (300,))), MANIFEST)
+    cells = [dict(zip(header, rows[-1], strict=True))["t=1 exact"] for header, rows in (same, one)]
+    assert cells[0] == f"{cells[1]} 0.600–0.600"
+
+
+def test_runs_at_several_steps_are_told_apart():
+    runs = [run_result("a", 1, 300), dataclasses.replace(run_result("a", 1, 310, seed=1), step=12)]
+    assert [group.name for group in group_by_recipe(runs)] == ["a (step 10)", "a (step 12)"]
 
 
 def test_pairing_needs_equal_seeds_and_samples():
@@ -93,7 +117,7 @@ def test_table_and_markdown_have_baselines_and_intervals(tmp_path):
     assert plot_accuracy(one, MANIFEST, tmp_path / "p.png") and (tmp_path / "p.png").stat().st_size > 5000
     three = seeds("a", 1, (300, 310, 305))
     cells = dict(zip(header, table_rows(group_by_recipe(three), MANIFEST)[1][-1], strict=True))
-    assert cells["seeds"] == "3" and cells["t=1 exact"] == "0.610 [0.585, 0.635] 0.600–0.620"
+    assert cells["seeds"] == "3" and cells["t=1 exact"] == "0.610 [0.567, 0.651] 0.600–0.620"
     assert plot_accuracy(three, MANIFEST, tmp_path / "q.png")
 
 

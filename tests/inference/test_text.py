@@ -92,7 +92,13 @@ def test_a_tokenizer_file_round_trips_and_a_changed_one_is_refused(documents: Pa
     ids = codec.encode("naïve ∞")
     assert ids[0] == codec.stop
     assert "".join(codec.decode(ids[1:])) == "naïve ∞"
-    file.write_text(file.read_text().replace("[]", "[ ]"))
+    assert (tmp_path / "text" / "tokenizer.json").read_bytes() == file.read_bytes()
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "tokenizer.json").write_bytes(file.read_bytes())
+    original = file.read_text()
+    file.write_text(original.replace("[]", "[ ]"))
+    assert Codec(with_file, run).encode("naïve") == codec.encode("naïve"), "the copy in the run is taken"
     with pytest.raises(UserError, match=r"tokenizer .*tokenizer.json was changed since the data was built"):
         Codec(with_file)
     file.unlink()

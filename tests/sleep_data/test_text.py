@@ -122,6 +122,11 @@ def test_of_a_single_file_the_end_is_held_out(tmp_path):
         train, test = read["train"][: len(read["train"]) // count], read["test"][: len(read["test"]) // count]
         assert train + test == text and train * count == read["train"] and test * count == read["test"]
         assert train.endswith(b"\n") and len(text) // 10 <= len(test) < len(text) // 10 + 25
+    folder = tmp_path / "one break"
+    folder.mkdir()
+    task = write(folder, [b"x" * 5200 + b"\n" + b"y" * 4800])
+    targets = rows_of(task, "test")["targets"]
+    assert (targets >= 0).sum() == 5000, "half is held out, not what follows a line break far away"
     folder = tmp_path / "one line"
     folder.mkdir()
     task = write(folder, ["ü".encode() * 101])
@@ -145,7 +150,7 @@ def test_links_are_followed_and_files_that_are_not_read_are_named(tmp_path):
     task = Text(paths=(str(corpus),), window=8, windows_per_sample=1, holdout=2)
     assert sorted(path.resolve().name for path in find((str(corpus),))) == ["UPPER.TXT", "a.txt"]
     [note] = task.notes()
-    assert note.startswith("left out: 1 without suffix, 1 .gz, 1 broken link; read are files ending in .txt,")
+    assert note.startswith("left out: 1 without suffix, 1 .gz, 1 no file; read are files ending in .txt,")
     (corpus / "gone.txt").unlink()
     assert Text(paths=(str(outside / "deep" / "a.txt"),)).notes() == []
 
@@ -231,6 +236,16 @@ def test_parquet(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
+    for name, content, message in (
+        ("a", pyarrow.table({"text": [b"bytes"]}), 'the column "text" has the type binary; it must be a string'),
+        ("b", pyarrow.table({"body": ["x"]}), 'no column "text"; its columns are body'),
+        ("c", None, "cannot be read as a .parquet file"),
+    ):
+        path = tmp_path / f"{name}.parquet"
+        path.write_bytes(b"PAR1") if content is None else parquet.write_table(content, path)
+        with pytest.raises(ValueError, match=f"{path.name}.*{message}"):
+            list(Text(paths=(str(path),)).blocks("train", None, 0))
+        path.unlink()
     parquet.write_table(pyarrow.table({"text": ["one", None, "two"]}), tmp_path / "x.parquet")
     task = Text(paths=(str(tmp_path),), window=4, windows_per_sample=1, holdout=2)
     texts = [json.dumps(b["targets"].tolist()) for split in ("train", "test") for b in task.blocks(split, None, 0)]
