@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from sleeptrain.evaluate.intervals import (
     difference_interval,
@@ -85,5 +86,8 @@ def test_differences_are_paired_or_welchs():
     # Equal variances of .04 and sizes of 3: four degrees of freedom, t(0.975, 4) = 2.776445.
     spread = 2.776445 * (2 * 0.04 / 3) ** 0.5
     assert (low, high) == pytest.approx((0.1 - spread, 0.1 + spread), abs=1e-6)
+    uneven = difference_interval([0.9, 0.5, 0.7, 0.71], [0.6, 0.61], paired=False)
+    expected = ttest_ind([0.9, 0.5, 0.7, 0.71], [0.6, 0.61], equal_var=False).confidence_interval(0.95)
+    assert uneven == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert difference_interval(a, [0.1], paired=False) is None
     assert difference_interval([0.5, 0.5], [0.25, 0.25], paired=False) == (0.25, 0.25)
