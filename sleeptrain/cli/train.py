@@ -206,8 +206,11 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
         say(str(stage_balance(layout)))
     if setup.step:
         say(f"{folder}: continuing at step {setup.step} of {layout.steps}")
-    with explain_lost_process(process):
-        return train_loop(setup)
+    try:
+        with explain_lost_process(process):
+            return train_loop(setup)
+    finally:
+        reader.close()  # the next seed has its own
 
 
 def open_data(resolved: Any, batch: BatchLayout, process: Process) -> tuple[Any, Reader]:
