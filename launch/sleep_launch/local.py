@@ -60,10 +60,11 @@ def run(
     status = 1
     ranks: list[subprocess.Popen[bytes]] = []
     try:
-        with _forward_signals(ranks):
+        with _forwarded_signals(ranks) as signals:
             port = str(_free_port())
             for rank in range(processes):
                 ranks.append(_start(arguments, rank, processes, port, env or {}, folder))
+            signals.forward()
             status = _wait_all(ranks, folder, timeout)
     finally:
         _terminate(ranks)
@@ -112,21 +113,40 @@ def _start(
         )
 
 
+class _Signals:
+    """Signals of the launcher, each forwarded once to all ranks. Those that arrive while ranks are started wait for the last one."""
+
+    def __init__(self, ranks: list[subprocess.Popen[bytes]]) -> None:
+        self._ranks = ranks
+        self._pending: list[int] = []
+        self._started = False
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        self._pending.append(number)
+        if self._started:
+            self.forward()
+
+    def forward(self) -> None:
+        """Send to running ranks what has arrived, and from now on everything at once."""
+        self._started = True
+        while self._pending:
+            number = self._pending.pop(0)
+            for rank in self._ranks:
+                if rank.poll() is None:
+                    rank.send_signal(number)
+
+
 @contextlib.contextmanager
-def _forward_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Forward SIGINT and SIGTERM to running ranks. Does nothing outside the main thread, which alone may handle signals."""
+def _forwarded_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[_Signals]:
+    """Receives SIGINT and SIGTERM for the ranks. Does nothing outside the main thread, which alone may handle signals."""
+    signals = _Signals(ranks)
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield signals
         return
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.send_signal(number)
-
-    handlers = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, signals.receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield signals
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

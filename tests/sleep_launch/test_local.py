@@ -112,6 +112,50 @@ print("finished by", int(signal.sigwait(numbers)), flush=True)
     assert (tmp_path / "rank-1.log").read_text() == f"finished by {int(number)}\n"
 
 
+def test_a_signal_that_arrives_while_ranks_are_started_reaches_all_of_them(tmp_path: Path) -> None:
+    """Each of them once: a second one would mean to stop without saving."""
+    rank = """
+import os, signal, sys
+numbers = {signal.SIGINT, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+open(sys.argv[1] + os.environ["RANK"], "w").close()
+first = signal.sigwait(numbers)
+print(int(first), signal.sigtimedwait(numbers, 0.5))
+"""
+    launcher = """
+import os, signal, sys, time
+from pathlib import Path
+from sleep_launch import local
+
+start = local._start
+
+def start_and_interrupt(command, rank, *rest):
+    process = start(command, rank, *rest)
+    while not Path(command[-1] + str(rank)).exists():
+        time.sleep(0.01)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)  # the rank runs, but its start has not returned
+    return process
+
+local._start = start_and_interrupt
+sys.exit(local.main(sys.argv[1:]))
+"""
+    words = [
+        "--processes",
+        "3",
+        "--log-dir",
+        str(tmp_path),
+        "--timeout",
+        "60",
+        "--",
+        *python(rank),
+        str(tmp_path / "ready-"),
+    ]
+    done = subprocess.run([sys.executable, "-c", launcher, *words], capture_output=True, text=True, check=False)
+    outputs = [done.stdout, *((tmp_path / f"rank-{number}.log").read_text() for number in (1, 2))]
+    assert (done.returncode, outputs) == (0, ["15 None\n"] * 3), done.stderr
+
+
 def test_status_after_a_timeout_is_124(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(python(PAUSE), 2, timeout=0.2) == TIMED_OUT
     assert "still running after 0.2 s" in capfd.readouterr().err

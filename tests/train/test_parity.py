@@ -8,20 +8,24 @@ from tests.train import parity
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 CELLS = [
-    (program, layout)
-    for layouts in parity.LAYOUTS.values()
-    for layout in layouts
-    for program in parity.PROGRAMS
-    if layout != parity.AUTOGRAD and parity.runs(layout, program)
+    pytest.param(*cell, marks=pytest.mark.slow if parity.in_sample(*cell) else pytest.mark.exhaustive)
+    for cell in parity.cells()
 ]
+"""CI runs a sample of the grid, `make drills` the rest; docs/parity.md has all of it."""
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    return parity.grid(tmp_path_factory.mktemp("parity"))
+def found(request, tmp_path_factory):
+    """The measurements of the cells that were selected."""
+    chosen = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+    wanted = [(params["program"], params["layout"]) for params in chosen]
+    return parity.grid(tmp_path_factory.mktemp("parity"), wanted)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("program, layout", CELLS)
 def test_a_layout_equals_plain_autograd(found, program, layout):
     ran, reference = found[program, layout], found[program, parity.AUTOGRAD]
@@ -41,6 +45,14 @@ def test_the_reference_is_another_computation(found):
     """It adds the gradients of a weight's uses in another order, which shows in the last bits of some programs."""
     pairs = [(found[p, parity.AUTOGRAD], found[p, "executor, recompute none"]) for p in parity.PROGRAMS]
     assert any(not parity.same_bits(*pair) for pair in pairs)
+
+
+def test_the_sample_has_every_program_and_every_layout():
+    sample = {cell for cell in parity.cells() if parity.in_sample(*cell)}
+    assert {program for program, _ in sample} == set(parity.PROGRAMS)
+    assert {layout for _, layout in sample} == {layout for _, layout in parity.cells()}
+    several = [layout for _, layout in sample if layout not in parity.LAYOUTS[1]]
+    assert all(2 <= several.count(layout) <= 3 for layout in several)
 
 
 def test_the_page_has_these_rows_and_columns():
