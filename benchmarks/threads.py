@@ -2,7 +2,7 @@
 
 As many processes as there are cores compute all the time. Beside them the same training runs alternately as a user starts it,
 with the default number of threads, and with OMP_NUM_THREADS=1. The ratio is that of the median times of a step, in pairs.
-`spinning` is the default of OpenMP, in which waiting threads spin; the command turns it off (`sleeptrain/cli/main.py`).
+`spinning`: waiting threads spin (OMP_WAIT_POLICY=ACTIVE). The command lets them sleep (`sleeptrain/cli/main.py`).
 """
 
 from __future__ import annotations
