@@ -55,7 +55,8 @@ test: $(VENV) $(ENGINES)
 test-slow: $(VENV) .venv-triton-360/triton
 	.venv/bin/python -m pytest -m 'slow and not engines' $(PARALLEL)
 
-# Faults drawn at random, DRILLS of them or those of DRILL_SEEDS, and all of the grids of which CI runs a sample. A failed drill prints the command that repeats it.
+# Faults drawn at random, DRILLS of them or those of DRILL_SEEDS, and the rest of the grids of which CI runs a sample.
+# A failed drill prints the command that repeats it.
 drills: $(VENV)
 	.venv/bin/python -m pytest -v -m 'drill or exhaustive' -k '$(DRILL)' --drill-seeds $(DRILL_SEEDS)
 

@@ -106,7 +106,7 @@ def measure(point: Point, remedy: Remedy, width: int) -> dict[str, float | None]
     loop = Loop(trigger="every", layers=middle if remedy.middle else "all", **remedy.loop)
     sleep = Sleep(window=point.length, passes=point.passes, loop=loop, gradient=Gradient(**remedy.gradient))
     layout = [Window(i * point.length, (i + 1) * point.length, True) for i in range(point.windows)]
-    model = LanguageModel(config, gated=sleep.gated)
+    model = LanguageModel(config, gated=sleep.gated, seed=None)
     initialise(model, seed=0, horizon=2 * point.passes * layout[-1].stop)
     tokens = torch.randint(VOCAB, (1, layout[-1].stop + 1), generator=torch.Generator().manual_seed(1))
     count = layout[-1].stop

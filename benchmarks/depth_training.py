@@ -23,12 +23,11 @@ from typing import Any
 
 from gated_delta_cpu import cpu_name
 
+from sleeptrain.evaluate.intervals import mean_interval
 from sleeptrain.run.environment import environment
 from sleeptrain.train.growth import residual_scale
 from sleeptrain.train.log import read_metrics
 
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""The 97.5 % quantile of Student's t, by number of seeds."""
 HORIZON = 1024
 """`deltanet.horizon` of all runs: twice the tokens that two passes over 8 windows of 32 write."""
 
@@ -90,8 +89,9 @@ def final(body: dict[str, Any]) -> float:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half of the 95 % interval over seeds."""
-    half = STUDENT[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-    return statistics.mean(values), half
+    bounds = mean_interval(values)
+    assert bounds is not None, "one seed has no interval"
+    return statistics.mean(values), (bounds[1] - bounds[0]) / 2
 
 
 def report(found: dict[Run, dict[str, Any]], seeds: Sequence[int], blocks: Sequence[int]) -> Iterator[str]:

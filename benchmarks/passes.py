@@ -91,7 +91,7 @@ def trainer(
     recorder: GraphRecorder | None,
 ) -> Trainer:
     """A new model, always with the same weights, and a program over windows that are all predicted."""
-    model = LanguageModel(config).to(device)
+    model = LanguageModel(config, seed=None).to(device)
     windows = [Window(i * sleep.window, (i + 1) * sleep.window, True) for i in range(WINDOWS)]
     initialise(model, 0, 2 * windows[-1].stop)
     graph_cache = None if recorder is None else GraphCache(recorder, torch.float32)

@@ -52,7 +52,7 @@ def saved_bytes(recompute: str, evict: str, rows: int, passes: int, windows: int
     """Bytes saved by one forward pass, and the sizes of what policies save."""
     over = [f"sleep.passes={passes}", f"sleep.evict.mode={evict}", f"sleep.window={LENGTH}"]
     recipe = load_recipe("text-small", over).value
-    model = LanguageModel(dataclasses.replace(recipe.model, vocab=VOCAB))
+    model = LanguageModel(dataclasses.replace(recipe.model, vocab=VOCAB), seed=None)
     layout = text(windows, LENGTH)
     initialise(model, 0, layout[-1].stop)
     data, program = batch(layout, rows, VOCAB), compile(recipe.sleep, layout, len(recipe.model.pattern))

@@ -76,7 +76,7 @@ def stepper(case: Case, rows: int) -> tuple[dict[int, Callable[[], float]], dict
     """For each number of passes a function that runs one step and returns its CPU seconds; the details of the case; and
     the ratio of token passes."""
     recipe = load_recipe(case.recipe, [f"sleep.passes={PASSES}", "train.precision=fp32", *case.overrides]).value
-    model = LanguageModel(dataclasses.replace(recipe.model, vocab=case.vocab))
+    model = LanguageModel(dataclasses.replace(recipe.model, vocab=case.vocab), seed=None)
     length = case.layout[-1].stop
     initialise(model, 0, 2 * PASSES * length)
     detail = {

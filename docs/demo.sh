@@ -21,6 +21,7 @@ run sleeptrain data build text --out $out/data/text "paths=[$library/asyncio, $l
 step "(b) the same small hybrid on Rule 110 with one pass and with four: same data, same seed, two processes each"
 two rule110-demo sleep.passes=1 run_dir=$out/n1
 two rule110-demo sleep.passes=4 run_dir=$out/n4
+
 step "(c) text: every window is predicted in pass 1 and then sleeps"
 two text-small run_dir=$out/text "data.sources=[{path: $out/data/text}]" train.steps=250
 

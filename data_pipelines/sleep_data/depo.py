@@ -145,10 +145,8 @@ class Depo:
         """Chance is one of the nodes of a test cycle; the frequencies of tokens and words are those of test samples."""
         rows = self.generate("test", 0, 2 * BLOCK)
         first_end = BOS + 1 + self.names
-        majority, chance = (
-            baselines.majority(rows),
-            baselines.guessed_words(rows, range(first_end, first_end + self.names)),
-        )
+        majority = baselines.majority(rows)
+        chance = baselines.guessed_words(rows, range(first_end, first_end + self.names))
         return {
             k: {"chance": chance[k], "exact_chance": 1 / self.nodes} | majority[k] for k in sorted(majority, key=int)
         }

@@ -119,7 +119,8 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     action = "begin" if newest is None else f"continue from {newest.name}"
     print(f"\nDry run: everything was checked and nothing was written. The run would {action} in {folder}.")
     if args.seeds and len(args.seeds) > 1:
-        print(f"The other seeds, {', '.join(map(str, args.seeds[1:]))}, differ in their folders alone.")
+        others = ", ".join(map(str, args.seeds[1:]))
+        print(f"After seed {args.seeds[0]} the command would train seed {others}, in folders beside this one.")
     return 0
 
 

@@ -43,7 +43,7 @@ class Data:
             object.__setattr__(self, "cache", os.path.expanduser(self.cache))
 
     def located(self) -> Data:
-        """This section with absolute paths, which it means the same from every folder."""
+        """This section with absolute paths, which mean the same in every current folder."""
         sources = [
             source if is_remote(source.path) else replace(source, path=os.path.abspath(source.path))
             for source in self.sources

@@ -76,5 +76,5 @@ def _difference(
     paired = more.seeds == fewer.seeds and more.first.tokens == fewer.first.tokens and same_samples
     return hull(
         difference_interval(*values, paired=paired),
-        problem_difference_interval(by_problem[0], by_problem[1], by_problem[2], by_problem[3]),
+        problem_difference_interval(*by_problem),
     )

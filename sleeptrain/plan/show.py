@@ -10,6 +10,7 @@ from sleeptrain.plan.memory import ProcessMemory
 from sleeptrain.plan.plan import Plan
 from sleeptrain.plan.traffic import Traffic
 from sleeptrain.train.growth import depth_note
+from sleeptrain.train.start import several
 
 KEPT = {
     "h": "features", "received h": "features received", "S": "fast weights", "conv": "convolution tails",
@@ -37,12 +38,12 @@ def _sizes(plan: Plan) -> Iterator[str]:
         )
     yield f"processes    {plan.layout.world} = data {batch.data} x pipe {mesh.pipe} x tensor {mesh.tensor}, ZeRO {mesh.zero}"
     yield (
-        f"a step       {job.train.batch} rows of {_several(len(windows), 'window')}, {plan.layout.tokens_per_step:,} tokens, "
-        f"{_several(passes, 'pass')}"
+        f"a step       {job.train.batch} rows of {several(len(windows), 'window')}, {plan.layout.tokens_per_step:,} tokens, "
+        f"{several(passes, 'pass')}"
     )
     yield (
-        f"             each process: {_several(batch.accumulation, 'backward')} of {_several(batch.group, 'micro-batch')} of "
-        f"{_several(batch.micro, 'row')}"
+        f"             each process: {several(batch.accumulation, 'backward')} of {several(batch.group, 'micro-batch')} of "
+        f"{several(batch.micro, 'row')}"
     )
 
 
@@ -122,11 +123,6 @@ def _notes(plan: Plan) -> Iterator[str]:
 
 def _row(word: str, cells: Iterable[str]) -> str:
     return f"{word:<19}" + "".join(f"{cell:>12}" if len(cell) < 12 else f" {cell}" for cell in cells)
-
-
-def _several(n: int, word: str) -> str:
-    plural = f"{word}es" if word.endswith(("s", "ch")) else f"{word}s"
-    return f"{n} {word if n == 1 else plural}"
 
 
 def size(n: float) -> str:

@@ -22,14 +22,13 @@ def start_lines(layout: Layout, manifest: Manifest, process: Process) -> Iterato
     with torch.device("meta"):
         count = parameters(LanguageModel(job.model, gated=job.sleep.gated))["total"]
     sizes = f"data {batch.data} x pipe {mesh.pipe} x tensor {mesh.tensor}, ZeRO {mesh.zero}"
-    yield f"device  {_device(process.device)}, {_several(layout.world, 'process', 'processes')}" + (
+    yield f"device  {_device(process.device)}, {several(layout.world, 'process')}" + (
         f" = {sizes}" if layout.world > 1 else ""
     )
     yield f"model   {count:,} parameters in {len(job.model.pattern)} blocks ({job.model.layers}), {job.train.precision}"
     rows = manifest.samples(job.data.split)
     paths = ", ".join(source.path for source in job.data.sources)
-    windows = _several(len(layout.windows), "window", "windows")
-    yield f"data    {paths}: {rows:,} samples of {layout.length:,} tokens in {windows}"
+    yield f"data    {paths}: {rows:,} samples of {layout.length:,} tokens in {several(len(layout.windows), 'window')}"
     passes = f"N = {job.sleep.max_passes}" if isinstance(job.sleep.passes, int) else f"N up to {job.sleep.max_passes}"
     yield (
         f"step    {job.train.batch:,} samples, {layout.tokens_per_step:,} tokens, {passes}, {job.optim.name}, "
@@ -47,8 +46,10 @@ def _device(device: torch.device) -> str:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
-    return f"CPU ({platform.machine()}, {_several(torch.get_num_threads(), 'thread', 'threads')})"
+    return f"CPU ({platform.machine()}, {several(torch.get_num_threads(), 'thread')})"
 
 
-def _several(count: int, one: str, more: str) -> str:
-    return f"{count:,} {one if count == 1 else more}"
+def several(count: int, word: str) -> str:
+    """A count with its noun: `1 pass`, `2 passes`."""
+    plural = f"{word}es" if word.endswith(("s", "ch")) else f"{word}s"
+    return f"{count:,} {word if count == 1 else plural}"

@@ -44,6 +44,8 @@ def test_a_prompt_may_be_a_file_or_bytes_that_are_not_utf8(sleeptrain: Any, tmp_
         (["runs/rule110", "--prompt", "0 1 z"], ["--prompt: 'z' in 'z' is not a symbol of this task; its symbols are 0 1 Q PAD T1 T2"]),
         (["runs/rule110", "--prompt", "01x0"], ["--prompt: 'x' in '01x0' is not a symbol"]),
         (["runs/rule110", "--prompt", " "], ["--prompt is empty"]),
+        (["runs/text", "--prompt", ""], ["--prompt is empty: give at least one token"]),
+        (["runs/text", "--prompt-file", "/dev/null"], ["--prompt-file is empty: give at least one token"]),
         (["runs/rule110"], ["one of the arguments --prompt --prompt-file is required"]),
         (["runs/rule110", "--prompt", "0", "--tokens", "many"], ["--tokens", "'many'"]),
         (

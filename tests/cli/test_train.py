@@ -175,6 +175,7 @@ def ran(folder: Path) -> dict[str, Line]:
         "no seed": recipe("--seeds", "1,x", run="runs/none"),
         "one seed twice": recipe("--seeds", "1,1", run="runs/none"),
         "seeds in a run": recipe("--seeds", "1", run="runs/done"),
+        "other letters": recipe("--seeds", "4,5", "--dry-run", run="runs/\N{SLEEPING FACE} é"),
         "several runs": ["generate", "runs/seeds", "--prompt", "0"],
         "two groups": ["eval", "runs/seeds", "--samples", "8", "--json"],
         "many passes": recipe("sleep.passes=200", "train.steps=1", run="runs/many"),
@@ -260,6 +261,8 @@ def test_several_seeds_are_trained_one_after_the_other(ran: dict[str, Line], fol
         and "runs/done holds a run, and --seeds would put" in ran["seeds in a run"].err
     )
     assert "holds several runs; name one of runs/seeds/seed-0, runs/seeds/seed-3" in ran["several runs"].err
+    assert "in runs/\N{SLEEPING FACE} é/seed-4." in ran["other letters"].out, ran["other letters"].err
+    assert "After seed 4 the command would train seed 5, in" in ran["other letters"].out
     body = json.loads(ran["two groups"].out)
     assert [run["seed"] for run in body["runs"]] == [0, 3] and [group["seeds"] for group in body["groups"]] == [[0, 3]]
 
