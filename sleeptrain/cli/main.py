@@ -19,8 +19,6 @@ from sleeptrain import __version__
 from sleeptrain.cli.help import PROGRAM, Parser
 from sleeptrain.errors import RunFailed, UserError
 
-PASSIVE_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-"""OpenMP threads sleep when they wait. By default they spin, and on a busy machine that takes the time of those that compute."""
 COMMANDS = ("data", "plan", "train", "eval", "generate", "doctor")
 """The modules of this package that are commands, in the order of `--help`."""
 EXAMPLES = """\
@@ -34,9 +32,9 @@ Examples:
 def main(argv: list[str] | None = None) -> int:
     """Run one command line (default: the arguments of this process) and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    if "torch" not in sys.modules:  # OpenMP reads its settings when torch is imported
-        for name, value in PASSIVE_THREADS.items():
-            os.environ.setdefault(name, value)
+    # One thread a process, as torchrun and sleep_launch set: the operations of models for a CPU are too small to be divided,
+    # and sums do not depend on the machine. OpenMP reads the variable when torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     args = argparse.Namespace()
     try:
         args = parse(argv)

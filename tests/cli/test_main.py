@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,14 @@ def test_help_imports_no_heavy_package(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Examples:" in done.stdout
     assert not HEAVY & set(done.stderr.split())
+
+
+@pytest.mark.parametrize(("setting", "threads"), [({}, "1 1"), ({"OMP_NUM_THREADS": "2"}, "2")])
+def test_a_command_computes_on_one_thread_unless_told(setting: dict[str, str], threads: str) -> None:
+    code = "import os, sys; from sleeptrain.cli import doctor, main\ndef run(args):\n import torch; print(os.environ['OMP_NUM_THREADS'], torch.get_num_threads()); return 0\ndoctor.run = run; sys.exit(main.main(['doctor']))"
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | setting
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(threads)  # torch takes no more threads than there are cores
 
 
 def test_every_help_has_examples_that_parse(
