@@ -1,6 +1,22 @@
-"""Saves and loads checkpoints: engine state, weights and random generator states."""
+"""Saves and loads checkpoints: named tensors in slices, whole or refused, in the background, for any layout."""
 
-from sleeptrain.checkpoint.folder import latest, load, load_weights, save
+from sleeptrain.checkpoint.choose import newest_whole
+from sleeptrain.checkpoint.folder import KeepPolicy, checkpoints, latest
+from sleeptrain.checkpoint.load import Loaded, load, load_initial_weights, load_weights, weight_shapes
 from sleeptrain.checkpoint.random import random_state, set_random_state
+from sleeptrain.checkpoint.save import Saver
 
-__all__ = ["latest", "load", "load_weights", "random_state", "save", "set_random_state"]
+__all__ = [
+    "KeepPolicy",
+    "Loaded",
+    "Saver",
+    "checkpoints",
+    "latest",
+    "load",
+    "load_initial_weights",
+    "load_weights",
+    "newest_whole",
+    "random_state",
+    "set_random_state",
+    "weight_shapes",
+]

@@ -101,6 +101,7 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     from sleeptrain import checkpoint, plan
     from sleeptrain.parallel.process import env_int, local_device
     from sleeptrain.recipe import check_batch, check_run
+    from sleeptrain.recipe.load_trained import initial_weights
     from sleeptrain.train.layout import resolve_layout
     from sleeptrain.train.setup import check_device, open_reader
 
@@ -112,6 +113,7 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     resolved, data_layout = plan.resolve_data(resolved)
     folder = resolved.value.folder(args.recipe)
     check_run(resolved, folder, data_layout.manifest)
+    initial_weights(resolved)
     check_writable(resolved, folder)
     layout = resolve_layout(resolved.value, data_layout.windows, batch)
     print(plan.text(plan.make_plan(layout, data_layout)))
@@ -180,6 +182,8 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     from sleeptrain.parallel.process import explain_lost_process
     from sleeptrain.plan import stage_balance
     from sleeptrain.recipe import check_batch, open_run
+    from sleeptrain.recipe.continuation import announced_changes, rate_change
+    from sleeptrain.recipe.load_trained import initial_weights
     from sleeptrain.train.kernels import check_kernels
     from sleeptrain.train.layout import resolve_layout
     from sleeptrain.train.loop import train as train_loop
@@ -193,6 +197,8 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     resolved, reader = on_every_rank(process, lambda: open_data(resolved, batch, process))
     layout = resolve_layout(resolved.value, reader.manifest.windows, batch)
     on_every_rank(process, lambda: check_kernels(layout.job.model, layout.job.train, layout.windows, process.device))
+    before, changes = on_first_rank(process, lambda: announced_changes(resolved, resolved.value.folder(args.recipe)))
+    init_from = on_first_rank(process, lambda: initial_weights(resolved))
     folder = on_first_rank(process, lambda: open_run(resolved, args.recipe, reader.manifest))
     args.failures = folder
 
@@ -201,12 +207,16 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
             print(*lines, sep="\n  ", file=sys.stderr, flush=True)
 
     say(f"{folder}: {args.recipe}", *start_lines(layout, reader.manifest, process))
-    setup = set_up(layout, reader, process, folder, {path: value for path, value, _ in resolved.rows()})
+    flat_config = {path: value for path, value, _ in resolved.rows()}
+    setup = set_up(layout, reader, process, folder, flat_config, init_from)
     say(f"  {kernels_line(setup.engine.module)}")
     if layout.job.mesh.pipe > 1:
         say(str(stage_balance(layout)))
     if setup.step:
-        say(f"{folder}: continuing at step {setup.step} of {layout.steps}")
+        jump = rate_change(before, layout, setup.step) if before else None
+        say(f"{folder}: continuing at step {setup.step} of {layout.steps}", *changes, *([jump] if jump else []))
+    elif init_from:
+        say(f"{folder}: starting from the weights of {init_from}")
     try:
         with explain_lost_process(process):
             return train_loop(setup)

@@ -15,7 +15,6 @@ from sleeptrain.engine.muon import Muon, matrix_partition
 from sleeptrain.engine.optimizers import add_placeholder_parameter, make_optimizer
 from sleeptrain.engine.settings import Precision, deepspeed_config, merge_overrides, zero3_gathering
 from sleeptrain.errors import UserError
-from sleeptrain.parallel.gather import StateGatherer
 from sleeptrain.parallel.patches.deepspeed_logging import deepspeed_quiet
 from sleeptrain.parallel.process import init_distributed
 
@@ -35,8 +34,6 @@ class EngineSpec:
     """The `deepspeed:` section of the recipe."""
     mpu: Any = None
     """Source of DeepSpeed's process groups; None if data is the only axis above 1."""
-    state_gatherer: StateGatherer | None = None
-    """Gathers the full state of a model that is sharded or divided into stages; None if it is neither."""
     reused_elements: int = 0
     """With ZeRO 3: elements of the parameters that several passes of one backward use. They stay gathered between uses if a
     quarter of the device memory holds them."""
@@ -75,7 +72,7 @@ def build_engine(model: nn.Module, optim: Optim, spec: EngineSpec) -> Engine:
         )
     if isinstance(optimizer, Muon):
         optimizer.set_partition(matrix_partition(matrices, engine.optimizer.dp_process_group))
-    return Engine(engine, process, config, spec.precision, spec.state_gatherer)
+    return Engine(engine, process, config, spec.precision)
 
 
 def device_memory(device: torch.device) -> int | None:

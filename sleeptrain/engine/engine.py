@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sleeptrain.engine.optimizers import PLACEHOLDER
 from sleeptrain.engine.patches.zero3_reentry import keep_params_of_reentered_modules
 from sleeptrain.engine.patches.zero3_reuse import trace_params_per_backward
 from sleeptrain.engine.settings import Precision
-from sleeptrain.parallel.gather import StateGatherer
+from sleeptrain.engine.state import (
+    StateSlice,
+    optimizer_step,
+    publish_master_weights,
+    set_optimizer_step,
+    state_slices,
+)
 from sleeptrain.parallel.patches.deepspeed_logging import deepspeed_quiet
 from sleeptrain.parallel.process import Process
-
-TAG = "deepspeed"
-"""The subfolder of a checkpoint that has DeepSpeed's files."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,8 @@ class Engine:
         process: Process,
         deepspeed_config: dict[str, Any],
         precision: Precision,
-        state_gatherer: StateGatherer | None,
     ) -> None:
         self._deepspeed = deepspeed_engine
-        self._state_gatherer = state_gatherer
         self.process = process
         self.deepspeed_config = deepspeed_config
         self.precision: Precision = precision
@@ -57,7 +56,6 @@ class Engine:
         if self.zero == 3:
             keep_params_of_reentered_modules(deepspeed_engine)
             self._after_backward = trace_params_per_backward(deepspeed_engine)
-        self._group_options = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
 
     @property
     def module(self) -> nn.Module:
@@ -131,37 +129,23 @@ class Engine:
         skipped = not self._deepspeed.was_step_applied()
         return StepResult(float("inf") if skipped else float(self._deepspeed.get_global_grad_norm()), skipped)
 
-    def save(self, folder: Path) -> None:
-        """Write DeepSpeed's files into `folder`; a collective, between steps."""
-        with deepspeed_quiet():
-            self._deepspeed.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+    def state_slices(self) -> list[StateSlice]:
+        """Master weights and moments that this process keeps, as views, between steps."""
+        return state_slices(self.module, self._deepspeed.optimizer)
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote with the same layout; a collective. Learning rates and other options stay this run's."""
+    @property
+    def optimizer_step(self) -> int:
+        """Number of steps that the optimizer has made; skipped ones do not count."""
+        return optimizer_step(self._deepspeed.optimizer)
+
+    def set_optimizer_step(self, step: int) -> None:
+        """Give the optimizer its number of steps, and moments unless it has them; call it before state is loaded."""
+        set_optimizer_step(self._deepspeed.optimizer, step)
+
+    def use_loaded_state(self) -> None:
+        """Continue from master weights and moments that were written into `state_slices`; a collective, between steps."""
         with deepspeed_quiet():
-            self._deepspeed.load_checkpoint(str(folder), tag=TAG)
-        # The files restore the options of the run that wrote them, which would silently override the configuration.
-        for group, options in zip(self.optimizer.param_groups, self._group_options, strict=True):
-            group.update(options)
-        self._deepspeed.optimizer.clip_grad = self.deepspeed_config["gradient_clipping"]
+            publish_master_weights(self._deepspeed.optimizer)
         self._deepspeed.optimizer.zero_grad()
         self._deepspeed.micro_steps = 0
         self._step_is_due = False
-
-    def weights(self) -> dict[str, Tensor] | None:
-        """All full parameters by name, in fp32 on the CPU, on rank 0 (None on other ranks); a collective."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        gatherer = self._state_gatherer
-        keeps = self.process.rank == 0 if gatherer is None else gatherer.is_gatherer
-        state = {}
-        for name, parameter in self.module.named_parameters():
-            if name == PLACEHOLDER:
-                continue
-            full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter.detach().float()
-            full = full if gatherer is None else gatherer.full(name, full)
-            if keeps:
-                state[name] = full.detach().to("cpu", copy=True)
-        if gatherer is not None:
-            return gatherer.gather_full_state(state)
-        return state if keeps else None

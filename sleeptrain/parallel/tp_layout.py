@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,15 +49,6 @@ class TPLayout:
         if name in ("embed.weight", "head.weight"):
             full = F.pad(full, (0, 0, 0, padded_vocab(full.shape[0], self.axis.size) - full.shape[0]))
         return full.chunk(self.axis.size, dim)[self.axis.rank]
-
-    def gather(self, name: str, shard: Tensor) -> Tensor:
-        """The full parameter or gradient from the shards of all processes, without padding; a collective over the axis."""
-        dim = self.dim(name)
-        if dim is None or self.axis.size == 1:
-            return shard
-        shards = [torch.empty_like(shard, memory_format=torch.contiguous_format) for _ in range(self.axis.size)]
-        dist.all_gather(shards, shard.contiguous(), group=self.axis.group)
-        return torch.cat(shards, dim).narrow(0, 0, self.shapes[name][0])
 
     def has_partial_grad(self, name: str, sequence_parallel: bool) -> bool:
         """Whether a parameter is replicated but its gradient is a partial sum: over a process's heads or its tokens."""

@@ -11,15 +11,21 @@ from pathlib import Path
 from sleep_data.tokenize import TOKENIZER
 from sleeptrain.config import Resolved
 from sleeptrain.data.manifest import Manifest
+from sleeptrain.engine.lr_schedule import lr_multiplier
 from sleeptrain.errors import UserError
 from sleeptrain.recipe.completion import paths_of
 from sleeptrain.recipe.recipe import Recipe, load_recipe
 from sleeptrain.run.folder import CONFIG, data_hash, has_checkpoint, has_steps, is_run_config, write_run_folder
+from sleeptrain.train.job import Job
+from sleeptrain.train.layout import Layout
 
-FREE_TO_CHANGE = re.compile(
-    r"run_dir|train\.(steps|tokens)|checkpoint\..*|log\..*|data\.(workers|cache|sources\.\d+\.path)"
+FREE = re.compile(
+    r"run_dir|init_from|mesh\..*|train\.(micro|recompute|offload|kernels|cuda_graphs)|data\.(workers|cache|sources\.\d+\.path)"
 )
-"""Fields that may differ between a run and its continuation. Data may have moved, since its hash is compared."""
+"""Fields that a continuation may change because they change nothing that is learned, rounding aside. Data may have moved, since
+its hash is compared."""
+ANNOUNCED = re.compile(r"optim\.(lr|adam_lr|schedule\..*)|train\.(steps|tokens|batch)|checkpoint\..*|log\..*")
+"""Fields that a continuation may change, and says so. All others are fixed."""
 
 
 def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
@@ -48,7 +54,7 @@ def check_run(resolved: Resolved[Recipe], folder: Path, manifest: Manifest | Non
     So it does for the current folder and those above it, unless they hold a run: a run writes many files.
     """
     _check_not_here(resolved, folder)
-    if has_steps(folder) and (changes := _changes(resolved, folder / CONFIG)):
+    if has_steps(folder) and (changes := _changes(resolved, folder / CONFIG, fixed=True)):
         way_out = "take the old values to continue it, or start another run with run_dir=..."
         raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changes])
     if manifest and has_checkpoint(folder) and data_hash(folder) not in (None, manifest.body["hash"]):
@@ -76,15 +82,37 @@ def _check_not_here(resolved: Resolved[Recipe], folder: Path) -> None:
         )
 
 
-def _changes(resolved: Resolved[Recipe], config: Path) -> list[str]:
-    """Fields that differ from the configuration in the file `config` and may not."""
+def announced_changes(resolved: Resolved[Recipe], folder: Path) -> tuple[Recipe | None, list[str]]:
+    """The recipe of the run in `folder` that is continued, and a line for every change of it that matters; None if it is new.
+
+    Call it before `open_run`, which writes the new configuration.
+    """
+    if not has_steps(folder):
+        return None, []
+    return load_recipe(str(folder / CONFIG)).value, _changes(resolved, folder / CONFIG, fixed=False)
+
+
+def rate_change(before: Job, now: Layout, step: int) -> str | None:
+    """How the learning rate goes on after `step` steps, if another schedule, length or rate makes it jump; else None."""
+    steps = before.train.steps
+    if not steps or (before.optim, steps) == (now.job.optim, now.steps):
+        return None
+    old = before.optim.lr * lr_multiplier(before.optim.schedule, min(step, steps) - 1, steps)
+    new = now.job.optim.lr * lr_multiplier(now.job.optim.schedule, step, now.steps)
+    if abs(new - old) <= 0.1 * old:
+        return None
+    return f"the learning rate jumps from {old:.3g} in step {step} to {new:.3g} in step {step + 1}"
+
+
+def _changes(resolved: Resolved[Recipe], config: Path, *, fixed: bool) -> list[str]:
+    """Fields that differ from the configuration in the file `config`: those that may not, or those that are announced."""
     before = {path: value for path, value, _ in load_recipe(str(config)).rows()}
     now = {path: value for path, value, _ in resolved.rows()}
     changes = []
     for path in [*now, *(path for path in before if path not in now)]:
         value, was = now.get(path), before.get(path)
         # A section without keys is a leaf of its own; its missing keys are compared one by one.
-        if FREE_TO_CHANGE.fullmatch(path) or value == was or {} in (value, was):
+        if value == was or {} in (value, was) or FREE.fullmatch(path) or bool(ANNOUNCED.fullmatch(path)) is fixed:
             continue
         here = resolved.at(path) if path in now else f"{path} is not given"
         changes.append(f"{here}, was {json.dumps(was)}" if path in before else f"{here}, was not given")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from sleeptrain import checkpoint
+from sleeptrain.config import Resolved
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
 from sleeptrain.model.language import LanguageModel
@@ -35,7 +36,7 @@ def open_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
 
     Raises UserError if the run does not exist, has no checkpoint, or the weights do not fit its configuration.
     """
-    run, folder = _find_checkpoint(Path(path))
+    run, folder = find_checkpoint(Path(path))
     recipe = load_recipe(str(run / "config.yaml"), overrides).value
     try:
         manifest = Manifest.from_json(json.loads((run / "manifest.json").read_text()))
@@ -46,7 +47,7 @@ def open_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
     return Trained(recipe, model.to(device).eval(), manifest, int(folder.name.rsplit("-", 1)[-1]), run)
 
 
-def _find_checkpoint(path: Path) -> tuple[Path, Path]:
+def find_checkpoint(path: Path) -> tuple[Path, Path]:
     """The run folder and the checkpoint folder that `path` names."""
     hint = "give a run folder, such as runs/rule110-tiny, or a checkpoint in one"
     if not path.is_dir():
@@ -64,25 +65,38 @@ def _find_checkpoint(path: Path) -> tuple[Path, Path]:
     return path.parent.parent, path
 
 
+def initial_weights(resolved: Resolved[Recipe]) -> Path | None:
+    """The checkpoint that `init_from` names; None if it names none. Raises UserError where it does not fit the recipe."""
+    recipe = resolved.value
+    if recipe.init_from is None:
+        return None
+    try:
+        folder = find_checkpoint(Path(recipe.init_from))[1]
+        with torch.device("meta"):
+            model = LanguageModel(recipe.model, gated=recipe.sleep.gated, seed=None)
+        _check_fit(checkpoint.weight_shapes(folder), model, folder, "the configuration")
+    except UserError as error:
+        raise UserError([f"{resolved.at('init_from')}: {line}" for line in error.errors]) from None
+    return folder
+
+
 def _load_weights(model: LanguageModel, folder: Path, run: Path) -> LanguageModel:
     """Load the weights of the checkpoint in `folder` into `model`, after a comparison of names and shapes."""
-    try:
-        weights = checkpoint.load_weights(folder)
-    except UserError:
-        raise
-    except Exception as error:  # safetensors raises its own exception types
-        raise UserError(
-            f"{folder / 'model.safetensors'} is damaged ({error}); name another checkpoint of {run / 'checkpoints'}"
-        ) from None
-    parameters = dict(model.named_parameters())
-    for name in sorted(weights.keys() | parameters.keys()):
-        if name not in weights or name not in parameters:
-            raise UserError(f"{folder} does not fit {run / 'config.yaml'}: parameter {name} is in one of them only")
-        if weights[name].shape != parameters[name].shape:
-            saved, expected = list(weights[name].shape), list(parameters[name].shape)
-            raise UserError(
-                f"{folder} does not fit {run / 'config.yaml'}: the shape of parameter {name} is {saved} in the checkpoint and "
-                f"{expected} in the configuration"
-            )
+    weights = checkpoint.load_weights(folder)
+    _check_fit({name: tuple(weight.shape) for name, weight in weights.items()}, model, folder, str(run / "config.yaml"))
     model.load_state_dict(weights)
     return model
+
+
+def _check_fit(shapes: Mapping[str, tuple[int, ...]], model: LanguageModel, folder: Path, config: str) -> None:
+    """Raise UserError unless the weights in `folder` have the names and shapes of the model that `config` describes."""
+    parameters = dict(model.named_parameters())
+    for name in sorted(shapes.keys() | parameters.keys()):
+        if name not in shapes or name not in parameters:
+            raise UserError(f"{folder} does not fit {config}: parameter {name} is in one of them only")
+        if shapes[name] != tuple(parameters[name].shape):
+            saved, expected = list(shapes[name]), list(parameters[name].shape)
+            raise UserError(
+                f"{folder} does not fit {config}: the shape of parameter {name} is {saved} in the checkpoint and "
+                f"{expected} in the configuration"
+            )

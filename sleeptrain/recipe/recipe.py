@@ -26,10 +26,13 @@ class Recipe(Job):
 
     run_dir: str | None = None
     """The run folder; null: runs/<name of the recipe>, or the folder of a run's own config.yaml."""
+    init_from: str | None = None
+    """A run folder, whose newest checkpoint is taken, or a checkpoint: a new run starts from its weights, with new moments."""
 
     def __post_init__(self) -> None:
-        if self.run_dir is not None:
-            object.__setattr__(self, "run_dir", os.path.expanduser(self.run_dir))
+        for name in ("run_dir", "init_from"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, os.path.expanduser(path))
 
     def problems(self) -> list[Problem]:
         """Problems of the keys of `deepspeed:`, which has no section class of its own."""

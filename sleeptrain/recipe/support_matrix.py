@@ -230,7 +230,7 @@ def _later() -> list[str]:
         "  not the last (`every`).",
         "- `train.cuda_graphs: true` needs a GPU. It is not among the settings above, because no pair with it has been trained yet. On a",
         "  CPU `tests/execute/test_graphed_actions.py` compares captured passes with eager ones, bit for bit.",
-        "- A run resumes with the layout of its checkpoint, which `layout.json` names.",
+        "- A run resumes in any layout: other sizes of the axes, another ZeRO stage, other numbers of processes.",
         "",
     ]
 

@@ -10,13 +10,13 @@ from sleeptrain import checkpoint
 from sleeptrain.errors import UserError
 from sleeptrain.run.environment import environment
 
-CONFIG, MANIFEST, ENVIRONMENT = "config.yaml", "manifest.json", "environment.json"
+CONFIG, MANIFEST, ENVIRONMENT, CHECKPOINTS = "config.yaml", "manifest.json", "environment.json", "checkpoints"
 SEED = "seed-"
 
 
 def is_run_config(path: Path) -> bool:
     """Whether a file is the configuration of a run, in its folder."""
-    beside = (MANIFEST, ENVIRONMENT, "metrics.jsonl", "checkpoints")
+    beside = (MANIFEST, ENVIRONMENT, "metrics.jsonl", CHECKPOINTS)
     return path.name == CONFIG and path.is_file() and any((path.parent / name).exists() for name in beside)
 
 
@@ -46,7 +46,7 @@ def has_steps(folder: Path) -> bool:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run in `folder` has saved a checkpoint."""
-    return checkpoint.latest(folder / "checkpoints") is not None
+    return checkpoint.latest(folder / CHECKPOINTS) is not None
 
 
 def data_hash(folder: Path) -> str | None:

@@ -63,10 +63,15 @@ class Checkpoint:
     """Steps between checkpoints; 0 saves at the end only."""
     keep: int = 2
     """Number of newest checkpoints to keep."""
+    keep_every: int = 0
+    """Checkpoints of steps that are multiples of this are kept for ever; 0: none."""
+    background: bool = True
+    """Training goes on while a copy of the state is written. It needs that much more host memory."""
 
     def problems(self) -> list[Problem]:
         """Problems of this section alone."""
         problems = [Problem("every", "must not be negative")] if self.every < 0 else []
+        problems += [Problem("keep_every", "must not be negative")] if self.keep_every < 0 else []
         return problems + ([Problem("keep", "must keep at least 1")] if self.keep < 1 else [])
 
 

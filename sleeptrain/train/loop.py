@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -38,8 +40,10 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
     Raises RunFailed, on all ranks, when losses or gradients stay non-finite.
     """
     step, steps, skips = setup.step, setup.layout.steps, 0
+    saved = step or None
     every = setup.job.checkpoint.every
-    with StopRequest(announce=setup.process.rank == 0 and not quiet) as stop, open_logs(setup, step, quiet) as logs:
+    announce = setup.process.rank == 0 and not quiet
+    with StopRequest(announce) as stop, open_logs(setup, step, quiet) as logs, completed(setup.saver):
         if step == 0 and not quiet:
             warn_of_growth(setup)
         while step < steps and not stop.agreed(setup.process.device):
@@ -57,7 +61,8 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
                 )
             if every and step % every == 0 and step < steps:
                 save(setup, step)
-        if step > setup.step or checkpoint.latest(setup.folder / "checkpoints") is None:
+                saved = step
+        if step != saved:
             save(setup, step)
         return Outcome(step, steps, stop.signal if step < steps else None)
 
@@ -83,10 +88,18 @@ def open_logs(setup: Setup, step: int, quiet: bool) -> Logs:
 
 
 def save(setup: Setup, step: int) -> None:
-    """Write a checkpoint of this step and delete older ones beyond `checkpoint.keep`."""
-    state = {"step": step, "data": setup.reader.state_dict(), "random": checkpoint.random_state()}
-    job = setup.job
-    checkpoint.save(setup.engine, setup.folder / "checkpoints", step, state, mesh=job.mesh, keep=job.checkpoint.keep)
+    """Write a checkpoint of this step, and delete older ones that are not kept."""
+    tokens = setup.tokens_at(step)
+    setup.saver.save(step, {"data": setup.reader.state_dict(), "tokens": tokens}, {"random": checkpoint.random_state()})
+
+
+@contextmanager
+def completed(saver: checkpoint.Saver) -> Iterator[None]:
+    """Waits at the end of the block, however it ends, until the last checkpoint is written."""
+    try:
+        yield
+    finally:
+        saver.wait()
 
 
 def metrics(
@@ -96,7 +109,7 @@ def metrics(
     job, tokens = setup.job, setup.layout.tokens_per_step
     flops_per_second = row_flops(job.model, program, job.sleep) * job.train.batch / seconds
     return {
-        "step": step, "tokens": step * tokens, "loss": report.loss, "grad_norm": report.grad_norm, "lr": rate * job.optim.lr,
+        "step": step, "tokens": setup.tokens_at(step), "loss": report.loss, "grad_norm": report.grad_norm, "lr": rate * job.optim.lr,
         "tokens_per_second": tokens / seconds, "passes": program.passes,
         "loss_by_window": report.loss_by_window, "targets": report.targets, "residual": report.residual,
         "state_norm": report.state_norm, "state_gradient": report.state_gradient,

@@ -18,9 +18,9 @@ from sleeptrain.errors import UserError
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel.collectives import assert_same_on_all_ranks
 from sleeptrain.parallel.config import BatchLayout
-from sleeptrain.parallel.gather import StateGatherer
 from sleeptrain.parallel.mesh import MeshAxes, init_mesh
 from sleeptrain.parallel.process import Process
+from sleeptrain.run.folder import CHECKPOINTS, CONFIG
 from sleeptrain.train.build_model import looped_elements, make_forward, new_model
 from sleeptrain.train.job import Job
 from sleeptrain.train.kernels import use_kernels
@@ -43,6 +43,13 @@ class Setup:
     """The configuration by dotted path, for W&B."""
     step: int
     """Steps already done."""
+    tokens: int
+    """Tokens of these steps, padding included."""
+    saver: checkpoint.Saver
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens of the first `step` steps. Their number in a step may have been another before the run was continued."""
+        return self.tokens + (step - self.step) * self.layout.tokens_per_step
 
     @property
     def layout(self) -> Layout:
@@ -94,8 +101,15 @@ def open_reader(job: Job, batch: BatchLayout, data_rank: int) -> Reader:
     )
 
 
-def set_up(layout: Layout, reader: Reader, process: Process, folder: Path, flat_config: dict[str, Any]) -> Setup:
-    """Build model and engine and load the newest checkpoint of the run folder, if there is one.
+def set_up(
+    layout: Layout,
+    reader: Reader,
+    process: Process,
+    folder: Path,
+    flat_config: dict[str, Any],
+    init_from: Path | None = None,
+) -> Setup:
+    """Build model and engine and load the newest checkpoint of the run folder, or if there is none the weights of `init_from`.
 
     Raises UserError where ranks hold different data or programs, and where a checkpoint does not fit.
     """
@@ -107,28 +121,37 @@ def set_up(layout: Layout, reader: Reader, process: Process, folder: Path, flat_
     axes = init_mesh(job.mesh, process.rank, process.world)
     model, finalize_grads = new_model(layout, axes, job.model.deltanet.horizon or manifest.length, process.device)
     use_kernels(model, job.train, layout.windows, layout.batch.micro, process)
-    engine = build_engine(model, job.optim, _engine_spec(layout, axes, model, process))
+    engine = build_engine(model, job.optim, _engine_spec(layout, model, axes))
     context = StepContext(engine, make_forward(layout, axes, finalize_grads), layout, axes, manifest.pad)
-    return Setup(context, reader, process, folder, flat_config, _resume(engine, reader, job, folder))
+    step, tokens = _resume(engine, reader, folder, init_from)
+    keep = checkpoint.KeepPolicy(job.checkpoint.keep, job.checkpoint.keep_every)
+    saver = checkpoint.Saver(
+        engine, folder / CHECKPOINTS, keep, config=_read(folder / CONFIG), background=job.checkpoint.background
+    )
+    return Setup(context, reader, process, folder, flat_config, step, tokens, saver)
 
 
-def _engine_spec(layout: Layout, axes: MeshAxes, model: LanguageModel, process: Process) -> EngineSpec:
-    job, batch, gatherer = layout.job, layout.batch, None
-    if axes.mpu is not None:
-        gatherer = StateGatherer(axes, getattr(model, "tp_layout", None), process.device)
+def _engine_spec(layout: Layout, model: LanguageModel, axes: MeshAxes) -> EngineSpec:
+    job, batch = layout.job, layout.batch
     return EngineSpec(
-        job.train.precision, job.mesh.zero, batch.rows_per_backward, batch.accumulation, overrides=job.deepspeed,
-        mpu=axes.mpu, state_gatherer=gatherer,
+        job.train.precision, job.mesh.zero, batch.rows_per_backward, batch.accumulation, overrides=job.deepspeed, mpu=axes.mpu,
         reused_elements=looped_elements(model, layout.program(), job.sleep) if job.mesh.zero == 3 else 0,
     )  # fmt: skip
 
 
-def _resume(engine: Engine, reader: Reader, job: Job, folder: Path) -> int:
-    """Load the newest checkpoint into engine, reader and random generators; the step it stands at, 0 without one."""
-    newest = checkpoint.latest(folder / "checkpoints")
-    if newest is None:
-        return 0
-    state = checkpoint.load(engine, newest, mesh=job.mesh)
-    reader.load_state_dict(state["data"])
-    checkpoint.set_random_state(state["random"])
-    return int(state["step"])
+def _resume(engine: Engine, reader: Reader, folder: Path, init_from: Path | None) -> tuple[int, int]:
+    """Load the newest whole checkpoint into engine, reader and random generators; its steps and tokens, 0 without one."""
+    found = checkpoint.newest_whole(engine.process, folder / CHECKPOINTS)
+    if found is None:
+        if init_from is not None:
+            checkpoint.load_initial_weights(engine, init_from)
+        return 0, 0
+    loaded = checkpoint.load(engine, *found)
+    reader.load_state_dict(loaded.state["data"])
+    if loaded.own_state is not None:
+        checkpoint.set_random_state(loaded.own_state["random"])
+    return loaded.step, loaded.state["tokens"]
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.recipe import complete, load_recipe, open_run
+from tests.checkpoint.written import write_weights
 from tests.cli.lines import TINY
 
 
@@ -25,11 +24,5 @@ def untrained(folder: Path, name: str, data: Path, *changes: str) -> Path:
     open_run(resolved, name, manifest)
     model = LanguageModel(resolved.value.model)
     initialise(model, 0, resolved.value.model.deltanet.horizon or 1)
-    checkpoint = run / "checkpoints" / "step-00000000"
-    checkpoint.mkdir(parents=True)
-    save_file(
-        {name: weight.detach().clone() for name, weight in model.named_parameters()}, checkpoint / "model.safetensors"
-    )
-    (checkpoint / "layout.json").write_text(json.dumps({}))
-    (run / "checkpoints" / "latest").write_text(checkpoint.name + "\n")
+    write_weights(run / "checkpoints", 0, dict(model.named_parameters()))
     return run

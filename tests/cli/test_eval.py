@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+
+from sleeptrain.checkpoint import load_weights
+from tests.checkpoint.written import write_weights
 
 CHECKPOINT = "runs/rule110/checkpoints/step-00000000"
+CHECKPOINT_NAME = "checkpoints/step-00000000"
 
 
 @pytest.fixture
@@ -51,13 +54,13 @@ def test_a_checkpoint_evaluates_like_its_run(sleeptrain: Any, here: Path) -> Non
         (["runs/nope"], ["runs/nope does not exist; give a run folder"]),
         (["runs"], ["runs is neither a run folder nor a checkpoint of one; give a run folder"]),
         (["runs/rule110/checkpoints"], ["runs/rule110/checkpoints is neither a run folder nor a checkpoint of one"]),
-        (["runs/rule110/checkpoints/latest"], ["latest is a file; give a run folder"]),
+        (["runs/rule110/manifest.json"], ["manifest.json is a file; give a run folder"]),
         (["runs/rule110", "--passes", "x"], ["--passes", "'x' is not a whole number of at least 1"]),
         (["runs/rule110", "--passes", "1,,2"], ["--passes", "'' is not a whole number of at least 1"]),
         (["runs/rule110", "--passes", "0"], ["--passes", "'0' is not a whole number of at least 1"]),
         (["runs/rule110", "--passes", "-1"], ["--passes"]),
         (["runs/rule110", "--samples", "0"], ["--samples", "'0' is not a whole number of at least 1"]),
-        (["runs/rule110", "--out", CHECKPOINT + "/layout.json"], ["--out runs/rule110/checkpoints/", "name another folder"]),
+        (["runs/rule110", "--out", CHECKPOINT + "/checkpoint.json"], ["--out runs/rule110/checkpoints/", "name another folder"]),
         (["runs/rule110", "--out", "/proc/report"], ["--out /proc/report", "name another folder"]),
         (["runs/rule110", "--data", "nope"], ["--data: data folder nope does not exist"]),
         (["runs/rule110", "runs/text"], ["runs/text was trained on other data than runs/rule110"]),
@@ -75,23 +78,25 @@ def no_checkpoint(run: Path) -> None:
 
 
 def truncated(run: Path) -> None:
-    file = next(run.glob("checkpoints/step-*/model.safetensors"))
+    file = next(run.glob("checkpoints/step-*/part-00000.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def no_header(run: Path) -> None:
-    next(run.glob("checkpoints/step-*/model.safetensors")).write_bytes(b"\xff" * 64)
+def altered(run: Path) -> None:
+    file = next(run.glob("checkpoints/step-*/part-00000.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
 
 
 def no_weights(run: Path) -> None:
-    next(run.glob("checkpoints/step-*/model.safetensors")).unlink()
+    next(run.glob("checkpoints/step-*/part-00000.safetensors")).unlink()
 
 
 def change(run: Path, how: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    file = next(run.glob("checkpoints/step-*/model.safetensors"))
-    weights = load_file(file)
+    weights = load_weights(run / CHECKPOINT_NAME)
     how(weights)
-    save_file(weights, file)
+    write_weights(run / "checkpoints", 0, weights)
 
 
 def other_shape(run: Path) -> None:
@@ -114,9 +119,9 @@ def other_config(run: Path) -> None:
     ("damage", "parts"),
     [
         (no_checkpoint, ["runs/rule110 has no checkpoint yet; train it first: sleeptrain train runs/rule110/config.yaml"]),
-        (truncated, [f"{CHECKPOINT}/model.safetensors is damaged (", "name another checkpoint of runs/rule110/checkpoints"]),
-        (no_header, [f"{CHECKPOINT}/model.safetensors is damaged ("]),
-        (no_weights, ["step-00000000", "no model.safetensors"]),
+        (truncated, [f"{CHECKPOINT}/part-00000.safetensors has ", " were written; there is no other checkpoint beside it"]),
+        (altered, [f"{CHECKPOINT}/part-00000.safetensors is not what was written: its hash differs"]),
+        (no_weights, [f"{CHECKPOINT}/part-00000.safetensors cannot be read (No such file or directory)"]),
         (other_shape, ["does not fit runs/rule110/config.yaml: the shape of parameter layers.0.mlp.up.weight is [99, 16] in the checkpoint and [16, 16] in the config"]),
         (extra_weight, ["does not fit runs/rule110/config.yaml: parameter stranger is in one of them only"]),
         (no_manifest, ["runs/rule110/manifest.json cannot be read", "copy the run folder again"]),

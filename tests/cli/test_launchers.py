@@ -64,8 +64,10 @@ def test_every_launcher_gives_the_same_losses(folder: Path) -> None:
     for launcher in TWO:
         done = launch(launcher, folder, "train.steps=2", f"run_dir=runs/{launcher}")
         assert done.returncode == 0, done.stderr
-        layout = json.loads((folder / "runs" / launcher / "checkpoints" / "step-00000002" / "layout.json").read_text())
-        assert layout["processes"] == 2
+        index = json.loads(
+            (folder / "runs" / launcher / "checkpoints" / "step-00000002" / "checkpoint.json").read_text()
+        )
+        assert index["checkpoint"]["processes"] == 2
         assert (done.stdout + done.stderr).count("step 2 of 2, done") == 1
     curves = {tuple(losses(folder / "runs" / launcher)) for launcher in TWO}
     assert len(curves) == 1 and len(curves.pop()) == 2

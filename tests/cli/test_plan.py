@@ -109,7 +109,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "dry: window": (["train", "rule110-tiny", "--dry-run", "sleep.window=8"], ["sleep.window = 8 (command line)", "windows of 9 tokens"]),
     "dry: folder": (["train", "rule110-tiny", "--dry-run", "run_dir=afile/run"], ['run_dir = "afile/run" (command line): afile/run cannot be written (afile is a file)']),
     "dry: graphs": (["train", "rule110-tiny", "--dry-run", "train.cuda_graphs=true", "train.recompute=pass"], ["train.cuda_graphs = true needs a GPU"]),
-    "dry: another run": (["train", "rule110-tiny", "--dry-run", "run_dir=other"], ["other holds a run of another configuration", "train.batch = 64", "was 32"]),
+    "dry: another run": (["train", "rule110-tiny", "--dry-run", "run_dir=other"], ["other holds a run of another configuration", "optim.weight_decay = 0.1", "was 0.5"]),
 }  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_told_and_nothing_is_written(sleeptrain: Any, folde
     (folder / "afile").write_text("")
     (folder / "other").mkdir()
     (folder / "other" / "config.yaml").write_text(
-        load_recipe("rule110-tiny", ["train.batch=32", "run_dir=other"]).to_yaml()
+        load_recipe("rule110-tiny", ["optim.weight_decay=0.5", "run_dir=other"]).to_yaml()
     )
     (folder / "other" / "metrics.jsonl").write_text('{"step": 1}\n')
     before = files(folder)
@@ -160,8 +160,7 @@ def test_a_dry_run_under_a_launcher_takes_its_processes_and_speaks_once(
 def test_a_dry_run_knows_the_checkpoint_that_it_would_go_on_from(sleeptrain: Any, folder: Path) -> None:
     step = folder / "runs" / "rule110-tiny" / "checkpoints" / "step-00000012"
     step.mkdir(parents=True)
-    (step / "layout.json").write_text("{}")
-    (step.parent / "latest").write_text("step-00000012\n")
+    (step / "checkpoint.json").write_text("{}")
     ran = sleeptrain("train", "rule110-tiny", *TINY, "--dry-run")
     assert ran.out.endswith("The run would continue from step-00000012 in runs/rule110-tiny.\n")
 

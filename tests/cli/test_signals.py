@@ -11,6 +11,7 @@ import pytest
 
 from sleep_data import shards
 from sleep_data.tasks import make
+from sleeptrain import checkpoint
 from tests.cli.lines import TINY, run_lines
 from tests.cli.programs import ENVIRONMENT, WAIT, curve, rows, start, stop_after
 
@@ -39,8 +40,8 @@ def words(run: str, steps: int, *more: str) -> list[str]:
 
 def saved(run: Path) -> int:
     """The step of the newest checkpoint, after a check that it is complete."""
-    newest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
-    assert (newest / "model.safetensors").exists() and not list((run / "checkpoints").glob(".*.part"))
+    newest = checkpoint.latest(run / "checkpoints")
+    assert newest is not None and checkpoint.load_weights(newest) and not list((run / "checkpoints").glob(".*"))
     return int(newest.name.partition("-")[2])
 
 

@@ -140,9 +140,11 @@ WRONG: dict[str, tuple[list[str], Sequence[str]]] = {
     "run folder below a file": (recipe(run="afile/run"), ['run_dir = "afile/run" (command line)', "cannot be written"]),
     "run folder in the void": (recipe(run="/proc/run"), ['run_dir = "/proc/run" (command line)', "cannot be written"]),
     "run of another configuration": (
-        recipe("model.width=24", "optim.lr=1", "checkpoint.every=7", run="runs/done"),
-        ["runs/done holds a run of another configuration", "start another run with run_dir=...", "model.width = 24 (command line), was 16", "optim.lr = 1.0 (command line), was "],
+        recipe("model.width=24", "optim.lr=1", "train.micro=4", run="runs/done"),
+        ["runs/done holds a run of another configuration", "start another run with run_dir=...", "model.width = 24 (command line), was 16"],
     ),
+    "weights of no run": (recipe("init_from=nowhere"), ['init_from = "nowhere" (command line): nowhere does not exist; give a run folder']),
+    "weights of another model": (recipe("init_from=runs/done", "model.mlp.hidden=24"), ["does not fit the configuration: the shape of parameter layers.0.mlp.down.weight is [16, 16] in the checkpoint and [16, 24] in the configuration"]),
     "run with keys of DeepSpeed": (recipe("deepspeed.wall_clock_breakdown=true", run="runs/done"), ["deepspeed.wall_clock_breakdown = true (command line), was not given"]),
 }  # fmt: skip
 
@@ -169,7 +171,8 @@ def ran(folder: Path) -> dict[str, Line]:
         "again": recipe("train.steps=3", run="runs/done"),
         "shorter": recipe("train.steps=1", run="runs/done"),
         "diverged": recipe("train.steps=9", "optim.lr=1e30", "checkpoint.every=1", run="runs/diverged"),
-        "own config": ["train", "runs/done/config.yaml", "train.steps=4", "train.micro=8"],
+        "own config": ["train", "runs/done/config.yaml", "train.steps=4", "train.micro=4", "optim.lr=1e-4"],
+        "from weights": recipe("init_from=runs/done", run="runs/second"),
         "seeds": recipe("--seeds", "3,0", run="runs/seeds"),
         "one seed": recipe("train.seed=0", run="runs/alone"),
         "no seed": recipe("--seeds", "1,x", run="runs/none"),
@@ -193,7 +196,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(ran: dict[str, Lin
 
 
 def test_what_may_change_is_not_complained_about(ran: dict[str, Line]) -> None:
-    assert len(ran["run of another configuration"].err.splitlines()) == 3
+    assert len(ran["run of another configuration"].err.splitlines()) == 2
     assert len(ran["run with keys of DeepSpeed"].err.splitlines()) == 2
 
 
@@ -204,7 +207,7 @@ def test_a_run_goes_on_and_is_left_alone_when_it_is_done(ran: dict[str, Line], f
     assert "step 3 of 3, done" in ran["again"].err
     assert "step 3 of 1, done" in ran["shorter"].err
     rows = [json.loads(line) for line in (folder / "runs" / "done" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]  # the last one by "own config"
 
 
 def test_a_run_that_diverges_stops_as_a_failure_with_one_message(ran: dict[str, Line], folder: Path) -> None:
@@ -236,7 +239,7 @@ def test_a_run_says_what_it_trains_before_its_first_step(ran: dict[str, Line]) -
 
 def test_the_config_of_a_run_continues_it(ran: dict[str, Line], folder: Path) -> None:
     """Its data is named by absolute paths, so that commands work from every folder."""
-    assert ran["own config"].status == 2 and "train.micro = 8 (command line), was null" in ran["own config"].err
+    assert ran["own config"].status == 0, ran["own config"].err
     config = folder / "runs" / "done" / "config.yaml"
     resolved = load_recipe(str(config))
     assert resolved.value.folder(str(config)) == config.parent
@@ -244,6 +247,27 @@ def test_the_config_of_a_run_continues_it(ran: dict[str, Line], folder: Path) ->
     assert [source.path for source in resolved.value.data.sources] == [str(folder / "data" / "rule110")]
     moved = load_recipe(str(config), ["run_dir=elsewhere"])
     assert moved.value.folder(str(config)) == Path("elsewhere")
+
+
+def test_what_a_continuation_changes_is_announced(ran: dict[str, Line]) -> None:
+    """A smaller micro-batch changes nothing that is learned. The rate is that of the command line."""
+    lines = [line.strip() for line in ran["own config"].err.splitlines()]
+    at = lines.index("runs/done: continuing at step 3 of 4")
+    assert lines[at + 1 : at + 4] == [
+        "optim.lr = 0.0001 (command line), was 0.001", "train.steps = 4 (command line), was 1",
+        "the learning rate jumps from 0.001 in step 3 to 0.0001 in step 4",
+    ]  # fmt: skip
+    assert "micro" not in ran["own config"].err
+
+
+def test_a_new_run_starts_from_the_weights_of_another(ran: dict[str, Line], folder: Path) -> None:
+    line = ran["from weights"]
+    assert line.status == 0, line.err
+    assert "runs/second: starting from the weights of runs/done/checkpoints/step-0000000" in line.err
+    first, begun = (
+        json.loads((folder / "runs" / run / "metrics.jsonl").read_text().splitlines()[0]) for run in ("done", "second")
+    )
+    assert begun["step"] == 1 and begun["loss"] < first["loss"]
 
 
 def test_several_seeds_are_trained_one_after_the_other(ran: dict[str, Line], folder: Path) -> None:
@@ -292,10 +316,10 @@ def test_a_folder_in_which_no_step_was_made_takes_other_values(tmp_path: Path) -
     """A run that failed on its data, say, which are then named rightly."""
     from sleeptrain.recipe import check_run
 
-    (tmp_path / "config.yaml").write_text(load_recipe("rule110-tiny", ["train.batch=32"]).to_yaml())
+    (tmp_path / "config.yaml").write_text(load_recipe("rule110-tiny", ["optim.weight_decay=0.5"]).to_yaml())
     check_run(load_recipe("rule110-tiny"), tmp_path)
     (tmp_path / "metrics.jsonl").touch()
     check_run(load_recipe("rule110-tiny"), tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(UserError, match=r"train.batch = 64 .*, was 32"):
+    with pytest.raises(UserError, match=r"optim.weight_decay = 0.1 .*, was 0.5"):
         check_run(load_recipe("rule110-tiny"), tmp_path)

@@ -44,14 +44,14 @@ class Block(nn.Module):
 class Tiny(nn.Module):
     """Embedding, two blocks looped PASSES times, norm, head."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, vocabulary: int = VOCAB) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.embed = nn.Embedding(VOCAB, WIDTH)
+            self.embed = nn.Embedding(vocabulary, WIDTH)
             self.layers = nn.ModuleList(Block() for _ in range(2))
             self.norm = nn.RMSNorm(WIDTH)
-            self.head = nn.Linear(WIDTH, VOCAB, bias=False)
+            self.head = nn.Linear(WIDTH, vocabulary, bias=False)
 
     def features(self, tokens: Tensor) -> Tensor:
         """Features [rows, time, width] after all passes over tokens [rows, time]."""
@@ -96,12 +96,23 @@ def train(engine: Engine, steps: range, rows: int = 4) -> list[StepResult]:
     return results
 
 
+def full_weights(engine: Engine) -> dict[str, Tensor]:
+    """All full parameters by name, in fp32; a collective."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return {name: safe_get_full_fp32_param(p).detach().clone() for name, p in engine.module.named_parameters()}
+
+
 def snapshot(engine: Engine) -> list[Tensor]:
     """Copies of all that a step may change on this rank: parameters, master weights, optimizer states and step counts."""
     # Under ZeRO 3 a parameter may be gathered or not; ds_tensor is this rank's partition.
     tensors = [getattr(p, "ds_tensor", p).detach() for p in engine.module.parameters()]
-    for partition, state in engine.optimizer.state.items():
-        tensors += [partition.detach(), *(value for _, value in sorted(state.items()) if torch.is_tensor(value))]
+    states = engine.optimizer.state
+    # Muon makes the states of its group last, a loaded checkpoint in the order of the groups. ZeRO 3 keeps partitions elsewhere.
+    in_groups = [partition for group in engine.optimizer.param_groups for partition in group["params"]]
+    for partition in in_groups or states:
+        values = sorted(states[partition].items()) if partition in states else []
+        tensors += [partition.detach(), *(value for _, value in values if torch.is_tensor(value))]
     return [tensor.clone() for tensor in tensors]
 
 

@@ -15,6 +15,7 @@ from sleeptrain.parallel.tensor import TensorParallelModel
 from sleeptrain.program import Evict, Gradient, Loop, Sleep, compile
 from tests.distributed import run
 from tests.model import toy
+from tests.train.gather import gathered
 
 LAYOUT, LAST = toy.windows(4, 3), toy.windows(4, 3, targets=lambda i: i == 2)
 CASES = {
@@ -84,7 +85,7 @@ def compare():
         expected, expected_grads, features = forward_backward(full, case, "pass")
         for policy in ("none", "block", "pass", "window"):
             result, grads, local_features = forward_backward(sharded, case, policy, sharded.finalize_grads)
-            grads = {key: sharded.tp_layout.gather(key, g) for key, g in grads.items()}
+            grads = {key: gathered(sharded.tp_layout, key, g) for key, g in grads.items()}
             state = [
                 result.state[leaf.name] - expected.state[leaf.name].chunk(2, leaf.tensor_dim)[axis.rank]
                 for leaf in expected.state.spec

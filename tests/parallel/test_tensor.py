@@ -19,6 +19,7 @@ from sleeptrain.program import compile
 from tests.distributed import run
 from tests.model import toy
 from tests.model.test_sleep import CASES
+from tests.train.gather import gathered
 
 NAMES = ["every", "normed", "sliding, range, every", "last two passes, range, embeddings", "gated", "clipped"]
 
@@ -52,10 +53,10 @@ def compare():
         sharded.initialise(0, 64)
         sharded, full = sharded.double(), full.double()  # only megatron-core's cross-entropy computes in float32
         for key, p in sharded.named_parameters():
-            assert torch.equal(sharded.tp_layout.gather(key, p.detach()), full.get_parameter(key)), key
+            assert torch.equal(gathered(sharded.tp_layout, key, p.detach()), full.get_parameter(key)), key
         expected, expected_grads = forward_backward(full, name, "none")
         result, grads = forward_backward(sharded, name, "window", sharded.finalize_grads)
-        grads = {key: sharded.tp_layout.gather(key, g) for key, g in grads.items()}
+        grads = {key: gathered(sharded.tp_layout, key, g) for key, g in grads.items()}
         state = {
             leaf.name: result.state[leaf.name] - expected.state[leaf.name].chunk(2, leaf.tensor_dim)[axis.rank]
             for leaf in expected.state.spec

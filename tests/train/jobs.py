@@ -17,6 +17,7 @@ from sleeptrain.train.layout import resolve_layout
 from sleeptrain.train.log import read_metrics
 from sleeptrain.train.loop import train
 from sleeptrain.train.setup import open_reader, set_up
+from tests.train.gather import full_weights
 
 SMALL = [
     "model.width=32", "model.layers=AG", "model.attention.heads=2", "model.attention.kv_heads=1", "model.attention.head_dim=16",
@@ -83,4 +84,4 @@ def trained(folder: Path, name: str, data: Path, overrides: list[str], spoil=Non
     if spoil is not None:
         spoil(setup)
     train(setup, quiet=quiet)
-    return read_metrics(run / "metrics.jsonl"), setup.engine.weights()
+    return read_metrics(run / "metrics.jsonl"), full_weights(setup)

@@ -23,6 +23,7 @@ from sleep_data.task import IGNORED, NO_GROUP, Arrays, TaskWindow, Vocabulary, g
 from sleeptrain.engine.optimizers import PLACEHOLDER
 from tests.distributed import run
 from tests.execute import bf16
+from tests.train.gather import gatherer_of
 from tests.train.jobs import by_autograd, recipe_file, trained
 
 BOUND = 1e-5
@@ -50,7 +51,7 @@ PROGRAMS = {
     "every, gated, scaled, clipped": [EVERY, HARD, UNTIED, *REMEDIES],
     "every, hard, tied, Muon": [EVERY, HARD, TIED, *MUON],
 }
-AUTOGRAD = "plain autograd"
+AUTOGRAD, PLAIN = "plain autograd", "executor, recompute none"
 POLICIES = {
     f"executor, recompute {policy}": [f"train.recompute={policy}"] for policy in ("none", "block", "pass", "window")
 }
@@ -168,18 +169,16 @@ def cells() -> list[tuple[str, str]]:
 
 
 def in_sample(program: str, layout: str) -> bool:
-    """Whether CI runs a cell: all of one process, and of several every second one, so that each program meets each kind of layout."""
-    if layout in LAYOUTS[1]:
-        return True
+    """Whether CI runs a cell: of one process every second one, of several every third, so that each program meets each kind."""
     spreads = [layout for layouts in LAYOUTS.values() for layout in layouts]
-    return (spreads.index(layout) + list(PROGRAMS).index(program)) % 2 == 0
+    return (spreads.index(layout) + list(PROGRAMS).index(program)) % (2 if layout in LAYOUTS[1] else 3) == 0
 
 
 def grid(folder: Path, wanted: Collection[tuple[str, str]] | None = None) -> Grid:
     """Run the grid, or its cells in `wanted` with their references: one launch per number of processes."""
     wanted = {
         *(cells() if wanted is None else wanted),
-        *((program, layout) for program in PROGRAMS for layout in LAYOUTS[1]),
+        *((program, layout) for program in PROGRAMS for layout in (AUTOGRAD, PLAIN)),
     }
     for asked in (True, False):
         shards.build(Recall(asked), folder / f"asked-{asked}", {"train": 256}, 0)
@@ -219,22 +218,22 @@ def _watch(setup: Any, found: dict[str, torch.Tensor]) -> None:
 
     def watched(*args: Any) -> Any:
         if not seen:
-            found.update(_gradients(engine) or {})
+            found.update(_gradients(setup) or {})
             seen.append(1)
         return step(*args)
 
     object.__setattr__(engine, "step", watched)
 
 
-def _gradients(engine: Any) -> dict[str, torch.Tensor] | None:
+def _gradients(setup: Any) -> dict[str, torch.Tensor] | None:
     from deepspeed.utils import safe_get_full_grad
 
-    gatherer, found = engine._state_gatherer, {}
-    for name, parameter in engine.module.named_parameters():
+    gatherer, found = gatherer_of(setup), {}
+    for name, parameter in setup.engine.module.named_parameters():
         if name != PLACEHOLDER:
             whole = safe_get_full_grad(parameter).float()
-            found[name] = (whole if gatherer is None else gatherer.full(name, whole)).clone()
-    return found if gatherer is None else gatherer.gather_full_state(found)
+            found[name] = gatherer.full(name, whole).clone()
+    return gatherer.gather_full_state(found)
 
 
 def difference(one: list[float], other: list[float]) -> float:

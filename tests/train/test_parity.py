@@ -37,13 +37,13 @@ def test_a_layout_equals_plain_autograd(found, program, layout):
     assert min(reference.norms) > 0.3, "no gradient was clipped"
     assert len(set(reference.losses)) == 12, "losses do not change"
     if layout.startswith("executor, recompute"):
-        assert parity.same_bits(ran, found[program, "executor, recompute none"])
+        assert parity.same_bits(ran, found[program, parity.PLAIN])
 
 
 @pytest.mark.slow
 def test_the_reference_is_another_computation(found):
     """It adds the gradients of a weight's uses in another order, which shows in the last bits of some programs."""
-    pairs = [(found[p, parity.AUTOGRAD], found[p, "executor, recompute none"]) for p in parity.PROGRAMS]
+    pairs = [(found[p, parity.AUTOGRAD], found[p, parity.PLAIN]) for p in parity.PROGRAMS]
     assert any(not parity.same_bits(*pair) for pair in pairs)
 
 
@@ -52,7 +52,7 @@ def test_the_sample_has_every_program_and_every_layout():
     assert {program for program, _ in sample} == set(parity.PROGRAMS)
     assert {layout for _, layout in sample} == {layout for _, layout in parity.cells()}
     several = [layout for _, layout in sample if layout not in parity.LAYOUTS[1]]
-    assert all(2 <= several.count(layout) <= 3 for layout in several)
+    assert all(1 <= several.count(layout) <= 2 for layout in several)
 
 
 def test_the_page_has_these_rows_and_columns():

@@ -54,6 +54,8 @@ GRID = {
     ("tied", "micro-batches"): [*ZERO, "train.recompute=pass", "train.micro=1", "mesh.group=2"],
     ("tied, range", "no reuse"): [*ZERO, "train.recompute=window", *NO_REUSE],
 }  # fmt: skip
+SAMPLE = list(GRID)[::2]
+"""What CI trains; `make drills` trains the rest."""
 
 
 def training(folder: str, program: str, name: str, overrides: list[str], spoil=None):
@@ -99,10 +101,13 @@ def test_two_processes_match_one(folder):
     equal(run(training, 2, folder, "tied", "few", [*ZERO, *few, "train.recompute=window"], timeout=300)[0], expected)
 
 
-@pytest.mark.slow
-def test_programs_and_recompute_policies_match_one_process(folder):
-    alone = run(trainings, 1, folder, {(name, "alone"): [] for name in PROGRAMS}, timeout=600)[0]
-    for (program, name), found in run(trainings, 2, folder, GRID, timeout=1200)[0].items():
+@pytest.mark.parametrize(
+    "sampled", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, marks=pytest.mark.exhaustive)]
+)
+def test_programs_and_recompute_policies_match_one_process(folder, sampled):
+    cases = {case: more for case, more in GRID.items() if (case in SAMPLE) is sampled}
+    alone = run(trainings, 1, folder, {(name, "alone"): [] for name, _ in cases}, timeout=600)[0]
+    for (program, name), found in run(trainings, 2, folder, cases, timeout=1200)[0].items():
         try:
             equal(found, alone[program, "alone"])
         except AssertionError as error:

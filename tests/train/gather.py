@@ -1,4 +1,4 @@
-"""Gathers the full state of a model that is sharded over the tensor axis and divided into pipeline stages."""
+"""Gathers full weights and gradients from a training of any layout."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sleeptrain.engine.optimizers import PLACEHOLDER
 from sleeptrain.parallel.mesh import MeshAxes
 from sleeptrain.parallel.tp_layout import TPLayout
 
@@ -30,7 +31,7 @@ class StateGatherer:
 
     def full(self, name: str, shard: Tensor) -> Tensor:
         """The full parameter (or gradient) `name` of this stage from its shards; a collective over the tensor axis."""
-        return shard if self.tp_layout is None else self.tp_layout.gather(name, shard)
+        return shard if self.tp_layout is None else gathered(self.tp_layout, name, shard)
 
     def gather_full_state(self, stage_state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """The state of all stages on rank 0, None on other ranks; a collective over the run.
@@ -57,3 +58,30 @@ class StateGatherer:
                 # A tied embedding is on the first and the last stage.
                 stage_state.setdefault(name, received.cpu())
         return stage_state
+
+
+def gathered(layout: TPLayout, name: str, shard: Tensor) -> Tensor:
+    """The full parameter or gradient from the shards of all processes, without padding; a collective over the axis."""
+    dim = layout.dim(name)
+    if dim is None or layout.axis.size == 1:
+        return shard
+    shards = [torch.empty_like(shard, memory_format=torch.contiguous_format) for _ in range(layout.axis.size)]
+    dist.all_gather(shards, shard.contiguous(), group=layout.axis.group)
+    return torch.cat(shards, dim).narrow(0, 0, layout.shapes[name][0])
+
+
+def gatherer_of(setup: Any) -> StateGatherer:
+    """The gatherer of a run."""
+    return StateGatherer(setup.context.axes, getattr(setup.engine.module, "tp_layout", None), setup.process.device)
+
+
+def full_weights(setup: Any) -> dict[str, Tensor] | None:
+    """All full parameters by name, in fp32 on the CPU, on rank 0 (None on other ranks); a collective."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    gatherer, found = gatherer_of(setup), {}
+    for name, parameter in setup.engine.module.named_parameters():
+        if name != PLACEHOLDER:
+            found[name] = gatherer.full(name, safe_get_full_fp32_param(parameter)).detach().to("cpu", copy=True)
+    whole = gatherer.gather_full_state(found)
+    return whole if setup.process.rank == 0 else None

@@ -1,0 +1,185 @@
+"""Writes checkpoints while training goes on: every rank its own part, then rank 0 the index and the final name."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sleeptrain.checkpoint.folder import KEEP_ALL, KeepPolicy, commit, latest, prune, staging_folder
+from sleeptrain.checkpoint.format import (
+    CONFIG,
+    FileRecord,
+    Index,
+    part_name,
+    write_index,
+    write_json,
+    write_tensors,
+    write_text,
+)
+from sleeptrain.checkpoint.place import Place, place_of_part
+from sleeptrain.engine.engine import Engine
+from sleeptrain.engine.state import StateSlice
+from sleeptrain.errors import RunFailed
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank writes: a copy of its slices, which training does not change any more."""
+
+    tensors: dict[str, Tensor]
+    """Vectors on the CPU by key in the file."""
+    places: list[dict[str, Any]]
+    """For every slice its tensor, its place, and the keys of its values."""
+    state: dict[str, Any]
+    """The rank's own state."""
+
+
+class Saver:
+    """Saves the state of an engine into a folder of checkpoints, one save at a time. All methods are collectives.
+
+    With `background`, a save copies the state to the host and returns; a thread of each rank writes the copy. Threads talk
+    over a process group of their own, so that they never meet the collectives of training.
+    """
+
+    def __init__(
+        self, engine: Engine, folder: Path, keep: KeepPolicy = KEEP_ALL, *, config: str = "", background: bool = True
+    ) -> None:
+        self._engine, self._folder, self._keep, self._config = engine, folder, keep, config
+        self._background = background
+        self._group = dist.new_group(backend="gloo") if engine.process.world > 1 else None
+        self._host: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._outcome: BaseException | None = None
+
+    def save(self, step: int, state: dict[str, Any], own_state: dict[str, Any]) -> None:
+        """Write the checkpoint of `step`. Waits for the save before, and raises as `wait` does.
+
+        `state` is equal on all ranks, and `own_state` is this rank's. Both must be JSON-serializable.
+        """
+        self.wait()
+        part, optimizer_step = self._snapshot(own_state), self._engine.optimizer_step
+        name = type(self._engine.optimizer).__name__.lower()
+        index = Index(step, self._engine.process.world, name, optimizer_step, state)
+        self._thread = threading.Thread(target=self._write, args=(index, part), name=f"checkpoint of step {step}")
+        self._thread.start()
+        if not self._background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last save is complete. Raises RunFailed on all ranks if a rank could not write its part."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        outcome, self._outcome = self._outcome, None
+        if outcome is not None:
+            raise outcome
+
+    def _snapshot(self, own_state: dict[str, Any]) -> Part:
+        """A copy of this rank's slices on the host; of a slice that several ranks have, one rank copies."""
+        tensors: dict[str, Tensor] = {}
+        places = []
+        for piece, place in placed_slices(self._engine, owned=True):
+            keys = {}
+            for key, values in piece.values.items():
+                keys[key] = f"{piece.name}/{key}"
+                tensors[keys[key]] = self._copy(keys[key], values.narrow(0, 0, place.count))
+            places.append({"tensor": piece.name, "place": asdict(place), "keys": keys})
+        if self._engine.process.device.type == "cuda":
+            torch.cuda.synchronize(self._engine.process.device)
+        return Part(tensors, places, own_state)
+
+    def _copy(self, key: str, values: Tensor) -> Tensor:
+        """Copy to host memory that is allocated once, and pinned where there is a GPU."""
+        host = self._host.get(key)
+        if host is None or host.shape != values.shape:
+            host = self._host[key] = torch.empty(values.shape, pin_memory=self._engine.process.device.type == "cuda")
+        return host.copy_(values, non_blocking=True)
+
+    def _write(self, index: Index, part: Part) -> None:
+        """Write this rank's part, and on rank 0 the rest; in the background."""
+        try:
+            self._outcome = self._exchange(index, *self._write_part(index.step, part))
+        except BaseException as error:
+            self._outcome = error
+
+    def _write_part(self, step: int, part: Part) -> tuple[dict[str, FileRecord], str | None]:
+        """The records of the files that this rank wrote, and what went wrong."""
+        staging, name = staging_folder(self._folder, step), part_name(self._engine.process.rank)
+        try:
+            staging.mkdir(parents=True, exist_ok=True)
+            tensors = write_tensors(staging / f"{name}.safetensors", part.tensors)
+            slices = write_json(staging / f"{name}.json", {"slices": part.places, "state": part.state})
+            return {f"{name}.safetensors": tensors, f"{name}.json": slices}, None
+        except OSError as error:
+            return {}, self._explain(error, staging, sum(tensor.nbytes for tensor in part.tensors.values()))
+
+    def _exchange(self, index: Index, records: dict[str, FileRecord], problem: str | None) -> BaseException | None:
+        """Collect what all ranks wrote on rank 0, which completes the checkpoint; the error that all ranks raise, or None."""
+        ranks: list[Any] = [(records, problem)]
+        if self._group is not None:
+            ranks = [None] * index.processes
+            dist.all_gather_object(ranks, (records, problem), group=self._group)
+        problems = [text for _, text in ranks if text]
+        if not problems and self._engine.process.rank == 0:
+            files = {name: record for wrote, _ in ranks for name, record in wrote.items()}
+            problems = self._complete(Index(**{**vars(index), "files": files}))
+        outcome = [problems]
+        if self._group is not None:
+            dist.broadcast_object_list(outcome, src=0, group=self._group)
+        return RunFailed(outcome[0][0]) if outcome[0] else None
+
+    def _complete(self, index: Index) -> list[str]:
+        """Write index and configuration, rename the checkpoint, delete old ones; what went wrong."""
+        staging = staging_folder(self._folder, index.step)
+        try:
+            if self._config:
+                index.files[CONFIG] = write_text(staging / CONFIG, self._config)
+            write_index(staging, index)
+            prune(self._folder, self._keep, commit(self._folder, index.step))
+        except OSError as error:
+            return [self._explain(error, staging, 0)]
+        return []
+
+    def _explain(self, error: OSError, staging: Path, size: int) -> str:
+        """What a failed save means: the path, the bytes wanted and free, the last good checkpoint."""
+        shutil.rmtree(staging, ignore_errors=True)  # room for what is written next
+        last = latest(self._folder)
+        wanted = f" ({size:,} bytes wanted, {shutil.disk_usage(self._folder).free:,} free)" if size else ""
+        kept = f"the last good one is {last}" if last else "there is none yet"
+        step = staging.name.removeprefix(".").removesuffix(".part")
+        return (
+            f"rank {self._engine.process.rank} cannot write checkpoint {step}: {error.strerror}: {error.filename or staging}{wanted}; "
+            f"{kept}; the same command continues from it"
+        )
+
+
+def placed_slices(engine: Engine, *, owned: bool) -> list[tuple[StateSlice, Place]]:
+    """The slices of this rank with their places in the whole tensors.
+
+    With `owned` without those that another rank has, too: tensor-parallel ranks share replicated parameters, the last pipeline
+    stage shares tied embeddings with the first. Slices of padding alone are left out.
+    """
+    layout = getattr(engine.module, "tp_layout", None)
+    parameters: Mapping[str, nn.Parameter] = dict(engine.module.named_parameters())
+    placed = []
+    for piece in engine.state_slices():
+        dim = layout.dim(piece.name) if layout is not None else None
+        if owned and layout is not None and dim is None and layout.axis.rank > 0:
+            continue
+        if owned and getattr(parameters[piece.name], "ds_pipe_replicated", False):
+            continue
+        shape, index = piece.shape, 0
+        if layout is not None and dim is not None:
+            shape, index = tuple(layout.shapes[piece.name]), layout.axis.rank
+        place = place_of_part(shape, dim, index, piece.shape, piece.offset, piece.values["master"].numel())
+        if place.count or not owned:
+            placed.append((piece, place))
+    return placed
