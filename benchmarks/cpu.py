@@ -27,7 +27,7 @@ from sleeptrain.run.environment import environment
 
 HERE = Path(__file__).resolve().parent
 ENGINES = HERE.parent / ".venv-engines" / "bin" / "python"
-PARTS = ("operators", "loss", "steps", "recompute", "startup", "threads")
+PARTS = ("operators", "loss", "steps", "recompute", "startup", "threads", "checkpoint")
 """The scripts beside this one."""
 MISSING = (
     "no .venv-engines: without transformers 5 the chunked form is compared with the token loop alone; "

@@ -1,4 +1,7 @@
-"""The two errors that a command reports without a stack trace."""
+"""The errors that a command reports without a stack trace."""
+
+CONTINUE = 75
+"""Exit status of what can be continued by the same command; sysexits.h calls it EX_TEMPFAIL, and SLURM's RequeueExit can name it."""
 
 
 class UserError(Exception):
@@ -11,3 +14,7 @@ class UserError(Exception):
 
 class RunFailed(Exception):
     """A right request that cannot go on: the message is shown as it stands; exit status 1."""
+
+
+class TryAgain(Exception):
+    """A right request that cannot go on now: the message is shown as it stands; exit status 75, run me again."""

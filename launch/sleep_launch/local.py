@@ -1,8 +1,9 @@
 """Launch a command as N ranks on this machine: `python -m sleep_launch.local --processes 2 -- sleeptrain train rule110-tiny`.
 
 Sets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT and, unless it is set, OMP_NUM_THREADS=1 for each
-rank. Rank 0 inherits the terminal; the other ranks write to log files. SIGINT and SIGTERM are forwarded to every rank. When a
-rank fails, the last lines of its log are shown and the other ranks are terminated.
+rank. Rank 0 inherits the terminal; the other ranks write to log files. SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are forwarded
+to every rank. When a rank fails, the last lines of its log are shown and the other ranks are terminated. When the launcher is killed,
+every rank gets SIGTERM.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
+from sleep_launch import parent
+
 SHOWN_LINES = 40
 """Number of lines of a failed rank's log that are shown."""
 FAILURE_WINDOW_S = 1.0
 """Seconds after the first failure in which other failed ranks are reported too: the first to exit may not be the cause."""
 GRACE_PERIOD_S = 10.0
 """Seconds between SIGTERM and SIGKILL."""
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+CONTINUE = 75
+"""Exit status of a rank that has saved its state and can be started again."""
 TIMED_OUT = 124
 """Exit status after a timeout, as of timeout(1)."""
 
@@ -105,11 +111,12 @@ def _start(
         "MASTER_PORT": port,
     }
     # Each rank has its own session: Ctrl-C reaches it once, forwarded by us, and its workers can be killed as a group.
+    tied = [sys.executable, parent.__file__, str(int(signal.SIGTERM)), str(os.getpid()), *command]
     if rank == 0:
-        return subprocess.Popen(command, env=env, start_new_session=True)
+        return subprocess.Popen(tied, env=env, start_new_session=True)
     with open(folder / f"rank-{rank}.log", "wb") as log:
         return subprocess.Popen(
-            command, env=env, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            tied, env=env, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
 
 
@@ -139,12 +146,12 @@ class _Signals:
 
 @contextlib.contextmanager
 def _forwarded_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[_Signals]:
-    """Receives SIGINT and SIGTERM for the ranks. Does nothing outside the main thread, which alone may handle signals."""
+    """Receives signals for the ranks. Does nothing outside the main thread, which alone may handle signals."""
     signals = _Signals(ranks)
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    handlers = {number: signal.signal(number, signals.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, signals.receive) for number in FORWARDED}
     try:
         yield signals
     finally:
@@ -188,6 +195,8 @@ def _report_exit(rank: subprocess.Popen[bytes], index: int, exited: queue.Simple
 
 
 def _describe_exit(code: int) -> str:
+    if code == CONTINUE:
+        return "can be continued (exit status 75)"
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit status {code}"
 
 

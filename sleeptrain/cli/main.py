@@ -1,6 +1,7 @@
 """The `sleeptrain` program: parses the command line, runs the command, and maps errors to messages and exit statuses.
 
-Exit status: 0 done, 1 failed, 2 the request was wrong, 128 + n stopped by signal n.
+Exit status: 0 done, 1 failed, 2 the request was wrong, 75 run me again (stopped and saved, or a process was lost), 128 + n ended by
+signal n without a save.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from sleeptrain import __version__
 from sleeptrain.cli.help import PROGRAM, Parser
-from sleeptrain.errors import RunFailed, UserError
+from sleeptrain.errors import CONTINUE, RunFailed, TryAgain, UserError
 
 COMMANDS = ("data", "plan", "train", "eval", "generate", "doctor")
 """The modules of this package that are commands, in the order of `--help`."""
@@ -51,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     except RunFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except TryAgain as error:
+        print(f"error: {error}", file=sys.stderr)
+        return CONTINUE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sleeptrain.cli.help import add_command, whole_numbers
-from sleeptrain.errors import RunFailed, UserError
+from sleeptrain.cli.training import load_run, naming_data, run_training
+from sleeptrain.errors import CONTINUE, RunFailed, TryAgain, UserError
 from sleeptrain.evaluate.table import print_table
-
-if TYPE_CHECKING:
-    from sleeptrain.data.reader import Reader
-    from sleeptrain.parallel.config import BatchLayout
-    from sleeptrain.parallel.process import Process
-    from sleeptrain.train.loop import Outcome
 
 EXAMPLES = (
     "sleeptrain train rule110-tiny",
@@ -61,7 +53,10 @@ def add(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns 0, or 128 + the signal that stopped the run."""
+    """Run the command; returns 0, or 75 if the run was stopped by request and can be continued."""
+    from sleeptrain.parallel.ranks import rank_and_world
+
+    rank_and_world()  # under srun it sets the variables that all launchers set
     if not args.explain and not args.dry_run:
         return train(args)
     if os.environ.get("RANK", "0") != "0":
@@ -71,21 +66,6 @@ def run(args: argparse.Namespace) -> int:
         return dry_run(resolved, args)
     explain(resolved.rows())
     return 0
-
-
-def load_run(args: argparse.Namespace, seed: int | None) -> Any:
-    """The recipe with the command line's changes; with a seed of `--seeds`, that seed and its folder in the run folder."""
-    from sleeptrain.recipe import load_recipe
-    from sleeptrain.recipe.continuation import check_seeds
-    from sleeptrain.run.folder import seed_folder
-
-    resolved = load_recipe(args.recipe, args.overrides)
-    if seed is None:
-        return resolved
-    base = resolved.value.folder(args.recipe)
-    check_seeds(resolved, base, args.seeds)
-    folder = json.dumps(str(seed_folder(base, seed)), ensure_ascii=False)
-    return load_recipe(args.recipe, [*args.overrides, f"train.seed={seed}", f"run_dir={folder}"])
 
 
 def explain(rows: list[tuple[str, Any, str]]) -> None:
@@ -99,7 +79,8 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     Under a launcher the check is for the launched processes, without one for as many as the mesh names.
     """
     from sleeptrain import checkpoint, plan
-    from sleeptrain.parallel.process import env_int, local_device
+    from sleeptrain.parallel.process import local_device
+    from sleeptrain.parallel.ranks import env_int
     from sleeptrain.recipe import check_batch, check_run
     from sleeptrain.recipe.load_trained import initial_weights
     from sleeptrain.train.layout import resolve_layout
@@ -151,7 +132,7 @@ def train(args: argparse.Namespace) -> int:
             raise
     import torch.distributed
 
-    from sleeptrain.parallel.process import init_distributed, shutdown_distributed
+    from sleeptrain.parallel.process import ProcessLost, init_distributed, shutdown_distributed
 
     try:
         process = init_distributed() if recipes else init_distributed(RENDEZVOUS_WITHOUT_RECIPE)
@@ -163,85 +144,14 @@ def train(args: argparse.Namespace) -> int:
         for seed, resolved in zip(seeds, recipes or [None] * len(seeds), strict=True):
             outcome = run_training(args, seed, resolved, process)
             if process.rank == 0:
-                how = "done" if outcome.signal is None else "stopped and saved; the same command continues it"
+                how = "stopped and saved; the same command continues it" if outcome.stopped else "done"
                 print(f"{args.failures}: step {outcome.step} of {outcome.steps}, {how}", file=sys.stderr)
-            if outcome.signal is not None:
-                return 128 + outcome.signal
+            if outcome.stopped:
+                return CONTINUE
         return 0
-    except RunFailed:
-        if process.rank != 0:
-            return 1  # every rank raises; rank 0 prints
+    except (RunFailed, TryAgain) as error:
+        if process.rank != 0 and not isinstance(error, ProcessLost):  # every rank raises; rank 0 prints
+            return CONTINUE if isinstance(error, TryAgain) else 1
         raise
     finally:
         shutdown_distributed()
-
-
-def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, process: Process) -> Outcome:
-    """One run: resolve data and layout, open the run folder, train. `resolved` is None where this rank could not read the recipe."""
-    from sleeptrain.parallel.collectives import on_every_rank, on_first_rank
-    from sleeptrain.parallel.process import explain_lost_process
-    from sleeptrain.plan import stage_balance
-    from sleeptrain.recipe import check_batch, open_run
-    from sleeptrain.recipe.continuation import announced_changes, rate_change
-    from sleeptrain.recipe.load_trained import initial_weights
-    from sleeptrain.train.kernels import check_kernels
-    from sleeptrain.train.layout import resolve_layout
-    from sleeptrain.train.loop import train as train_loop
-    from sleeptrain.train.setup import assert_same_config, check_device, set_up
-    from sleeptrain.train.start import kernels_line, start_lines
-
-    resolved = on_every_rank(process, lambda: resolved or load_run(args, seed))
-    assert_same_config(process, {path: value for path, value, _ in resolved.rows()})
-    batch = on_first_rank(process, lambda: check_batch(resolved, process.world))
-    on_every_rank(process, lambda: check_device(resolved.value, process.device))
-    resolved, reader = on_every_rank(process, lambda: open_data(resolved, batch, process))
-    layout = resolve_layout(resolved.value, reader.manifest.windows, batch)
-    on_every_rank(process, lambda: check_kernels(layout.job.model, layout.job.train, layout.windows, process.device))
-    before, changes = on_first_rank(process, lambda: announced_changes(resolved, resolved.value.folder(args.recipe)))
-    init_from = on_first_rank(process, lambda: initial_weights(resolved))
-    folder = on_first_rank(process, lambda: open_run(resolved, args.recipe, reader.manifest))
-    args.failures = folder
-
-    def say(*lines: str) -> None:
-        if process.rank == 0:
-            print(*lines, sep="\n  ", file=sys.stderr, flush=True)
-
-    say(f"{folder}: {args.recipe}", *start_lines(layout, reader.manifest, process))
-    flat_config = {path: value for path, value, _ in resolved.rows()}
-    setup = set_up(layout, reader, process, folder, flat_config, init_from)
-    say(f"  {kernels_line(setup.engine.module)}")
-    if layout.job.mesh.pipe > 1:
-        say(str(stage_balance(layout)))
-    if setup.step:
-        jump = rate_change(before, layout, setup.step) if before else None
-        say(f"{folder}: continuing at step {setup.step} of {layout.steps}", *changes, *([jump] if jump else []))
-    elif init_from:
-        say(f"{folder}: starting from the weights of {init_from}")
-    try:
-        with explain_lost_process(process):
-            return train_loop(setup)
-    finally:
-        reader.close()  # the next seed has its own
-
-
-def open_data(resolved: Any, batch: BatchLayout, process: Process) -> tuple[Any, Reader]:
-    """The recipe completed by the data, and this process's reader. Errors name the source of the data's path."""
-    from sleeptrain.parallel.mesh import init_mesh
-    from sleeptrain.recipe import complete
-    from sleeptrain.train.setup import open_reader
-
-    with naming_data(resolved):
-        rank = init_mesh(resolved.value.mesh, process.rank, process.world).data.rank
-        reader = open_reader(resolved.value, batch, rank)
-    return complete(resolved, reader.manifest), reader
-
-
-@contextmanager
-def naming_data(resolved: Any) -> Iterator[None]:
-    """Adds the data's path and its source in front of a UserError, and the command that builds data that is missing."""
-    from sleeptrain.recipe.task_files import with_build_command
-
-    try:
-        yield
-    except UserError as error:
-        raise UserError([f"{resolved.at('data.sources')}: {line}" for line in with_build_command(error)]) from None

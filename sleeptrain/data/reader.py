@@ -9,11 +9,13 @@ library would repeat rows there, and how many depends on the number of ranks.
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import signal
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sleep_launch.parent import signal_at_parents_death
 from sleeptrain.data.batch import Batch, check, collate, stack
 from sleeptrain.data.config import Data
 from sleeptrain.data.manifest import Manifest
@@ -186,9 +188,14 @@ def _close(reader: weakref.ref[Reader]) -> None:
 
 
 def _delay_signals(worker: int) -> None:
-    """Makes a worker ignore or delay signals: one that is sent to all processes of a job must not end the workers first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    """Makes a worker ignore or delay signals: one that is sent to all processes of a job must not end the workers first.
+
+    When the training process is gone, however it ended, the worker is killed.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        signal_at_parents_death(signal.SIGKILL, parent.pid)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
-from sleeptrain.errors import UserError
+from sleeptrain.errors import TryAgain, UserError
 from sleeptrain.parallel.process import Process
 
 T = TypeVar("T")
@@ -43,13 +43,20 @@ def assert_same_on_all_ranks(process: Process, values: Mapping[str, Any]) -> Non
 def on_first_rank(process: Process, function: Callable[[], T]) -> T:
     """Call `function` on rank 0 and return its result on every rank.
 
-    Broadcasts rank 0's result or UserError; every rank raises, only rank 0's error has a message.
+    Broadcasts rank 0's result, UserError or TryAgain; every rank raises, only rank 0's error has a message.
     """
-    outcome: list[Any] = [_call(function) if process.rank == 0 else None]
+    outcome: list[Any] = [None]
+    if process.rank == 0:
+        try:
+            outcome = [(*_call(function), None)]
+        except TryAgain as error:
+            outcome = [(None, [], str(error))]
     if process.world > 1:
         dist.broadcast_object_list(outcome, src=0)
-    result, errors = outcome[0]
+    result, errors, again = outcome[0]
     _raise_on_all_ranks(process, errors)
+    if again is not None:
+        raise TryAgain(again if process.rank == 0 else "")
     return cast(T, result)
 
 

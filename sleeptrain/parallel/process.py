@@ -1,8 +1,7 @@
-"""The default process group: a single process, or several under torchrun, `deepspeed` or a launcher that sets RANK."""
+"""The default process group: a single process, or several under torchrun, srun, `deepspeed` or a launcher that sets RANK."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # before the process group exists, see init_distributed
 
-from sleeptrain.errors import UserError
+from sleeptrain.errors import TryAgain, UserError
 from sleeptrain.parallel.patches.deepspeed_logging import deepspeed_quiet, silence_deprecation_warnings
 from sleeptrain.parallel.patches.deepspeed_shm_op import skip_shm_op_build
+from sleeptrain.parallel.ranks import rank_and_world
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Process:
 def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> Process:
     """Create the default process group, with NCCL on GPUs and gloo on CPUs; a second call only returns the same Process.
 
-    RANK and WORLD_SIZE come with MASTER_ADDR and MASTER_PORT; LOCAL_RANK is derived if it is missing. Without them the run
-    is one process and opens no port. `timeout` is that of collectives and of the start. Raises UserError for an incomplete
+    `ranks.rank_and_world` reads the launcher's variables; LOCAL_RANK is derived if it is missing. Without them the run is one
+    process and opens no port. `timeout` is that of collectives and of the start. Raises UserError for an incomplete
     environment.
     """
     gpu = torch.cuda.is_available()
-    rank, world = _rank_and_world()
+    rank, world = rank_and_world()
     if "LOCAL_RANK" not in os.environ:
         # DeepSpeed asserts that it is set in the environment.
         os.environ["LOCAL_RANK"] = str(rank % torch.cuda.device_count() if gpu else rank)
@@ -82,39 +82,7 @@ def local_device(local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _rank_and_world() -> tuple[int, int]:
-    """Rank and world size from the environment; (0, 1) if it has neither. Raises UserError if it is incomplete."""
-    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-        if "LOCAL_RANK" in os.environ:
-            env_int("LOCAL_RANK", 0)
-        return 0, 1
-    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise UserError(
-            f"the environment sets some of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, but not {', '.join(missing)}: "
-            "start with torchrun or set all four, or unset them for one process"
-        )
-    world = env_int("WORLD_SIZE", 1)
-    env_int("MASTER_PORT", 0, 65535)
-    if "LOCAL_RANK" in os.environ:
-        env_int("LOCAL_RANK", 0, world - 1)
-    return env_int("RANK", 0, world - 1), world
-
-
-def env_int(name: str, least: int, most: int | None = None) -> int:
-    """The integer in an environment variable. Raises UserError if it is not an integer from `least` to `most`."""
-    text = os.environ[name]
-    try:
-        value = int(text)
-    except ValueError:
-        raise UserError(f"{name} = {json.dumps(text)} (environment): expected a whole number") from None
-    if value < least or (most is not None and value > most):
-        wanted = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise UserError(f"{name} = {value} (environment): must be {wanted}")
-    return value
-
-
-class ProcessLost(RuntimeError):
+class ProcessLost(TryAgain):
     """Another process of this run has ended or cannot be reached."""
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sleep_data.tokenize import TOKENIZER
@@ -16,6 +17,7 @@ from sleeptrain.errors import UserError
 from sleeptrain.recipe.completion import paths_of
 from sleeptrain.recipe.recipe import Recipe, load_recipe
 from sleeptrain.run.folder import CONFIG, data_hash, has_checkpoint, has_steps, is_run_config, write_run_folder
+from sleeptrain.run.lock import run_lock
 from sleeptrain.train.job import Job
 from sleeptrain.train.layout import Layout
 
@@ -28,24 +30,46 @@ ANNOUNCED = re.compile(r"optim\.(lr|adam_lr|schedule\..*)|train\.(steps|tokens|b
 """Fields that a continuation may change, and says so. All others are fixed."""
 
 
+@contextmanager
+def claimed(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Iterator[None]:
+    """Holds the lock of the run folder, which is made if it is new, after a check that this recipe may continue what it holds.
+
+    Raises UserError where it may not, where another process holds the lock, or where the folder cannot be written; TryAgain
+    where the lock stays held under a scheduler.
+    """
+    folder = resolved.value.folder(name)
+    with ExitStack() as stack:
+        with _naming_folder(resolved, folder):
+            check_run(resolved, folder, manifest)
+            stack.enter_context(run_lock(folder))
+        yield
+
+
 def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
     """The run folder, made if it is new, with configuration, manifest of the data and environment written.
 
     Raises UserError where the folder holds a run of another configuration or on other data, or cannot be written.
     """
     folder = resolved.value.folder(name)
-    try:
+    with _naming_folder(resolved, folder):
         check_run(resolved, folder, manifest)
         # Paths of the data are saved so that they are right from every folder. The folder of a run is where its config.yaml is.
         located = dataclasses.replace(resolved.value, data=resolved.value.data.located(), run_dir=None)
         config = dataclasses.replace(resolved, value=located).to_yaml()
         write_run_folder(folder, config, manifest.body, Path(located.data.sources[0].path) / TOKENIZER)
+    return folder
+
+
+@contextmanager
+def _naming_folder(resolved: Resolved[Recipe], folder: Path) -> Iterator[None]:
+    """Raises UserError with the folder and its source where it cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{resolved.at('run_dir')}: {folder} cannot be written ({error.strerror}: {error.filename}); "
             "name another folder with run_dir=..."
         ) from None
-    return folder
 
 
 def check_run(resolved: Resolved[Recipe], folder: Path, manifest: Manifest | None = None) -> None:

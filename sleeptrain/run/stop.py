@@ -1,33 +1,43 @@
-"""Graceful stop: a signal on any rank stops all ranks after the current step, which is saved."""
+"""Graceful stop: a signal on any rank, or a file in the run folder, stops all ranks after the current step, which is saved."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
+from pathlib import Path
 from types import FrameType, TracebackType
 
 import torch
 import torch.distributed as dist
 
 STDERR = 2
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C; schedulers and systemd; a closed terminal; SLURM's --signal=USR1@N."""
+STOP_FILE = "stop"
+"""A file of this name in the run folder asks the run to stop. It is removed when the run stops."""
+REPEAT = 1.0
+"""Seconds after which another SIGINT is a repetition: terminals and launchers send one Ctrl-C several times."""
+BY_FILE = -1
+"""The reason of a stop that the file asked for, beside numbers of signals."""
 
 
 class StopRequest:
-    """Context manager that turns SIGINT and SIGTERM into a stop request; the second of the same signal ends the process.
+    """Context manager that turns signals and the stop file into a request. Only a repeated SIGINT ends the process at once.
 
-    A SIGINT followed by a SIGTERM is one request: on Ctrl-C the terminal sends SIGINT to all processes, and launchers then
-    send SIGTERM to theirs.
+    A scheduler's SIGTERM reaches a rank several times: directly, by its launcher, and again when another rank has ended.
     """
 
-    def __init__(self, announce: bool = False) -> None:
-        """`announce` confirms the first signal on the terminal, because a step can take a while."""
-        self.signal: int | None = None
-        self._announce = announce
-        self._received: set[int] = set()
+    def __init__(self, folder: Path | None = None, announce: bool = False) -> None:
+        """`folder` is looked into by this rank; `announce` confirms the first signal on the terminal, because a step can take a while."""
+        self.reason: int | None = None
+        """The first signal that was received on the rank with the largest number, BY_FILE, or None."""
+        self._folder, self._announce = folder, announce
+        self._interrupted: float | None = None
         self._previous: dict[int, signal.Handlers] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)  # type: ignore[assignment]
         return self
 
@@ -38,19 +48,26 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number in self._received:
-            raise KeyboardInterrupt
-        if self._announce and not self._received:
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._interrupted is not None and now - self._interrupted > REPEAT:
+                raise KeyboardInterrupt
+            self._interrupted = now if self._interrupted is None else self._interrupted
+        if self._announce and self.reason is None:
             # os.write instead of print: the handler may have interrupted a print, and buffered streams are not reentrant.
-            os.write(STDERR, b"\nstopping after this step; repeat the signal to stop immediately\n")
-        self._received.add(number)
-        self.signal = number if self.signal is None else self.signal
+            os.write(STDERR, b"\nstopping after this step; Ctrl-C again stops without a save\n")
+        self.reason = number if self.reason is None else self.reason
 
     def agreed(self, device: torch.device | str) -> bool:
-        """Whether any rank received a signal: an all-reduce, which all ranks call at the same step."""
-        number = torch.tensor([self.signal or 0], device=device)
+        """Whether any rank has a request: an all-reduce, which all ranks call at the same step."""
+        if self.reason is None and self._folder is not None and (self._folder / STOP_FILE).exists():
+            self.reason = BY_FILE
+        # Shifted by one, so that the file, -1, is told from no reason.
+        number = torch.tensor([0 if self.reason is None else self.reason + 2], device=device)
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(number, op=dist.ReduceOp.MAX)
-        if number.item() and self.signal is None:
-            self.signal = int(number.item())
-        return bool(number.item())
+        if found := int(number.item()):
+            self.reason = found - 2
+            if self._folder is not None:
+                (self._folder / STOP_FILE).unlink(missing_ok=True)
+        return bool(found)

@@ -27,11 +27,11 @@ MAX_SKIPS = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: the step it stands at, and the signal that stopped it, if one did."""
+    """How training ended: the step it stands at, and whether it was stopped by request."""
 
     step: int
     steps: int
-    signal: int | None
+    stopped: bool
 
 
 def train(setup: Setup, quiet: bool = False) -> Outcome:
@@ -43,7 +43,11 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
     saved = step or None
     every = setup.job.checkpoint.every
     announce = setup.process.rank == 0 and not quiet
-    with StopRequest(announce) as stop, open_logs(setup, step, quiet) as logs, completed(setup.saver):
+    with (
+        StopRequest(setup.folder if setup.process.rank == 0 else None, announce) as stop,
+        open_logs(setup, step, quiet) as logs,
+        completed(setup.saver),
+    ):
         if step == 0 and not quiet:
             warn_of_growth(setup)
         while step < steps and not stop.agreed(setup.process.device):
@@ -64,7 +68,7 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
                 saved = step
         if step != saved:
             save(setup, step)
-        return Outcome(step, steps, stop.signal if step < steps else None)
+        return Outcome(step, steps, stopped=step < steps)
 
 
 def warn_of_growth(setup: Setup) -> None:

@@ -42,16 +42,21 @@ def start(folder: Path, command: list[str]) -> subprocess.Popen[str]:
     )
 
 
+def wait_for(run: Path, step: int, program: subprocess.Popen[str]) -> None:
+    """Wait until a run has logged `step`, or its program has exited."""
+    deadline = time.monotonic() + WAIT
+    while (rows(run) or [{"step": 0}])[-1]["step"] < step and program.poll() is None:
+        assert time.monotonic() < deadline, f"{run} did not reach step {step} in {WAIT} s"
+        time.sleep(0.02)
+
+
 def stop_after(program: subprocess.Popen[str], run: Path, step: int, number: signal.Signals, delay: float = 0.0) -> str:
     """Send a signal to the program's process group `delay` seconds after the run has logged `step`, or when the program has exited.
 
     Returns its standard error when it has ended. A program that hangs, before or after the signal, is killed after WAIT seconds.
     """
-    deadline = time.monotonic() + WAIT
     try:
-        while (rows(run) or [{"step": 0}])[-1]["step"] < step and program.poll() is None:
-            assert time.monotonic() < deadline, f"{run} did not reach step {step} in {WAIT} s"
-            time.sleep(0.02)
+        wait_for(run, step, program)
         time.sleep(delay)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(program.pid, number)

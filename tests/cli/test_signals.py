@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,8 +14,9 @@ import pytest
 from sleep_data import shards
 from sleep_data.tasks import make
 from sleeptrain import checkpoint
+from sleeptrain.errors import CONTINUE
 from tests.cli.lines import TINY, run_lines
-from tests.cli.programs import ENVIRONMENT, WAIT, curve, rows, start, stop_after
+from tests.cli.programs import ENVIRONMENT, WAIT, curve, rows, start, stop_after, wait_for
 
 FOREVER = 10**6
 
@@ -51,7 +54,7 @@ def test_a_run_stopped_twice_has_the_losses_of_an_uninterrupted_run(folder: Path
     # A data worker receives the signal too and must not end the run.
     program = start(folder, [*sleeptrain, *words("stopped", FOREVER, "data.workers=1")])
     printed = stop_after(program, run, 3, signal.SIGINT)
-    assert program.returncode == 128 + signal.SIGINT, printed
+    assert program.returncode == CONTINUE, printed
     step = rows(run)[-1]["step"]
     assert saved(run) == step
     assert "stopping after this step" in printed and f"step {step} of {FOREVER}, stopped and saved" in printed
@@ -59,7 +62,7 @@ def test_a_run_stopped_twice_has_the_losses_of_an_uninterrupted_run(folder: Path
 
     program = start(folder, [*sleeptrain, *words("stopped", FOREVER, "data.workers=1")])
     printed = stop_after(program, run, step + 3, signal.SIGTERM)
-    assert program.returncode == 128 + signal.SIGTERM, printed
+    assert program.returncode == CONTINUE, printed
     assert f"continuing at step {step} of {FOREVER}" in printed
     step = rows(run)[-1]["step"]
     assert saved(run) == step
@@ -79,7 +82,7 @@ def test_two_processes_stop_at_the_same_step(folder: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         program = start(folder, [*sleeptrain, *words("two", FOREVER)])
         printed = stop_after(program, run, step + 3, number)
-        assert program.returncode == 128 + number, printed
+        assert program.returncode == CONTINUE, printed
         assert "Traceback" not in printed, printed
         step = rows(run)[-1]["step"]
         assert saved(run) == step
@@ -90,17 +93,70 @@ def test_two_processes_stop_at_the_same_step(folder: Path) -> None:
     assert len(rows(run)) == step + 3
 
 
-def test_a_second_sigterm_ends_the_process_at_once() -> None:
-    code = """
-import os, signal
-from sleeptrain.run.stop import StopRequest
-with StopRequest() as stop:
-    os.kill(os.getpid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGTERM)
-    print(stop.signal, stop.agreed("cpu"), flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
-    print("not reached")
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == f"{int(signal.SIGINT)} True\n"
-    assert done.stderr.endswith("KeyboardInterrupt\n")
+def test_two_runs_in_one_folder(folder: Path) -> None:
+    """The second is refused and changes nothing. A worker of a killed run does not live on, and the folder is free."""
+    sleeptrain, run = [sys.executable, "-m", "sleeptrain"], folder / "shared"
+    first = start(folder, [*sleeptrain, *words("shared", FOREVER, "data.workers=1", "checkpoint.every=1")])
+    try:
+        wait_for(run, 2, first)
+        config = (run / "config.yaml").read_bytes()
+        (second,) = run_lines([words("shared", FOREVER, "log.every=3")], folder)
+        assert second.status == 2, second.err
+        assert f"error: shared is in use by process {first.pid} on " in second.err
+        assert (run / "config.yaml").read_bytes() == config
+        first.kill()
+        assert first.stderr is not None
+        first.stderr.read()  # until the worker, which has the pipe, has ended
+    finally:
+        first.kill()
+        first.wait()
+    assert json.loads((run / "outcome.json").read_text())["state"] == "running"
+    step = rows(run)[-1]["step"]
+    (again,) = run_lines([words("shared", step + 2)], folder)
+    assert again.status == 0, again.err
+    assert json.loads((run / "outcome.json").read_text()) == {"state": "done", "step": step + 2, "job": None}
+
+
+@pytest.mark.parametrize("how", [signal.SIGHUP, signal.SIGUSR1, "file"], ids=str)
+def test_other_requests_stop_and_save(folder: Path, how: signal.Signals | str) -> None:
+    """A closed terminal, a scheduler that announces the end, a file."""
+    name = f"by-{how if isinstance(how, str) else how.name}"
+    run, program = folder / name, start(folder, [sys.executable, "-m", "sleeptrain", *words(name, FOREVER)])
+    if isinstance(how, str):
+        wait_for(run, 2, program)
+        (run / "stop").touch()
+        printed = program.communicate(timeout=WAIT)[1]
+    else:
+        printed = stop_after(program, run, 2, how)
+    assert program.returncode == CONTINUE, printed
+    step = rows(run)[-1]["step"]
+    assert saved(run) == step and not (run / "stop").exists()
+    assert json.loads((run / "outcome.json").read_text()) == {"state": "stopped", "step": step, "job": None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ranks_save_and_end_when_their_launcher_is_gone(folder: Path, number: signal.Signals) -> None:
+    """SIGTERM reaches every rank twice: as one of the processes of the job, and by the launcher."""
+    name = f"launcher-{number.name}"
+    launch = [sys.executable, "-m", "sleep_launch.local", "--processes", "2", "--"]
+    launcher = start(folder, [*launch, sys.executable, "-m", "sleeptrain", *words(name, FOREVER)])
+    try:
+        wait_for(folder / name, 3, launcher)
+        ranks = children(launcher.pid)
+        assert len(ranks) == 2
+        for process in (launcher.pid, *(ranks if number == signal.SIGTERM else [])):
+            os.kill(process, number)
+        assert launcher.stderr is not None
+        printed = launcher.stderr.read()  # until rank 0, which has the pipe, has ended
+        launcher.wait()
+    finally:
+        launcher.kill()
+    assert launcher.returncode == (CONTINUE if number == signal.SIGTERM else -number), printed
+    assert saved(folder / name) == rows(folder / name)[-1]["step"]
+    assert "stopped and saved" in printed and "Traceback" not in printed
+
+
+def children(process: int) -> list[int]:
+    """The child processes of a process."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]

@@ -16,7 +16,7 @@ from tests.cli.lines import TINY, run_lines
 from tests.cli.programs import curve, rows, start, stop_after
 
 STEPS = 24
-SAVED_AND_STOPPED = 128 + signal.SIGTERM
+SAVED_AND_STOPPED = 75
 SIZES = {"strings": 2, "width": 8, "transitions": (1, 2), "variant": "dense", "holdout": 8}
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from sleeptrain.errors import UserError
-from sleeptrain.parallel import process as process_module
+from sleeptrain.parallel import ranks
 from sleeptrain.parallel.process import (
     Process,
     ProcessLost,
@@ -51,7 +51,7 @@ def test_an_incomplete_environment_is_a_user_error(monkeypatch: pytest.MonkeyPat
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="but not MASTER_ADDR, MASTER_PORT"):
-        process_module._rank_and_world()
+        ranks.rank_and_world()
 
 
 def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_a_wrong_local_rank_without_a_rank_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("LOCAL_RANK", "abc")
     with pytest.raises(UserError, match=r'LOCAL_RANK = "abc" \(environment\): expected a whole number'):
-        process_module._rank_and_world()
+        ranks.rank_and_world()
 
 
 @pytest.mark.parametrize(

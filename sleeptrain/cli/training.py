@@ -1,0 +1,138 @@
+"""One training run: what the command `train` does once its processes have joined."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleeptrain.errors import TryAgain, UserError
+
+if TYPE_CHECKING:
+    from sleeptrain.data.reader import Reader
+    from sleeptrain.parallel.config import BatchLayout
+    from sleeptrain.parallel.process import Process
+    from sleeptrain.train.layout import Layout
+    from sleeptrain.train.loop import Outcome
+
+
+def load_run(args: argparse.Namespace, seed: int | None) -> Any:
+    """The recipe with the command line's changes; with a seed of `--seeds`, that seed and its folder in the run folder."""
+    from sleeptrain.recipe import load_recipe
+    from sleeptrain.recipe.continuation import check_seeds
+    from sleeptrain.run.folder import seed_folder
+
+    resolved = load_recipe(args.recipe, args.overrides)
+    if seed is None:
+        return resolved
+    base = resolved.value.folder(args.recipe)
+    check_seeds(resolved, base, args.seeds)
+    folder = json.dumps(str(seed_folder(base, seed)), ensure_ascii=False)
+    return load_recipe(args.recipe, [*args.overrides, f"train.seed={seed}", f"run_dir={folder}"])
+
+
+def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, process: Process) -> Outcome:
+    """One run: resolve data and layout, hold the run folder, train. `resolved` is None where this rank could not read the recipe."""
+    from sleeptrain.parallel.collectives import on_every_rank, on_first_rank
+    from sleeptrain.parallel.process import explain_lost_process
+    from sleeptrain.recipe import check_batch
+    from sleeptrain.recipe.continuation import claimed
+    from sleeptrain.train.kernels import check_kernels
+    from sleeptrain.train.layout import resolve_layout
+    from sleeptrain.train.setup import assert_same_config, check_device
+
+    resolved = on_every_rank(process, lambda: resolved or load_run(args, seed))
+    assert_same_config(process, {path: value for path, value, _ in resolved.rows()})
+    batch = on_first_rank(process, lambda: check_batch(resolved, process.world))
+    on_every_rank(process, lambda: check_device(resolved.value, process.device))
+    resolved, reader = on_every_rank(process, lambda: open_data(resolved, batch, process))
+    layout = resolve_layout(resolved.value, reader.manifest.windows, batch)
+    on_every_rank(process, lambda: check_kernels(layout.job.model, layout.job.train, layout.windows, process.device))
+    with ExitStack() as held:
+        held.callback(reader.close)  # the next seed has its own
+        on_first_rank(process, lambda: held.enter_context(claimed(resolved, args.recipe, reader.manifest)))
+        with explain_lost_process(process):
+            return _train(args, resolved, layout, reader, process)
+
+
+def _train(args: argparse.Namespace, resolved: Any, layout: Layout, reader: Reader, process: Process) -> Outcome:
+    """Train in a run folder that this run holds, and write down how it ended."""
+    from sleeptrain.parallel.collectives import on_first_rank
+    from sleeptrain.plan import stage_balance
+    from sleeptrain.recipe import open_run
+    from sleeptrain.recipe.continuation import announced_changes, rate_change
+    from sleeptrain.recipe.load_trained import initial_weights
+    from sleeptrain.train.loop import train
+    from sleeptrain.train.setup import set_up
+    from sleeptrain.train.start import kernels_line, start_lines
+
+    before, changes = on_first_rank(process, lambda: announced_changes(resolved, resolved.value.folder(args.recipe)))
+    init_from = on_first_rank(process, lambda: initial_weights(resolved))
+    folder = on_first_rank(process, lambda: open_run(resolved, args.recipe, reader.manifest))
+    args.failures = folder
+
+    def say(*lines: str) -> None:
+        if process.rank == 0:
+            print(*lines, sep="\n  ", file=sys.stderr, flush=True)
+
+    say(f"{folder}: {args.recipe}", *start_lines(layout, reader.manifest, process))
+    flat_config = {path: value for path, value, _ in resolved.rows()}
+    with _outcome(folder, process) as outcome:
+        setup = set_up(layout, reader, process, folder, flat_config, init_from)
+        say(f"  {kernels_line(setup.engine.module)}")
+        if layout.job.mesh.pipe > 1:
+            say(str(stage_balance(layout)))
+        if setup.step:
+            jump = rate_change(before, layout, setup.step) if before else None
+            say(f"{folder}: continuing at step {setup.step} of {layout.steps}", *changes, *([jump] if jump else []))
+        elif init_from:
+            say(f"{folder}: starting from the weights of {init_from}")
+        outcome.append(train(setup))
+    return outcome[0]
+
+
+@contextmanager
+def _outcome(folder: Path, process: Process) -> Iterator[list[Outcome]]:
+    """Writes into the run folder that the run is running, and at the end how it ended. The block appends its outcome."""
+    from sleeptrain.run.outcome import State, write_outcome
+
+    found: list[Outcome] = []
+    state: State = "failed"
+    if process.rank == 0:
+        write_outcome(folder, "running")
+    try:
+        yield found
+        state = "stopped" if found[0].stopped else "done"
+    except TryAgain:
+        state = "stopped"
+        raise
+    finally:
+        if process.rank == 0:
+            write_outcome(folder, state, found[0].step if found else None)
+
+
+def open_data(resolved: Any, batch: BatchLayout, process: Process) -> tuple[Any, Reader]:
+    """The recipe completed by the data, and this process's reader. Errors name the source of the data's path."""
+    from sleeptrain.parallel.mesh import init_mesh
+    from sleeptrain.recipe import complete
+    from sleeptrain.train.setup import open_reader
+
+    with naming_data(resolved):
+        rank = init_mesh(resolved.value.mesh, process.rank, process.world).data.rank
+        reader = open_reader(resolved.value, batch, rank)
+    return complete(resolved, reader.manifest), reader
+
+
+@contextmanager
+def naming_data(resolved: Any) -> Iterator[None]:
+    """Adds the data's path and its source in front of a UserError, and the command that builds data that is missing."""
+    from sleeptrain.recipe.task_files import with_build_command
+
+    try:
+        yield
+    except UserError as error:
+        raise UserError([f"{resolved.at('data.sources')}: {line}" for line in with_build_command(error)]) from None

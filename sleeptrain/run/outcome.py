@@ -1,0 +1,19 @@
+"""How a run stands, in a file of its folder: launchers such as torchrun and srun replace the exit status of ranks by their own."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+OUTCOME = "outcome.json"
+State = Literal["running", "done", "stopped", "failed"]
+
+
+def write_outcome(folder: Path, state: State, step: int | None = None) -> None:
+    """Write the state of a run: `running`; `done`; `stopped`, which can be continued (exit status 75); `failed`."""
+    path = folder / OUTCOME
+    staged = path.with_name(OUTCOME + ".tmp")
+    staged.write_text(json.dumps({"state": state, "step": step, "job": os.environ.get("SLURM_JOB_ID")}) + "\n")
+    staged.replace(path)
