@@ -94,7 +94,7 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     resolved, data_layout = plan.resolve_data(resolved)
     folder = resolved.value.folder(args.recipe)
     check_run(resolved, folder, data_layout.manifest)
-    initial_weights(resolved)
+    initial_weights(resolved, args.recipe)
     check_writable(resolved, folder)
     layout = resolve_layout(resolved.value, data_layout.windows, batch)
     print(plan.text(plan.make_plan(layout, data_layout)))

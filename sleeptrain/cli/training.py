@@ -41,6 +41,7 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     from sleeptrain.parallel.process import explain_lost_process
     from sleeptrain.recipe import check_batch
     from sleeptrain.recipe.continuation import claimed
+    from sleeptrain.recipe.load_trained import initial_weights
     from sleeptrain.train.kernels import check_kernels
     from sleeptrain.train.layout import resolve_layout
     from sleeptrain.train.setup import assert_same_config, check_device
@@ -52,26 +53,27 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     resolved, reader = on_every_rank(process, lambda: open_data(resolved, batch, process))
     layout = resolve_layout(resolved.value, reader.manifest.windows, batch)
     on_every_rank(process, lambda: check_kernels(layout.job.model, layout.job.train, layout.windows, process.device))
+    init_from = on_first_rank(process, lambda: initial_weights(resolved, args.recipe))
     with ExitStack() as held:
         held.callback(reader.close)  # the next seed has its own
         on_first_rank(process, lambda: held.enter_context(claimed(resolved, args.recipe, reader.manifest)))
         with explain_lost_process(process):
-            return _train(args, resolved, layout, reader, process)
+            return _train(args, resolved, layout, reader, process, init_from)
 
 
-def _train(args: argparse.Namespace, resolved: Any, layout: Layout, reader: Reader, process: Process) -> Outcome:
+def _train(
+    args: argparse.Namespace, resolved: Any, layout: Layout, reader: Reader, process: Process, init_from: Path | None
+) -> Outcome:
     """Train in a run folder that this run holds, and write down how it ended."""
     from sleeptrain.parallel.collectives import on_first_rank
     from sleeptrain.plan import stage_balance
     from sleeptrain.recipe import open_run
     from sleeptrain.recipe.continuation import announced_changes, rate_change
-    from sleeptrain.recipe.load_trained import initial_weights
     from sleeptrain.train.loop import train
     from sleeptrain.train.setup import set_up
     from sleeptrain.train.start import kernels_line, start_lines
 
     before, changes = on_first_rank(process, lambda: announced_changes(resolved, resolved.value.folder(args.recipe)))
-    init_from = on_first_rank(process, lambda: initial_weights(resolved))
     folder = on_first_rank(process, lambda: open_run(resolved, args.recipe, reader.manifest))
     args.failures = folder
 

@@ -16,7 +16,7 @@ from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.recipe.recipe import Recipe, load_recipe
-from sleeptrain.run.folder import runs_of_seeds
+from sleeptrain.run.folder import has_checkpoint, runs_of_seeds
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,13 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
     return path.parent.parent, path
 
 
-def initial_weights(resolved: Resolved[Recipe]) -> Path | None:
-    """The checkpoint that `init_from` names; None if it names none. Raises UserError where it does not fit the recipe."""
+def initial_weights(resolved: Resolved[Recipe], name: str) -> Path | None:
+    """The checkpoint that a new run starts from, as `init_from` says; None if it says nothing, or the run has one of its own.
+
+    Raises UserError where it does not fit the recipe, which was loaded as `name`.
+    """
     recipe = resolved.value
-    if recipe.init_from is None:
+    if recipe.init_from is None or has_checkpoint(recipe.folder(name)):
         return None
     try:
         folder = find_checkpoint(Path(recipe.init_from))[1]

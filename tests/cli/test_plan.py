@@ -149,7 +149,8 @@ def test_a_dry_run_says_what_plan_says_and_where_it_would_write(sleeptrain: Any,
 def test_a_dry_run_under_a_launcher_takes_its_processes_and_speaks_once(
     sleeptrain: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name, value in {"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
+        monkeypatch.setenv(name, value)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         ran = sleeptrain("train", "rule110-tiny", *TINY, "--dry-run")
