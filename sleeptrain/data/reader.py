@@ -12,7 +12,7 @@ import atexit
 import multiprocessing
 import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sleep_launch.parent import signal_at_parents_death
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from sleeptrain.data.rows import RowDataset
 
+Position = tuple[int, int]
+"""An epoch, and the first row of a step in it."""
 GRACE = 30.0
 """Seconds that a worker lives on after SIGTERM: SLURM signals all processes at once, and the main one saves first."""
 
@@ -60,6 +62,7 @@ class Reader:
         self._sources = open_sources(data, self.split)
         self._epoch = 0
         self._sample = 0
+        self._left_out: list[tuple[int, int, int]] = []
         self._rows: RowDataset | None = None
         self._loader: StreamingDataLoader | None = None
         self._iterator: Iterator[dict[str, Any]] | None = None
@@ -84,12 +87,14 @@ class Reader:
     @property
     def epoch(self) -> int:
         """Epoch of the next step."""
-        return self._next_position()[0]
+        return self.position[0]
 
     def next_step(self) -> list[Batch]:
         """The next `accumulation` micro-batches of this rank. UserError if a shard is damaged or contradicts the manifest."""
-        epoch, self._sample = self._next_position()
-        new_epoch, self._epoch = epoch > self._epoch, epoch
+        epoch, sample = self.position
+        if sample != (self._sample if epoch == self._epoch else 0):
+            self._iterator = None  # rows are left out
+        new_epoch, self._epoch, self._sample = epoch > self._epoch, epoch, sample
         try:
             batches = self._read(new_epoch)
         except BaseException:
@@ -101,13 +106,29 @@ class Reader:
     def skip(self, steps: int) -> None:
         """Skip the next `steps` steps without reading them."""
         for _ in range(steps):
-            self._epoch, self._sample = self._next_position()
+            self._epoch, self._sample = self.position
             self._sample += self.rows_per_step
         self._iterator = None
 
+    @property
+    def left_out(self) -> list[tuple[int, int, int]]:
+        """Rows that are not read: epoch, first row, the one after the last."""
+        return list(self._left_out)
+
+    def leave_out(self, rows: Sequence[tuple[int, int, int]]) -> None:
+        """Do not read these rows, besides those that are left out already."""
+        self._left_out += [one for one in rows if one not in self._left_out]
+
+    def rows_at(self, positions: Sequence[Position]) -> list[tuple[int, int, int]]:
+        """The rows of the steps at these positions."""
+        return [(epoch, sample, sample + self.rows_per_step) for epoch, sample in positions]
+
     def state_dict(self) -> dict[str, Any]:
-        """Position of the next step, as JSON values; equal on all ranks, and for any number of ranks and workers."""
-        return {"epoch": self._epoch, "sample": self._sample, "seed": self._seed, "data": self.manifest.hash}
+        """Position of the next step and what is left out, as JSON values; equal for any number of ranks and workers."""
+        return {
+            "version": 1, "epoch": self._epoch, "sample": self._sample, "seed": self._seed, "data": self.manifest.hash,
+            "left_out": [list(rows) for rows in self._left_out],
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the position of a `state_dict`. UserError if it belongs to other data or another seed."""
@@ -119,6 +140,7 @@ class Reader:
                     "resume with the same, or start a new run"
                 )
         self._epoch, self._sample = state["epoch"], state["sample"]
+        self._left_out = [(epoch, start, stop) for epoch, start, stop in state["left_out"]]
         self._iterator = None
 
     def close(self) -> None:
@@ -130,11 +152,20 @@ class Reader:
             self._rows.release()
         self._iterator = self._loader = self._rows = None
 
-    def _next_position(self) -> tuple[int, int]:
-        """Epoch and first row of the next step, which is in the next epoch if this one has no complete step left."""
-        if self._sample + self.rows_per_step > self.samples_per_epoch:
-            return self._epoch + 1, 0
-        return self._epoch, self._sample
+    @property
+    def position(self) -> Position:
+        """Where the next step begins: in the next epoch if this one has no complete step left, and after rows that are left out."""
+        epoch, sample = self._epoch, self._sample
+        while True:
+            if sample + self.rows_per_step > self.samples_per_epoch:
+                epoch, sample = epoch + 1, 0
+            after = [
+                stop for at, start, stop in self._left_out
+                if at == epoch and start < sample + self.rows_per_step and sample < stop
+            ]  # fmt: skip
+            if not after:
+                return epoch, sample
+            sample = max(after)
 
     def _read(self, new_epoch: bool) -> list[Batch]:
         """The micro-batches of the step at the current position; `new_epoch` if it is the first one of its epoch."""

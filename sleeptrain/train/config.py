@@ -10,6 +10,21 @@ from sleeptrain.config import Problem
 
 
 @dataclass(frozen=True)
+class GuardLimits:
+    """When a run with losses or gradients that are not finite goes back to its last checkpoint."""
+
+    streak: int = 3
+    """Number of skipped steps, one after another."""
+    rollbacks: int = 3
+    """How often a process goes back, each time without the data of the streak; then the run fails. 0: it fails at once."""
+
+    def problems(self) -> list[Problem]:
+        """Problems of this section alone."""
+        problems = [Problem("streak", "must be at least 1 step")] if self.streak < 1 else []
+        return problems + ([Problem("rollbacks", "must not be negative")] if self.rollbacks < 0 else [])
+
+
+@dataclass(frozen=True)
 class Train:
     """Length of the run, batch sizes, precision, activation checkpointing and kernels."""
 
@@ -38,6 +53,8 @@ class Train:
     cuda_graphs: bool = False
     """Capture every kind of pass (forward, recompute, backward) once as a CUDA graph and replay it, so that a pass takes a few
     launches. A graph's first replays are compared with the eager pass; a graph that differs is not used."""
+
+    guard: GuardLimits = field(default_factory=GuardLimits)
 
     def problems(self) -> list[Problem]:
         """Problems of this section alone."""

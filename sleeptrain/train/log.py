@@ -20,16 +20,25 @@ class MetricsFile:
 
     def __init__(self, path: Path, first_step: int) -> None:
         """Open for appending and drop the rows from `first_step` on, which a resumed run writes again."""
-        kept = [row for row in read_metrics(path) if row["step"] < first_step]
-        temporary = path.with_suffix(".jsonl.tmp")
+        self._path = path
+        self._open(first_step)
+
+    def _open(self, first_step: int) -> None:
+        kept = [row for row in read_metrics(self._path) if row["step"] < first_step]
+        temporary = self._path.with_suffix(".jsonl.tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(path)
-        self._file = path.open("a")
+        temporary.replace(self._path)
+        self._file = self._path.open("a")
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one step. NaN and infinity are written as null, because JSON has neither."""
         self._file.write(json.dumps(_finite(row)) + "\n")
         self._file.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows after `step`, which the run makes again."""
+        self._file.close()
+        self._open(step + 1)
 
     def close(self) -> None:
         """Close the file."""
@@ -137,6 +146,12 @@ class Logs:
 
     def __enter__(self) -> Logs:
         return self
+
+    def rewind(self, step: int) -> None:
+        """Drop what was written of the steps after `step`. W&B keeps its rows: it cannot take them back."""
+        for sink in self._sinks:
+            if isinstance(sink, MetricsFile):
+                sink.rewind(step)
 
     def write(self, row: dict[str, Any]) -> None:
         """Write the metrics of one step to all logs."""

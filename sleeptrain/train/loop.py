@@ -17,12 +17,9 @@ from sleeptrain.program import Program
 from sleeptrain.run.stop import StopRequest
 from sleeptrain.train.growth import can_explode, growth, growth_at_start, looped_blocks
 from sleeptrain.train.log import Logs
-from sleeptrain.train.setup import Setup
+from sleeptrain.train.setup import Setup, resume
 from sleeptrain.train.step import StepReport, read_step, train_step
 from sleeptrain.train.throughput import mfu, peak_memory, row_flops
-
-MAX_SKIPS = 3
-"""Steps that may be skipped one after another; more data will not help then."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
 
     Raises RunFailed, on all ranks, when losses or gradients stay non-finite.
     """
-    step, steps, skips = setup.step, setup.layout.steps, 0
+    step, steps, guard = setup.step, setup.layout.steps, setup.guard
     saved = step or None
     every = setup.job.checkpoint.every
     announce = setup.process.rank == 0 and not quiet
@@ -51,24 +48,50 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
         if step == 0 and not quiet:
             warn_of_growth(setup)
         while step < steps and not stop.agreed(setup.process.device):
-            began = perf_counter()
+            began, position = perf_counter(), setup.reader.position
             program, batches = setup.layout.program_at(step), read_step(setup.reader)
             rate = lr_multiplier(setup.job.optim.schedule, step, steps)
             report = train_step(setup.context, batches, program, rate)
             step += 1
-            skips = skips + 1 if report.skipped else 0
             logs.write(metrics(setup, step, program, report, rate, perf_counter() - began))
-            if skips == MAX_SKIPS:
-                raise RunFailed(
-                    f"step {step}: loss or gradient was not finite {skips} times in a row; the weights were not changed by these "
-                    f"steps; lower optim.lr = {setup.job.optim.lr}, or look at {setup.folder / 'metrics.jsonl'}"
-                )
-            if every and step % every == 0 and step < steps:
+            if guard.observe(report.skipped, position):
+                step = saved = go_back(setup, step)
+                logs.rewind(step)
+            elif every and step % every == 0 and step < steps and not guard.streak:
                 save(setup, step)
                 saved = step
         if step != saved:
             save(setup, step)
         return Outcome(step, steps, stopped=step < steps)
+
+
+def go_back(setup: Setup, step: int) -> int:
+    """Load the last checkpoint and leave out the data of the streak that ended at `step`; the step of the checkpoint. A collective.
+
+    Raises RunFailed where there is no checkpoint, and where the run has gone back as often as it may.
+    """
+    setup.saver.wait()
+    guard, streak = setup.guard, setup.guard.streak
+    what = f"step {step}: loss or gradient was not finite {len(streak)} times in a row"
+    way_out = (
+        f"the weights were not changed by these steps; lower optim.lr = {setup.job.optim.lr}, or look at "
+        f"{setup.folder / 'metrics.jsonl'}"
+    )
+    if guard.rollbacks_left == 0:
+        limit = setup.job.train.guard.rollbacks
+        raise RunFailed(f"{what}, after going back {limit} times (train.guard.rollbacks); {way_out}")
+    left_out = setup.reader.left_out
+    found = resume(setup.engine, setup.reader, guard, setup.folder)
+    if found is None:
+        raise RunFailed(f"{what}, and there is no checkpoint to go back to; {way_out}")
+    setup.reader.leave_out([*left_out, *setup.reader.rows_at(streak)])
+    guard.streak, guard.rollbacks_left = [], guard.rollbacks_left - 1
+    if setup.process.rank == 0:
+        rows = f"epoch {streak[0][0]}, from sample {streak[0][1]:,}"
+        print(
+            f"warning: {what}; going back to step {found[0]}, without the data of these steps ({rows})", file=sys.stderr
+        )
+    return found[0]
 
 
 def warn_of_growth(setup: Setup) -> None:
@@ -94,7 +117,11 @@ def open_logs(setup: Setup, step: int, quiet: bool) -> Logs:
 def save(setup: Setup, step: int) -> None:
     """Write a checkpoint of this step, and delete older ones that are not kept."""
     tokens = setup.tokens_at(step)
-    setup.saver.save(step, {"data": setup.reader.state_dict(), "tokens": tokens}, {"random": checkpoint.random_state()})
+    setup.saver.save(
+        step,
+        {"data": setup.reader.state_dict(), "tokens": tokens, "guard": setup.guard.state_dict()},
+        {"random": checkpoint.random_state()},
+    )
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from sleeptrain.parallel.mesh import MeshAxes, init_mesh
 from sleeptrain.parallel.process import Process
 from sleeptrain.run.folder import CHECKPOINTS, CONFIG
 from sleeptrain.train.build_model import looped_elements, make_forward, new_model
+from sleeptrain.train.guard import Guard
 from sleeptrain.train.job import Job
 from sleeptrain.train.kernels import use_kernels
 from sleeptrain.train.layout import Layout
@@ -46,6 +47,7 @@ class Setup:
     tokens: int
     """Tokens of these steps, padding included."""
     saver: checkpoint.Saver
+    guard: Guard
 
     def tokens_at(self, step: int) -> int:
         """Tokens of the first `step` steps. Their number in a step may have been another before the run was continued."""
@@ -123,12 +125,16 @@ def set_up(
     use_kernels(model, job.train, layout.windows, layout.batch.micro, process)
     engine = build_engine(model, job.optim, _engine_spec(layout, model, axes))
     context = StepContext(engine, make_forward(layout, axes, finalize_grads), layout, axes, manifest.pad)
-    step, tokens = _resume(engine, reader, folder, init_from)
+    guard = Guard(job.train.guard.streak, job.train.guard.rollbacks)
+    found = resume(engine, reader, guard, folder)
+    if found is None and init_from is not None:
+        checkpoint.load_initial_weights(engine, init_from)
+    step, tokens = found or (0, 0)
     keep = checkpoint.KeepPolicy(job.checkpoint.keep, job.checkpoint.keep_every)
     saver = checkpoint.Saver(
         engine, folder / CHECKPOINTS, keep, config=_read(folder / CONFIG), background=job.checkpoint.background
     )
-    return Setup(context, reader, process, folder, flat_config, step, tokens, saver)
+    return Setup(context, reader, process, folder, flat_config, step, tokens, saver, guard)
 
 
 def _engine_spec(layout: Layout, model: LanguageModel, axes: MeshAxes) -> EngineSpec:
@@ -139,15 +145,14 @@ def _engine_spec(layout: Layout, model: LanguageModel, axes: MeshAxes) -> Engine
     )  # fmt: skip
 
 
-def _resume(engine: Engine, reader: Reader, folder: Path, init_from: Path | None) -> tuple[int, int]:
-    """Load the newest whole checkpoint into engine, reader and random generators; its steps and tokens, 0 without one."""
+def resume(engine: Engine, reader: Reader, guard: Guard, folder: Path) -> tuple[int, int] | None:
+    """Load the newest whole checkpoint into engine, reader, guard and random generators; its steps and tokens, None without one."""
     found = checkpoint.newest_whole(engine.process, folder / CHECKPOINTS)
     if found is None:
-        if init_from is not None:
-            checkpoint.load_initial_weights(engine, init_from)
-        return 0, 0
+        return None
     loaded = checkpoint.load(engine, *found)
     reader.load_state_dict(loaded.state["data"])
+    guard.load_state_dict(loaded.state["guard"])
     if loaded.own_state is not None:
         checkpoint.set_random_state(loaded.own_state["random"])
     return loaded.step, loaded.state["tokens"]

@@ -1,0 +1,122 @@
+"""Streaks of non-finite steps: the run goes back and leaves out their data, then goes on as one that never read it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sleeptrain.errors import RunFailed
+from sleeptrain.train.guard import Guard
+from tests.distributed import run
+from tests.train.jobs import text_data, trained
+
+COMMON = [
+    "sleep.window=16", "sleep.loop.trigger=every", "train.batch=8", "train.steps=12", "optim.schedule.name=constant",
+    "checkpoint.every=3",
+]  # fmt: skip
+BAD = [(0, 40), (0, 48), (0, 56)]
+"""Steps 6 to 8 of an epoch of eight-row steps."""
+
+
+def poisoned(positions: list[tuple[int, int]], rank: int) -> Any:
+    """Gradients of one rank are NaN in the steps that read the data at these positions."""
+
+    def spoil(setup: Any) -> None:
+        reader, now = setup.reader, {"bad": False}
+        read = reader.next_step
+
+        def next_step() -> Any:
+            now["bad"] = reader.position in positions
+            return read()
+
+        reader.next_step = next_step
+        if setup.process.rank == rank:
+            weight = next(p for name, p in setup.engine.module.named_parameters() if name.endswith("mlp.up.weight"))
+            weight.register_hook(lambda gradient: gradient * math.nan if now["bad"] else gradient)
+
+    return spoil
+
+
+def with_bad_data(folder: str) -> tuple[list[Any], list[Any], list[Any]]:
+    """Rows of a run on bad data, of one that never reads it, and what the first leaves out."""
+    where, left = Path(folder), []
+
+    def spoil(setup: Any) -> None:
+        poisoned(BAD, setup.process.world - 1)(setup)
+        left.append(setup.reader)
+
+    bad, _ = trained(where, "bad", where / "text", COMMON, spoil=spoil)
+
+    def leave_out(setup: Any) -> None:
+        setup.reader.leave_out(setup.reader.rows_at(BAD))
+
+    good, _ = trained(where, "good", where / "text", COMMON, spoil=leave_out)
+    return bad, good, left[0].left_out
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    made = tmp_path_factory.mktemp("guard")
+    text_data(made)
+    return str(made)
+
+
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_goes_back_and_leaves_out_the_data_of_a_streak(folder: str, world: int, tmp_path: Path) -> None:
+    (Path(folder) / "text").exists() and (tmp_path / "text").symlink_to(Path(folder) / "text")
+    bad, good, left = run(with_bad_data, world, str(tmp_path), timeout=300)[0]
+    assert [row["step"] for row in bad] == list(range(1, 13)) and not any(row["skipped"] for row in bad)
+    for key in ("loss", "grad_norm", "targets"):
+        assert [row[key] for row in bad] == [row[key] for row in good]
+    assert left == [(0, first, first + 8) for _, first in BAD]
+
+
+def always_bad(folder: str, name: str, more: list[str]) -> str:
+    """The message of a run whose data is bad from the sixth step on."""
+    where = Path(folder)
+    everything = [(epoch, first) for epoch in range(9) for first in range(0 if epoch else 40, 1000, 8)]
+    with pytest.raises(RunFailed) as caught:
+        trained(where, name, where / "text", [*COMMON, *more], spoil=poisoned(everything, 0))
+    return str(caught.value)
+
+
+def test_a_run_goes_back_a_limited_number_of_times(folder: str) -> None:
+    message = run(always_bad, 1, folder, "often", ["train.guard.rollbacks=2", "train.steps=30"])[0]
+    assert "3 times in a row, after going back 2 times (train.guard.rollbacks)" in message
+    message = run(always_bad, 1, folder, "never", ["checkpoint.every=0"])[0]
+    assert "3 times in a row, and there is no checkpoint to go back to" in message
+
+
+def stopped_in_a_streak(folder: str) -> list[Any]:
+    """Two of three bad steps, a stop, and the third."""
+    where = Path(folder)
+    trained(where, "stopped", where / "text", [*COMMON, "train.steps=7"], spoil=poisoned(BAD, 0))
+    streaks: list[Any] = []
+
+    def spoil(setup: Any) -> None:
+        streaks.append(list(setup.guard.streak))
+        poisoned(BAD, 0)(setup)
+
+    rows, _ = trained(where, "stopped", where / "text", COMMON, spoil=spoil)
+    return [streaks[0], [row["step"] for row in rows], any(row["skipped"] for row in rows)]
+
+
+def test_a_streak_goes_on_after_a_stop(folder: str) -> None:
+    """The run saves in the streak when it stops, and at no other time: it would go back to that checkpoint."""
+    streak, steps, skipped = run(stopped_in_a_streak, 1, folder)[0]
+    assert streak == BAD[:2] and steps == list(range(1, 13))
+    assert skipped, "the checkpoint of the stop holds the first two steps of the streak"
+
+
+def test_a_finite_step_ends_a_streak() -> None:
+    guard = Guard(limit=2, rollbacks_left=1)
+    assert [guard.observe(skipped, (0, at)) for at, skipped in enumerate([True, False, True, True])] == [
+        False, False, False, True,
+    ]  # fmt: skip
+    assert guard.streak == [(0, 2), (0, 3)]
+    other = Guard(limit=2, rollbacks_left=1)
+    other.load_state_dict(guard.state_dict())
+    assert other.streak == guard.streak
