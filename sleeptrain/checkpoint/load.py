@@ -54,8 +54,8 @@ class Parts:
         return {name: slices[0][1].shape for name, slices in self._slices.items()}
 
     def read(self, name: str, key: str, place: Place, into: Tensor) -> None:
-        """Fill `into` with the values `key` of a slice of a tensor; what no part has is zero. Raises Damaged if some are missing."""
-        into.zero_()
+        """Fill `into` with the values `key` of a slice of a tensor, and padding after it with zeros. Raises Damaged if some are missing."""
+        into[place.count :].zero_()
         found = 0
         for file, source, keys in self._slices[name]:
             parts = list(common(source, place))
