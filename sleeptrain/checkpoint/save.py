@@ -118,7 +118,7 @@ class Saver:
             tensors = write_tensors(staging / f"{name}.safetensors", part.tensors)
             slices = write_json(staging / f"{name}.json", {"slices": part.places, "state": part.state})
             return {f"{name}.safetensors": tensors, f"{name}.json": slices}, None
-        except OSError as error:
+        except Exception as error:  # of any kind: the other ranks wait for this one
             return {}, self._explain(error, staging, sum(tensor.nbytes for tensor in part.tensors.values()))
 
     def _exchange(self, index: Index, records: dict[str, FileRecord], problem: str | None) -> BaseException | None:
@@ -128,9 +128,14 @@ class Saver:
             ranks = [None] * index.processes
             dist.all_gather_object(ranks, (records, problem), group=self._group)
         problems = [text for _, text in ranks if text]
-        if not problems and self._engine.process.rank == 0:
-            files = {name: record for wrote, _ in ranks for name, record in wrote.items()}
-            problems = self._complete(Index(**{**vars(index), "files": files}))
+        if self._engine.process.rank == 0:
+            if not problems:
+                files = {name: record for wrote, _ in ranks for name, record in wrote.items()}
+                problems = self._complete(Index(**{**vars(index), "files": files}))
+            if problems:
+                shutil.rmtree(
+                    staging_folder(self._folder, index.step), ignore_errors=True
+                )  # room for what is written next
         outcome = [problems]
         if self._group is not None:
             dist.broadcast_object_list(outcome, src=0, group=self._group)
@@ -144,21 +149,28 @@ class Saver:
                 index.files[CONFIG] = write_text(staging / CONFIG, self._config)
             write_index(staging, index)
             prune(self._folder, self._keep, commit(self._folder, index.step))
-        except OSError as error:
+        except Exception as error:
             return [self._explain(error, staging, 0)]
         return []
 
-    def _explain(self, error: OSError, staging: Path, size: int) -> str:
+    def _explain(self, error: Exception, staging: Path, size: int) -> str:
         """What a failed save means: the path, the bytes wanted and free, the last good checkpoint."""
-        shutil.rmtree(staging, ignore_errors=True)  # room for what is written next
         last = latest(self._folder)
-        wanted = f" ({size:,} bytes wanted, {shutil.disk_usage(self._folder).free:,} free)" if size else ""
+        what = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.strerror:
+            what = f"{error.strerror}: {error.filename or staging}"
+        wanted = f" ({size:,} bytes wanted, {shutil.disk_usage(_existing(self._folder)).free:,} free)" if size else ""
         kept = f"the last good one is {last}" if last else "there is none yet"
         step = staging.name.removeprefix(".").removesuffix(".part")
         return (
-            f"rank {self._engine.process.rank} cannot write checkpoint {step}: {error.strerror}: {error.filename or staging}{wanted}; "
+            f"rank {self._engine.process.rank} cannot write checkpoint {step}: {what}{wanted}; "
             f"{kept}; the same command continues from it"
         )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def placed_slices(engine: Engine, *, owned: bool) -> list[tuple[StateSlice, Place]]:

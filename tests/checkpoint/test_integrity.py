@@ -255,3 +255,32 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stays(
     assert not list(folder.glob(".*"))
     save(engine, folder, 3)
     assert load(engine, folder).step == 3
+
+
+def one_rank_cannot_write(folder: str) -> tuple[str, int]:
+    """The error of a save in which rank 1 cannot write, and the step of the next save, which it can."""
+    from sleeptrain.checkpoint import save as module
+
+    engine = fresh("adamw", "fp32", 1)
+    train(engine, range(1))
+    save(engine, Path(folder), 1)
+    write = module.write_tensors
+    if engine.process.rank == 1:
+        module.write_tensors = lambda *_: (_ for _ in ()).throw(MemoryError("no memory"))  # type: ignore[assignment]
+    try:
+        save(engine, Path(folder), 2)
+    except RunFailed as error:
+        message = str(error)
+    module.write_tensors = write
+    assert engine.process.rank or not list(Path(folder).glob(".*"))
+    save(engine, Path(folder), 3)
+    return message, load(engine, Path(folder)).step
+
+
+def test_a_rank_that_cannot_write_ends_the_save_on_all_ranks(tmp_path: Path) -> None:
+    for message, step in run(one_rank_cannot_write, 2, str(tmp_path)):
+        assert message.startswith("rank 1 cannot write checkpoint step-00000002: MemoryError: no memory (")
+        assert message.endswith(
+            "the last good one is " + str(tmp_path / "step-00000001") + "; the same command continues from it"
+        )
+        assert step == 3
