@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from sleeptrain.checkpoint.place import Place, place_of_part
 from sleeptrain.engine.engine import Engine
 from sleeptrain.engine.state import StateSlice
 from sleeptrain.errors import RunFailed
+
+WRITING = timedelta(hours=6)
+"""How long a rank waits for another that still writes its part. One that has ended is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Saver:
     ) -> None:
         self._engine, self._folder, self._keep, self._config = engine, folder, keep, config
         self._background = background
-        self._group = dist.new_group(backend="gloo") if engine.process.world > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=WRITING) if engine.process.world > 1 else None
         self._host: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._outcome: BaseException | None = None

@@ -135,7 +135,8 @@ def train(args: argparse.Namespace) -> int:
     from sleeptrain.parallel.process import ProcessLost, init_distributed, shutdown_distributed
 
     try:
-        process = init_distributed() if recipes else init_distributed(RENDEZVOUS_WITHOUT_RECIPE)
+        timeout = timedelta(seconds=recipes[0].value.mesh.timeout) if recipes else RENDEZVOUS_WITHOUT_RECIPE
+        process = init_distributed(timeout)
     except torch.distributed.DistError:
         if recipes:
             raise

@@ -44,6 +44,7 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     from sleeptrain.recipe.load_trained import initial_weights
     from sleeptrain.train.kernels import check_kernels
     from sleeptrain.train.layout import resolve_layout
+    from sleeptrain.train.log import check_wandb
     from sleeptrain.train.setup import assert_same_config, check_device
 
     resolved = on_every_rank(process, lambda: resolved or load_run(args, seed))
@@ -54,6 +55,7 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     layout = resolve_layout(resolved.value, reader.manifest.windows, batch)
     on_every_rank(process, lambda: check_kernels(layout.job.model, layout.job.train, layout.windows, process.device))
     init_from = on_first_rank(process, lambda: initial_weights(resolved, args.recipe))
+    on_first_rank(process, lambda: check_wandb(layout.job.log))
     with ExitStack() as held:
         held.callback(reader.close)  # the next seed has its own
         on_first_rank(process, lambda: held.enter_context(claimed(resolved, args.recipe, reader.manifest)))

@@ -30,6 +30,8 @@ class Mesh:
     """Micro-batches that go through the pipeline together, so that one fills the bubbles of another; 0 means automatic."""
     zero: int = 1
     """ZeRO stage over the data axis: 1 shards the optimizer state, 2 also the gradients, 3 also the parameters."""
+    timeout: int = 600
+    """Seconds that a process waits for the others in a collective or a message, before it says that one is lost."""
 
     def problems(self) -> list[Problem]:
         """Every invalid value, one problem each."""
@@ -41,6 +43,8 @@ class Mesh:
                 found.append(Problem(name, "must be at least 1 process"))
         if self.group < 0:
             found.append(Problem("group", "must be a number of micro-batches, or 0 for automatic"))
+        if self.timeout < 1:
+            found.append(Problem("timeout", "must be at least 1 second"))
         if self.zero not in (1, 2, 3):
             found.append(
                 Problem(

@@ -63,7 +63,10 @@ def init_mesh(mesh: Mesh, rank: int, world: int) -> MeshAxes:
     if state.model_parallel_is_initialized() and sizes != _initialized_sizes(state):
         state.destroy_model_parallel()
     if not state.model_parallel_is_initialized():
-        state.initialize_model_parallel(mesh.tensor, mesh.pipe, create_gloo_process_groups=False)
+        minutes = -(-mesh.timeout // 60)  # groups do not inherit the timeout of the default one
+        state.initialize_model_parallel(
+            mesh.tensor, mesh.pipe, create_gloo_process_groups=False, distributed_timeout_minutes=minutes
+        )
     return MeshAxes(
         MeshAxis(state.get_data_parallel_rank(), data, state.get_data_parallel_group()),
         MeshAxis(state.get_pipeline_model_parallel_rank(), mesh.pipe, state.get_pipeline_model_parallel_group()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 
 import torch
@@ -92,7 +93,9 @@ def checkpointed_forward(job: Job, options: ExecutorOptions = DEFAULT_OPTIONS) -
 
 def pipelined_forward(layout: Layout, axes: MeshAxes, options: ExecutorOptions) -> Forward:
     """The circular pipeline, of which this process runs one stage."""
-    return Pipeline(layout.build_schedule, P2PChannels(axes.pipes), options).run
+    return Pipeline(
+        layout.build_schedule, P2PChannels(axes.pipes, timedelta(seconds=layout.job.mesh.timeout)), options
+    ).run
 
 
 def autograd_forward(job: Job) -> Forward:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import secrets
 import sys
 from collections import deque
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
+from sleeptrain.errors import UserError
 from sleeptrain.train.config import Log
 
 
@@ -105,6 +107,28 @@ class Progress:
             self._bar[0].stop()
 
 
+def wandb_mode(log: Log) -> Literal["online", "offline", "disabled"]:
+    """How W&B is used: WANDB_MODE of the environment goes before `log.wandb.mode`, which may only turn it off."""
+    given = os.environ.get("WANDB_MODE", log.wandb.mode)
+    return "offline" if given in ("offline", "dryrun") else "disabled" if given == "disabled" else "online"
+
+
+def check_wandb(log: Log) -> None:
+    """Raise UserError where rows shall be sent to W&B, and there is no key for it or W&B does not take it."""
+    if log.wandb.mode == "off" or wandb_mode(log) != "online":
+        return
+    import wandb
+
+    try:
+        problem = None if wandb.login(prompt=False) else "there is no API key for W&B"
+    except (wandb.errors.AuthenticationError, wandb.errors.CommError) as error:
+        problem = str(error)
+    if problem:
+        raise UserError(
+            f"log.wandb.mode = online: {problem}; run `wandb login` or set WANDB_API_KEY, or take log.wandb.mode=offline"
+        )
+
+
 class WandbRun:
     """A W&B run. Its id is stored in the run folder, so that a resumed run continues the same W&B run."""
 
@@ -115,18 +139,31 @@ class WandbRun:
         if not id_file.exists():
             id_file.write_text(secrets.token_hex(4))
         self._every = log.every
+        self._unsent: dict[str, Any] | None = None
         self._run = wandb.init(
             project=log.wandb.project, name=log.wandb.name or folder.name, id=id_file.read_text(), resume="allow",
-            mode="online" if log.wandb.mode == "online" else "offline", dir=str(folder), config=config,
+            mode=wandb_mode(log), dir=str(folder), config=config,
         )  # fmt: skip
 
     def write(self, row: dict[str, Any]) -> None:
         """Send one step, every `log.every` steps."""
+        self._unsent = row
         if row["step"] % self._every == 0:
-            self._run.log({k: v for k, v in row.items() if not isinstance(v, list)}, step=row["step"])
+            self._send(row)
+
+    def _send(self, row: dict[str, Any]) -> None:
+        """Send a row; of lists, such as the loss by window, every entry by its index."""
+        values = {key: value for key, value in row.items() if not isinstance(value, list)}
+        for key, entries in row.items():
+            if isinstance(entries, list):
+                values |= {f"{key}/{index}": entry for index, entry in enumerate(entries) if entry is not None}
+        self._run.log(values, step=row["step"])
+        self._unsent = None
 
     def close(self) -> None:
-        """Flush and finish the W&B run."""
+        """Send the last step, flush and finish the W&B run."""
+        if self._unsent is not None:
+            self._send(self._unsent)
         self._run.finish()
 
 

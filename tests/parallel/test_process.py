@@ -21,6 +21,7 @@ from sleeptrain.parallel.process import (
     init_distributed,
     shutdown_distributed,
 )
+from sleeptrain.schedule.schedule import Edge
 from tests.distributed import run
 
 
@@ -164,3 +165,25 @@ def test_every_launcher_forms_a_group(tmp_path: Path, launcher: str) -> None:
         assert f"rank {rank} of {world}" in done.stdout
     if launcher == "none":
         assert (done.stdout, done.stderr) == ("rank 0 of 1\n", "")
+
+
+def timeouts(pipe: int) -> list[float]:
+    """Seconds that the groups of a mesh with this timeout wait, and those of messages between stages."""
+    from datetime import timedelta
+
+    from sleeptrain.execute.p2p import P2PChannels
+    from sleeptrain.parallel.config import Mesh
+    from sleeptrain.parallel.mesh import init_mesh
+
+    process, mesh = init_distributed(timedelta(seconds=120)), Mesh(pipe=pipe, timeout=120)
+    axes = init_mesh(mesh, process.rank, process.world)
+    p2p = P2PChannels(axes.pipes, timedelta(seconds=mesh.timeout))
+    p2p.open([Edge(0, 1, "forward"), Edge(1, 0, "backward")], process.device)
+    groups = [None, axes.pipe.group, axes.data.group, *p2p._groups.values()]
+    backends = [(group or dist.group.WORLD)._get_backend(process.device) for group in groups]
+    return [backend.options._timeout.total_seconds() for backend in backends]
+
+
+def test_every_group_waits_as_long_as_the_recipe_says() -> None:
+    """torch gives a new group its default of 30 minutes, whatever the timeout of the first one."""
+    assert run(timeouts, 2, 2) == [[120.0] * 5] * 2

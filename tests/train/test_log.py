@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from sleeptrain.errors import UserError
 from sleeptrain.train.config import Log, Wandb
-from sleeptrain.train.log import Logs, MetricsFile, Progress, read_metrics
+from sleeptrain.train.log import Logs, MetricsFile, Progress, check_wandb, read_metrics, wandb_mode
 
 
 def row(step: int, loss: float = 1.5) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def test_offline_continues_the_same_run_and_sends_no_requests(tmp_path: Path, se
 
     folder, steps = tmp_path / "run", []
     folder.mkdir()
-    for part in (range(1, 5), range(5, 9)):
+    for part in (range(1, 6), range(6, 10)):
         log_steps(folder, "offline", part, {"train.batch": 8})
     wandb.teardown()  # W&B's service writes after a run has finished, until teardown or the end of the process
     run_id = (folder / "wandb-id").read_text()
@@ -142,10 +143,10 @@ def test_offline_continues_the_same_run_and_sends_no_requests(tmp_path: Path, se
                 values = {
                     item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
                 }
-                assert values["loss"] == 1.5 and "loss_by_window" not in values
+                assert values["loss"] == 1.5 and values["loss_by_window/1"] == 1.5 and "loss_by_window/0" not in values
                 steps.append((record.history.step.num, values["step"]))
-    assert steps == [(2, 2), (4, 4), (6, 6), (8, 8)]
-    assert [r["step"] for r in read_metrics(folder / "metrics.jsonl")] == list(range(1, 9))
+    assert steps == [(2, 2), (4, 4), (5, 5), (6, 6), (8, 8), (9, 9)], "the last step of each part, too"
+    assert [r["step"] for r in read_metrics(folder / "metrics.jsonl")] == list(range(1, 10))
     assert server == []
 
 
@@ -175,3 +176,31 @@ def test_the_mode_is_passed_to_wandb_init(
     assert [call["mode"] for call in calls] == [passed] * 2
     assert len({call["id"] for call in calls}) == 1 and {call["resume"] for call in calls} == {"allow"}
     assert {call["dir"] for call in calls} == {str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("configured", "environment", "mode"),
+    [
+        ("online", None, "online"),
+        ("online", "offline", "offline"),
+        ("offline", "disabled", "disabled"),
+        ("offline", "online", "online"),
+    ],
+)
+def test_the_environment_goes_before_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, configured: Any, environment: str | None, mode: str
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    assert wandb_mode(Log(wandb=Wandb(mode=configured))) == mode
+
+
+def test_a_missing_key_is_told_before_a_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"there is no API key for W&B; run `wandb login` or set WANDB_API_KEY"):
+        check_wandb(Log(wandb=Wandb(mode="online")))
+    check_wandb(Log(wandb=Wandb(mode="offline")))
+    check_wandb(Log())
