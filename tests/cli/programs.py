@@ -65,3 +65,8 @@ def stop_after(program: subprocess.Popen[str], run: Path, step: int, number: sig
         if program.poll() is None:
             os.killpg(program.pid, signal.SIGKILL)
             program.wait()
+
+
+def children(process: int) -> list[int]:
+    """The child processes of a process."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]

@@ -16,7 +16,7 @@ from sleep_data.tasks import make
 from sleeptrain import checkpoint
 from sleeptrain.errors import CONTINUE
 from tests.cli.lines import TINY, run_lines
-from tests.cli.programs import ENVIRONMENT, WAIT, curve, rows, start, stop_after, wait_for
+from tests.cli.programs import ENVIRONMENT, WAIT, children, curve, rows, start, stop_after, wait_for
 
 FOREVER = 10**6
 
@@ -155,8 +155,3 @@ def test_ranks_save_and_end_when_their_launcher_is_gone(folder: Path, number: si
     assert launcher.returncode == (CONTINUE if number == signal.SIGTERM else -number), printed
     assert saved(folder / name) == rows(folder / name)[-1]["step"]
     assert "stopped and saved" in printed and "Traceback" not in printed
-
-
-def children(process: int) -> list[int]:
-    """The child processes of a process."""
-    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
