@@ -41,7 +41,7 @@ def test_quick_forms_of_all_parts_run_and_write_the_results(tmp_path):
     body = json.loads(out.read_text())
     assert body["command"].endswith(f"benchmarks/cpu.py --quick --json {out}")
     assert body["hardware"]["cpu"] and body["hardware"]["cores"] >= 1 and body["environment"]["versions"]["torch"]
-    assert set(body["parts"]) == {"operators", "loss", "steps", "recompute", "startup", "threads"}
+    assert set(body["parts"]) == {"operators", "loss", "steps", "recompute", "startup", "threads", "checkpoint"}
     for part in body["parts"].values():
         assert part["versions"]["torch"] and part["figures"]
         for figure in part["figures"]:
