@@ -21,7 +21,7 @@ PORTS = range(20000, 30000)
 def rank_and_world(environ: MutableMapping[str, str] | None = None) -> tuple[int, int]:
     """Rank and world size from the environment; (0, 1) if it names no launcher.
 
-    Under srun with several tasks RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set for torch. Raises UserError if
+    Under srun with several tasks RANK, WORLD_SIZE and LOCAL_RANK are set for torch, and MASTER_ADDR and MASTER_PORT unless they are. Raises UserError if
     the environment is incomplete, or names several processes in a way that is not known.
     """
     environ = os.environ if environ is None else environ
@@ -55,15 +55,11 @@ def _translate_slurm(environ: MutableMapping[str, str]) -> None:
     The port follows from job and step, so that all tasks know it and jobs on one node take others.
     """
     job, step = (int(environ.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    found = {
-        "RANK": environ["SLURM_PROCID"],
-        "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": environ["SLURM_LOCALID"],
-        "MASTER_ADDR": _first_node(environ),
-        "MASTER_PORT": str(PORTS[(job * 7 + step) % len(PORTS)]),
-    }
-    for name, value in found.items():
-        environ.setdefault(name, value)
+    environ["RANK"], environ["WORLD_SIZE"] = environ["SLURM_PROCID"], environ["SLURM_STEP_NUM_TASKS"]
+    environ["LOCAL_RANK"] = environ["SLURM_LOCALID"]
+    if "MASTER_ADDR" not in environ:
+        environ["MASTER_ADDR"] = _first_node(environ)
+    environ.setdefault("MASTER_PORT", str(PORTS[(job * 7 + step) % len(PORTS)]))
 
 
 def _first_node(environ: MutableMapping[str, str]) -> str:

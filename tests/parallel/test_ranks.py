@@ -53,6 +53,9 @@ def test_without_scontrol_the_way_out_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"scontrol show hostnames n\[1-2\] does not work here .*; set MASTER_ADDR"):
         rank_and_world(dict(STEP))
+    environ = STEP | {"MASTER_ADDR": "10.0.0.1", "LOCAL_RANK": "7"}
+    assert rank_and_world(environ) == (3, 4)
+    assert (environ["MASTER_ADDR"], environ["LOCAL_RANK"]) == ("10.0.0.1", "1"), "an old local rank is replaced"
 
 
 def test_a_batch_script_and_one_task_are_one_process() -> None:
@@ -88,5 +91,7 @@ def test_two_tasks_on_a_node_form_a_group() -> None:
     for task in ("0", "1"):
         step = STEP | {"SLURM_JOB_ID": str(number), "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
         environ = os.environ | step | {"SLURM_PROCID": task, "SLURM_LOCALID": task, "OMP_NUM_THREADS": "1"}
+        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            environ.pop(name, None)
         tasks.append(subprocess.Popen([sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, text=True))
     assert sorted(task.communicate(timeout=120)[0] for task in tasks) == ["0 2 0\n", "1 2 1\n"]
