@@ -1,6 +1,6 @@
-"""Ties the life of a child process to that of its parent. As a program, it becomes another one that is tied so:
+"""Ties the life of a child process to that of its parent.
 
-python parent.py SIGNAL PARENT COMMAND ...
+`python parent.py SIGNAL PARENT COMMAND ...` becomes COMMAND, tied so.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ PR_SET_PDEATHSIG = 1
 
 
 def signal_at_parents_death(number: signal.Signals, parent: int) -> None:
-    """Ask Linux to send this process `number` when `parent`, which has just started it, ends. Elsewhere it does nothing.
+    """Ask Linux to send this process `number` when the thread of `parent` that has just started it ends. Elsewhere it does nothing.
 
-    Linux means the thread that started the process. A parent that has ended already is noticed, too.
+    A parent that has ended already is noticed, too.
     """
-    if not hasattr(ctypes, "CDLL") or os.uname().sysname != "Linux":
+    if os.uname().sysname != "Linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(number))
     if os.getppid() != parent:

@@ -63,9 +63,10 @@ def _choose(folder: Path) -> tuple[str, Index] | None:
 def _check_share(process: Process, path: Path, index: Index, patience: float) -> dict[str, str]:
     """Read this rank's share of the files; what is wrong with them, by name."""
     problems = {}
-    for number, (name, record) in enumerate(sorted(index.files.items())):
-        # The two files of a part are read by the rank that reads them again, if the layout is the same.
-        if number // 2 % process.world == process.rank and (problem := _wait_and_check(path / name, record, patience)):
+    for name, record in sorted(index.files.items()):
+        # In the same layout a rank reads its own part again to load it. config.yaml has no number.
+        number = int("".join(filter(str.isdigit, name)) or 0)
+        if number % process.world == process.rank and (problem := _wait_and_check(path / name, record, patience)):
             problems[name] = f"rank {process.rank} on {socket.gethostname()}: {problem}"
     return problems
 

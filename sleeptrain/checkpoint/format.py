@@ -1,10 +1,11 @@
 """The files of one checkpoint: what they hold, and how they are written, read and verified. No pickle is written or read.
 
 step-00000100/
-    part-00000.safetensors    slices of parameters and moments that rank 0 keeps, as fp32 vectors
-    part-00000.json           the place of every slice in its tensor, and the rank's own state
-    config.yaml               the resolved configuration, if it was given
-    checkpoint.json           the index: step, optimizer, state of the run, size and hash of every other file; and its own hash
+    part-00000.weights.safetensors    slices of parameters that rank 0 keeps, as fp32 vectors
+    part-00000.moments.safetensors    the moments of the optimizer for these slices, which evaluation does not read
+    part-00000.json                   the place of every slice in its tensor, and the rank's own state
+    config.yaml                       the resolved configuration, if it was given
+    checkpoint.json                   the index: step, optimizer, state of the run, size and hash of every other file; and its own hash
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import xxhash
 from torch import Tensor
 
+from sleeptrain.engine.state import MASTER
 from sleeptrain.errors import UserError
 
+Kind = Literal["weights", "moments"]
 VERSION = 1
 INDEX, CONFIG = "checkpoint.json", "config.yaml"
-FILE_NAME = re.compile(r"part-\d{5}\.(safetensors|json)|config\.yaml")
+FILE_NAME = re.compile(r"part-\d{5}\.(weights\.safetensors|moments\.safetensors|json)|config\.yaml")
 """The names that an index may list: no path leads out of the folder of the checkpoint."""
 CHUNK = 64 << 20
 """Bytes that are hashed and written at a time."""
@@ -58,9 +61,29 @@ class Index:
     files: dict[str, FileRecord] = field(default_factory=dict)
 
 
-def part_name(rank: int) -> str:
-    """The name of a rank's files, without suffix."""
-    return f"part-{rank:05d}"
+def places_file(rank: int) -> str:
+    """The name of the file with the places of a rank's slices."""
+    return f"part-{rank:05d}.json"
+
+
+def tensor_file(rank: int, kind: Kind) -> str:
+    """The name of the file with the values of a rank's slices."""
+    return f"part-{rank:05d}.{kind}.safetensors"
+
+
+def kind_of(key: str) -> Kind:
+    """In which of a rank's two files the values of a key are."""
+    return "weights" if key == MASTER else "moments"
+
+
+def check_files(folder: Path, index: Index, *, weights_only: bool = False, share: tuple[int, int] = (0, 1)) -> None:
+    """Read the files that an index lists, those with moments left out if `weights_only`. Raises Damaged at the first that differs.
+
+    `share` (i, n): every n-th file from the i-th on.
+    """
+    names = [name for name in sorted(index.files) if not (weights_only and ".moments." in name)]
+    for name in names[share[0] :: share[1]]:
+        check_file(folder / name, index.files[name])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:

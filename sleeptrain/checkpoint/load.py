@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sleeptrain.checkpoint.folder import checkpoints
-from sleeptrain.checkpoint.format import Damaged, Index, check_file, part_name, read_index
+from sleeptrain.checkpoint.format import Damaged, Index, check_files, kind_of, places_file, read_index, tensor_file
 from sleeptrain.checkpoint.place import Place, common, rectangle
 from sleeptrain.checkpoint.save import placed_slices
 from sleeptrain.engine.engine import Engine
@@ -38,16 +38,15 @@ class Parts:
         """Read the places of all slices. Raises Damaged."""
         self._path = path
         self._files: dict[str, Any] = {}
-        self._slices: dict[str, list[tuple[str, Place, dict[str, str]]]] = {}
+        self._slices: dict[str, list[tuple[int, Place, dict[str, str]]]] = {}
         self.states = []
         for rank in range(index.processes):
-            name = part_name(rank)
-            body = _read_json(path / f"{name}.json")
+            body = _read_json(path / places_file(rank))
             self.states.append(body["state"])
             for piece in body["slices"]:
                 values = piece["place"]
                 place = Place(tuple(values["shape"]), tuple(values["columns"]), values["start"], values["count"])
-                self._slices.setdefault(piece["tensor"], []).append((f"{name}.safetensors", place, piece["keys"]))
+                self._slices.setdefault(piece["tensor"], []).append((rank, place, piece["keys"]))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor, by name."""
@@ -57,11 +56,11 @@ class Parts:
         """Fill `into` with the values `key` of a slice of a tensor, and padding after it with zeros. Raises Damaged if some are missing."""
         into[place.count :].zero_()
         found = 0
-        for file, source, keys in self._slices[name]:
+        for rank, source, keys in self._slices[name]:
             parts = list(common(source, place))
             if not parts or key not in keys:
                 continue
-            values = self._open(file).get_tensor(keys[key])
+            values = self._open(tensor_file(rank, kind_of(key))).get_tensor(keys[key])
             for rows, columns, first, second in parts:
                 read = rectangle(values, source.width, rows, columns, first)
                 rectangle(into, place.width, rows, columns, second).copy_(read)
@@ -105,8 +104,10 @@ def load_initial_weights(engine: Engine, path: Path) -> None:
 
     Raises UserError on all ranks if it is not whole, or has other parameters than the engine.
     """
-    index = on_first_rank(engine.process, lambda: _verified(path))
-    on_every_rank(engine.process, lambda: _fill(engine, path, index))
+    process = engine.process
+    index = on_first_rank(process, lambda: _index(path))
+    on_every_rank(process, lambda: _verify(path, index, (process.rank, process.world)))
+    on_every_rank(process, lambda: _fill(engine, path, index))
     engine.use_loaded_state()
 
 
@@ -131,7 +132,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
     Raises UserError if `path` is not a checkpoint, or if one of its files is not what was written.
     """
-    index, weights = _verified(path), {}
+    index, weights = _index(path), {}
+    _verify(path, index, (0, 1))
     try:
         parts = Parts(path, index)
         for name, shape in parts.shapes().items():
@@ -145,23 +147,33 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every full parameter, by name. Raises UserError if `path` is not a whole checkpoint."""
-    return Parts(path, _verified(path)).shapes()
-
-
-def _verified(path: Path) -> Index:
-    """The index of a checkpoint whose files are all what was written. Raises UserError that names others beside it."""
+    """The shape of every full parameter, by name, without a look at the values. Raises UserError if `path` is not a checkpoint."""
     try:
-        index = read_index(path)
-        for name, record in index.files.items():
-            check_file(path / name, record)
+        return Parts(path, _index(path)).shapes()
     except Damaged as error:
-        others = [other.name for other in checkpoints(path.parent) if other != path]
-        way_out = (
-            f"name another checkpoint: {', '.join(others)}" if others else "there is no other checkpoint beside it"
-        )
-        raise UserError(f"{error}; {way_out}") from None
-    return index
+        raise UserError(str(error)) from None
+
+
+def _index(path: Path) -> Index:
+    """The index of a checkpoint. Raises UserError that names others beside it."""
+    try:
+        return read_index(path)
+    except Damaged as error:
+        raise UserError(f"{error}; {_others(path)}") from None
+
+
+def _verify(path: Path, index: Index, share: tuple[int, int]) -> None:
+    """Read a share of the files with weights. Raises UserError that names other checkpoints unless they are what was written."""
+    try:
+        check_files(path, index, weights_only=True, share=share)
+    except Damaged as error:
+        raise UserError(f"{error}; {_others(path)}") from None
+
+
+def _others(path: Path) -> str:
+    """The checkpoints beside one, as the end of a message."""
+    others = [other.name for other in checkpoints(path.parent) if other != path]
+    return f"name another checkpoint: {', '.join(others)}" if others else "there is no other checkpoint beside it"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,10 @@ from sleeptrain.checkpoint.format import (
     CONFIG,
     FileRecord,
     Index,
-    part_name,
+    Kind,
+    kind_of,
+    places_file,
+    tensor_file,
     write_index,
     write_json,
     write_tensors,
@@ -27,7 +30,7 @@ from sleeptrain.checkpoint.format import (
 )
 from sleeptrain.checkpoint.place import Place, place_of_part
 from sleeptrain.engine.engine import Engine
-from sleeptrain.engine.state import StateSlice
+from sleeptrain.engine.state import MASTER, StateSlice
 from sleeptrain.errors import RunFailed
 
 WRITING = timedelta(hours=6)
@@ -38,12 +41,17 @@ WRITING = timedelta(hours=6)
 class Part:
     """What one rank writes: a copy of its slices, which training does not change any more."""
 
-    tensors: dict[str, Tensor]
-    """Vectors on the CPU by key in the file."""
+    tensors: dict[Kind, dict[str, Tensor]]
+    """Vectors on the CPU by file and name of the parameter or of one of its moments."""
     places: list[dict[str, Any]]
     """For every slice its tensor, its place, and the keys of its values."""
     state: dict[str, Any]
     """The rank's own state."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensors in self.tensors.values() for tensor in tensors.values())
 
 
 class Saver:
@@ -88,13 +96,12 @@ class Saver:
 
     def _snapshot(self, own_state: dict[str, Any]) -> Part:
         """A copy of this rank's slices on the host; of a slice that several ranks have, one rank copies."""
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[Kind, dict[str, Tensor]] = {"weights": {}, "moments": {}}
         places = []
         for piece, place in placed_slices(self._engine, owned=True):
-            keys = {}
+            keys = {key: f"{piece.name}/{key}" for key in piece.values}
             for key, values in piece.values.items():
-                keys[key] = f"{piece.name}/{key}"
-                tensors[keys[key]] = self._copy(keys[key], values.narrow(0, 0, place.count))
+                tensors[kind_of(key)][keys[key]] = self._copy(keys[key], values.narrow(0, 0, place.count))
             places.append({"tensor": piece.name, "place": asdict(place), "keys": keys})
         if self._engine.process.device.type == "cuda":
             torch.cuda.synchronize(self._engine.process.device)
@@ -116,14 +123,17 @@ class Saver:
 
     def _write_part(self, step: int, part: Part) -> tuple[dict[str, FileRecord], str | None]:
         """The records of the files that this rank wrote, and what went wrong."""
-        staging, name = staging_folder(self._folder, step), part_name(self._engine.process.rank)
+        staging, rank, records = staging_folder(self._folder, step), self._engine.process.rank, dict[str, FileRecord]()
         try:
             staging.mkdir(parents=True, exist_ok=True)
-            tensors = write_tensors(staging / f"{name}.safetensors", part.tensors)
-            slices = write_json(staging / f"{name}.json", {"slices": part.places, "state": part.state})
-            return {f"{name}.safetensors": tensors, f"{name}.json": slices}, None
+            for kind, tensors in part.tensors.items():
+                file = tensor_file(rank, kind)
+                records[file] = write_tensors(staging / file, tensors)
+            slices = {"slices": part.places, "state": part.state}
+            records[places_file(rank)] = write_json(staging / places_file(rank), slices)
+            return records, None
         except Exception as error:  # of any kind: the other ranks wait for this one
-            return {}, self._explain(error, staging, sum(tensor.nbytes for tensor in part.tensors.values()))
+            return {}, self._explain(error, staging, part.nbytes)
 
     def _exchange(self, index: Index, records: dict[str, FileRecord], problem: str | None) -> BaseException | None:
         """Collect what all ranks wrote on rank 0, which completes the checkpoint; the error that all ranks raise, or None."""
@@ -135,7 +145,7 @@ class Saver:
         if self._engine.process.rank == 0:
             if not problems:
                 files = {name: record for wrote, _ in ranks for name, record in wrote.items()}
-                problems = self._complete(Index(**{**vars(index), "files": files}))
+                problems = self._complete(replace(index, files=files))
             if problems:
                 shutil.rmtree(
                     staging_folder(self._folder, index.step), ignore_errors=True
@@ -149,9 +159,8 @@ class Saver:
         """Write index and configuration, rename the checkpoint, delete old ones; what went wrong."""
         staging = staging_folder(self._folder, index.step)
         try:
-            if self._config:
-                index.files[CONFIG] = write_text(staging / CONFIG, self._config)
-            write_index(staging, index)
+            config = {CONFIG: write_text(staging / CONFIG, self._config)} if self._config else {}
+            write_index(staging, replace(index, files=index.files | config))
             prune(self._folder, self._keep, commit(self._folder, index.step))
         except Exception as error:
             return [self._explain(error, staging, 0)]
@@ -195,7 +204,7 @@ def placed_slices(engine: Engine, *, owned: bool) -> list[tuple[StateSlice, Plac
         shape, index = piece.shape, 0
         if layout is not None and dim is not None:
             shape, index = tuple(layout.shapes[piece.name]), layout.axis.rank
-        place = place_of_part(shape, dim, index, piece.shape, piece.offset, piece.values["master"].numel())
+        place = place_of_part(shape, dim, index, piece.shape, piece.offset, piece.values[MASTER].numel())
         if place.count or not owned:
             placed.append((piece, place))
     return placed

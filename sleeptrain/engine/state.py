@@ -62,7 +62,8 @@ def set_optimizer_step(zero_optimizer: Any, step: int) -> None:
         return
     for flat, group in _partitions(zero_optimizer):
         for key in MUON if group["muon"] else ADAM:
-            states[flat].setdefault(key, torch.zeros_like(flat, requires_grad=False))
+            if key not in states[flat]:
+                states[flat][key] = torch.zeros_like(flat, requires_grad=False)
         states[flat]["step"] = torch.tensor(float(step))
 
 

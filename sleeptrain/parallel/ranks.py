@@ -21,8 +21,8 @@ PORTS = range(20000, 30000)
 def rank_and_world(environ: MutableMapping[str, str] | None = None) -> tuple[int, int]:
     """Rank and world size from the environment; (0, 1) if it names no launcher.
 
-    Under srun with several tasks RANK, WORLD_SIZE and LOCAL_RANK are set for torch, and MASTER_ADDR and MASTER_PORT unless they are. Raises UserError if
-    the environment is incomplete, or names several processes in a way that is not known.
+    Under srun with several tasks RANK, WORLD_SIZE and LOCAL_RANK are set for torch, and MASTER_ADDR and MASTER_PORT where they
+    are not set. Raises UserError if the environment is incomplete, or names several processes in a way that is not known.
     """
     environ = os.environ if environ is None else environ
     if not any(name in environ for name in ("RANK", "WORLD_SIZE")):

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 STDERR = 2
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""Ctrl-C; schedulers and systemd; a closed terminal; SLURM's --signal=USR1@N."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C; schedulers and systemd; a closed terminal; what a job of SLURM asks for by --signal=USR1@N, and submitit by USR2."""
 STOP_FILE = "stop"
 """A file of this name in the run folder asks the run to stop. It is removed when the run stops."""
 REPEAT = 1.0

@@ -8,6 +8,7 @@ import os
 import secrets
 import sys
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -108,25 +109,23 @@ class Progress:
 
 
 def wandb_mode(log: Log) -> Literal["online", "offline", "disabled"]:
-    """How W&B is used: WANDB_MODE of the environment goes before `log.wandb.mode`, which may only turn it off."""
+    """The mode of `wandb.init`: WANDB_MODE of the environment if it is set, else `log.wandb.mode`, which is not `off`."""
     given = os.environ.get("WANDB_MODE", log.wandb.mode)
     return "offline" if given in ("offline", "dryrun") else "disabled" if given == "disabled" else "online"
 
 
 def check_wandb(log: Log) -> None:
-    """Raise UserError where rows shall be sent to W&B, and there is no key for it or W&B does not take it."""
+    """Raise UserError where rows shall be sent to W&B and there is no key for it. A W&B that is out of reach stops no run here."""
     if log.wandb.mode == "off" or wandb_mode(log) != "online":
         return
     import wandb
 
-    try:
-        problem = None if wandb.login(prompt=False) else "there is no API key for W&B"
-    except (wandb.errors.AuthenticationError, wandb.errors.CommError) as error:
-        problem = str(error)
-    if problem:
-        raise UserError(
-            f"log.wandb.mode = online: {problem}; run `wandb login` or set WANDB_API_KEY, or take log.wandb.mode=offline"
-        )
+    with suppress(wandb.errors.Error):  # a key that cannot be verified now; `wandb.init` tries again
+        if not wandb.login(prompt=False):
+            raise UserError(
+                "log.wandb.mode = online: there is no API key for W&B; run `wandb login` or set WANDB_API_KEY, or take "
+                "log.wandb.mode=offline"
+            )
 
 
 class WandbRun:

@@ -21,7 +21,13 @@ from tests.checkpoint.saving import fresh, load, save
 from tests.distributed import run
 from tests.engine.tiny import same, snapshot, train
 
-FILES = ("part-00000.safetensors", "part-00000.json", "config.yaml", "checkpoint.json")
+FILES = (
+    "part-00000.weights.safetensors",
+    "part-00000.moments.safetensors",
+    "part-00000.json",
+    "config.yaml",
+    "checkpoint.json",
+)
 
 
 def flipped(where: float) -> Callable[[Path, Path], None]:
@@ -111,7 +117,7 @@ def test_a_run_without_a_whole_checkpoint_does_not_start_again(
     folder = tmp_path / "checkpoints"
     shutil.copytree(two[0], folder)
     for step in (1, 2):
-        truncated(folder / f"step-0000000{step}" / "part-00000.safetensors", folder)
+        truncated(folder / f"step-0000000{step}" / "part-00000.weights.safetensors", folder)
     for _ in range(2):
         with pytest.raises(
             UserError, match="no whole checkpoint, and damaged ones: damaged-step-00000001, damaged-step-00000002"
@@ -123,10 +129,20 @@ def test_a_run_without_a_whole_checkpoint_does_not_start_again(
 def test_weights_of_a_damaged_checkpoint_are_not_read(two: tuple[Path, list[Any]], tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(two[0], folder)
-    file = folder / "step-00000002" / "part-00000.safetensors"
+    file = folder / "step-00000002" / "part-00000.weights.safetensors"
     flipped(1)(file, file)
     with pytest.raises(UserError, match=r"its hash differs; name another checkpoint: step-00000001"):
         checkpoint.load_weights(folder / "step-00000002")
+
+
+def test_weights_are_read_without_moments(two: tuple[Path, list[Any]], tmp_path: Path) -> None:
+    """Evaluation reads and verifies a third of the bytes; a run that continues needs the rest."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two[0], folder)
+    file = folder / "step-00000002" / "part-00000.moments.safetensors"
+    assert file.stat().st_size > 1.5 * file.with_name("part-00000.weights.safetensors").stat().st_size
+    file.unlink()
+    assert checkpoint.load_weights(file.parent).keys() == checkpoint.weight_shapes(file.parent).keys()
 
 
 def test_an_index_leads_to_no_file_outside(two: tuple[Path, list[Any]], tmp_path: Path) -> None:
@@ -229,9 +245,9 @@ def test_ranks_with_other_views_of_the_folder_do_not_mix_states(shared: Path, tm
 
 def test_damage_that_another_rank_finds_is_set_aside(shared: Path, tmp_path: Path) -> None:
     shutil.copytree(shared, tmp_path / "views")
-    flipped(0.7)(tmp_path / "views" / "new" / "step-00000002" / "part-00001.safetensors", tmp_path)
+    flipped(0.7)(tmp_path / "views" / "new" / "step-00000002" / "part-00001.weights.safetensors", tmp_path)
     (first, [warning]), (second, _) = run(other_views, 2, str(tmp_path / "views"), ["new", "new"])
-    assert first == second == "step-00000001" and "part-00001.safetensors is not what was written" in warning
+    assert first == second == "step-00000001" and "part-00001.weights.safetensors is not what was written" in warning
 
 
 def test_a_full_disk_is_named_and_the_checkpoint_before_stays(

@@ -17,15 +17,15 @@ def write_weights(folder: Path, step: int, weights: Mapping[str, Tensor]) -> Pat
     """Write the checkpoint of a step with these weights, as one rank before its first optimizer step does."""
     path = step_folder(folder, step)
     path.mkdir(parents=True, exist_ok=True)
-    name = format.part_name(0)
+    values, json = format.tensor_file(0, "weights"), format.places_file(0)
     tensors = {f"{key}/master": weight.detach().float().reshape(-1).clone() for key, weight in weights.items()}
     places = {key: place_of_part(tuple(w.shape), None, 0, tuple(w.shape), 0, w.numel()) for key, w in weights.items()}
     slices = [
         {"tensor": key, "place": asdict(place), "keys": {"master": f"{key}/master"}} for key, place in places.items()
     ]
     files = {
-        f"{name}.safetensors": format.write_tensors(path / f"{name}.safetensors", tensors),
-        f"{name}.json": format.write_json(path / f"{name}.json", {"slices": slices, "state": {}}),
+        values: format.write_tensors(path / values, tensors),
+        json: format.write_json(path / json, {"slices": slices, "state": {}}),
     }
     format.write_index(path, format.Index(step, 1, "adamw", 0, {}, files))
     return path

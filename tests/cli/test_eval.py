@@ -78,19 +78,19 @@ def no_checkpoint(run: Path) -> None:
 
 
 def truncated(run: Path) -> None:
-    file = next(run.glob("checkpoints/step-*/part-00000.safetensors"))
+    file = next(run.glob("checkpoints/step-*/part-00000.weights.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])
 
 
 def altered(run: Path) -> None:
-    file = next(run.glob("checkpoints/step-*/part-00000.safetensors"))
+    file = next(run.glob("checkpoints/step-*/part-00000.weights.safetensors"))
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
 
 
 def no_weights(run: Path) -> None:
-    next(run.glob("checkpoints/step-*/part-00000.safetensors")).unlink()
+    next(run.glob("checkpoints/step-*/part-00000.weights.safetensors")).unlink()
 
 
 def change(run: Path, how: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -119,9 +119,9 @@ def other_config(run: Path) -> None:
     ("damage", "parts"),
     [
         (no_checkpoint, ["runs/rule110 has no checkpoint yet; train it first: sleeptrain train runs/rule110/config.yaml"]),
-        (truncated, [f"{CHECKPOINT}/part-00000.safetensors has ", " were written; there is no other checkpoint beside it"]),
-        (altered, [f"{CHECKPOINT}/part-00000.safetensors is not what was written: its hash differs"]),
-        (no_weights, [f"{CHECKPOINT}/part-00000.safetensors cannot be read (No such file or directory)"]),
+        (truncated, [f"{CHECKPOINT}/part-00000.weights.safetensors has ", " were written; there is no other checkpoint beside it"]),
+        (altered, [f"{CHECKPOINT}/part-00000.weights.safetensors is not what was written: its hash differs"]),
+        (no_weights, [f"{CHECKPOINT}/part-00000.weights.safetensors cannot be read (No such file or directory)"]),
         (other_shape, ["does not fit runs/rule110/config.yaml: the shape of parameter layers.0.mlp.up.weight is [99, 16] in the checkpoint and [16, 16] in the config"]),
         (extra_weight, ["does not fit runs/rule110/config.yaml: parameter stranger is in one of them only"]),
         (no_manifest, ["runs/rule110/manifest.json cannot be read", "copy the run folder again"]),

@@ -16,7 +16,8 @@ import sleeptrain as package
 from sleeptrain.cli import doctor
 from sleeptrain.cli.help import Parser, add_command
 from sleeptrain.cli.main import COMMANDS, parse
-from sleeptrain.errors import UserError
+from sleeptrain.errors import TryAgain, UserError
+from sleeptrain.parallel.process import ProcessLost
 
 HEAVY = {
     "torch",
@@ -105,6 +106,13 @@ def test_every_user_error_is_one_line(sleeptrain: Any, failing: Any) -> None:
     failing(UserError(["one", "two"]))
     ran = sleeptrain("doctor")
     assert (ran.status, ran.out, ran.err) == (2, "", "error: one\nerror: two\n")
+
+
+@pytest.mark.parametrize("error", [TryAgain("the folder is in use"), ProcessLost("rank 1 is gone")])
+def test_what_can_be_continued_exits_75(sleeptrain: Any, failing: Any, error: TryAgain) -> None:
+    failing(error)
+    ran = sleeptrain("doctor")
+    assert (ran.status, ran.out, ran.err) == (75, "", f"error: {error}\n")
 
 
 def test_keyboard_interrupt_exits_130(sleeptrain: Any, failing: Any) -> None:
