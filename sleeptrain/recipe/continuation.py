@@ -119,7 +119,7 @@ def announced_changes(resolved: Resolved[Recipe], folder: Path) -> tuple[Recipe 
 def rate_change(before: Job, now: Layout, step: int) -> str | None:
     """How the learning rate goes on after `step` steps, if another schedule, length or rate makes it jump; else None."""
     steps = before.train.steps
-    if not steps or (before.optim, steps) == (now.job.optim, now.steps):
+    if not steps or step >= now.steps or (before.optim, steps) == (now.job.optim, now.steps):
         return None
     old = before.optim.lr * lr_multiplier(before.optim.schedule, min(step, steps) - 1, steps)
     new = now.job.optim.lr * lr_multiplier(now.job.optim.schedule, step, now.steps)

@@ -173,6 +173,7 @@ def ran(folder: Path) -> dict[str, Line]:
         "diverged": recipe("train.steps=9", "optim.lr=1e30", "checkpoint.every=1", run="runs/diverged"),
         "own config": ["train", "runs/done/config.yaml", "train.steps=4", "train.micro=4", "optim.lr=1e-4"],
         "from weights": recipe("init_from=runs/done", run="runs/second"),
+        "nothing left": recipe("optim.lr=0.5", run="runs/second"),
         "seeds": recipe("--seeds", "3,0", run="runs/seeds"),
         "one seed": recipe("train.seed=0", run="runs/alone"),
         "no seed": recipe("--seeds", "1,x", run="runs/none"),
@@ -258,6 +259,8 @@ def test_what_a_continuation_changes_is_announced(ran: dict[str, Line]) -> None:
         "the learning rate jumps from 0.001 in step 3 to 0.0001 in step 4",
     ]  # fmt: skip
     assert "micro" not in ran["own config"].err
+    assert "optim.lr = 0.5 (command line), was 0.001" in ran["nothing left"].err
+    assert "jumps" not in ran["nothing left"].err, "there is no further step"
 
 
 def test_a_new_run_starts_from_the_weights_of_another(ran: dict[str, Line], folder: Path) -> None:
