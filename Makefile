@@ -1,4 +1,4 @@
-# make setup · setup-system · demo · test · test-slow · drills · lint · layers · bench.  Each installs what it needs and is quick the second time.
+# make setup · environments · setup-system · demo · test · test-slow · drills · lint · layers · bench.  Each installs what it needs and is quick the second time.
 SHELL := /bin/bash
 PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
@@ -33,6 +33,10 @@ $(ENGINES): pyproject.toml
 		2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
 	@.venv-engines/bin/python $(PIP) --no-deps --no-build-isolation --editable . 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
 	@touch $@
+
+# Every environment that tests use; `make --jobs environments` installs them beside each other.
+.PHONY: environments
+environments: $(VENV) $(ENGINES) triton-360
 
 # Programs of Debian packages that tests run; needs root if one is missing.
 setup-system:

@@ -22,14 +22,23 @@ QUICK = {
 }
 
 
-def compare_stage(cuts, cases, groups, tied, dtype=torch.float64):
-    """For every case: how far this process's stage is from the whole model, and whether all policies give the same bits."""
+def every_policy(number):
+    return POLICIES
+
+
+def two_policies(number):
+    """No recomputation, and another policy in turn."""
+    return ["none", POLICIES[1 + number % 3]]
+
+
+def compare_stage(cuts, cases, groups, tied, policies, dtype=torch.float64):
+    """For every case: how far this process's stage is from the whole model, and whether its policies give the same bits."""
     p2p, comparisons = stages.p2p_channels(), {}
     for number, (name, case) in enumerate(cases.items()):
         model = toy.model(dtype=dtype, tie=tied(number), gated=case[0].gated)
         group, padded = groups[number % len(groups)], number % 2 == 1
         expected = stages.unrolled(model, case, group, padded)
-        by_policy = {p: stages.run_stage(p2p, model, case, cuts, p, group, padded) for p in POLICIES}
+        by_policy = {p: stages.run_stage(p2p, model, case, cuts, p, group, padded) for p in policies(number)}
         first = by_policy["none"]
         comparisons[name] = {
             "differences": stages.differences(first, expected),
@@ -64,7 +73,7 @@ def assert_equal(by_stage, tolerance=1e-12):
 
 
 def test_two_stages_compute_the_gradients_of_one_process_under_every_policy():
-    by_stage = run(compare_stage, 2, (2,), QUICK, [2, 3], every_other)
+    by_stage = run(compare_stage, 2, (2,), QUICK, [2, 3], every_other, every_policy)
     compared = assert_equal(by_stage)
     for number, (name, case) in enumerate(QUICK.items()):
         whole = dict(toy.model(tie=every_other(number), gated=case[0].gated).named_parameters())
@@ -74,12 +83,17 @@ def test_two_stages_compute_the_gradients_of_one_process_under_every_policy():
         assert tied == every_other(number)  # a tied embedding was compared on the last stage, too
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "policies",
+    [pytest.param(two_policies, marks=pytest.mark.slow), pytest.param(every_policy, marks=pytest.mark.exhaustive)],
+)
 @pytest.mark.parametrize("cuts, groups", [((2,), [2, 4]), ((1,), [3]), ((1, 2, 3), [4, 6])])
-def test_two_and_four_stages_on_every_option_of_the_program(cuts, groups):
-    assert_equal(run(compare_stage, len(cuts) + 1, cuts, CASES, groups, every_other, timeout=600))
+def test_two_and_four_stages_on_every_option_of_the_program(cuts, groups, policies):
+    assert_equal(run(compare_stage, len(cuts) + 1, cuts, CASES, groups, every_other, policies, timeout=600))
 
 
 @pytest.mark.slow
 def test_four_stages_in_float32_differ_by_rounding_only():
-    assert_equal(run(compare_stage, 4, (1, 2, 3), QUICK, [4, 5], every_other, torch.float32, timeout=300), 1e-4)
+    assert_equal(
+        run(compare_stage, 4, (1, 2, 3), QUICK, [4, 5], every_other, every_policy, torch.float32, timeout=300), 1e-4
+    )

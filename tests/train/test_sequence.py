@@ -41,6 +41,7 @@ def equal(found, expected):
         torch.testing.assert_close(found[1][name], weight, rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
+SIX = ["train.steps=6", "train.batch=2", "model.layers=AG", "optim.schedule.name=constant"]
 FEW = ["train.steps=3", "train.batch=2", "model.layers=AG"]
 SHARED = ["mesh.tensor=2", "mesh.sequence=true"]
 
@@ -51,9 +52,9 @@ def test_two_processes_match_one(folder):
 
 
 def stopped_and_resumed(folder: str):
-    """Twelve steps in two halves, and in one run."""
-    more = [*SHARED, "train.precision=bf16", "optim.schedule.name=constant"]
-    training(folder, "halves", [*more, "train.steps=6"])
+    """Six steps in two halves, and in one run."""
+    more = [*SIX, *SHARED, "train.precision=bf16"]
+    training(folder, "halves", [*more, "train.steps=3"])
     return training(folder, "halves", more), training(folder, "whole", more)
 
 
@@ -63,5 +64,5 @@ def test_resume_in_bf16_continues_exactly(folder):
     for key in ("loss", "grad_norm", "residual"):
         assert [row[key] for row in halves[0]] == [row[key] for row in whole[0]]
     assert len(whole[1]) > 20 and all(torch.equal(weight, whole[1][name]) for name, weight in halves[1].items())
-    alone = run(training, 1, folder, "constant", ["optim.schedule.name=constant"])[0]
+    alone = run(training, 1, folder, "constant", SIX)[0]
     assert [row["loss"] for row in whole[0]] == pytest.approx([row["loss"] for row in alone[0]], rel=0.03)
