@@ -34,7 +34,7 @@ $(ENGINES): pyproject.toml
 	@.venv-engines/bin/python $(PIP) --no-deps --no-build-isolation --editable . 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
 	@touch $@
 
-# Every environment that tests use; `make --jobs environments` installs them beside each other.
+# Every environment that tests use; `make environments --jobs=3` installs them beside each other.
 .PHONY: environments
 environments: $(VENV) $(ENGINES) triton-360
 

@@ -1,7 +1,7 @@
 """Saves and loads checkpoints: named tensors in slices, whole or refused, in the background, for any layout."""
 
 from sleeptrain.checkpoint.choose import newest_whole
-from sleeptrain.checkpoint.folder import KeepPolicy, checkpoints, latest
+from sleeptrain.checkpoint.folder import KeepPolicy, best, checkpoints, latest
 from sleeptrain.checkpoint.load import Loaded, load, load_initial_weights, load_weights, weight_shapes
 from sleeptrain.checkpoint.random import random_state, set_random_state
 from sleeptrain.checkpoint.save import Saver
@@ -10,6 +10,7 @@ __all__ = [
     "KeepPolicy",
     "Loaded",
     "Saver",
+    "best",
     "checkpoints",
     "latest",
     "load",

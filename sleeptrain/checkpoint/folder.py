@@ -10,17 +10,18 @@ damaged-step-00000100     one that failed verification
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sleeptrain.checkpoint.format import INDEX, sync_folder
+from sleeptrain.checkpoint.format import INDEX, Damaged, read_index, sync_folder
 
 DAMAGED = "damaged-"
 
 
 @dataclass(frozen=True)
 class KeepPolicy:
-    """Which checkpoints are kept."""
+    """Which checkpoints are kept. The best one of those that were evaluated is kept, too."""
 
     newest: int = 0
     """Number of newest ones; 0 keeps all."""
@@ -39,6 +40,16 @@ def checkpoints(folder: Path) -> list[Path]:
 def latest(folder: Path) -> Path | None:
     """The complete checkpoint of the highest step; None if there is none."""
     return found[-1] if (found := checkpoints(folder)) else None
+
+
+def best(folder: Path) -> tuple[Path, float] | None:
+    """The complete checkpoint with the lowest loss on held-out data, of several the newest, and that loss; None without any."""
+    losses = []
+    for path in checkpoints(folder):
+        with suppress(Damaged):
+            if (loss := read_index(path).eval_loss) is not None:
+                losses.append((loss, path))
+    return min(((path, loss) for loss, path in reversed(losses)), key=lambda found: found[1], default=None)
 
 
 def step_of(path: Path) -> int | None:
@@ -73,9 +84,11 @@ def prune(folder: Path, keep: KeepPolicy, newest: Path) -> None:
     """Delete the checkpoints that are not kept. `newest` has just been written and is kept, whatever its step."""
     if keep.newest == 0:
         return
+    evaluated = best(folder)
+    kept = {newest} if evaluated is None else {newest, evaluated[0]}
     for path in checkpoints(folder)[: -keep.newest]:
         kept_for_ever = keep.every > 0 and (step_of(path) or 0) % keep.every == 0
-        if path != newest and not kept_for_ever:
+        if path not in kept and not kept_for_ever:
             trash = folder / f".trash-{path.name}"
             path.rename(trash)  # a killed deletion leaves no folder that looks like a checkpoint
             shutil.rmtree(

@@ -59,6 +59,8 @@ class Index:
     state: dict[str, Any]
     """What the caller saved for all ranks together."""
     files: dict[str, FileRecord] = field(default_factory=dict)
+    eval_loss: float | None = None
+    """The loss on held-out data at this step; None where it was not evaluated."""
 
 
 def places_file(rank: int) -> str:

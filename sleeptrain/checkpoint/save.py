@@ -71,15 +71,16 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._outcome: BaseException | None = None
 
-    def save(self, step: int, state: dict[str, Any], own_state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], own_state: dict[str, Any], eval_loss: float | None = None) -> None:
         """Write the checkpoint of `step`. Waits for the save before, and raises as `wait` does.
 
-        `state` is equal on all ranks, and `own_state` is this rank's. Both must be JSON-serializable.
+        `state` is equal on all ranks, and `own_state` is this rank's. Both must be JSON-serializable. `eval_loss` is the loss on
+        held-out data, where the step was evaluated.
         """
         self.wait()
         part, optimizer_step = self._snapshot(own_state), self._engine.optimizer_step
         name = type(self._engine.optimizer).__name__.lower()
-        index = Index(step, self._engine.process.world, name, optimizer_step, state)
+        index = Index(step, self._engine.process.world, name, optimizer_step, state, eval_loss=eval_loss)
         self._thread = threading.Thread(target=self._write, args=(index, part), name=f"checkpoint of step {step}")
         self._thread.start()
         if not self._background:

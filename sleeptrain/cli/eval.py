@@ -36,6 +36,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--data", metavar="DIR", help="use another folder of shards of the same task")
     parser.add_argument("--samples", type=_positive, metavar="N", help="evaluate only the first N samples of the split")
     parser.add_argument("--rows", type=_positive, default=64, metavar="N", help="rows per batch (default: 64)")
+    parser.add_argument("--fp32", action="store_true", help="compute in float32 (default: as trained, train.precision)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write report.md, report.json and a plot to DIR")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.set_defaults(run=run)
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out:
         _prepare(args.out)
-    entries, manifest = evaluate(args.runs, args.passes, args.data, args.rows, args.samples, quiet=args.json)
+    entries, manifest = evaluate(args.runs, args.passes, args.data, args.rows, args.samples, args.json, args.fp32)
     command = shlex.join(["sleeptrain", "eval", *args.runs, *_options(args)])
     if args.json:
         json.dump(to_json(entries, manifest, environment(), command), sys.stdout, indent=1)
@@ -87,4 +88,5 @@ def _options(args: argparse.Namespace) -> list[str]:
         "--data": args.data,
         "--samples": args.samples,
     }
-    return [word for name, value in given.items() if value for word in (name, str(value))]
+    words = [word for name, value in given.items() if value for word in (name, str(value))]
+    return words + ["--fp32"] * args.fp32

@@ -79,6 +79,7 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     Under a launcher the check is for the launched processes, without one for as many as the mesh names.
     """
     from sleeptrain import checkpoint, plan
+    from sleeptrain.evaluate.held_out import open_held_out
     from sleeptrain.parallel.process import local_device
     from sleeptrain.parallel.ranks import env_int
     from sleeptrain.recipe import check_batch, check_run
@@ -91,6 +92,7 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     check_device(resolved.value, local_device())
     with naming_data(resolved):
         open_reader(resolved.value, batch, 0)
+        open_held_out(resolved.value, batch, 0)
     resolved, data_layout = plan.resolve_data(resolved)
     folder = resolved.value.folder(args.recipe)
     check_run(resolved, folder, data_layout.manifest)
@@ -132,6 +134,7 @@ def train(args: argparse.Namespace) -> int:
             raise
     import torch.distributed
 
+    from sleeptrain.checkpoint import best
     from sleeptrain.parallel.process import ProcessLost, init_distributed, shutdown_distributed
 
     try:
@@ -147,6 +150,9 @@ def train(args: argparse.Namespace) -> int:
             if process.rank == 0:
                 how = "stopped and saved; the same command continues it" if outcome.stopped else "done"
                 print(f"{args.failures}: step {outcome.step} of {outcome.steps}, {how}", file=sys.stderr)
+                if (evaluated := best(args.failures / "checkpoints")) is not None:
+                    path, loss = evaluated
+                    print(f"{args.failures}: the best evaluated checkpoint is {path}, loss {loss:.4f}", file=sys.stderr)
             if outcome.stopped:
                 return CONTINUE
         return 0

@@ -7,12 +7,14 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleeptrain.errors import TryAgain, UserError
 
 if TYPE_CHECKING:
+    from sleeptrain.data.evaluation import Evaluation
     from sleeptrain.data.reader import Reader
     from sleeptrain.parallel.config import BatchLayout
     from sleeptrain.parallel.process import Process
@@ -51,7 +53,7 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     assert_same_config(process, {path: value for path, value, _ in resolved.rows()})
     batch = on_first_rank(process, lambda: check_batch(resolved, process.world))
     on_every_rank(process, lambda: check_device(resolved.value, process.device))
-    resolved, reader = on_every_rank(process, lambda: open_data(resolved, batch, process))
+    resolved, reader, held_out = on_every_rank(process, lambda: open_data(resolved, batch, process))
     layout = resolve_layout(resolved.value, reader.manifest.windows, batch)
     on_every_rank(process, lambda: check_kernels(layout.job.model, layout.job.train, layout.windows, process.device))
     init_from = on_first_rank(process, lambda: initial_weights(resolved, args.recipe))
@@ -60,13 +62,19 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
         held.callback(reader.close)  # the next seed has its own
         on_first_rank(process, lambda: held.enter_context(claimed(resolved, args.recipe, reader.manifest)))
         with explain_lost_process(process):
-            return _train(args, resolved, layout, reader, process, init_from)
+            return _train(args, resolved, layout, (reader, held_out), process, init_from)
 
 
 def _train(
-    args: argparse.Namespace, resolved: Any, layout: Layout, reader: Reader, process: Process, init_from: Path | None
+    args: argparse.Namespace,
+    resolved: Any,
+    layout: Layout,
+    data: tuple[Reader, Evaluation | None],
+    process: Process,
+    init_from: Path | None,
 ) -> Outcome:
     """Train in a run folder that this run holds, and write down how it ended."""
+    from sleeptrain.evaluate.held_out import evaluate_held_out
     from sleeptrain.parallel.collectives import on_first_rank
     from sleeptrain.plan import stage_balance
     from sleeptrain.recipe import open_run
@@ -75,6 +83,7 @@ def _train(
     from sleeptrain.train.setup import set_up
     from sleeptrain.train.start import kernels_line, start_lines
 
+    reader, held_out = data
     before, changes = on_first_rank(process, lambda: announced_changes(resolved, resolved.value.folder(args.recipe)))
     folder = on_first_rank(process, lambda: open_run(resolved, args.recipe, reader.manifest))
     args.failures = folder
@@ -95,7 +104,8 @@ def _train(
             say(f"{folder}: continuing at step {setup.step} of {layout.steps}", *changes, *([jump] if jump else []))
         elif init_from:
             say(f"{folder}: starting from the weights of {init_from}")
-        outcome.append(train(setup))
+        evaluate = None if held_out is None else partial(evaluate_held_out, setup.context, held_out)
+        outcome.append(train(setup, evaluate=evaluate))
     return outcome[0]
 
 
@@ -119,16 +129,20 @@ def _outcome(folder: Path, process: Process) -> Iterator[list[Outcome]]:
             write_outcome(folder, state, found[0].step if found else None)
 
 
-def open_data(resolved: Any, batch: BatchLayout, process: Process) -> tuple[Any, Reader]:
-    """The recipe completed by the data, and this process's reader. Errors name the source of the data's path."""
+def open_data(resolved: Any, batch: BatchLayout, process: Process) -> tuple[Any, Reader, Evaluation | None]:
+    """The recipe completed by the data, and this process's data to train on and, with `eval.every`, to evaluate on.
+
+    Errors name the source of the data's path.
+    """
+    from sleeptrain.evaluate.held_out import open_held_out
     from sleeptrain.parallel.mesh import init_mesh
     from sleeptrain.recipe import complete
     from sleeptrain.train.setup import open_reader
 
     with naming_data(resolved):
         rank = init_mesh(resolved.value.mesh, process.rank, process.world).data.rank
-        reader = open_reader(resolved.value, batch, rank)
-    return complete(resolved, reader.manifest), reader
+        reader, held_out = open_reader(resolved.value, batch, rank), open_held_out(resolved.value, batch, rank)
+    return complete(resolved, reader.manifest), reader, held_out
 
 
 @contextmanager

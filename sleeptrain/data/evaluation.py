@@ -20,7 +20,8 @@ class Evaluation:
     """Batches of `micro` rows for rank `rank` of `world`; batch i of rank r begins at row (i * world + r) * micro.
 
     All ranks get the same number of batches. The last batches are completed with fillers: copies of the last row with id -1
-    and without scored positions. `samples` limits evaluation to the first samples of the split.
+    and without scored positions. `samples` limits evaluation to the first samples of the split. The number of batches is
+    rounded up to a multiple of `multiple`.
     """
 
     def __init__(
@@ -32,10 +33,11 @@ class Evaluation:
         world: int = 1,
         split: str | None = None,
         samples: int | None = None,
+        multiple: int = 1,
     ) -> None:
         """Read manifests and indexes; UserError if the data cannot be read."""
         self._sources = open_sources(data, data.eval_split if split is None else split)
-        self._micro, self._rank, self._world = micro, rank, world
+        self._micro, self._rank, self._world, self._multiple = micro, rank, world, multiple
         self.samples = self._sources.rows if samples is None else min(samples, self._sources.rows)
 
     @property
@@ -45,7 +47,7 @@ class Evaluation:
 
     def __len__(self) -> int:
         """Number of batches of each rank."""
-        return math.ceil(self.samples / (self._micro * self._world))
+        return math.ceil(self.samples / (self._micro * self._world * self._multiple)) * self._multiple
 
     def __iter__(self) -> Iterator[Batch]:
         """Read the batches; UserError if a shard is damaged or contradicts the manifest."""

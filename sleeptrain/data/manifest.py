@@ -68,7 +68,7 @@ class Manifest:
     def samples(self, split: str) -> int:
         """Number of samples of a split. UserError if there is no such split."""
         if split not in self.splits:
-            raise UserError(f"the data has no split {split!r}; it has {', '.join(self.splits)}")
+            raise UserError(f"the data has no split {split!r}; it has {', '.join(sorted(self.splits))}")
         return self.splits[split]["samples"]
 
 

@@ -27,6 +27,7 @@ def evaluate(
     rows: int,
     samples: int | None,
     quiet: bool = False,
+    fp32: bool = False,
 ) -> tuple[list[RunResult], Manifest]:
     """Measure every run at every number of passes over its evaluation split.
 
@@ -36,12 +37,13 @@ def evaluate(
     rows      rows of a batch
     samples   evaluate the first samples of the split only; None for all
     quiet     show no progress bar
+    fp32      compute in float32 what was trained in bfloat16
 
     Returns the results in the order of `paths`, and the manifest of the data. Raises UserError if a run cannot be opened, or
     if runs were trained on different data and `data` is None.
     """
     paths = [run for path in paths for run in runs_of_seeds(Path(path))]
-    runs = [open_trained(path) for path in paths]
+    runs = [open_trained(path, as_trained=not fp32) for path in paths]
     splits = [_open_split(trained, data, rows, samples) for trained in runs]
     for trained, batches in zip(runs, splits, strict=True):  # check all runs before the first one is measured
         _check_fit(trained, batches.manifest, data)

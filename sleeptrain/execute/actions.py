@@ -66,14 +66,17 @@ class ActionRunner:
 
     def __init__(
         self, model: LanguageModel, micro_batches: Sequence[MicroBatch], plan: StagePlan, store: ActivationStore,
-        grads: GradAccumulator,
+        grads: GradAccumulator, predict: bool = False,
     ) -> None:  # fmt: skip
+        """`predict`: only the forward half will run, with the likeliest tokens beside the losses."""
         self.model, self.plan, self.store, self.grads = model, plan, store, grads
         self.body = plan.schedule.recompute.body
         weight = next(model.parameters())
         wide = torch.promote_types(weight.dtype, torch.float32)
         self.nll = [torch.zeros(batch.tokens.shape, dtype=wide, device=weight.device) for batch in micro_batches]
         """Losses in nats [rows, length] by micro-batch, 0 where nothing was scored."""
+        self.predicted = [torch.full_like(batch.tokens, -1) for batch in micro_batches] if predict else None
+        """The likeliest next tokens [rows, length] by micro-batch, -1 where nothing was scored; None unless asked for."""
         self.d_nll: Sequence[Tensor | None] = [None] * len(micro_batches)
         """The gradients of the losses."""
         self.residuals: list[list[Tensor]] = [[] for _ in micro_batches]
@@ -86,7 +89,8 @@ class ActionRunner:
 
     def forward(self, work: WorkItem, *, recompute: bool) -> None:
         """Run a pass. `recompute`: it ran before, and its outputs are needed again."""
-        body = self.body if work.stage_op.backward and not recompute else "none"
+        saves = work.stage_op.backward and not recompute and self.predicted is None
+        body = self.body if saves else "none"
         inputs, blocks = self._inputs(work), work.stage_op.blocks
         block_inputs = blocks[1] - blocks[0] - 1 if body == "block" else 0
         outputs = self._run_chain(work, inputs, body == "all", block_inputs)
@@ -108,7 +112,12 @@ class ActionRunner:
             self._add_residual(work, outputs.out)
 
     def loss_forward(self, work: WorkItem) -> None:
-        """Compute the losses of a pass from its output features."""
+        """Compute the losses of a pass from its output features, and the likeliest tokens if they are asked for."""
+        if self.predicted is not None:
+            _, targets, _ = work.batch.window(work.op)
+            nll, predicted = self.model.predict(self._get("h", work), targets)
+            self.nll[work.micro][:, work.window], self.predicted[work.micro][:, work.window] = nll, predicted
+            return
         segment, h = loss_segment(self.model, work.op, work.batch), self._get("h", work)
         if self.body == "all" and work.stage_op.backward:
             graph = forward_with_grad(segment, h, {})

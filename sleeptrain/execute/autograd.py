@@ -53,12 +53,16 @@ class CheckpointedExecutor:
     def __init__(
         self, model: LanguageModel, micro_batches: Sequence[MicroBatch], program: Program, sleep: Sleep,
         policy: RecomputeName = "none", *, offload: bool = False, options: ExecutorOptions = DEFAULT_OPTIONS,
+        predict: bool = False,
     ) -> None:  # fmt: skip
+        """`predict`: `run` returns the likeliest tokens too, saves nothing for backward, and results have no gradient."""
         recompute = replace(RECOMPUTE_POLICIES[policy], offload=offload)
         plan = single_stage_plan(program, sleep, len(model.layers), len(micro_batches), recompute)
         grads = GradAccumulator(options.sum_dtype)
-        self.stage = StageExecutor(model, micro_batches, plan, None, grads, graph_cache=options.graph_cache)
-        self.finalize_grads = options.finalize_grads
+        self.stage = StageExecutor(
+            model, micro_batches, plan, None, grads, graph_cache=options.graph_cache, predict=predict
+        )
+        self.finalize_grads, self.predict = options.finalize_grads, predict
 
     def run(self) -> list[ProgramOutput]:
         """Run the program over every micro-batch.
@@ -66,7 +70,7 @@ class CheckpointedExecutor:
         `backward` from the `nll` of the results may be called once, from all results together. Parameters get gradients;
         the initial states do not.
         """
-        return run_with_autograd(self.stage, self.finalize_grads)
+        return run_without_backward(self.stage) if self.predict else run_with_autograd(self.stage, self.finalize_grads)
 
     def bytes(self) -> dict[str, int]:
         """The bytes held on the device at the moment, by component; after `run`, those saved for backward."""
@@ -77,6 +81,12 @@ def run_with_autograd(stage: StageExecutor, finalize_grads: FinalizeGrads | None
     """Run the forward half of a stage's actions; `backward` from the results runs the backward half."""
     nlls = _ScheduleFunction.apply(stage, finalize_grads, *stage.model.parameters())
     return [stage.result(micro, nll) for micro, nll in enumerate(nlls)]
+
+
+@torch.no_grad()
+def run_without_backward(stage: StageExecutor) -> list[ProgramOutput]:
+    """Run the forward half of a stage's actions and drop what it saved."""
+    return [stage.result(micro, nll) for micro, nll in enumerate(stage.forward())]
 
 
 class _ScheduleFunction(torch.autograd.Function):

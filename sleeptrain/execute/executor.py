@@ -34,9 +34,9 @@ class StageExecutor:
 
     def __init__(
         self, model: LanguageModel, micro_batches: Sequence[MicroBatch], plan: StagePlan, p2p: P2PChannels | None,
-        grads: GradAccumulator, graph_cache: GraphCache | None = None,
+        grads: GradAccumulator, graph_cache: GraphCache | None = None, *, predict: bool = False,
     ) -> None:  # fmt: skip
-        """`p2p` is None for a single stage. With `graph_cache`, which must outlive the step, passes are replayed as CUDA
+        """`p2p` is None for a single stage. `predict`: only the forward half will run, with the likeliest tokens. With `graph_cache`, which must outlive the step, passes are replayed as CUDA
         graphs and gradients are accumulated in the cache's buffers instead of `grads`."""
         self.model, self.micro_batches, self.plan, self.p2p = model, micro_batches, plan, p2p
         self.grads = grads if graph_cache is None else graph_cache.of(model).grads
@@ -47,9 +47,9 @@ class StageExecutor:
         for micro, batch in enumerate(micro_batches):
             self.store.put(Value("S", -1, micro, plan.index), dict(batch.state.detach().tensors))
         if graph_cache is None:
-            self.runner = ActionRunner(model, micro_batches, plan, self.store, self.grads)
+            self.runner = ActionRunner(model, micro_batches, plan, self.store, self.grads, predict)
         else:
-            self.runner = GraphedActionRunner(model, micro_batches, plan, self.store, graph_cache)
+            self.runner = GraphedActionRunner(model, micro_batches, plan, self.store, graph_cache, predict)
 
     def forward(self) -> tuple[Tensor, ...]:
         """Run the forward half: each micro-batch's losses in nats [rows, length], 0 where this stage scored nothing."""
@@ -73,7 +73,8 @@ class StageExecutor:
             if value.micro == micro:
                 state = state.replace(self.store.get(value))
         residual = torch.stack(residuals) if residuals else torch.zeros(0, nll.shape[0], device=nll.device)
-        return ProgramOutput(nll, state, residual, None, self.runner.adjoints[micro])
+        predicted = None if self.runner.predicted is None else self.runner.predicted[micro]
+        return ProgramOutput(nll, state, residual, predicted, self.runner.adjoints[micro])
 
     def bytes(self) -> dict[str, int]:
         """The bytes of stored values on the device at the moment, by component of the planner's estimate."""

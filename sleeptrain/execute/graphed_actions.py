@@ -75,9 +75,9 @@ class GraphedActionRunner(ActionRunner):
 
     def __init__(
         self, model: LanguageModel, micro_batches: Sequence[MicroBatch], plan: StagePlan, store: ActivationStore,
-        graph_cache: GraphCache,
+        graph_cache: GraphCache, predict: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(model, micro_batches, plan, store, graph_cache.grads)
+        super().__init__(model, micro_batches, plan, store, graph_cache.grads, predict)
         if self.body == "all":
             raise ValueError(
                 "train.cuda_graphs cannot replay the saved autograd graphs of train.recompute = none; use another policy"
@@ -86,6 +86,8 @@ class GraphedActionRunner(ActionRunner):
 
     def loss_forward(self, work: WorkItem) -> None:
         """Compute the losses of a pass from its output features."""
+        if self.predicted is not None:
+            return super().loss_forward(work)
         op = replace(position_independent(work.op), kv_read=False, kv_write=False)
         key = GraphKey("the head", op, (0, 0), 0, None)
         _, targets, _ = work.batch.window(work.op)

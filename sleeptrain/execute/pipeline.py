@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sleeptrain.execute.autograd import DEFAULT_OPTIONS, ExecutorOptions, run_with_autograd
+from sleeptrain.execute.autograd import DEFAULT_OPTIONS, ExecutorOptions, run_with_autograd, run_without_backward
 from sleeptrain.execute.executor import StageExecutor
 from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels, assert_same_schedule
@@ -31,17 +31,19 @@ class Pipeline:
     options: ExecutorOptions = DEFAULT_OPTIONS
     _plans: dict[tuple[str, int], StagePlan] = field(default_factory=dict)
 
-    def run(self, model: LanguageModel, micro_batches: Sequence[MicroBatch], program: Program) -> list[ProgramOutput]:
+    def run(
+        self, model: LanguageModel, micro_batches: Sequence[MicroBatch], program: Program, *, predict: bool = False
+    ) -> list[ProgramOutput]:
         """Run a program over a group of micro-batches; every stage calls this with the same program and rows.
 
         The last stage returns the losses, the others zeros. Every stage must call `backward` once, from all results
-        together. Raises ValueError, before any message, for an invalid schedule and for one that differs between ranks;
+        together. With `predict` the last stage returns the likeliest tokens too, and there is no backward. Raises ValueError, before any message, for an invalid schedule and for one that differs between ranks;
         StageLost where another stage does not answer.
         """
         plan = self.plan(program, len(micro_batches), next(model.parameters()).device)
         grads = GradAccumulator(self.options.sum_dtype)
-        stage = StageExecutor(model, micro_batches, plan, self.p2p, grads, self.options.graph_cache)
-        return run_with_autograd(stage, self.options.finalize_grads)
+        stage = StageExecutor(model, micro_batches, plan, self.p2p, grads, self.options.graph_cache, predict=predict)
+        return run_without_backward(stage) if predict else run_with_autograd(stage, self.options.finalize_grads)
 
     def plan(self, program: Program, group: int, device: torch.device) -> StagePlan:
         """This stage's plan of a program; the first call for a program is a collective over all ranks of the run."""

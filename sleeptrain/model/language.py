@@ -8,43 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sleep_kernels import linear_cross_entropy
 from sleeptrain.model.config import Model
+from sleeptrain.model.embedding import IGNORED, Embedding, Head
 from sleeptrain.model.init import initialise
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.norm import RMSNorm
+from sleeptrain.model.scores import HeadScores
 from sleeptrain.model.stack import Stack
 from sleeptrain.model.state import State, leaves
 from sleeptrain.program import Sleep, Window, compile
 
-IGNORED = -100
-"""The target of positions that are not scored."""
 DEFAULT_HORIZON = 4096
 """`deltanet.horizon` of a model that is built without data."""
-
-
-class Embedding(nn.Embedding):
-    """Token embedding, which is also the head of a tied model.
-
-    Both uses go through `forward`, because ZeRO-3 gathers a parameter in the forward hooks of its module.
-    """
-
-    def forward(
-        self, x: Tensor, targets: Tensor | None = None, known: Tensor | None = None, *, as_head: bool = False
-    ) -> Tensor:
-        """Tokens [...] -> features [..., width]; with `as_head` the same as `Head.forward` of features."""
-        return _head(x, self.weight, targets, known) if as_head else super().forward(x)
-
-
-class Head(nn.Linear):
-    """The language model head without bias: features to logits, or to the losses of targets."""
-
-    def __init__(self, width: int, vocab: int) -> None:
-        super().__init__(width, vocab, bias=False)
-
-    def forward(self, x: Tensor, targets: Tensor | None = None, known: Tensor | None = None) -> Tensor:
-        """Features [..., width] -> logits [..., vocab], or with targets [...] their losses [...] (see `LanguageModel.nll`)."""
-        return _head(x, self.weight, targets, known)
 
 
 class GatedFeedback(nn.Module):
@@ -172,6 +147,26 @@ class LanguageModel(nn.Module):
         x = self.norm(h)
         return self.embed(x, targets, known, as_head=True) if self.head is None else self.head(x, targets, known)
 
+    @torch.no_grad()
+    def predict(self, h: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses of `nll` and the likeliest token at every position, int64 [batch, time]. No gradient.
+
+        The logits are computed in tiles of tokens, so that they never exist all at once.
+        """
+        scored = targets != IGNORED
+        scores = self.scores(self.norm(h), targets)
+        return scores.nll.view(targets.shape).where(scored, 0), scores.likeliest.view(targets.shape)
+
+    def scores(self, x: Tensor, targets: Tensor) -> HeadScores:
+        """The statistics of the logits of normed features [batch, time, width], over the whole vocabulary."""
+        x, targets = x.flatten(0, -2), targets.flatten()
+        scores: HeadScores = (
+            self.embed(x, targets, as_head=True, scores=True)
+            if self.head is None
+            else self.head(x, targets, scores=True)
+        )
+        return scores
+
     def relative_change(self, h: Tensor, before: Tensor, valid: Tensor | None) -> Tensor:
         """The relative change of each row's features of a window by a pass, ||h - before|| / ||before||, float32 [rows].
 
@@ -223,9 +218,3 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log likelihood of each target [batch, time] in nats, 0 where the target is -100."""
     flat = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return flat.view(targets.shape)
-
-
-def _head(x: Tensor, weight: Tensor, targets: Tensor | None, known: Tensor | None) -> Tensor:
-    if targets is None:
-        return F.linear(x, weight)
-    return linear_cross_entropy(x, weight, targets, known=known, ignored=IGNORED)

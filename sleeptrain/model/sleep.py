@@ -50,8 +50,8 @@ class ProgramOutput:
     """||h_n - h_{n-1}|| / ||h_{n-1}|| [passes, rows] of every pass but a window's first, in program order, over tokens that are
     not padding; NaN where a row's window is padding only. No gradient."""
     predicted: Tensor | None
-    """By `predict`: the likeliest next token [rows, length] in windows that are scored, -1 elsewhere; or the logits of the tokens
-    of scored windows [rows, tokens, vocab]; or None."""
+    """By `predict`: the likeliest next token [rows, length] in windows that are scored, -1 elsewhere, and then losses have no
+    gradient; or the logits of the tokens of scored windows [rows, tokens, vocab]; or None."""
     adjoint: StateAdjoint
     """The gradient of S between windows, known after backward."""
 
@@ -178,5 +178,7 @@ def score(model: LanguageModel, predict: Prediction, h: Tensor, targets: Tensor)
     """The losses of the targets from the features of a pass, and the likeliest token or the logits at every position."""
     if predict is None:
         return model.nll(h, targets), None
+    if predict == "tokens":
+        return model.predict(h, targets)
     logits = model.logits(h)
-    return cross_entropy(logits, targets), logits if predict == "logits" else logits.detach().argmax(-1)
+    return cross_entropy(logits, targets), logits

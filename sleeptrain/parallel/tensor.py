@@ -19,6 +19,7 @@ from sleeptrain.errors import UserError
 from sleeptrain.model.config import Model
 from sleeptrain.model.init import initial
 from sleeptrain.model.language import IGNORED, LanguageModel
+from sleeptrain.model.scores import HeadScores, head_scores
 from sleeptrain.parallel import sequence
 from sleeptrain.parallel.config import padded_vocab, tensor_obstacle
 from sleeptrain.parallel.mesh import MeshAxis
@@ -59,6 +60,21 @@ class TensorParallelModel(LanguageModel):
         scored = targets != IGNORED
         loss = vocab_parallel_cross_entropy(logits, targets.where(scored, 0).contiguous())
         return loss.where(scored, 0)
+
+    def scores(self, x: Tensor, targets: Tensor) -> HeadScores:
+        """As `LanguageModel.scores`, from every process's shard of the vocabulary. A collective over the tensor axis."""
+        axis, weight = self.tp_layout.axis, self.embed.weight if self.head is None else self.head.weight
+        first = axis.rank * weight.shape[0]
+        local = head_scores(
+            self._replicate(x).flatten(0, -2), weight, targets.flatten(), first, rows=self.vocab - first
+        )
+        operations = {"max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN, "sum": dist.ReduceOp.SUM}
+
+        def reduce(tensor: Tensor, operation: str) -> Tensor:
+            dist.all_reduce(tensor := tensor.clone(), operations[operation], group=axis.group)
+            return tensor
+
+        return local.over_shards(reduce)
 
     def row_squares(self, change: Tensor, before: Tensor, valid: Tensor | None) -> Tensor:
         """As `LanguageModel.row_squares`, over all tokens; a collective over the tensor axis under sequence parallelism."""

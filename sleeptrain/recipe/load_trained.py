@@ -31,10 +31,10 @@ class Trained:
     """The run folder."""
 
 
-def open_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
-    """Load the newest checkpoint of a run folder, or one checkpoint in it, in float32 on the GPU if there is one.
+def open_trained(path: str | Path, overrides: Sequence[str] = (), *, as_trained: bool = False) -> Trained:
+    """Load the newest checkpoint of a run folder, or one checkpoint in it, on the GPU if there is one.
 
-    Raises UserError if the run does not exist, has no checkpoint, or the weights do not fit its configuration.
+    Weights are float32, or with `as_trained` of the dtype that training computed with (`train.precision`). Raises UserError if the run does not exist, has no checkpoint, or the weights do not fit its configuration.
     """
     run, folder = find_checkpoint(Path(path))
     recipe = load_recipe(str(run / "config.yaml"), overrides).value
@@ -44,7 +44,8 @@ def open_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
         raise UserError(f"{run / 'manifest.json'} cannot be read ({error}); copy the run folder again") from None
     model = _load_weights(LanguageModel(recipe.model, gated=recipe.sleep.gated, seed=None), folder, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Trained(recipe, model.to(device).eval(), manifest, int(folder.name.rsplit("-", 1)[-1]), run)
+    dtype = torch.bfloat16 if as_trained and recipe.train.precision == "bf16" else torch.float32
+    return Trained(recipe, model.to(device, dtype).eval(), manifest, int(folder.name.rsplit("-", 1)[-1]), run)
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Path]:

@@ -83,9 +83,11 @@ def checkpointed_forward(job: Job, options: ExecutorOptions = DEFAULT_OPTIONS) -
     """The checkpointed executor over the whole stack. It needs whole parameters, which ZeRO 1 and 2 leave on every process."""
     train = job.train
 
-    def forward(model: LanguageModel, group: Sequence[MicroBatch], program: Program) -> list[ProgramOutput]:
+    def forward(
+        model: LanguageModel, group: Sequence[MicroBatch], program: Program, *, predict: bool = False
+    ) -> list[ProgramOutput]:
         return CheckpointedExecutor(
-            model, group, program, job.sleep, train.recompute, offload=train.offload, options=options
+            model, group, program, job.sleep, train.recompute, offload=train.offload, options=options, predict=predict
         ).run()
 
     return forward
@@ -106,7 +108,12 @@ def autograd_forward(job: Job) -> Forward:
     """
     recompute = AUTOGRAD_WRAPPERS[job.train.recompute]
 
-    def forward(model: LanguageModel, group: Sequence[MicroBatch], program: Program) -> list[ProgramOutput]:
+    def forward(
+        model: LanguageModel, group: Sequence[MicroBatch], program: Program, *, predict: bool = False
+    ) -> list[ProgramOutput]:
+        if predict:
+            with torch.no_grad():
+                return [run(model, batch, program, job.sleep, predict="tokens") for batch in group]
         return [run(model, batch, program, job.sleep, recompute=recompute) for batch in group]
 
     return forward

@@ -1,4 +1,4 @@
-"""The `train:`, `checkpoint:` and `log:` sections."""
+"""The `train:`, `checkpoint:`, `eval:` and `log:` sections."""
 
 from __future__ import annotations
 
@@ -90,6 +90,23 @@ class Checkpoint:
         problems = [Problem("every", "must not be negative")] if self.every < 0 else []
         problems += [Problem("keep_every", "must not be negative")] if self.keep_every < 0 else []
         return problems + ([Problem("keep", "must keep at least 1")] if self.keep < 1 else [])
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluation on held-out data while training: `eval_loss` and more in the rows of metrics.jsonl."""
+
+    every: int = 0
+    """Steps between evaluations, of which there is one after the last step, too; 0: none. Of the checkpoints of evaluated steps,
+    the one with the lowest loss is kept for ever."""
+    samples: int | None = None
+    """Number of samples of `data.eval_split`, from the first on; null: all."""
+
+    def problems(self) -> list[Problem]:
+        """Problems of this section alone."""
+        problems = [Problem("every", "must not be negative")] if self.every < 0 else []
+        few = self.samples is not None and self.samples < 1
+        return problems + ([Problem("samples", "must be at least 1; null takes all")] if few else [])
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from sleeptrain.engine.config import Optim
 from sleeptrain.model.config import Model
 from sleeptrain.parallel.config import Mesh
 from sleeptrain.program import Sleep
-from sleeptrain.train.config import Checkpoint, Log, Train
+from sleeptrain.train.config import Checkpoint, Eval, Log, Train
 
 
 @dataclass(frozen=True)
 class Job:
-    """Model, sleep program, data, optimizer, mesh, checkpoints and logs of a training run."""
+    """Model, sleep program, data, optimizer, mesh, checkpoints, evaluation and logs of a training run."""
 
     model: Model = field(default_factory=Model)
     sleep: Sleep = field(default_factory=Sleep)
@@ -24,6 +24,7 @@ class Job:
     train: Train = field(default_factory=Train)
     mesh: Mesh = field(default_factory=Mesh)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    eval: Eval = field(default_factory=Eval)
     log: Log = field(default_factory=Log)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Keys of DeepSpeed's own configuration; they override those derived from the sections above."""

@@ -101,11 +101,29 @@ class Progress:
             rate = (self._times[-1] - self._times[0]) / max(1, len(self._times) - 1)
             left = rate * (self.steps - step)
             print(f"{self.name}  step {step}/{self.steps}  {note}  {left:.0f} s left", file=sys.stderr, flush=True)
+        if "eval_loss" in row and not self.quiet:
+            self._print(f"{self.name}  step {step}/{self.steps}  held out: {held_out_note(row)}")
+
+    def _print(self, line: str) -> None:
+        """Print a line, above the progress bar where there is one."""
+        if self._bar:
+            self._bar[0].console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Stop the progress bar and restore the terminal."""
         if self._bar:
             self._bar[0].stop()
+
+
+def held_out_note(row: dict[str, Any]) -> str:
+    """What a row of metrics says of held-out data, in short."""
+    if row["eval_loss"] is None:
+        return "no targets"
+    labels = ", ".join(f"{label}: {share:.3f}" for label, share in row["eval_accuracy_by_label"].items())
+    by_label = f" ({labels})" if labels else ""
+    return f"loss {row['eval_loss']:.4f}  accuracy {row['eval_accuracy']:.3f}{by_label}  {row['eval_seconds']:.1f} s"
 
 
 def wandb_mode(log: Log) -> Literal["online", "offline", "disabled"]:
@@ -145,17 +163,18 @@ class WandbRun:
         )  # fmt: skip
 
     def write(self, row: dict[str, Any]) -> None:
-        """Send one step, every `log.every` steps."""
+        """Send one step, every `log.every` steps and where it was evaluated."""
         self._unsent = row
-        if row["step"] % self._every == 0:
+        if row["step"] % self._every == 0 or "eval_loss" in row:
             self._send(row)
 
     def _send(self, row: dict[str, Any]) -> None:
-        """Send a row; of lists, such as the loss by window, every entry by its index."""
-        values = {key: value for key, value in row.items() if not isinstance(value, list)}
+        """Send a row; of lists and tables, such as the loss by window, every entry by its index."""
+        values = {key: value for key, value in row.items() if not isinstance(value, list | dict)}
         for key, entries in row.items():
-            if isinstance(entries, list):
-                values |= {f"{key}/{index}": entry for index, entry in enumerate(entries) if entry is not None}
+            if isinstance(entries, list | dict):
+                pairs = enumerate(entries) if isinstance(entries, list) else entries.items()
+                values |= {f"{key}/{index}": entry for index, entry in pairs if entry is not None}
         self._run.log(values, step=row["step"])
         self._unsent = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -31,11 +31,17 @@ class Outcome:
     stopped: bool
 
 
-def train(setup: Setup, quiet: bool = False) -> Outcome:
+Evaluate = Callable[[], dict[str, Any]]
+"""Measures the model on held-out data: entries of a row of metrics, among them `eval_loss`. A collective."""
+
+
+def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -> Outcome:
     """Train from the step where the run stands to its last step, or until it is asked to stop; save at the end.
 
-    Raises RunFailed, on all ranks, when losses or gradients stay non-finite.
+    `evaluate` is called every `eval.every` steps and after the last one. Raises RunFailed, on all ranks, when losses or
+    gradients stay non-finite.
     """
+    eval_loss = None
     step, steps, guard = setup.step, setup.layout.steps, setup.guard
     saved = step or None
     every = setup.job.checkpoint.every
@@ -53,15 +59,19 @@ def train(setup: Setup, quiet: bool = False) -> Outcome:
             rate = lr_multiplier(setup.job.optim.schedule, step, steps)
             report = train_step(setup.context, batches, program, rate)
             step += 1
-            logs.write(metrics(setup, step, program, report, rate, perf_counter() - began))
+            row = metrics(setup, step, program, report, rate, perf_counter() - began)
+            if evaluate is not None and (step % setup.job.eval.every == 0 or step == steps):
+                row |= evaluate()
+            logs.write(row)
+            eval_loss = row.get("eval_loss")
             if guard.observe(report.skipped, position):
                 step = saved = go_back(setup, step)
                 logs.rewind(step)
             elif every and step % every == 0 and step < steps and not guard.streak:
-                save(setup, step)
+                save(setup, step, eval_loss)
                 saved = step
         if step != saved:
-            save(setup, step)
+            save(setup, step, eval_loss)
         return Outcome(step, steps, stopped=step < steps)
 
 
@@ -114,13 +124,14 @@ def open_logs(setup: Setup, step: int, quiet: bool) -> Logs:
     return Logs(setup.job.log, setup.folder, setup.flat_config, step, steps, rank, quiet)
 
 
-def save(setup: Setup, step: int) -> None:
-    """Write a checkpoint of this step, and delete older ones that are not kept."""
+def save(setup: Setup, step: int, eval_loss: float | None) -> None:
+    """Write a checkpoint of this step, whose loss on held-out data may be known, and delete older ones that are not kept."""
     tokens = setup.tokens_at(step)
     setup.saver.save(
         step,
         {"data": setup.reader.state_dict(), "tokens": tokens, "guard": setup.guard.state_dict()},
         {"random": checkpoint.random_state()},
+        eval_loss,
     )
 
 

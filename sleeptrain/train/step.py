@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -23,8 +23,16 @@ from sleeptrain.parallel.process import Process
 from sleeptrain.program import Program, Window
 from sleeptrain.train.layout import Layout
 
-Forward = Callable[[LanguageModel, Sequence[MicroBatch], Program], list[ProgramOutput]]
-"""Runs a program over a group of micro-batches so that gradients flow back from the losses."""
+
+class Forward(Protocol):
+    """Runs a program over a group of micro-batches so that gradients flow back from the losses.
+
+    With `predict` the outputs have the likeliest tokens instead of gradients.
+    """
+
+    def __call__(
+        self, model: LanguageModel, group: Sequence[MicroBatch], program: Program, /, *, predict: bool = False
+    ) -> list[ProgramOutput]: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ def train_step(
     measures = torch.zeros(2 * len(windows) + 3, dtype=torch.float64, device=device)
     for first in range(0, len(batches), group):
         micro_batches = [
-            _to_device(batch, context, engine.adjoint_scale(total)) for batch in batches[first : first + group]
+            to_micro_batch(batch, context, engine.adjoint_scale(total)) for batch in batches[first : first + group]
         ]
         outputs = context.forward(context.model, micro_batches, program)
         engine.backward(torch.stack([output.nll.sum() for output in outputs]).sum() * engine.scale(total))
@@ -125,7 +133,7 @@ def _gather_errors(process: Process, batches: Sequence[Batch] | UserError) -> Us
     return UserError(list(dict.fromkeys(line for lines in gathered for line in lines)) if process.rank == 0 else [])
 
 
-def _to_device(batch: Batch, context: StepContext, loss_scale: float) -> MicroBatch:
+def to_micro_batch(batch: Batch, context: StepContext, loss_scale: float) -> MicroBatch:
     """A micro-batch on the device, with the zero state that it starts from."""
     device, valid = context.engine.process.device, batch.real(context.pad)
     batch, state = batch.to(device), context.model.zero_state(context.layout.job.sleep, batch.rows)

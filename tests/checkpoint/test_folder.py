@@ -25,6 +25,17 @@ def test_newest_and_every_nth_are_kept(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) == step_folder(tmp_path, 7)
 
 
+def test_the_best_of_those_that_were_evaluated_is_kept(tmp_path: Path) -> None:
+    """Of equal ones the newest. One that cannot be read is nobody's best."""
+    assert checkpoint.best(tmp_path) is None
+    for step, loss in enumerate([2.0, 1.5, 1.5, 1.7, None, 1.6], 1):
+        prune(tmp_path, KeepPolicy(newest=2), write_weights(tmp_path, step, WEIGHTS, eval_loss=loss))
+    assert names(tmp_path) == [f"step-0000000{step}" for step in (3, 5, 6)]
+    assert checkpoint.best(tmp_path) == (step_folder(tmp_path, 3), 1.5)
+    (step_folder(tmp_path, 3) / "checkpoint.json").write_text("{")
+    assert checkpoint.best(tmp_path) == (step_folder(tmp_path, 6), 1.6)
+
+
 def test_what_has_just_been_written_is_kept_whatever_its_step(tmp_path: Path) -> None:
     for step in (5, 6):
         write_weights(tmp_path, step, WEIGHTS)

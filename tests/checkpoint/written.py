@@ -13,7 +13,7 @@ from sleeptrain.checkpoint.folder import step_folder
 from sleeptrain.checkpoint.place import place_of_part
 
 
-def write_weights(folder: Path, step: int, weights: Mapping[str, Tensor]) -> Path:
+def write_weights(folder: Path, step: int, weights: Mapping[str, Tensor], eval_loss: float | None = None) -> Path:
     """Write the checkpoint of a step with these weights, as one rank before its first optimizer step does."""
     path = step_folder(folder, step)
     path.mkdir(parents=True, exist_ok=True)
@@ -27,5 +27,5 @@ def write_weights(folder: Path, step: int, weights: Mapping[str, Tensor]) -> Pat
         values: format.write_tensors(path / values, tensors),
         json: format.write_json(path / json, {"slices": slices, "state": {}}),
     }
-    format.write_index(path, format.Index(step, 1, "adamw", 0, {}, files))
+    format.write_index(path, format.Index(step, 1, "adamw", 0, {}, files, eval_loss))
     return path

@@ -16,6 +16,7 @@ from sleep_data import shards
 from sleep_data.tasks import make
 from sleeptrain.errors import UserError
 from sleeptrain.recipe import load_recipe
+from sleeptrain.train.log import read_metrics
 from tests.cli.lines import TINY, Line, run_named
 from tests.train.jobs import text_data
 
@@ -127,6 +128,7 @@ WRONG: dict[str, tuple[list[str], Sequence[str]]] = {
     "data of another kind": (recipe("data.sources=[{path: documents}]"), ["(command line)", "documents", "manifest"]),
     "two that differ": (recipe("data.sources=[{path: data/rule110}, {path: text}]"), ["do not fit together", "data/rule110", "text", "build both"]),
     "split": (recipe("data.split=trian"), ["no split 'trian'", "train"]),
+    "held-out split": (recipe("eval.every=1", "data.eval_split=valid"), ["no split 'valid'; it has test, train"]),
     "vocabulary": (recipe("model.vocab=2"), ["model.vocab = 2 (command line): the data in data/rule110 has 9 tokens", "null"]),
     "window": (recipe("sleep.window=4"), ["sleep.window = 4 (command line)", "windows of 9 tokens; set sleep.window=9"]),
     "trigger": (recipe("data.sources=[{path: text}]", "sleep.window=16", "sleep.passes=2"), ['sleep.loop.trigger = "context" (default)', "set sleep.loop.trigger=every"]),
@@ -167,6 +169,15 @@ def ran(folder: Path) -> dict[str, Line]:
     lines = {"done": recipe(run="runs/done")}
     lines |= {name: words for name, (words, _) in WRONG.items()}
     lines |= {
+        "evaluated": recipe(
+            "train.steps=5",
+            "eval.every=2",
+            "eval.samples=9",
+            "checkpoint.every=1",
+            "checkpoint.keep=1",
+            "optim.lr=0.003",
+            run="runs/evaluated",
+        ),
         "further": recipe("train.steps=3", run="runs/done"),
         "again": recipe("train.steps=3", run="runs/done"),
         "shorter": recipe("train.steps=1", run="runs/done"),
@@ -236,6 +247,28 @@ def test_a_run_says_what_it_trains_before_its_first_step(ran: dict[str, Line]) -
     assert data == "data    data/rule110: 64 samples of 36 tokens in 4 windows"
     assert step == "step    8 samples, 288 tokens, N = 1, adamw, recompute none; 2 steps"
     assert kernels == "kernels plain torch"
+
+
+def test_a_run_evaluates_and_keeps_its_best_checkpoint(ran: dict[str, Line], folder: Path) -> None:
+    """At steps 2, 4 and the last one."""
+    run = folder / "runs" / "evaluated"
+    losses = {row["step"]: row["eval_loss"] for row in read_metrics(run / "metrics.jsonl") if "eval_loss" in row}
+    assert list(losses) == [2, 4, 5]
+    best = min(losses, key=lambda step: losses[step])
+    held_out = [line for line in ran["evaluated"].err.splitlines() if "held out: " in line]
+    assert [line.split("  held out: ")[0] for line in held_out] == [f"evaluated  step {step}/5" for step in losses]
+    assert re.search(
+        r"held out: loss \d\.\d{4}  accuracy \d\.\d{3} \(1: \d\.\d{3}, 2: \d\.\d{3}\)  \d+\.\d s$", held_out[0]
+    )
+    last = ran["evaluated"].err.splitlines()[-1]
+    assert (
+        last
+        == f"runs/evaluated: the best evaluated checkpoint is runs/evaluated/checkpoints/step-0000000{best}, loss {losses[best]:.4f}"
+    )
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == sorted(
+        {f"step-0000000{best}", "step-00000005"}
+    )
+    assert "the best" not in ran["done"].err
 
 
 def test_the_config_of_a_run_continues_it(ran: dict[str, Line], folder: Path) -> None:

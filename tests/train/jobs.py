@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from sleep_data import shards
 from sleep_data.tasks import make
+from sleeptrain.evaluate.held_out import evaluate_held_out, open_held_out
 from sleeptrain.parallel.collectives import on_first_rank
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
@@ -77,11 +79,12 @@ def trained(folder: Path, name: str, data: Path, overrides: list[str], spoil=Non
     axes = init_mesh(resolved.value.mesh, process.rank, process.world)
     batch = check_batch(resolved, process.world)
     reader = open_reader(resolved.value, batch, axes.data.rank)
+    held_out = open_held_out(resolved.value, batch, axes.data.rank)
     resolved = complete(resolved, reader.manifest)
     run = on_first_rank(process, lambda: open_run(resolved, name, reader.manifest))
     layout = resolve_layout(resolved.value, reader.manifest.windows, batch)
     setup = set_up(layout, reader, process, run, {})
     if spoil is not None:
         spoil(setup)
-    train(setup, quiet=quiet)
+    train(setup, quiet, None if held_out is None else partial(evaluate_held_out, setup.context, held_out))
     return read_metrics(run / "metrics.jsonl"), full_weights(setup)
