@@ -18,3 +18,7 @@ class RunFailed(Exception):
 
 class TryAgain(Exception):
     """A right request that cannot go on now: the message is shown as it stands; exit status 75, run me again."""
+
+
+class ProcessLost(TryAgain):
+    """Another process of this run has ended or does not answer. Every process that notices it shows its message."""

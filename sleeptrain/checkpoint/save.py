@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -31,10 +31,12 @@ from sleeptrain.checkpoint.format import (
 from sleeptrain.checkpoint.place import Place, place_of_part
 from sleeptrain.engine.engine import Engine
 from sleeptrain.engine.state import MASTER, StateSlice
-from sleeptrain.errors import RunFailed
+from sleeptrain.errors import ProcessLost, RunFailed
 
 WRITING = timedelta(hours=6)
 """How long a rank waits for another that still writes its part. One that has ended is noticed at once."""
+ASKING = 5.0
+"""Seconds between two looks for ranks that do not run, while a save takes long."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,15 @@ class Saver:
     """Saves the state of an engine into a folder of checkpoints, one save at a time. All methods are collectives.
 
     With `background`, a save copies the state to the host and returns; a thread of each rank writes the copy. Threads talk
-    over a process group of their own, so that they never meet the collectives of training.
+    over a process group of their own, so that they never meet the collectives of training. `lost` names ranks that do not run
+    any more; it is asked while a save takes long, since a rank may also write for long.
     """
 
     def __init__(
-        self, engine: Engine, folder: Path, keep: KeepPolicy = KEEP_ALL, *, config: str = "", background: bool = True
-    ) -> None:
-        self._engine, self._folder, self._keep, self._config = engine, folder, keep, config
+        self, engine: Engine, folder: Path, keep: KeepPolicy = KEEP_ALL, *, config: str = "", background: bool = True,
+        lost: Callable[[], str] = str,
+    ) -> None:  # fmt: skip
+        self._engine, self._folder, self._keep, self._config, self._lost = engine, folder, keep, config, lost
         self._background = background
         self._group = dist.new_group(backend="gloo", timeout=WRITING) if engine.process.world > 1 else None
         self._host: dict[str, Tensor] = {}
@@ -81,15 +85,24 @@ class Saver:
         part, optimizer_step = self._snapshot(own_state), self._engine.optimizer_step
         name = type(self._engine.optimizer).__name__.lower()
         index = Index(step, self._engine.process.world, name, optimizer_step, state, eval_loss=eval_loss)
-        self._thread = threading.Thread(target=self._write, args=(index, part), name=f"checkpoint of step {step}")
+        name = f"the checkpoint of step {step}"
+        self._thread = threading.Thread(target=self._write, args=(index, part), name=name, daemon=True)
         self._thread.start()
         if not self._background:
             self.wait()
 
-    def wait(self) -> None:
-        """Wait until the last save is complete. Raises RunFailed on all ranks if a rank could not write its part."""
-        if self._thread is not None:
-            self._thread.join()
+    def wait(self, patience: float | None = None) -> None:
+        """Wait until the last save is complete, or `patience` seconds, after which it is given up: it leaves no checkpoint.
+
+        Raises RunFailed on all ranks if a rank could not write its part, ProcessLost if one does not run any more.
+        """
+        if (thread := self._thread) is not None:
+            thread.join(ASKING if patience is None else patience)
+            while patience is None and thread.is_alive():
+                if lost := self._lost():
+                    self._thread = None
+                    raise ProcessLost(f"{thread.name} cannot be completed: {lost}; the same command continues the run")
+                thread.join(ASKING)
             self._thread = None
         outcome, self._outcome = self._outcome, None
         if outcome is not None:

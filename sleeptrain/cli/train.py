@@ -11,7 +11,7 @@ from typing import Any
 
 from sleeptrain.cli.help import add_command, whole_numbers
 from sleeptrain.cli.training import load_run, naming_data, run_training
-from sleeptrain.errors import CONTINUE, RunFailed, TryAgain, UserError
+from sleeptrain.errors import CONTINUE, ProcessLost, RunFailed, TryAgain, UserError
 from sleeptrain.evaluate.table import print_table
 
 EXAMPLES = (
@@ -135,7 +135,7 @@ def train(args: argparse.Namespace) -> int:
     import torch.distributed
 
     from sleeptrain.checkpoint import best
-    from sleeptrain.parallel.process import ProcessLost, init_distributed, shutdown_distributed
+    from sleeptrain.parallel.process import init_distributed, shutdown_distributed
 
     try:
         timeout = timedelta(seconds=recipes[0].value.mesh.timeout) if recipes else RENDEZVOUS_WITHOUT_RECIPE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -39,11 +40,11 @@ def open_held_out(job: Job, batch: BatchLayout, data_rank: int) -> Evaluation | 
     return data
 
 
-def evaluate_held_out(context: StepContext, data: Evaluation) -> dict[str, Any]:
+def evaluate_held_out(context: StepContext, data: Evaluation, beat: Callable[[], None]) -> dict[str, Any]:
     """Run the model over held-out data with the largest number of passes of the recipe: entries of a row of metrics.
 
     Losses in nats per target; an accuracy is the share of targets that are the likeliest token. The result is the same in every
-    layout, rounding aside. Logits are computed in tiles. A collective over all ranks. Raises UserError on all ranks where one
+    layout, rounding aside. Logits are computed in tiles. `beat` is called before every group of micro-batches. A collective over all ranks. Raises UserError on all ranks where one
     cannot read its batches.
     """
     began, process, layout = perf_counter(), context.engine.process, context.layout
@@ -52,6 +53,7 @@ def evaluate_held_out(context: StepContext, data: Evaluation) -> dict[str, Any]:
     counted = context.axes.pipe.rank == context.axes.pipe.size - 1 and context.axes.tensor.rank == 0
     batches = iter(data)
     for _ in range(len(data) // group):
+        beat()
         read = on_every_rank(process, lambda: list(islice(batches, group)))
         on_device = [to_micro_batch(batch, context, loss_scale=1.0) for batch in read]
         outputs = context.forward(context.model, on_device, program, predict=True)

@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sleeptrain.errors import ProcessLost
 from sleeptrain.schedule import Edge
 
 Describe = Callable[[], str]
 """Returns the description of a message for an error."""
 
 
-class StageLost(RuntimeError):
+class StageLost(ProcessLost):
     """Another pipeline stage did not send or receive a message: it failed or is stuck."""
 
 

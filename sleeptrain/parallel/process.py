@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # before the process group exists, see init_distributed
 
-from sleeptrain.errors import TryAgain, UserError
+from sleeptrain.errors import ProcessLost, UserError
 from sleeptrain.parallel.patches.deepspeed_logging import deepspeed_quiet, silence_deprecation_warnings
 from sleeptrain.parallel.patches.deepspeed_shm_op import skip_shm_op_build
 from sleeptrain.parallel.ranks import rank_and_world
@@ -82,23 +82,27 @@ def local_device(local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
-class ProcessLost(TryAgain):
-    """Another process of this run has ended or cannot be reached."""
-
-
 @contextmanager
-def explain_lost_process(process: Process) -> Iterator[None]:
-    """Raises ProcessLost instead of the backend's error if a collective in the block fails because another process is gone."""
+def explain_lost_process(process: Process, describe: Callable[[], str] = str) -> Iterator[None]:
+    """Raises ProcessLost instead of the backend's error if a collective in the block fails because another process is gone.
+
+    `describe` returns what is known of the other processes. It is added to the message, also to that of a ProcessLost.
+    """
     try:
         yield
+    except ProcessLost as error:
+        if known := describe():
+            raise type(error)(f"{error}. {known}") from error
+        raise
     except RuntimeError as error:
         # gloo raises plain RuntimeError; its message has the path of its source file.
         from_gloo = type(error) is RuntimeError and "/gloo/" in str(error)
         if process.world == 1 or not (from_gloo or isinstance(error, dist.DistBackendError)):
             raise
+        known = describe()
         raise ProcessLost(
             f"rank {process.rank} of {process.world} cannot reach another process of this run; the last message of the process "
-            "that ended has the reason; run the same command to continue from the last checkpoint"
+            f"that ended has the reason; run the same command to continue from the last checkpoint{known and f'. {known}'}"
         ) from error
 
 

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 from sleeptrain import checkpoint
 from sleeptrain.engine.lr_schedule import lr_multiplier
-from sleeptrain.errors import RunFailed
+from sleeptrain.errors import ProcessLost, RunFailed
+from sleeptrain.parallel.process import explain_lost_process
 from sleeptrain.program import Program
 from sleeptrain.run.stop import StopRequest
 from sleeptrain.train.growth import can_explode, growth, growth_at_start, looped_blocks
@@ -31,8 +33,11 @@ class Outcome:
     stopped: bool
 
 
-Evaluate = Callable[[], dict[str, Any]]
-"""Measures the model on held-out data: entries of a row of metrics, among them `eval_loss`. A collective."""
+Evaluate = Callable[[Callable[[], None]], dict[str, Any]]
+"""Measures the model on held-out data: entries of a row of metrics, among them `eval_loss`. A collective, which calls its
+argument after every group of micro-batches."""
+LAST_SAVE = 60.0
+"""Seconds that a save may still take once another process is lost. That of the lost process may be missing for ever."""
 
 
 def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -> Outcome:
@@ -49,28 +54,34 @@ def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -
     with (
         StopRequest(setup.folder if setup.process.rank == 0 else None, announce) as stop,
         open_logs(setup, step, quiet) as logs,
-        completed(setup.saver),
+        setup.watchdog as watchdog,
+        completed(setup.saver, min(LAST_SAVE, setup.job.mesh.timeout)),
+        explain_lost_process(setup.process, watchdog.describe),
     ):
         if step == 0 and not quiet:
             warn_of_growth(setup)
         while step < steps and not stop.agreed(setup.process.device):
             began, position = perf_counter(), setup.reader.position
+            watchdog.beat(step + 1, "reading data")
             program, batches = setup.layout.program_at(step), read_step(setup.reader)
+            watchdog.beat(step + 1, "computing")
             rate = lr_multiplier(setup.job.optim.schedule, step, steps)
             report = train_step(setup.context, batches, program, rate)
             step += 1
             row = metrics(setup, step, program, report, rate, perf_counter() - began)
             if evaluate is not None and (step % setup.job.eval.every == 0 or step == steps):
-                row |= evaluate()
+                row |= evaluate(partial(watchdog.beat, step, "evaluating"))
             logs.write(row)
             eval_loss = row.get("eval_loss")
             if guard.observe(report.skipped, position):
                 step = saved = go_back(setup, step)
                 logs.rewind(step)
             elif every and step % every == 0 and step < steps and not guard.streak:
+                watchdog.beat(step, "saving")
                 save(setup, step, eval_loss)
                 saved = step
         if step != saved:
+            watchdog.beat(step, "saving")
             save(setup, step, eval_loss)
         return Outcome(step, steps, stopped=step < steps)
 
@@ -136,12 +147,16 @@ def save(setup: Setup, step: int, eval_loss: float | None) -> None:
 
 
 @contextmanager
-def completed(saver: checkpoint.Saver) -> Iterator[None]:
-    """Waits at the end of the block, however it ends, until the last checkpoint is written."""
+def completed(saver: checkpoint.Saver, last_save: float) -> Iterator[None]:
+    """Waits at the end of the block, however it ends, until the last checkpoint is written; `last_save` seconds without a process."""
+    patience = None
     try:
         yield
+    except ProcessLost:
+        patience = last_save
+        raise
     finally:
-        saver.wait()
+        saver.wait(patience)
 
 
 def metrics(

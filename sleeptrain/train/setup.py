@@ -21,6 +21,7 @@ from sleeptrain.parallel.config import BatchLayout
 from sleeptrain.parallel.mesh import MeshAxes, init_mesh
 from sleeptrain.parallel.process import Process
 from sleeptrain.run.folder import CHECKPOINTS, CONFIG
+from sleeptrain.run.watchdog import Watchdog
 from sleeptrain.train.build_model import looped_elements, make_forward, new_model
 from sleeptrain.train.guard import Guard
 from sleeptrain.train.job import Job
@@ -48,6 +49,8 @@ class Setup:
     """Tokens of these steps, padding included."""
     saver: checkpoint.Saver
     guard: Guard
+    watchdog: Watchdog
+    """Not started."""
 
     def tokens_at(self, step: int) -> int:
         """Tokens of the first `step` steps. Their number in a step may have been another before the run was continued."""
@@ -131,10 +134,12 @@ def set_up(
         checkpoint.load_initial_weights(engine, init_from)
     step, tokens = found or (0, 0)
     keep = checkpoint.KeepPolicy(job.checkpoint.keep, job.checkpoint.keep_every)
+    watchdog = Watchdog(folder, process.rank, process.world, job.mesh.timeout)
     saver = checkpoint.Saver(
-        engine, folder / CHECKPOINTS, keep, config=_read(folder / CONFIG), background=job.checkpoint.background
-    )
-    return Setup(context, reader, process, folder, flat_config, step, tokens, saver, guard)
+        engine, folder / CHECKPOINTS, keep, config=_read(folder / CONFIG), background=job.checkpoint.background,
+        lost=watchdog.lost,
+    )  # fmt: skip
+    return Setup(context, reader, process, folder, flat_config, step, tokens, saver, guard, watchdog)
 
 
 def _engine_spec(layout: Layout, model: LanguageModel, axes: MeshAxes) -> EngineSpec:

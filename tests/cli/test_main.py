@@ -16,8 +16,7 @@ import sleeptrain as package
 from sleeptrain.cli import doctor
 from sleeptrain.cli.help import Parser, add_command
 from sleeptrain.cli.main import COMMANDS, parse
-from sleeptrain.errors import TryAgain, UserError
-from sleeptrain.parallel.process import ProcessLost
+from sleeptrain.errors import ProcessLost, TryAgain, UserError
 
 HEAVY = {
     "torch",

@@ -155,3 +155,24 @@ def test_ranks_save_and_end_when_their_launcher_is_gone(folder: Path, number: si
     assert launcher.returncode == (CONTINUE if number == signal.SIGTERM else -number), printed
     assert saved(folder / name) == rows(folder / name)[-1]["step"]
     assert "stopped and saved" in printed and "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_named_and_the_run_ends_so_that_it_continues(folder: Path) -> None:
+    """SIGSTOP: it cannot report itself, and does not end by SIGTERM. Rank 0 warns, and then gives up."""
+    launch = [sys.executable, "-m", "sleep_launch.local", "--processes", "2", "--"]
+    run = folder / "frozen"
+    program = start(folder, [*launch, sys.executable, "-m", "sleeptrain", *words("frozen", FOREVER, "mesh.timeout=12", "checkpoint.every=1")])  # fmt: skip
+    wait_for(run, 3, program)
+    pid = json.loads((run / "heartbeats" / "rank-00001.json").read_text())["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    printed = program.communicate(timeout=WAIT)[1]
+    assert program.returncode == CONTINUE, printed
+    warning, error = [line for line in printed.splitlines() if "rank 1 does not run (it was last " in line][:2]
+    assert "warning: step " in warning and "Stacks are in frozen/heartbeats" in warning, printed
+    assert "rank 0 of 2 cannot reach another process" in error and "Traceback" not in printed, printed
+    assert not Path(f"/proc/{pid}").exists()
+    newest = checkpoint.latest(run / "checkpoints")
+    assert newest is not None
+    (again,) = run_lines([words("frozen", int(newest.name[5:]) + 2)], folder)
+    assert again.status == 0 and f"continuing at step {int(newest.name[5:])} of " in again.err, again.err

@@ -12,11 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sleeptrain.errors import UserError
+from sleeptrain.errors import ProcessLost, UserError
 from sleeptrain.parallel import ranks
 from sleeptrain.parallel.process import (
     Process,
-    ProcessLost,
     explain_lost_process,
     init_distributed,
     shutdown_distributed,
