@@ -1,6 +1,7 @@
 """Trains deep stacks that sleep on the sources of Python's standard library, with and without scaled branches.
 
-For 24 and 12 blocks (`text-deep` and half of it): N = 1 and N = 2, with `model.residual_scale` as in `text-deep` and with 1.
+For 24 and 12 blocks (`text-deep` and half of it): N = 1 and N = 2, with `model.residual_scale` as in `text-deep` and with 1, and
+N = 2 with `sleep.loop.feedback: gated` besides.
 Runs with the same seed read the same rows in the same order and have one `deltanet.horizon`, so that losses are compared in
 pairs; intervals are over seeds (95 %, Student's t). Finished runs are kept: the same command continues.
 
@@ -40,15 +41,25 @@ class Run:
     blocks: int
     scaled: bool
     passes: int
+    feedback: str = "raw"
+
+    @property
+    def kind(self) -> str:
+        """What distinguishes it from other runs with as many blocks and passes."""
+        return ("scaled" if self.scaled else "unscaled") + ("" if self.feedback == "raw" else f", {self.feedback}")
 
     @property
     def case(self) -> str:
         """What distinguishes it from other runs with as many blocks."""
-        return f"{'scaled' if self.scaled else 'unscaled'}, N = {self.passes}"
+        return f"{self.kind}, N = {self.passes}"
 
     def name(self) -> str:
         """Its folder."""
-        return f"{self.blocks}-{'scaled' if self.scaled else 'unscaled'}-n{self.passes}-seed{self.seed}"
+        return f"{self.blocks}-{self.kind.replace(', ', '-')}-n{self.passes}-seed{self.seed}"
+
+
+CASES = ((True, 1, "raw"), (True, 2, "raw"), (True, 2, "gated"), (False, 1, "raw"), (False, 2, "raw"))
+"""Scaled, passes and feedback, in the order of the table. The first is what the others are compared with."""
 
 
 def sleeptrain(*words: str) -> str:
@@ -69,7 +80,7 @@ def train(run: Run, folder: Path, steps: int) -> dict[str, Any]:
         sleeptrain(
             "train", "text-deep", f"data.sources=[{{path: {folder / 'text'}}}]", f"run_dir={target}",
             f"train.seed={run.seed}", f"train.steps={steps}", f"sleep.passes={run.passes}", f"model.residual_scale={scale:.4f}",
-            f"model.layers=(GGGA)x{run.blocks // 4}", f"model.deltanet.horizon={HORIZON}", "checkpoint.every=100",
+            f"sleep.loop.feedback={run.feedback}", f"model.layers=(GGGA)x{run.blocks // 4}", f"model.deltanet.horizon={HORIZON}", "checkpoint.every=100",
         )  # fmt: skip
         held_out = json.loads(sleeptrain("eval", str(target), "--samples", "128", "--json"))
         rows = read_metrics(target / "metrics.jsonl")
@@ -99,19 +110,18 @@ def report(found: dict[Run, dict[str, Any]], seeds: Sequence[int], blocks: Seque
     yield "| blocks | | held-out loss | minus scaled N = 1 | gradient norm, first step | growth a window, first step | last step |"
     yield "|---|---|---|---|---|---|---|"
     for depth in blocks:
-        for scaled in (True, False):
-            for passes in (1, 2):
-                runs = [found[Run(seed, depth, scaled, passes)] for seed in seeds]
-                plain = [found[Run(seed, depth, True, 1)] for seed in seeds]
-                mean, half = interval([final(run) for run in runs])
-                change = interval([final(run) - final(base) for run, base in zip(runs, plain, strict=True)])
-                difference = "" if scaled and passes == 1 else f"{change[0]:+.3f} ± {change[1]:.3f}"
-                norm = statistics.median(run["grad_norm"][0] for run in runs)
-                growths = [statistics.median(run["state_gradient_growth"][at] for run in runs) for at in (0, -1)]
-                case = Run(0, depth, scaled, passes).case
-                yield (
-                    f"| {depth} | {case} | {mean:.3f} ± {half:.3f} | {difference} | {norm:.2g} | {growths[0]:.2f} | {growths[1]:.2f} |"
-                )
+        plain = [found[Run(seed, depth, *CASES[0])] for seed in seeds]
+        for number, case in enumerate(CASES):
+            runs = [found[Run(seed, depth, *case)] for seed in seeds]
+            mean, half = interval([final(run) for run in runs])
+            change = interval([final(run) - final(base) for run, base in zip(runs, plain, strict=True)])
+            difference = f"{change[0]:+.3f} ± {change[1]:.3f}" if number else ""
+            norm = statistics.median(run["grad_norm"][0] for run in runs)
+            growths = [statistics.median(run["state_gradient_growth"][at] for run in runs) for at in (0, -1)]
+            name = Run(0, depth, *case).case
+            yield (
+                f"| {depth} | {name} | {mean:.3f} ± {half:.3f} | {difference} | {norm:.2g} | {growths[0]:.2f} | {growths[1]:.2f} |"
+            )
 
 
 def plot(found: dict[Run, dict[str, Any]], blocks: Sequence[int], path: Path) -> None:
@@ -163,8 +173,7 @@ def main() -> None:
             "windows_per_sample=8",
         )
     runs = [
-        Run(seed, blocks, scaled, passes)
-        for blocks in arguments.blocks for seed in arguments.seeds for scaled in (True, False) for passes in (2, 1)
+        Run(seed, blocks, *case) for blocks in arguments.blocks for seed in arguments.seeds for case in CASES
     ]  # fmt: skip
     with ThreadPoolExecutor(arguments.jobs) as pool:
         found = dict(zip(runs, pool.map(lambda run: train(run, folder, arguments.steps), runs), strict=True))
