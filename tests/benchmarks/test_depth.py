@@ -66,8 +66,7 @@ def test_both_pictures_are_drawn(depth, depth_training, tmp_path):
 def trainings(depth_training):
     """Runs that all end at 2 + N / 10, plus a tenth for every seed, and .5 more where branches are not scaled."""
     runs = [
-        depth_training.Run(seed, blocks, scaled, passes)
-        for seed in (0, 1, 2) for blocks in (24, 12) for scaled in (True, False) for passes in (1, 2)
+        depth_training.Run(seed, blocks, *case) for seed in (0, 1, 2) for blocks in (24, 12) for case in depth_training.CASES
     ]  # fmt: skip
     return {
         run: {
@@ -84,6 +83,7 @@ def test_differences_are_paired_by_seed(depth_training):
     assert [line.split(" | ")[1:4] for line in lines] == [
         ["scaled, N = 1", f"2.200 ± {half:.3f}", ""],
         ["scaled, N = 2", f"2.300 ± {half:.3f}", "+0.100 ± 0.000"],
+        ["scaled, gated, N = 2", f"2.300 ± {half:.3f}", "+0.100 ± 0.000"],
         ["unscaled, N = 1", f"2.700 ± {half:.3f}", "+0.500 ± 0.000"],
         ["unscaled, N = 2", f"2.800 ± {half:.3f}", "+0.600 ± 0.000"],
     ]
