@@ -16,8 +16,10 @@ import torch
 from torch.distributed import TCPStore
 
 
-def run(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120) -> list[Any]:
+def run(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120, daemon: bool = True) -> list[Any]:
     """`fn(*args)` in `world` spawned processes with RANK and the like set; returns the results by rank.
+
+    Daemons end with this process, and must not start processes of their own, such as data workers.
 
     `fn` must be importable (at the top of a test file) and joins the group itself. If a process fails, the rest are
     ended and the traceback of the one that failed first is raised; the others usually only report a lost connection.
@@ -29,7 +31,7 @@ def run(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120) ->
     processes = []
     for rank in range(world):
         receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=_main, args=(send, rank, world, store.port, fn, args), daemon=True)
+        process = context.Process(target=_main, args=(send, rank, world, store.port, fn, args), daemon=daemon)
         process.start()
         send.close()
         processes.append(process)

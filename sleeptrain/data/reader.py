@@ -15,6 +15,8 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sleep_launch.parent import signal_at_parents_death
 from sleeptrain.data.batch import Batch, check, collate, stack
 from sleeptrain.data.config import Data
@@ -207,6 +209,8 @@ class Reader:
             worker_init_fn=_delay_signals,
             prefetch_factor=4 if workers else None,
             persistent_workers=workers > 0,
+            # Seeds of workers, which nothing uses. From the global generator, every start of a reader would draw a number.
+            generator=torch.Generator(),
         )
         return rows, loader
 
