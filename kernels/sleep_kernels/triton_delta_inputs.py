@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sleep_kernels.common import DeltaInputTensors
+from sleep_kernels.compilation import kernel
 from sleep_kernels.triton_common import round_to
 from sleep_kernels.verified import KernelLaunch
 
@@ -100,7 +101,7 @@ def softplus(x):
     return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(tl.minimum(x, 20.0))))
 
 
-@triton.jit(do_not_specialize=["T"])
+@kernel(do_not_specialize=["T"])
 def delta_inputs_kernel(
     q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, order, q_out, k_out, v_out, g, beta, new_tail, T,
     strength, H: tl.constexpr, R: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BT: tl.constexpr,

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sleep_kernels.common import DeltaInputTensors
+from sleep_kernels.compilation import kernel
 from sleep_kernels.triton_common import round_to
 from sleep_kernels.triton_delta_inputs import (
     EPS,
@@ -75,7 +76,7 @@ def _store_head_gradients(x, x_row, tail, tail_row, order, weight, dy, d_new_tai
     tl.store(d_weight + at[None, :] * K + tap, d_taps, mask=tap < K)
 
 
-@triton.jit(do_not_specialize=["T"])
+@kernel(do_not_specialize=["T"])
 def delta_inputs_backward_kernel(
     q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, order, dq_out, dk_out, dv_out, dg, dbeta, d_new_tail,
     dq, dk, dv, da, db, d_conv, d_a_log, d_dt_bias, d_tail, T, strength, H: tl.constexpr, R: tl.constexpr,

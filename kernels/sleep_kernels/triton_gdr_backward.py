@@ -15,11 +15,11 @@ the matrices D; forward 2.6 KB.
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from sleep_kernels.common import RuleArguments
+from sleep_kernels.compilation import kernel
 from sleep_kernels.triton_common import CHUNK, matmul, matmul_add_split, round_to
 from sleep_kernels.triton_gdr_dqk import chunk_bwd_dqk
 from sleep_kernels.triton_gdr_forward import recompute_states
@@ -37,7 +37,7 @@ class StateGradients(NamedTuple):
     d_initial: Tensor  # [batch, value_heads, d_k, d_v]
 
 
-@triton.jit(do_not_specialize=["T"])
+@kernel(do_not_specialize=["T"])
 def chunk_bwd_dh_kernel(
     q, k, grad_o, inverse, g_cumsum, beta_fp32, scores, scores_low, grad_state, dv, d_states, d_initial, T, scale,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr,

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sleep_kernels.common import RuleArguments
+from sleep_kernels.compilation import kernel
 from sleep_kernels.triton_common import CHUNK, matmul, round_to, split_hi_lo
 from sleep_kernels.triton_gdr_forward import RecomputedStates
 from sleep_kernels.triton_gdr_intra import IntraChunk
@@ -92,7 +93,7 @@ def _store_gate_gradients(dg, dbeta, d_c, d_beta, state_dot, part, rows, row, he
     tl.store(dbeta + gates + t * HV, round_to(d_beta, dbeta.dtype.element_ty), mask=valid)
 
 
-@triton.jit(do_not_specialize=["T", "rows"])
+@kernel(do_not_specialize=["T", "rows"])
 def chunk_bwd_dqk_kernel(
     q, k, grad_o, dv, g_cumsum, beta_fp32, states, residuals, residuals_low, d_states, scratch, dq, dk, dg, dbeta,
     T, rows, scale,

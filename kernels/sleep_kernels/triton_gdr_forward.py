@@ -10,11 +10,11 @@ Symbols as in chunked.py. The residual form is an idea of QwenLM/FlashQLA (MIT);
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from sleep_kernels.common import RuleArguments
+from sleep_kernels.compilation import kernel
 from sleep_kernels.triton_common import CHUNK, matmul, matmul_add_split, round_to, split_hi_lo
 from sleep_kernels.triton_gdr_intra import IntraChunk, intra_chunk
 from sleep_kernels.verified import KernelLaunch, LaunchConfig
@@ -30,7 +30,7 @@ class RecomputedStates(NamedTuple):
     residuals_low: Tensor  # the rounding error of e in the dtype of k; in float32 there is none: `residuals`
 
 
-@triton.jit(do_not_specialize=["T"])
+@kernel(do_not_specialize=["T"])
 def chunk_fwd_kernel(
     q, k, v, inverse, g_cumsum, beta_fp32, scores, scores_low, initial, o, final, states, residuals, residuals_low,
     T, scale,

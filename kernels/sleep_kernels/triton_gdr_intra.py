@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sleep_kernels.common import RuleArguments
+from sleep_kernels.compilation import kernel
 from sleep_kernels.triton_common import CHUNK, decay_between, log2_decay, matmul, round_to, split_hi_lo
 from sleep_kernels.verified import LaunchConfig
 
@@ -79,7 +80,7 @@ def _store_block(pointer, i: tl.constexpr, j: tl.constexpr, a, c):
     tl.store(pointer + row * C + column, round_to(a * decay, pointer.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["T"])
+@kernel(do_not_specialize=["T"])
 def solve_tril_kernel(
     k, g, beta, inverse, g_cumsum, beta_fp32, T, H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -160,7 +161,7 @@ def solve_tril_kernel(
     tl.store(inverse + tile, tl.zeros((C, C), inverse.dtype.element_ty), mask=above)
 
 
-@triton.jit(do_not_specialize=["T"])
+@kernel(do_not_specialize=["T"])
 def intra_scores_kernel(
     q, k, g_cumsum, scores, scores_low, T, scale, H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr,
     BK: tl.constexpr, PRECISION: tl.constexpr,

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sleep_kernels.compilation import kernel
 from sleep_kernels.triton_common import round_to
 from sleep_kernels.verified import KernelLaunch
 
@@ -28,7 +29,7 @@ def _store_rows(x, value, first, count, D: tl.constexpr, ROWS: tl.constexpr):
     tl.store(x + at, round_to(value, x.dtype.element_ty), mask=(row < count)[:, None])
 
 
-@triton.jit(do_not_specialize=["count"])
+@kernel(do_not_specialize=["count"])
 def norm_kernel(x, gate, weight, y, count, eps, D: tl.constexpr, ROWS: tl.constexpr):
     """One program per ROWS rows of [count, D]."""
     first = tl.program_id(0) * ROWS
@@ -40,7 +41,7 @@ def norm_kernel(x, gate, weight, y, count, eps, D: tl.constexpr, ROWS: tl.conste
     _store_rows(y, result, first, count, D, ROWS)
 
 
-@triton.jit(do_not_specialize=["count", "steps"])
+@kernel(do_not_specialize=["count", "steps"])
 def norm_backward_kernel(
     grad, x, gate, weight, dx, d_gate, d_weight, count, steps, eps, D: tl.constexpr, ROWS: tl.constexpr
 ):
