@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sleeptrain.engine.patches.norm_limit import norm_limit
 from sleeptrain.engine.patches.zero3_reentry import keep_params_of_reentered_modules
 from sleeptrain.engine.patches.zero3_reuse import trace_params_per_backward
 from sleeptrain.engine.settings import Precision
@@ -28,9 +30,10 @@ class StepResult:
     """The outcome of an optimizer step."""
 
     grad_norm: float
-    """2-norm of the whole averaged gradient, before clipping; inf if the step was skipped."""
+    """2-norm of the whole averaged gradient, before clipping; inf if it is not finite."""
     skipped: bool
-    """A loss or gradient was not finite on some rank, so that no rank changed a parameter or an optimizer state."""
+    """A loss or gradient was not finite on some rank, or the norm was above its limit: no rank changed a parameter or an optimizer
+    state."""
 
 
 class Engine:
@@ -115,19 +118,21 @@ class Engine:
         if not self._step_is_due:
             engine.step()
 
-    def step(self, lr_multiplier: float = 1.0) -> StepResult:
+    def step(self, lr_multiplier: float = 1.0, max_norm: float = math.inf) -> StepResult:
         """Update the parameters with every peak learning rate times `lr_multiplier`, or skip the step on all ranks.
 
-        Raises RuntimeError before `accumulation` calls of `backward`.
+        It is skipped where a loss or gradient is not finite, and where the norm of the gradient is above `max_norm`. Raises RuntimeError before `accumulation` calls of `backward`.
         """
         if not self._step_is_due:
             raise RuntimeError(f"step needs {self.accumulation} calls of backward first")
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * lr_multiplier
-        self._deepspeed.step()
+        with norm_limit(max_norm) as norms:
+            self._deepspeed.step()
         self._step_is_due = False
         skipped = not self._deepspeed.was_step_applied()
-        return StepResult(float("inf") if skipped else float(self._deepspeed.get_global_grad_norm()), skipped)
+        norm = norms[-1] if norms else math.inf
+        return StepResult(norm if skipped else float(self._deepspeed.get_global_grad_norm()), skipped)
 
     def state_slices(self) -> list[StateSlice]:
         """Master weights and moments that this process keeps, as views, between steps."""

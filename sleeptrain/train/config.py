@@ -11,16 +11,21 @@ from sleeptrain.config import Problem
 
 @dataclass(frozen=True)
 class GuardLimits:
-    """When a run with losses or gradients that are not finite goes back to its last checkpoint."""
+    """When a step is skipped, and when a run with losses or gradients that are not finite goes back to its last checkpoint."""
 
+    spike: float | None = None
+    """A step whose gradient norm is more than this many times the median of the last 100 steps is skipped, once there are 20. null:
+    a finite norm of any size is clipped (`optim.clip`) and applied."""
     streak: int = 3
-    """Number of skipped steps, one after another."""
+    """Number of steps, one after another, that are skipped because a loss or gradient is not finite."""
     rollbacks: int = 3
     """How often a process goes back, each time without the data of the streak; then the run fails. 0: it fails at once."""
 
     def problems(self) -> list[Problem]:
         """Problems of this section alone."""
         problems = [Problem("streak", "must be at least 1 step")] if self.streak < 1 else []
+        if self.spike is not None and not self.spike > 1:
+            problems.append(Problem("spike", "must be above 1; null skips no step whose gradient is finite"))
         return problems + ([Problem("rollbacks", "must not be negative")] if self.rollbacks < 0 else [])
 
 

@@ -1,11 +1,16 @@
-"""The guard of a training: what follows steps whose loss or gradient is not finite."""
+"""The guard of a training: which gradients are too large, and what follows steps whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
 from sleeptrain.data.reader import Position
+
+RECENT, ENOUGH = 100, 20
+"""Steps whose norms are compared with, and how many there must be."""
 
 
 @dataclass
@@ -20,16 +25,36 @@ class Guard:
     rollbacks_left: int
     streak: list[Position] = field(default_factory=list)
     """Where the steps of the current streak begin in the data."""
+    spike: float | None = None
+    """A finite norm of more than this many times the median is a spike; None: never."""
+    norms: list[float] = field(default_factory=list)
+    """The finite norms of recent steps, those of skipped ones too, so that the median follows norms that stay large."""
 
-    def observe(self, skipped: bool, position: Position) -> bool:
-        """Note a step that read the data at `position`. Whether the trainer has to go back."""
-        self.streak = [*self.streak, position] if skipped else []
+    @property
+    def median(self) -> float:
+        """The median of the recent norms."""
+        return statistics.median(self.norms)
+
+    @property
+    def max_norm(self) -> float:
+        """The largest norm with which the next step is applied."""
+        return math.inf if self.spike is None or len(self.norms) < ENOUGH else self.spike * self.median
+
+    def observe(self, grad_norm: float | None, position: Position) -> bool:
+        """Note a step that read the data at `position`; its norm is None if a loss or gradient was not finite.
+
+        Whether the trainer has to go back.
+        """
+        self.streak = [*self.streak, position] if grad_norm is None else []
+        if grad_norm is not None and self.spike is not None:
+            self.norms = [*self.norms, grad_norm][-RECENT:]
         return len(self.streak) >= self.limit
 
     def state_dict(self) -> dict[str, Any]:
-        """The streak, as JSON values."""
-        return {"streak": [list(position) for position in self.streak]}
+        """The streak and the recent norms, as JSON values."""
+        return {"streak": [list(position) for position in self.streak], "norms": self.norms}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the streak of a run that was stopped in it."""
         self.streak = [(epoch, sample) for epoch, sample in state["streak"]]
+        self.norms = list(state.get("norms", []))

@@ -18,6 +18,7 @@ from sleeptrain.parallel.process import explain_lost_process
 from sleeptrain.program import Program
 from sleeptrain.run.stop import StopRequest
 from sleeptrain.train.growth import can_explode, growth, growth_at_start, looped_blocks
+from sleeptrain.train.guard import Guard
 from sleeptrain.train.log import Logs
 from sleeptrain.train.setup import Setup, resume
 from sleeptrain.train.step import StepReport, read_step, train_step
@@ -66,14 +67,16 @@ def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -
             program, batches = setup.layout.program_at(step), read_step(setup.reader)
             watchdog.beat(step + 1, "computing")
             rate = lr_multiplier(setup.job.optim.schedule, step, steps)
-            report = train_step(setup.context, batches, program, rate)
+            report = train_step(setup.context, batches, program, rate, guard.max_norm)
             step += 1
+            if report.skipped and report.grad_norm is not None and announce:
+                print(spike_warning(guard, step, report.grad_norm), file=sys.stderr)
             row = metrics(setup, step, program, report, rate, perf_counter() - began)
             if evaluate is not None and (step % setup.job.eval.every == 0 or step == steps):
                 row |= evaluate(partial(watchdog.beat, step, "evaluating"))
             logs.write(row)
             eval_loss = row.get("eval_loss")
-            if guard.observe(report.skipped, position):
+            if guard.observe(report.grad_norm, position):
                 step = saved = go_back(setup, step)
                 logs.rewind(step)
             elif every and step % every == 0 and step < steps and not guard.streak:
@@ -113,6 +116,14 @@ def go_back(setup: Setup, step: int) -> int:
             f"warning: {what}; going back to step {found[0]}, without the data of these steps ({rows})", file=sys.stderr
         )
     return found[0]
+
+
+def spike_warning(guard: Guard, step: int, norm: float) -> str:
+    """What is said of a step that is skipped because its gradient is large."""
+    return (
+        f"warning: step {step} is skipped: its gradient norm {norm:.3g} is more than {guard.spike:g} times {guard.median:.3g}, the "
+        f"median of the last {len(guard.norms)} steps (train.guard.spike)"
+    )
 
 
 def warn_of_growth(setup: Setup) -> None:

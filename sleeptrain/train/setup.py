@@ -128,7 +128,8 @@ def set_up(
     use_kernels(model, job.train, layout.windows, layout.batch.micro, process)
     engine = build_engine(model, job.optim, _engine_spec(layout, model, axes))
     context = StepContext(engine, make_forward(layout, axes, finalize_grads), layout, axes, manifest.pad)
-    guard = Guard(job.train.guard.streak, job.train.guard.rollbacks)
+    limits = job.train.guard
+    guard = Guard(limits.streak, limits.rollbacks, spike=limits.spike)
     found = resume(engine, reader, guard, folder)
     if found is None and init_from is not None:
         checkpoint.load_initial_weights(engine, init_from)

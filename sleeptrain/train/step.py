@@ -67,7 +67,7 @@ class StepReport:
     state_gradient: list[float]
     """Norm of the gradient of the loss with respect to all fast weights after every window but the last, before clipping."""
     skipped: bool
-    """A loss or gradient was not finite on some rank, so no rank stepped."""
+    """A loss or gradient was not finite on some rank, or the norm was above its limit, so no rank stepped."""
 
 
 def read_step(reader: Reader) -> list[Batch] | UserError:
@@ -79,11 +79,15 @@ def read_step(reader: Reader) -> list[Batch] | UserError:
 
 
 def train_step(
-    context: StepContext, batches: Sequence[Batch] | UserError, program: Program, lr_multiplier: float
+    context: StepContext,
+    batches: Sequence[Batch] | UserError,
+    program: Program,
+    lr_multiplier: float,
+    max_norm: float = math.inf,
 ) -> StepReport:
     """Forward and backward of this rank's micro-batches, one group at a time, then one optimizer step.
 
-    `lr_multiplier` is the share of the full learning rate. Targets are counted over the global batch first, so that the loss
+    `lr_multiplier` is the share of the full learning rate. A step whose gradient norm is above `max_norm` is skipped. Targets are counted over the global batch first, so that the loss
     is the sum over targets divided by their number, whatever the split over ranks and micro-batches. Raises UserError on all
     ranks where one rank could not read its micro-batches.
     """
@@ -102,7 +106,7 @@ def train_step(
         engine.backward(torch.stack([output.nll.sum() for output in outputs]).sum() * engine.scale(total))
         for output in outputs:
             measures += _measure(output, windows, axes)
-    result = engine.step(lr_multiplier)
+    result = engine.step(lr_multiplier, max_norm)
     rows, residual, changes, squares, *by_window = sum_over_ranks(measures).tolist()
     losses, adjoint = by_window[: len(windows)], by_window[len(windows) :]
     return StepReport(

@@ -97,3 +97,33 @@ def test_a_step_changes_the_snapshot() -> None:
     train(engine, range(1, 2))
     changed = [not same([a], [b]) for a, b in zip(before, snapshot(engine), strict=True)]
     assert sum(changed) > len(changed) // 2
+
+
+def train_with_limits(cases: list[tuple[str, str, int]]) -> dict[Any, Any]:
+    """For every case: a step above its limit and whether the engine is unchanged, the same step under a limit, and whether the
+    engine then equals one without limits."""
+    results = {}
+    for case in cases:
+        reference, engine = fresh(*case), fresh(*case)
+        expected = train(reference, range(1))[0]
+        before = snapshot(engine)
+        for micro in range(2):
+            engine.backward(loss_of(engine, 0, micro))
+        above = engine.step(1.0, max_norm=expected.grad_norm * 0.99)
+        unchanged = same(before, snapshot(engine))
+        for micro in range(2):
+            engine.backward(loss_of(engine, 0, micro))
+        below = engine.step(1.0, max_norm=expected.grad_norm * 1.01)
+        train(engine, range(1, 2))
+        train(reference, range(1, 2))
+        results[case] = expected, above, unchanged, below, same(snapshot(reference), snapshot(engine))
+    return results
+
+
+@pytest.mark.parametrize("cases", [CASES, pytest.param(ZERO_3, marks=pytest.mark.slow)], ids=["ZeRO 1 and 2", "ZeRO 3"])
+def test_a_norm_above_its_limit_skips_the_step_on_all_ranks(cases: list[tuple[str, str, int]]) -> None:
+    for results in run(train_with_limits, 2, cases):
+        for case, (expected, above, unchanged, below, equal) in results.items():
+            assert above.skipped and unchanged, case
+            assert above.grad_norm == pytest.approx(expected.grad_norm), case
+            assert not below.skipped and equal and below.grad_norm == expected.grad_norm, case

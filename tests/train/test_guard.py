@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sleeptrain.errors import RunFailed
 from sleeptrain.train.guard import Guard
@@ -113,10 +114,56 @@ def test_a_streak_goes_on_after_a_stop(folder: str) -> None:
 
 def test_a_finite_step_ends_a_streak() -> None:
     guard = Guard(limit=2, rollbacks_left=1)
-    assert [guard.observe(skipped, (0, at)) for at, skipped in enumerate([True, False, True, True])] == [
+    assert [guard.observe(norm, (0, at)) for at, norm in enumerate([None, 1.0, None, None])] == [
         False, False, False, True,
     ]  # fmt: skip
     assert guard.streak == [(0, 2), (0, 3)]
     other = Guard(limit=2, rollbacks_left=1)
     other.load_state_dict(guard.state_dict())
     assert other.streak == guard.streak
+
+
+def test_the_limit_of_the_norm_follows_the_median() -> None:
+    """None before there are enough steps; steps that are not finite do not count; state is kept."""
+    guard = Guard(limit=3, rollbacks_left=1, spike=10.0)
+    for at in range(19):
+        guard.observe(1.0 + at % 2, (0, at))
+    guard.observe(None, (0, 19))
+    assert guard.max_norm == math.inf
+    guard.observe(500.0, (0, 20))
+    assert guard.max_norm == 15.0, "ten norms of 1, nine of 2 and one of 500"
+    other = Guard(limit=3, rollbacks_left=1, spike=10.0)
+    other.load_state_dict(guard.state_dict())
+    assert other.max_norm == guard.max_norm
+    for at in range(200):
+        guard.observe(500.0, (1, at))
+    assert guard.max_norm == 5000.0 and len(guard.norms) == 100
+    assert Guard(limit=3, rollbacks_left=1).max_norm == math.inf
+
+
+def with_a_spike(folder: str, spike: str) -> tuple[list[dict[str, Any]], Any]:
+    """A run whose gradients are a thousand times as large in step 24."""
+    where = Path(folder)
+
+    def spoil(setup: Any) -> None:
+        reader, now = setup.reader, {"step": 0}
+        read = reader.next_step
+
+        def next_step() -> Any:
+            now["step"] += 1
+            return read()
+
+        reader.next_step = next_step
+        for weight in setup.engine.module.parameters():
+            weight.register_hook(lambda gradient: gradient * (1000.0 if now["step"] == 24 else 1.0))
+
+    words = [*COMMON, "train.steps=26", "checkpoint.every=0", f"train.guard.spike={spike}"]
+    return trained(where, f"spike-{spike}", where / "text", words, spoil=spoil)
+
+
+def test_a_finite_spike_is_skipped_where_it_is_asked_for(folder: str, capfd: pytest.CaptureFixture[str]) -> None:
+    (rows, weights), (applied, others) = (run(with_a_spike, 1, folder, spike)[0] for spike in ("20", "null"))
+    assert [row["step"] for row in rows if row["skipped"]] == [24] and not any(row["skipped"] for row in applied)
+    assert rows[23]["grad_norm"] == applied[23]["grad_norm"] > 100 * rows[22]["grad_norm"]
+    assert [row["loss"] for row in rows[:24]] == [row["loss"] for row in applied[:24]]
+    assert not all(torch.equal(weights[name], others[name]) for name in weights)
