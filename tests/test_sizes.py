@@ -40,9 +40,9 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def is_triton_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether `@triton.jit` or `@triton.jit(...)` stands before it: pointers, strides and sizes are parameters of their own."""
+    """Whether `@triton.jit` or `@kernel(...)` stands before it: pointers, strides and sizes are parameters of their own."""
     calls = [node.func if isinstance(node, ast.Call) else node for node in function.decorator_list]
-    return "triton.jit" in map(ast.unparse, calls)
+    return not {"triton.jit", "kernel"}.isdisjoint(map(ast.unparse, calls))
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)
@@ -84,7 +84,7 @@ def test_a_class_name_is_used_once() -> None:
 
 def test_the_counts() -> None:
     source = (
-        "@triton.jit(do_not_specialize=['T'])\ndef kernel(a, b):\n    pass\n\n"
+        "@kernel(do_not_specialize=['T'])\ndef kernel(a, b):\n    pass\n\n"
         "class C:\n    def method(self, a, /, b, *rest, c=1, **more):\n        x = 1\n\n        return x\n"
     )
     kernel, method = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef))
