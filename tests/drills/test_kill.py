@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,10 @@ SAVED_AND_STOPPED = 75
 SIZES = {"strings": 2, "width": 8, "transitions": (1, 2), "variant": "dense", "holdout": 8}
 
 
-def command_line(run: str, every: int) -> list[str]:
+def command_line(run: str, every: int, steps: int = STEPS) -> list[str]:
     """`sleeptrain train` of rule110-tiny at toy size with a checkpoint in every `every`-th step."""
     sizes = [*TINY, "sleep.passes={low: 1, high: 3}", "train.batch=8"]
-    return ["train", "rule110-tiny", *sizes, f"train.steps={STEPS}", f"checkpoint.every={every}", f"run_dir={run}"]
+    return ["train", "rule110-tiny", *sizes, f"train.steps={steps}", f"checkpoint.every={every}", f"run_dir={run}"]
 
 
 def check_checkpoints(run: Path) -> int:
@@ -98,3 +99,42 @@ def test_a_training_that_loses_a_rank_continues_with_the_same_losses(drill_seed:
         assert program.returncode == 0, printed
     assert check_checkpoints(run) == STEPS
     assert curve(run) == curve(tmp_path / "whole") and [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.drill
+def test_twenty_kills_of_one_run(drill_seed: int, tmp_path: Path) -> None:
+    """Two ranks: one of them, both, or the launcher is killed, from before the first step on. Ten seeds are two hundred kills.
+
+    Once there is a checkpoint, there is always a whole one, and no step is lost or repeated in the end.
+    """
+    draw, steps, done = random.Random(drill_seed), 60, 0
+    shards.build(make("rule110", SIZES), tmp_path / "runs" / "data" / "rule110-tiny", {"train": 64, "test": 8}, 0)
+    run, every = tmp_path / "killed", draw.choice((1, 2, 3))
+    launch = [sys.executable, "-m", "sleep_launch.local", "--processes", "2", "--", sys.executable, "-m", "sleeptrain"]
+    for _ in range(20):
+        program = start(tmp_path, [*launch, *command_line("killed", every, steps)])
+        try:
+            time.sleep(draw.choice((0.0, draw.uniform(0, 10))))
+            wait_for(run, min(steps - 1, done + draw.randint(0, 2 * every)), program)
+            time.sleep(draw.uniform(0, 0.3))
+            ranks = children(program.pid) if program.poll() is None else []
+            victims = draw.choice([ranks[:1], ranks[1:], ranks, [program.pid]])
+            for victim in victims:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+            if not victims:
+                program.kill()
+            assert program.stderr is not None
+            printed = program.stderr.read()
+            program.wait(WAIT)
+        finally:
+            program.kill()
+        assert "Traceback" not in printed, printed
+        before, done = done, check_checkpoints(run)
+        assert done >= before, "a checkpoint was lost"
+    for name, interval in (("killed", every), ("whole", 0)):
+        program = start(tmp_path, [*launch, *command_line(name, interval, steps)])
+        printed = program.communicate(timeout=WAIT)[1]
+        assert program.returncode == 0, printed
+    assert curve(run) == curve(tmp_path / "whole") and [row["step"] for row in rows(run)] == list(range(1, steps + 1))
