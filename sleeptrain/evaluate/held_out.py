@@ -44,8 +44,9 @@ def evaluate_held_out(context: StepContext, data: Evaluation, beat: Callable[[],
     """Run the model over held-out data with the largest number of passes of the recipe: entries of a row of metrics.
 
     Losses in nats per target; an accuracy is the share of targets that are the likeliest token. The result is the same in every
-    layout, rounding aside. Logits are computed in tiles. `beat` is called before every group of micro-batches. A collective over all ranks. Raises UserError on all ranks where one
-    cannot read its batches.
+    layout, rounding aside. Logits are computed in tiles. `beat` is called before every group of micro-batches.
+
+    A collective over all ranks. Raises UserError on all ranks where one cannot read its batches.
     """
     began, process, layout = perf_counter(), context.engine.process, context.layout
     program, group, counts = layout.program(), layout.batch.group, Counts(data.manifest)

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO, Any
 
 HEARTBEATS = "heartbeats"
-"""Folder in the run folder: `rank-00000.json` while the rank runs, and `rank-00000.stacks` once a step took long."""
+"""Folder in the run folder: `rank-00000.json` while the rank runs, and `rank-00000.stacks` once a step took long, for good."""
 LONGEST_INTERVAL = 30.0
 """Seconds between two heartbeats at most; there are at least twenty in `timeout`."""
 
@@ -43,7 +43,7 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self._world > 1:
             self._folder.mkdir(exist_ok=True)
-            self._stacks = self._file("stacks").open("w")
+            self._stacks = self._file("stacks").open("a")  # those of a run that hung before stay
             self._write()
             self.beat(0, "starting")
             self._thread.start()

@@ -77,6 +77,7 @@ def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -
             logs.write(row)
             eval_loss = row.get("eval_loss")
             if guard.observe(report.grad_norm, position):
+                watchdog.beat(step, "going back")
                 step = saved = go_back(setup, step)
                 logs.rewind(step)
             elif every and step % every == 0 and step < steps and not guard.streak:

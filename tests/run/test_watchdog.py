@@ -70,5 +70,8 @@ with Watchdog(Path(sys.argv[1]), 1, 2, 2.0) as watchdog:
 def test_a_process_that_holds_the_global_lock_dumps_its_stacks(tmp_path: Path) -> None:
     made = subprocess.run([sys.executable, "-c", STUCK, str(tmp_path)], capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
-    stacks = (tmp_path / HEARTBEATS / "rank-00001.stacks").read_text()
-    assert "in stuck" in stacks and not (tmp_path / HEARTBEATS / "rank-00001.json").exists()
+    stacks = tmp_path / HEARTBEATS / "rank-00001.stacks"
+    assert "in stuck" in stacks.read_text() and not (tmp_path / HEARTBEATS / "rank-00001.json").exists()
+    with Watchdog(tmp_path, 1, 2, 600):
+        pass
+    assert "in stuck" in stacks.read_text(), "a run that continues keeps them"
