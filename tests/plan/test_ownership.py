@@ -32,7 +32,7 @@ def seven(*overrides):
 
 
 def count_by_hand(model):
-    """The number of parameters of a model, computed from its sizes."""
+    """The number of parameters of a model with a gated loop, computed from its sizes."""
     width, a, g = model.width, model.attention, model.deltanet
     attention = width * a.head_dim * (3 * a.heads + 2 * a.kv_heads) + 2 * a.head_dim
     keys, values = g.key_heads * g.head_dim, g.value_heads * g.head_dim
@@ -44,7 +44,7 @@ def count_by_hand(model):
     )
     block = 3 * width * model.mlp.hidden + 2 * width
     mixers = {"A": attention, "G": deltanet}
-    ends = model.vocab * width * (1 if model.tie else 2) + width
+    ends = model.vocab * width * (1 if model.tie else 2) + 2 * width  # the final norm and the gate
     return sum(mixers[letter] + block for letter in model.pattern) + ends
 
 
@@ -61,7 +61,7 @@ def parts_of(layout):
         axes = init_mesh(job.mesh, rank, 64)
         if axes.data.rank == 0:
             with torch.device("meta"):
-                model = TensorParallelModel(job.model, axes.tensor)
+                model = TensorParallelModel(job.model, axes.tensor, gated=job.sleep.gated)
             part = layout.stages[axes.pipe.rank]
             model.keep_stage(part.start, part.stop)
             shapes = {name: (tuple(p.shape), model.tp_layout.dim(name)) for name, p in model.named_parameters()}
@@ -81,7 +81,7 @@ def test_shards_of_seven_billion_parameters_on_sixteen_processes_add_up_to_one_m
     job = layout.job
     found, width, blocks = parameter_ownership(layout), job.model.width, job.model.pattern
     assert found.total == count_by_hand(job.model)
-    norms = 2 * width * len(blocks) + width + 2 * 128 * blocks.count("A") + 128 * blocks.count("G")
+    norms = 2 * width * len(blocks) + 2 * width + 2 * 128 * blocks.count("A") + 128 * blocks.count("G")
     assert found.copies == 3 * norms + (50257 * width if tie else 0)
     padding = 4 * math.ceil(50257 / (4 * 64)) * 64 - 50257
     assert found.padding == 2 * padding * width  # embedding and head, or the embedding on two stages
