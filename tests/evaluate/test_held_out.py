@@ -73,19 +73,25 @@ def close(found: Any, expected: Any) -> None:
 
 @pytest.fixture(scope="module")
 def alone(folder: str) -> dict[str, list[dict[str, Any]]]:
-    """Runs of one process by task and heads."""
-    names = [
-        (f"{task}-alone{heads and '-heads'}", task, [*EVAL, *(HEADS if heads else [])])
-        for task in TASKS
-        for heads in ("", "h")
-    ]
-    return dict(zip([name for name, *_ in names], run(trainings, 1, folder, names, timeout=300)[0], strict=True))
+    """Runs of one process by task."""
+    return by_task(folder, "alone", [])
+
+
+@pytest.fixture(scope="module")
+def alone_with_heads(folder: str) -> dict[str, list[dict[str, Any]]]:
+    """The same with the heads of layouts that divide them."""
+    return by_task(folder, "heads", HEADS)
+
+
+def by_task(folder: str, name: str, overrides: list[str]) -> dict[str, list[dict[str, Any]]]:
+    runs = [(f"{task}-{name}", task, [*EVAL, *overrides]) for task in TASKS]
+    return dict(zip(TASKS, run(trainings, 1, folder, runs, timeout=300)[0], strict=True))
 
 
 def test_evaluation_changes_no_training_and_equals_the_command(folder: str, alone: Any) -> None:
     """Losses of training by bits; evaluation by the eager interpreter, from the checkpoint."""
     for task in TASKS:
-        rows = alone[f"{task}-alone"]
+        rows = alone[task]
         plain = run(training, 1, folder, f"{task}-plain", task, [])[0]
         assert [row["loss"] for row in rows] == [row["loss"] for row in plain]
         assert ["eval_loss" in row for row in rows] == [False, True, False, True] and "eval_loss" not in plain[-1]
@@ -98,6 +104,7 @@ def test_evaluation_changes_no_training_and_equals_the_command(folder: str, alon
         assert (windows[0] is None) == (task == "rule110") and windows[-1] > 0
 
 
+@pytest.mark.slow
 def test_a_run_in_bf16_is_evaluated_in_bf16(folder: str) -> None:
     """By training and by the command, to the rounding of bfloat16 sums in another order; in float32 it differs by more."""
     rows = run(training, 1, folder, "text-bf16", "text", [*EVAL, "train.precision=bf16"])[0]
@@ -108,19 +115,19 @@ def test_a_run_in_bf16_is_evaluated_in_bf16(folder: str) -> None:
     assert abs(losses[False] - rows[-1]["eval_loss"]) < abs(losses[True] - rows[-1]["eval_loss"]) < 0.05
 
 
-QUICK = ("data", "pipe")
+QUICK = ("data",)
 
 
 @pytest.mark.parametrize("layout", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in LAYOUTS])
-def test_every_layout_measures_the_same(folder: str, alone: Any, layout: str) -> None:
+def test_every_layout_measures_the_same(folder: str, request: pytest.FixtureRequest, layout: str) -> None:
     world, mesh = LAYOUTS[layout]
     tasks = ["text"] if layout == "sequence" else list(TASKS)
-    heads = "-heads" if "mesh.tensor=2" in mesh else ""
+    alone = request.getfixturevalue("alone_with_heads" if "mesh.tensor=2" in mesh else "alone")
     found = run(trainings, world, folder, [(f"{task}-{layout}", task, [*EVAL, *mesh]) for task in tasks], timeout=300)[
         0
     ]
     for task, rows in zip(tasks, found, strict=True):
-        expected = alone[f"{task}-alone{heads}"]
+        expected = alone[task]
         close(evaluations(rows), evaluations(expected))
         close([row["loss"] for row in rows], [row["loss"] for row in expected])
 

@@ -161,6 +161,7 @@ def with_a_spike(folder: str, spike: str) -> tuple[list[dict[str, Any]], Any]:
     return trained(where, f"spike-{spike}", where / "text", words, spoil=spoil)
 
 
+@pytest.mark.slow
 def test_a_finite_spike_is_skipped_where_it_is_asked_for(folder: str, capfd: pytest.CaptureFixture[str]) -> None:
     (rows, weights), (applied, others) = (run(with_a_spike, 1, folder, spike)[0] for spike in ("20", "null"))
     assert [row["step"] for row in rows if row["skipped"]] == [24] and not any(row["skipped"] for row in applied)
