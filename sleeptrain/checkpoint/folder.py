@@ -9,12 +9,14 @@ damaged-step-00000100     one that failed verification
 
 from __future__ import annotations
 
+import math
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sleeptrain.checkpoint.format import INDEX, Damaged, read_index, sync_folder
+from sleeptrain.errors import UserError
 
 DAMAGED = "damaged-"
 
@@ -43,13 +45,14 @@ def latest(folder: Path) -> Path | None:
 
 
 def best(folder: Path) -> tuple[Path, float] | None:
-    """The complete checkpoint with the lowest loss on held-out data, of several the newest, and that loss; None without any."""
-    losses = []
+    """The complete checkpoint with the lowest finite loss on held-out data, of several the newest, and that loss; None without any."""
+    found: tuple[Path, float] | None = None
     for path in checkpoints(folder):
-        with suppress(Damaged):
-            if (loss := read_index(path).eval_loss) is not None:
-                losses.append((loss, path))
-    return min(((path, loss) for loss, path in reversed(losses)), key=lambda found: found[1], default=None)
+        with suppress(Damaged, UserError):  # another version of the format
+            loss = read_index(path).eval_loss
+            if loss is not None and math.isfinite(loss) and (found is None or loss <= found[1]):
+                found = path, loss
+    return found
 
 
 def step_of(path: Path) -> int | None:

@@ -66,7 +66,7 @@ class Saver:
 
     def __init__(
         self, engine: Engine, folder: Path, keep: KeepPolicy = KEEP_ALL, *, config: str = "", background: bool = True,
-        lost: Callable[[], str] = str,
+        lost: Callable[[], str] = lambda: "",
     ) -> None:  # fmt: skip
         self._engine, self._folder, self._keep, self._config, self._lost = engine, folder, keep, config, lost
         self._background = background

@@ -136,6 +136,7 @@ def train(args: argparse.Namespace) -> int:
 
     from sleeptrain.checkpoint import best
     from sleeptrain.parallel.process import init_distributed, shutdown_distributed
+    from sleeptrain.run.folder import CHECKPOINTS
 
     try:
         timeout = timedelta(seconds=recipes[0].value.mesh.timeout) if recipes else RENDEZVOUS_WITHOUT_RECIPE
@@ -150,7 +151,7 @@ def train(args: argparse.Namespace) -> int:
             if process.rank == 0:
                 how = "stopped and saved; the same command continues it" if outcome.stopped else "done"
                 print(f"{args.failures}: step {outcome.step} of {outcome.steps}, {how}", file=sys.stderr)
-                if (evaluated := best(args.failures / "checkpoints")) is not None:
+                if (evaluated := best(args.failures / CHECKPOINTS)) is not None:
                     path, loss = evaluated
                     print(f"{args.failures}: the best evaluated checkpoint is {path}, loss {loss:.4f}", file=sys.stderr)
             if outcome.stopped:

@@ -19,7 +19,7 @@ from sleeptrain.model.sleep import ProgramOutput
 from sleeptrain.parallel.collectives import on_every_rank
 from sleeptrain.parallel.config import BatchLayout
 from sleeptrain.train.job import Job
-from sleeptrain.train.step import StepContext, to_micro_batch
+from sleeptrain.train.step import StepContext, by_window, to_micro_batch
 
 
 def open_held_out(job: Job, batch: BatchLayout, data_rank: int) -> Evaluation | None:
@@ -81,8 +81,8 @@ class Counts:
         assert output.predicted is not None
         scored = batch.targets != IGNORED
         right = (output.predicted.cpu() == batch.targets) & scored
-        columns = torch.stack([scored.double(), output.nll.double().cpu(), right.double()], -1).sum(0)
-        self._windows += torch.stack([columns[w.start : w.stop].sum(0) for w in self._manifest.windows])
+        columns = (scored, output.nll.cpu(), right)
+        self._windows += torch.stack([by_window(column, self._manifest.windows) for column in columns], 1)
         if self._manifest.label is not None:
             for value in batch.groups[scored].unique().tolist():
                 inside = scored & (batch.groups == value)

@@ -36,14 +36,16 @@ class StageExecutor:
         self, model: LanguageModel, micro_batches: Sequence[MicroBatch], plan: StagePlan, p2p: P2PChannels | None,
         grads: GradAccumulator, graph_cache: GraphCache | None = None, *, predict: bool = False,
     ) -> None:  # fmt: skip
-        """`p2p` is None for a single stage. `predict`: only the forward half will run, with the likeliest tokens. With `graph_cache`, which must outlive the step, passes are replayed as CUDA
-        graphs and gradients are accumulated in the cache's buffers instead of `grads`."""
+        """`p2p` is None for a single stage. With `graph_cache`, which must outlive the step, passes are replayed as CUDA graphs
+        and gradients are accumulated in the cache's buffers instead of `grads`. `predict`: only the forward half will run, with
+        the likeliest tokens, and it keeps nothing for backward."""
         self.model, self.micro_batches, self.plan, self.p2p = model, micro_batches, plan, p2p
         self.grads = grads if graph_cache is None else graph_cache.of(model).grads
         self.observer: ActionObserver | None = None
         """Called at the begin and end of every action."""
         self.stage, self.program = plan.stage, plan.schedule.program
-        self.store = ActivationStore(Offloader(plan.schedule.recompute.offload))
+        self.predict, self.offload = predict, plan.schedule.recompute.offload and not predict
+        self.store = ActivationStore(Offloader(self.offload))
         for micro, batch in enumerate(micro_batches):
             self.store.put(Value("S", -1, micro, plan.index), dict(batch.state.detach().tensors))
         if graph_cache is None:
@@ -55,7 +57,10 @@ class StageExecutor:
         """Run the forward half: each micro-batch's losses in nats [rows, length], 0 where this stage scored nothing."""
         for n, action in enumerate(self.stage.forward):
             self._run_action(action, False)
-            self.store.offload(self.plan.offloaded_after.get(n, ()))
+            if self.predict:
+                self.store.discard(self.plan.saved_after.get(n, ()))
+            elif self.offload:
+                self.store.offload(self.plan.saved_after.get(n, ()))
         self._flush()
         return tuple(self.runner.nll)
 

@@ -41,15 +41,14 @@ class StagePlan:
         return tuple(sorted(outputs(self.index, self.stage, self.schedule.group)))
 
     @cached_property
-    def offloaded_after(self) -> Mapping[int, Sequence[Value]]:
-        """The values to offload, by the index of the forward action that is the last to use them."""
+    def saved_after(self) -> Mapping[int, Sequence[Value]]:
+        """The values that are kept for backward, by the index of the forward action that is the last to use them."""
         by_action: dict[int, list[Value]] = {}
         forward_actions = len(self.stage.forward)
-        if self.schedule.recompute.offload:
-            for life in liveness(self.schedule, self.index):
-                saved = life.made < forward_actions <= life.freed and life.backward >= 0
-                if saved and life.value not in self.final_state:
-                    by_action.setdefault(max(life.forward, 0), []).append(life.value)
+        for life in liveness(self.schedule, self.index):
+            saved = life.made < forward_actions <= life.freed and life.backward >= 0
+            if saved and life.value not in self.final_state:
+                by_action.setdefault(max(life.forward, 0), []).append(life.value)
         return by_action
 
     @cached_property

@@ -55,6 +55,11 @@ class ActivationStore:
         for value in values:
             del self.values[value]
 
+    def discard(self, values: Iterable[Value]) -> None:
+        """Drop values, of which some may not have been stored."""
+        for value in values:
+            self.values.pop(value, None)
+
     def offload(self, values: Iterable[Value]) -> None:
         """Move values to host memory until they are read."""
         for value in values:

@@ -83,7 +83,7 @@ def local_device(local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def explain_lost_process(process: Process, describe: Callable[[], str] = str) -> Iterator[None]:
+def explain_lost_process(process: Process, describe: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Raises ProcessLost instead of the backend's error if a collective in the block fails because another process is gone.
 
     `describe` returns what is known of the other processes. It is added to the message, also to that of a ProcessLost.

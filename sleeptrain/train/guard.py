@@ -40,6 +40,13 @@ class Guard:
         """The largest norm with which the next step is applied."""
         return math.inf if self.spike is None or len(self.norms) < ENOUGH else self.spike * self.median
 
+    def spike_warning(self, step: int, norm: float) -> str:
+        """What is said of a step that is skipped because its gradient is large, before it is observed."""
+        return (
+            f"warning: step {step} is skipped: its gradient norm {norm:.3g} is more than {self.spike:g} times {self.median:.3g}, the "
+            f"median of the last {len(self.norms)} steps (train.guard.spike)"
+        )
+
     def observe(self, grad_norm: float | None, position: Position) -> bool:
         """Note a step that read the data at `position`; its norm is None if a loss or gradient was not finite.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,16 +12,15 @@ from typing import Any
 
 from sleeptrain import checkpoint
 from sleeptrain.engine.lr_schedule import lr_multiplier
-from sleeptrain.errors import ProcessLost, RunFailed
+from sleeptrain.errors import ProcessLost
 from sleeptrain.parallel.process import explain_lost_process
-from sleeptrain.program import Program
 from sleeptrain.run.stop import StopRequest
-from sleeptrain.train.growth import can_explode, growth, growth_at_start, looped_blocks
-from sleeptrain.train.guard import Guard
+from sleeptrain.train.go_back import go_back
+from sleeptrain.train.growth import can_explode, growth_at_start, looped_blocks
 from sleeptrain.train.log import Logs
-from sleeptrain.train.setup import Setup, resume
-from sleeptrain.train.step import StepReport, read_step, train_step
-from sleeptrain.train.throughput import mfu, peak_memory, row_flops
+from sleeptrain.train.metrics import metrics
+from sleeptrain.train.setup import Setup
+from sleeptrain.train.step import read_step, train_step
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Outcome:
 
 Evaluate = Callable[[Callable[[], None]], dict[str, Any]]
 """Measures the model on held-out data: entries of a row of metrics, among them `eval_loss`. A collective, which calls its
-argument after every group of micro-batches."""
+argument before every group of micro-batches."""
 LAST_SAVE = 60.0
 """Seconds that a save may still take once another process is lost. That of the lost process may be missing for ever."""
 
@@ -70,7 +68,7 @@ def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -
             report = train_step(setup.context, batches, program, rate, guard.max_norm)
             step += 1
             if report.skipped and report.grad_norm is not None and announce:
-                print(spike_warning(guard, step, report.grad_norm), file=sys.stderr)
+                print(guard.spike_warning(step, report.grad_norm), file=sys.stderr)
             row = metrics(setup, step, program, report, rate, perf_counter() - began)
             if evaluate is not None and (step % setup.job.eval.every == 0 or step == steps):
                 row |= evaluate(partial(watchdog.beat, step, "evaluating"))
@@ -88,43 +86,6 @@ def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -
             watchdog.beat(step, "saving")
             save(setup, step, eval_loss)
         return Outcome(step, steps, stopped=step < steps)
-
-
-def go_back(setup: Setup, step: int) -> int:
-    """Load the last checkpoint and leave out the data of the streak that ended at `step`; the step of the checkpoint. A collective.
-
-    Raises RunFailed where there is no checkpoint, and where the run has gone back as often as it may.
-    """
-    setup.saver.wait()
-    guard, streak = setup.guard, setup.guard.streak
-    what = f"step {step}: loss or gradient was not finite {len(streak)} times in a row"
-    way_out = (
-        f"the weights were not changed by these steps; lower optim.lr = {setup.job.optim.lr}, or look at "
-        f"{setup.folder / 'metrics.jsonl'}"
-    )
-    if guard.rollbacks_left == 0:
-        limit = setup.job.train.guard.rollbacks
-        raise RunFailed(f"{what}, after going back {limit} times (train.guard.rollbacks); {way_out}")
-    left_out = setup.reader.left_out
-    found = resume(setup.engine, setup.reader, guard, setup.folder)
-    if found is None:
-        raise RunFailed(f"{what}, and there is no checkpoint to go back to; {way_out}")
-    setup.reader.leave_out([*left_out, *setup.reader.rows_at(streak)])
-    guard.streak, guard.rollbacks_left = [], guard.rollbacks_left - 1
-    if setup.process.rank == 0:
-        rows = f"epoch {streak[0][0]}, from sample {streak[0][1]:,}"
-        print(
-            f"warning: {what}; going back to step {found[0]}, without the data of these steps ({rows})", file=sys.stderr
-        )
-    return found[0]
-
-
-def spike_warning(guard: Guard, step: int, norm: float) -> str:
-    """What is said of a step that is skipped because its gradient is large."""
-    return (
-        f"warning: step {step} is skipped: its gradient norm {norm:.3g} is more than {guard.spike:g} times {guard.median:.3g}, the "
-        f"median of the last {len(guard.norms)} steps (train.guard.spike)"
-    )
 
 
 def warn_of_growth(setup: Setup) -> None:
@@ -169,21 +130,3 @@ def completed(saver: checkpoint.Saver, last_save: float) -> Iterator[None]:
         raise
     finally:
         saver.wait(patience)
-
-
-def metrics(
-    setup: Setup, step: int, program: Program, report: StepReport, rate: float, seconds: float
-) -> dict[str, Any]:
-    """One line of metrics.jsonl. Losses in nats per target; rates per second; FLOPs per second over all processes."""
-    job, tokens = setup.job, setup.layout.tokens_per_step
-    flops_per_second = row_flops(job.model, program, job.sleep) * job.train.batch / seconds
-    return {
-        "step": step, "tokens": setup.tokens_at(step), "loss": report.loss, "grad_norm": report.grad_norm, "lr": rate * job.optim.lr,
-        "tokens_per_second": tokens / seconds, "passes": program.passes,
-        "loss_by_window": report.loss_by_window, "targets": report.targets, "residual": report.residual,
-        "state_norm": report.state_norm, "state_gradient": report.state_gradient,
-        "state_gradient_growth": growth(report.state_gradient), "skipped": report.skipped, "seconds": seconds,
-        "flops_per_second": flops_per_second, "mfu": mfu(flops_per_second, job.train.precision, setup.process.world),
-        "memory_bytes": peak_memory(),
-        "perplexity": math.exp(min(report.loss, 50.0)) if math.isfinite(report.loss) else None,
-    }  # fmt: skip

@@ -125,7 +125,7 @@ def _count_targets(batches: Sequence[Batch] | UserError, windows: Sequence[Windo
     """Targets of each window, float64. NaN where there is no batch: the sum over ranks carries it to all of them."""
     if isinstance(batches, UserError):
         return torch.full((len(windows),), math.nan, dtype=torch.float64)
-    return torch.stack([_by_window((batch.targets != IGNORED).float(), windows) for batch in batches]).sum(0)
+    return torch.stack([by_window((batch.targets != IGNORED).float(), windows) for batch in batches]).sum(0)
 
 
 def _gather_errors(process: Process, batches: Sequence[Batch] | UserError) -> UserError:
@@ -151,7 +151,7 @@ def _measure(output: ProgramOutput, windows: Sequence[Window], axes: MeshAxes) -
     The vector is summed over all processes. Where several processes hold the same number, each contributes its share. Losses
     and residuals are known to one pipeline stage (elsewhere they are 0); every process has its own part of the state.
     """
-    losses = _by_window(output.nll.detach(), windows) / axes.tensor.size
+    losses = by_window(output.nll.detach(), windows) / axes.tensor.size
     rows = losses.new_tensor(output.nll.shape[0] / axes.model_parallel_size)
     residuals = output.residual.double() / axes.tensor.size
     present = ~residuals.isnan()
@@ -162,7 +162,7 @@ def _measure(output: ProgramOutput, windows: Sequence[Window], axes: MeshAxes) -
     return torch.cat([torch.stack([rows, residual, changes, squares]), losses, adjoint])
 
 
-def _by_window(values: Tensor, windows: Sequence[Window]) -> Tensor:
+def by_window(values: Tensor, windows: Sequence[Window]) -> Tensor:
     """Sums over rows and tokens of each window of `values` [batch, time], float64."""
     return torch.stack([values[:, w.start : w.stop].sum(dtype=torch.float64) for w in windows])
 

@@ -46,14 +46,14 @@ def test_every_value_of_every_axis_is_in_the_table(depth):
         assert line.split(" | ")[1:5] == ["4", "12", "24", "48"] and line.count("24") >= 7
 
 
-def test_the_worst_ratio_is_that_of_the_scaled_stack_over_all_passes_and_windows(depth):
+def test_the_worst_ratio_is_that_of_the_deep_recipes_over_all_passes_and_windows(depth):
     def norm(name, point):
         return (
-            point.windows * (7.0 if (point.passes, point.windows) == (8, 4) else 1.0) if name == depth.SCALED else 1e9
+            point.windows * (7.0 if (point.passes, point.windows) == (8, 4) else 1.0) if name == depth.DEFAULT else 1e9
         )
 
     assert depth.worst_ratio(rows(depth, norm)) == pytest.approx(7.0)
-    points = {(p.passes, p.windows) for p in depth.points(depth.SCALED, quick=False) if p.blocks == 24}
+    points = {(p.passes, p.windows) for p in depth.points(depth.DEFAULT, quick=False) if p.blocks == 24}
     assert points == {(n, w) for n in (1, 2, 4, 8) for w in (2, 4, 8, 16)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -26,9 +27,9 @@ def test_newest_and_every_nth_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_best_of_those_that_were_evaluated_is_kept(tmp_path: Path) -> None:
-    """Of equal ones the newest. One that cannot be read is nobody's best."""
+    """Of equal ones the newest. One that cannot be read, and one whose loss is not finite, is not the best."""
     assert checkpoint.best(tmp_path) is None
-    for step, loss in enumerate([2.0, 1.5, 1.5, 1.7, None, 1.6], 1):
+    for step, loss in enumerate([math.nan, 1.5, 1.5, 1.7, None, 1.6], 1):
         prune(tmp_path, KeepPolicy(newest=2), write_weights(tmp_path, step, WEIGHTS, eval_loss=loss))
     assert names(tmp_path) == [f"step-0000000{step}" for step in (3, 5, 6)]
     assert checkpoint.best(tmp_path) == (step_folder(tmp_path, 3), 1.5)

@@ -104,6 +104,20 @@ def test_evaluation_changes_no_training_and_equals_the_command(folder: str, alon
         assert (windows[0] is None) == (task == "rule110") and windows[-1] > 0
 
 
+SAVING = [
+    ["train.recompute=none"],
+    ["train.recompute=block", "train.offload=true"],
+    ["train.recompute=pass", "train.offload=true"],
+]
+
+
+def test_nothing_is_saved_for_a_backward_that_does_not_come(folder: str, alone: Any) -> None:
+    """Whatever training saves and offloads, evaluation is that of the run with `train.recompute=none`."""
+    runs = [(f"text-saving-{number}", "text", [*EVAL, *saving]) for number, saving in enumerate(SAVING)]
+    for rows in run(trainings, 1, folder, runs, timeout=300)[0]:
+        close(evaluations(rows), evaluations(alone["text"]))
+
+
 @pytest.mark.slow
 def test_a_run_in_bf16_is_evaluated_in_bf16(folder: str) -> None:
     """By training and by the command, to the rounding of bfloat16 sums in another order; in float32 it differs by more."""

@@ -15,7 +15,7 @@ from tests.train.jobs import recipe_file, text_data, trained
 
 STEPS = [
     "sleep.window=16", "sleep.passes={low: 1, high: 3}", "sleep.loop.trigger=every", "train.batch=8", "train.micro=2", "train.steps=5",
-    "train.recompute=pass", "checkpoint.every=0", "model.layers=AG",
+    "train.recompute=pass", "checkpoint.every=0", "model.layers=AG", "eval.every=2", "eval.samples=9",
 ]  # fmt: skip
 
 
@@ -34,7 +34,8 @@ def train_with_and_without_graphs(folder, changes):
         name = "-".join([*changes, graphs])
         rows, weights = trained(where, name, where / "text", [*STEPS, *changes, f"train.cuda_graphs={graphs}"])
         keys = ("loss", "grad_norm", "residual", "state_norm", "loss_by_window")
-        results.append(([{key: row[key] for key in keys} for row in rows], weights))
+        keys += ("eval_loss", "eval_loss_by_window", "eval_accuracy")
+        results.append(([{key: row.get(key) for key in keys} for row in rows], weights))
     (recorder,) = recorders
     return results, recorder.captured, recorder.replayed
 
@@ -42,12 +43,13 @@ def train_with_and_without_graphs(folder, changes):
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [("mesh.zero=1",), ("mesh.zero=2", "train.precision=bf16")])
 def test_training_with_cuda_graphs_is_bit_identical(tmp_path, changes):
-    """Two processes with two micro-batches each, a drawn number of passes, and padded rows."""
+    """Two processes with two micro-batches each, a drawn number of passes, and padded rows; evaluated, too."""
     text_data(tmp_path)
     recipe_file(tmp_path)
     ranks = run(train_with_and_without_graphs, 2, str(tmp_path), changes)
     (rows, weights), (expected_rows, expected_weights) = ranks[0][0]
     assert rows == expected_rows and len(rows) == 5 and rows[0]["loss"] != rows[4]["loss"]
+    assert [row["eval_loss"] is not None for row in rows] == [False, True, False, True, True]
     assert weights.keys() == expected_weights.keys()
     assert all(torch.equal(weights[name], weight) for name, weight in expected_weights.items())
     assert all(0 < captured < 24 and replayed > 2 * captured for _, captured, replayed in ranks)

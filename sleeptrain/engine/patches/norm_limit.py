@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 MODULES = ("zero.stage_1_and_2", "zero.stage3", "bf16_optimizer")
 """Modules of deepspeed.runtime whose optimizers ask `is_invalid_grad_norm` whether to skip."""
@@ -21,19 +20,23 @@ def norm_limit(limit: float) -> Iterator[list[float]]:
     any size is clipped and applied. Without a limit nothing is changed, and the list stays empty.
     """
     norms: list[float] = []
-    with ExitStack() as stack:
-        if not math.isfinite(limit):
-            yield norms
-            return
-        for name in MODULES:
-            module = importlib.import_module(f"deepspeed.runtime.{name}")
-            original = module.is_invalid_grad_norm
-
-            def is_invalid(norm: Any, original: Any = original) -> bool:
-                if norms or original(norm):  # after the first answer it is asked about other numbers
-                    return bool(original(norm))
-                norms.append(float(norm))
-                return norms[-1] > limit
-
-            stack.enter_context(mock.patch.object(module, "is_invalid_grad_norm", is_invalid))
+    if not math.isfinite(limit):
         yield norms
+        return
+    modules = [importlib.import_module(f"deepspeed.runtime.{name}") for name in MODULES]
+    originals = [module.is_invalid_grad_norm for module in modules]
+
+    def is_invalid(norm: Any) -> bool:
+        invalid = bool(originals[0](norm))
+        if invalid or norms:  # after the first answer it is asked about other numbers
+            return invalid
+        norms.append(float(norm))
+        return norms[0] > limit
+
+    try:
+        for module in modules:
+            module.is_invalid_grad_norm = is_invalid  # type: ignore[attr-defined]
+        yield norms
+    finally:
+        for module, original in zip(modules, originals, strict=True):
+            module.is_invalid_grad_norm = original  # type: ignore[attr-defined]
