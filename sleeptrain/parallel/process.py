@@ -15,6 +15,7 @@ import torch.distributed.nn  # before the process group exists, see init_distrib
 from sleeptrain.errors import ProcessLost, UserError
 from sleeptrain.parallel.patches.deepspeed_logging import deepspeed_quiet, silence_deprecation_warnings
 from sleeptrain.parallel.patches.deepspeed_shm_op import skip_shm_op_build
+from sleeptrain.parallel.patches.deepspeed_timeout import give_new_groups_a_timeout
 from sleeptrain.parallel.ranks import rank_and_world
 
 
@@ -61,6 +62,7 @@ def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> Process:
     with deepspeed_quiet():
         if not deepspeed.comm.is_initialized():
             deepspeed.comm.init_distributed(auto_mpi_discovery=False, timeout=timeout, verbose=False)
+            give_new_groups_a_timeout(timeout)
     return Process(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 

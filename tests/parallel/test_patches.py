@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import warnings
+from datetime import timedelta
 
 import pytest
 import torch
@@ -48,6 +49,23 @@ def test_the_bf16_optimizer_still_prints(monkeypatch: pytest.MonkeyPatch, capfd:
     monkeypatch.setattr("sleeptrain.engine.build.deepspeed_quiet", contextlib.nullcontext)
     build_engine(Tiny(), Optim(), EngineSpec("bf16", zero=1, micro_rows=1, accumulation=1))
     assert capfd.readouterr().out
+
+
+def timeout_of_a_group_of_deepspeed() -> float:
+    """Seconds, in a run that was told 120, without `give_new_groups_a_timeout`."""
+    import deepspeed.comm
+
+    from sleeptrain.parallel.patches.deepspeed_shm_op import skip_shm_op_build
+
+    skip_shm_op_build()
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    deepspeed.comm.init_distributed(auto_mpi_discovery=False, timeout=timedelta(seconds=120), verbose=False)
+    group = deepspeed.comm.new_group([0])
+    return float(group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
+
+
+def test_groups_of_deepspeed_still_have_a_timeout_of_their_own() -> None:
+    assert run(timeout_of_a_group_of_deepspeed, 1)[0] == 1800.0
 
 
 def test_zero_3_still_calls_deprecated_collectives() -> None:
