@@ -31,14 +31,18 @@ class StorageCounter(TorchDispatchMode):
         self.peak = 0
         """Largest value of `alive` after any operator in the block."""
         self._known: dict[int, StorageWeakRef] = {}
-        self._created: set[int] = set()
+        self._created: dict[int, int] = {}
+        """Size of each counted storage when it was last looked at."""
+        self._bound = 0
+        """At least the bytes that exist: as if nothing had been released since `alive` was last computed."""
 
     @property
     def alive(self) -> int:
         """Bytes of the counted storages that exist now."""
         self._known = {key: reference for key, reference in self._known.items() if not reference.expired()}
-        self._created &= self._known.keys()
-        return sum(_nbytes(self._known[key]) for key in self._created)
+        self._created = {key: _nbytes(self._known[key]) for key in self._created if key in self._known}
+        self._bound = sum(self._created.values())
+        return self._bound
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and count the storages of its outputs that are not storages of its inputs."""
@@ -54,7 +58,8 @@ class StorageCounter(TorchDispatchMode):
         else:
             out = func(*args, **kwargs)
         self._note(out, created=True)
-        self.peak = max(self.peak, self.alive)
+        if self._bound > self.peak:  # else nothing that an operator created can have raised the peak
+            self.peak = max(self.peak, self.alive)
         return out
 
     def _note(self, tensors: Any, *, created: bool) -> None:
@@ -63,10 +68,15 @@ class StorageCounter(TorchDispatchMode):
             if isinstance(tensor, Tensor) and tensor.device.type != "meta":
                 storage = tensor.untyped_storage()
                 # A weak reference keeps the address of a storage from being used again.
-                if storage._cdata not in self._known:
-                    self._known[storage._cdata] = StorageWeakRef(storage)
+                key, size = storage._cdata, storage.nbytes()
+                if key not in self._known:
+                    self._known[key] = StorageWeakRef(storage)
                     if created:
-                        self._created.add(storage._cdata)
+                        self._created[key] = size
+                        self._bound += size
+                elif size > self._created.get(key, size):
+                    self._bound += size - self._created[key]
+                    self._created[key] = size
 
 
 def _nbytes(reference: StorageWeakRef) -> int:

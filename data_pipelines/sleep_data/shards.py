@@ -99,9 +99,9 @@ def _write_split(
     shard_bytes: int,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Write the shards of one split; return its entry in the manifest and the MDS encodings of its columns."""
-    from sleep_data.patches.torchvision import ensure_torchvision
+    from sleep_data.patches.streaming_import import import_streaming
 
-    ensure_torchvision()
+    import_streaming()
     from streaming import MDSWriter
 
     pad = task.vocabulary().pad

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from sleep_data.patches.torchvision import ensure_torchvision
+from sleep_data.patches.streaming_import import import_streaming
 
-ensure_torchvision()  # spawned workers, too, import this module before the library
+import_streaming()  # in spawned workers, too
 
 import streaming.base.dataset  # noqa: E402
 from streaming import StreamingDataLoader, StreamingDataset  # noqa: E402

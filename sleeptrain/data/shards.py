@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from sleep_data.patches.torchvision import ensure_torchvision
+from sleep_data.patches.streaming_import import import_streaming
 
-ensure_torchvision()
+import_streaming()
 
 from streaming import Stream  # noqa: E402
 

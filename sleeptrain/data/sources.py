@@ -115,9 +115,9 @@ def _check_index(path: str, cached: bool, index: Path, expected: str) -> None:
 
 def _download(url: str, target: Path, failure: Callable[[str], UserError]) -> None:
     """Download one small file, replacing it atomically. `failure` makes the error from a reason."""
-    from sleep_data.patches.torchvision import ensure_torchvision
+    from sleep_data.patches.streaming_import import import_streaming
 
-    ensure_torchvision()
+    import_streaming()
     from streaming.base.storage.download import CloudDownloader
 
     partial = target.with_name(f".{target.name}.{os.getpid()}")

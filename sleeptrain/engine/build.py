@@ -13,6 +13,7 @@ from sleeptrain.engine.config import Optim
 from sleeptrain.engine.engine import Engine
 from sleeptrain.engine.muon import Muon, matrix_partition
 from sleeptrain.engine.optimizers import add_placeholder_parameter, make_optimizer
+from sleeptrain.engine.patches.muon_import import import_muon_uncompiled
 from sleeptrain.engine.settings import Precision, deepspeed_config, merge_overrides, zero3_gathering
 from sleeptrain.errors import UserError
 from sleeptrain.parallel.patches.deepspeed_logging import deepspeed_quiet
@@ -66,6 +67,7 @@ def build_engine(model: nn.Module, optim: Optim, spec: EngineSpec) -> Engine:
     with deepspeed_quiet():
         import deepspeed
 
+        import_muon_uncompiled()
         # A copy, since DeepSpeed writes into the dictionary.
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=dict(config), dist_init_required=False, mpu=spec.mpu

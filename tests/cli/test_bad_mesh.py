@@ -207,7 +207,7 @@ ALONE = """
 import sys
 from datetime import timedelta
 from sleeptrain.cli import main, train
-train.ALONE = timedelta(seconds=1)
+train.RENDEZVOUS_WITHOUT_RECIPE = timedelta(seconds=1)
 sys.exit(main.main(sys.argv[1:]))
 """
 

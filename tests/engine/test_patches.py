@@ -6,6 +6,8 @@ A test that fails because the workaround is no longer needed is deleted together
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -45,6 +47,35 @@ def test_deepspeeds_muon_still_takes_the_norm_of_updates() -> None:
     engine.backward(engine(tokens, targets) / 10)
     engine.step()
     assert float(engine.get_global_grad_norm()) > 2 * grad_norm
+
+
+def inductor_is_imported(build: Callable[[], object]) -> bool:
+    """Whether building an engine imports TorchInductor's lowering of operators."""
+    init_distributed()
+    build()
+    return "torch._inductor.lowering" in sys.modules
+
+
+def build_ours() -> None:
+    build_engine(Tiny(), Optim(), EngineSpec("fp32", zero=1, micro_rows=4, accumulation=1))
+
+
+def build_with_deepspeed_alone() -> None:
+    import deepspeed
+
+    model = Tiny()
+    optimizer = torch.optim.AdamW(model.parameters())
+    config = {
+        "train_micro_batch_size_per_gpu": 4,
+        "zero_optimization": {"stage": 1},
+        "zero_allow_untested_optimizer": True,
+    }
+    deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+
+
+def test_deepspeed_still_imports_inductor_for_every_optimizer() -> None:
+    assert run(inductor_is_imported, 1, build_with_deepspeed_alone) == [True]
+    assert run(inductor_is_imported, 1, build_ours) == [False]
 
 
 class Memory(nn.Module):

@@ -14,7 +14,7 @@ from tests.distributed import run
 from tests.train.jobs import recipe_file, text_data, trained
 
 DEEP = [
-    "train.steps=2", "train.batch=4", "train.micro=2", "model.layers=(GA)x6", "model.attention.kv_heads=2", "model.deltanet.key_heads=2", "model.init_std=0.1", "sleep.window=16", "sleep.passes=3",
+    "train.steps=1", "train.batch=4", "train.micro=2", "model.layers=(GA)x6", "model.attention.kv_heads=2", "model.deltanet.key_heads=2", "model.init_std=0.1", "sleep.window=16", "sleep.passes=3",
     "sleep.loop.trigger=every", "checkpoint.every=0",
 ]  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_programs_that_can_explode(sleep: Sleep, windows: int, expected: bool) -
 
 
 def check(where: str, name: str, *overrides: str) -> tuple[list[dict], object]:
-    """Rows of metrics of two steps, and the growth that was measured before the first one."""
+    """Rows of metrics of one step, and the growth that was measured before the first one."""
     folder, found = Path(where), []
 
     def measure(setup):
@@ -111,7 +111,7 @@ def test_two_stages_and_two_shards_measure_the_same(folder: str, alone: dict) ->
 
 
 def train_aloud(where: str) -> None:
-    trained(Path(where), "aloud", Path(where) / "text", [*DEEP, "train.steps=1"], quiet=False)
+    trained(Path(where), "aloud", Path(where) / "text", DEEP, quiet=False)
 
 
 def test_training_warns_before_the_first_step(folder: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from tests.train.jobs import recipe_file, trained
 TASK = {"strings": 2, "width": 12, "transitions": 1, "variant": "paper", "holdout": 8}
 MUON = ["optim.name=muon", "optim.lr=0.02", "optim.adam_lr=0.003", "optim.schedule.warmup=20"]
 COMMON = ["sleep.window=12", "sleep.passes=1", "train.batch=32", "checkpoint.every=0", *MUON]
-RUNS = {"hybrid": ["model.layers=AG", "train.steps=600"], "attention": ["model.layers=AA", "train.steps=150"]}
+RUNS = {"hybrid": ["model.layers=AG", "train.steps=400"], "attention": ["model.layers=AA", "train.steps=100"]}
 
 
 def learn(folder: str) -> dict[str, Any]:
