@@ -5,9 +5,9 @@ export OMP_NUM_THREADS ?= 1
 PIP = -m pip install --disable-pip-version-check
 VENV := .venv/installed
 ENGINES := .venv-engines/installed
-# Processes that run tests; a file of tests stays in one.
+# Processes that run tests; a file of tests stays in one, and files keep the order of tests/conftest.py.
 WORKERS ?= 2
-PARALLEL = --numprocesses $(WORKERS) --dist loadfile
+PARALLEL = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 DRILLS ?= 10
 DRILL_SEEDS ?= $(shell shuf --input-range 1-999999999 --head-count $(DRILLS) | paste --serial --delimiters ,)
 DRILL ?= test

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,12 @@ def curve(run: Path) -> list[tuple[Any, ...]]:
     return [(r["step"], r["passes"], r["loss"], r["grad_norm"], r["state_norm"]) for r in rows(run)]
 
 
-def start(folder: Path, command: list[str]) -> subprocess.Popen[str]:
+def start(folder: Path, command: list[str], environ: Mapping[str, str] = ENVIRONMENT) -> subprocess.Popen[str]:
     """Start a program in `folder` in a process group of its own, as a shell does."""
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=ENVIRONMENT,
+        env=environ,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

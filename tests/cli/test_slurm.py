@@ -1,0 +1,108 @@
+"""Training under a real srun on two nodes: ranks from SLURM's variables, and stop requests by SLURM's signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from sleep_data import shards
+from sleep_data.tasks import make
+from sleeptrain.errors import CONTINUE
+from tests.cli.lines import TINY
+from tests.cli.programs import ENVIRONMENT, WAIT, curve, rows, start, wait_for
+from tests.slurm import Cluster
+
+pytestmark = pytest.mark.slow
+SLEEPTRAIN = [sys.executable, "-m", "sleeptrain"]
+SRUN = ["srun", "--nodes=2", "--ntasks-per-node=1"]
+FOREVER = 10**6
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("jobs")
+    sizes = {"strings": 2, "width": 8, "transitions": (1, 2), "variant": "dense", "holdout": 8}
+    shards.build(make("rule110", sizes), made / "data", {"train": 64, "test": 8}, 0)
+    (made / "small.yaml").write_text("optim: {schedule: {name: constant}}\n")
+    return made
+
+
+def words(run: str, steps: int) -> list[str]:
+    data = ["data.sources=[{path: data}]", "sleep.window=9", "train.batch=8", "checkpoint.every=0"]
+    return [*SLEEPTRAIN, "train", "small.yaml", *data, *TINY, f"train.steps={steps}", f"run_dir={run}"]
+
+
+def stop_job(cluster: Cluster, folder: Path, step: int, how: str) -> int:
+    """Train until `step` is logged, ask srun's job to stop, and return the step at which it has saved."""
+    run = folder / "run"
+    srun = start(folder, [*SRUN, *words("run", FOREVER)], cluster.environ)
+    try:
+        wait_for(run, step, srun)
+        if how == "scancel":
+            cluster.run("scancel", "--signal=USR1", json.loads((run / "outcome.json").read_text())["job"])
+        else:
+            srun.send_signal(signal.SIGUSR2)
+        printed = srun.communicate(timeout=WAIT)[1]
+    finally:
+        srun.kill()
+        srun.wait()
+    assert srun.returncode == CONTINUE, printed
+    last = int(rows(run)[-1]["step"])
+    assert json.loads((run / "outcome.json").read_text()) | {"job": ""} == {"state": "stopped", "step": last, "job": ""}
+    assert (run / "checkpoints" / f"step-{last:08}").is_dir()
+    return last
+
+
+def finish(folder: Path, command: list[str], environ: Mapping[str, str], name: str, steps: int) -> None:
+    """Train to the end."""
+    done = subprocess.run([*command, *words(name, steps)], cwd=folder, env=environ, capture_output=True, text=True, timeout=WAIT, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_job_on_two_nodes_stops_saves_and_continues(cluster: Cluster, folder: Path) -> None:
+    """Stopped by `scancel --signal`, which `--signal=USR1@N` does too, and by a signal to srun, which hands it on."""
+    step = stop_job(cluster, folder, 3, "scancel")
+    step = stop_job(cluster, folder, step + 3, "srun")
+    launch = [*SLEEPTRAIN[:1], "-m", "sleep_launch.local", "--processes", "2", "--"]
+    finish(folder, SRUN, cluster.environ, "run", step + 3)
+    finish(folder, launch, ENVIRONMENT, "whole", step + 3)
+    assert curve(folder / "run") == curve(folder / "whole")
+    assert json.loads((folder / "run" / "outcome.json").read_text())["state"] == "done"
+
+
+@pytest.mark.parametrize("victim", ["rank 0", "srun"])
+def test_a_killed_job_continues_from_its_last_checkpoint(cluster: Cluster, folder: Path, victim: str) -> None:
+    """SIGKILL of a rank, which the other one notices; SIGTERM of srun itself, which kills its tasks by SIGKILL."""
+    name = victim.replace(" ", "-")
+    run = folder / name
+    srun = start(folder, [*SRUN, *words(name, FOREVER), "checkpoint.every=1", "checkpoint.keep=2"], cluster.environ)
+    try:
+        wait_for(run, 3, srun)
+        if victim == "srun":
+            srun.terminate()
+        else:
+            os.kill(int(json.loads((run / "lock").read_text())["process"]), signal.SIGKILL)
+        printed = srun.communicate(timeout=WAIT)[1]
+    finally:
+        srun.kill()
+        srun.wait()
+    assert srun.returncode != 0
+    if victim != "srun":
+        assert "Exited with exit code 75" in printed, printed
+    steps = int(rows(run)[-1]["step"]) + 3
+    for each in (name, f"{name}-whole"):
+        finish(folder, SRUN, cluster.environ, each, steps)
+    assert curve(run) == curve(folder / f"{name}-whole") and len(rows(run)) == steps
