@@ -147,7 +147,11 @@ def check_wandb(log: Log) -> None:
 
 
 class WandbRun:
-    """A W&B run. Its id is stored in the run folder, so that a resumed run continues the same W&B run."""
+    """A W&B run. Its id is stored in the run folder, so that a resumed run continues the same W&B run.
+
+    W&B drops rows whose number is not above that of the last one: all rows of steps that a run makes again, after it went back or
+    was killed. So rows are numbered by W&B's own step, which only grows, and charts have `step` on their axis.
+    """
 
     def __init__(self, log: Log, folder: Path, config: dict[str, Any]) -> None:
         import wandb
@@ -161,6 +165,10 @@ class WandbRun:
             project=log.wandb.project, name=log.wandb.name or folder.name, id=id_file.read_text(), resume="allow",
             mode=wandb_mode(log), dir=str(folder), config=config,
         )  # fmt: skip
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+        self._number = int(self._run.step)
+        """The next number that W&B accepts."""
 
     def write(self, row: dict[str, Any]) -> None:
         """Send one step, every `log.every` steps and where it was evaluated."""
@@ -175,8 +183,9 @@ class WandbRun:
             if isinstance(entries, list | dict):
                 pairs = enumerate(entries) if isinstance(entries, list) else entries.items()
                 values |= {f"{key}/{index}": entry for index, entry in pairs if entry is not None}
-        self._run.log(values, step=row["step"])
-        self._unsent = None
+        number = max(self._number, row["step"])
+        self._run.log(values, step=number)
+        self._number, self._unsent = number + 1, None
 
     def close(self) -> None:
         """Send the last step, flush and finish the W&B run."""
@@ -203,7 +212,7 @@ class Logs:
         return self
 
     def rewind(self, step: int) -> None:
-        """Drop what was written of the steps after `step`. W&B keeps its rows: it cannot take them back."""
+        """Drop what was written of the steps after `step`. W&B keeps its rows, which it cannot take back, beside the new ones."""
         for sink in self._sinks:
             if isinstance(sink, MetricsFile):
                 sink.rewind(step)

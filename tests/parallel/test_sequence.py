@@ -80,10 +80,10 @@ def compare():
     process = init_distributed()
     axis = init_mesh(Mesh(tensor=2, sequence=True), process.rank, process.world).tensor
     differences = {}
-    for name, case in CASES.items():
+    for number, (name, case) in enumerate(CASES.items()):
         full, sharded = models(toy.config(**case[2]), axis, case[0].gated)
         expected, expected_grads, features = forward_backward(full, case, "pass")
-        for policy in ("none", "block", "pass", "window"):
+        for policy in ("pass", ("none", "block", "window")[number % 3]):
             result, grads, local_features = forward_backward(sharded, case, policy, sharded.finalize_grads)
             grads = {key: gathered(sharded.tp_layout, key, g) for key, g in grads.items()}
             state = [

@@ -103,6 +103,7 @@ def test_a_deep_stack_explodes_and_a_scaled_one_does_not(alone: dict) -> None:
     )
 
 
+@pytest.mark.slow
 def test_two_stages_and_two_shards_measure_the_same(folder: str, alone: dict) -> None:
     for mesh in ("mesh.pipe=2", "mesh.tensor=2"):
         rows, deep = run(check, 2, folder, mesh, mesh, timeout=300)[0]

@@ -124,6 +124,18 @@ def records(file: Path) -> Iterator[Any]:
         offset += 7 + length
 
 
+def history(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a W&B file, each with its number."""
+    return [
+        (
+            record.history.step.num,
+            {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item},
+        )
+        for record in records(file)
+        if record.WhichOneof("record_type") == "history"
+    ]
+
+
 def test_offline_continues_the_same_run_and_sends_no_requests(tmp_path: Path, server: list[str]) -> None:
     import wandb
 
@@ -139,15 +151,30 @@ def test_offline_continues_the_same_run_and_sends_no_requests(tmp_path: Path, se
         for record in records(file):
             if record.WhichOneof("record_type") == "run":
                 assert (record.run.run_id, record.run.project, record.run.display_name) == (run_id, "sleeptrain", "run")
-            if record.WhichOneof("record_type") == "history":
-                values = {
-                    item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
-                }
-                assert values["loss"] == 1.5 and values["loss_by_window/1"] == 1.5 and "loss_by_window/0" not in values
-                steps.append((record.history.step.num, values["step"]))
+        for number, values in history(file):
+            assert values["loss"] == 1.5 and values["loss_by_window/1"] == 1.5 and "loss_by_window/0" not in values
+            steps.append((number, values["step"]))
     assert steps == [(2, 2), (4, 4), (5, 5), (6, 6), (8, 8), (9, 9)], "the last step of each part, too"
     assert [r["step"] for r in read_metrics(folder / "metrics.jsonl")] == list(range(1, 10))
     assert server == []
+
+
+def test_steps_that_are_made_again_reach_wandb(tmp_path: Path, server: list[str]) -> None:
+    """After a run went back; W&B drops rows whose numbers do not grow."""
+    import wandb
+
+    with Logs(Log(every=1, wandb=Wandb(mode="offline")), tmp_path, {}, 0, 10, rank=0, quiet=True) as logs:
+        for step in (1, 2, 3, 4):
+            logs.write(row(step))
+        logs.rewind(2)
+        for step in (3, 4, 5):
+            logs.write(row(step))
+    wandb.teardown()
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert [(n, v["step"]) for n, v in history(file)] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 3), (6, 4), (7, 5)]
+    axes = [r.metric for r in records(file) if r.WhichOneof("record_type") == "metric"]
+    assert any(axis.glob_name == "*" and axis.step_metric == "step" for axis in axes)
+    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(("mode", "passed"), [("online", "online"), ("offline", "offline")])
@@ -160,6 +187,11 @@ def test_the_mode_is_passed_to_wandb_init(
     calls: list[dict[str, Any]] = []
 
     class Run:
+        step = 0
+
+        def define_metric(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
         def log(self, *args: Any, **kwargs: Any) -> None:
             pass
 
