@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,34 @@ def test_two_processes_stop_at_the_same_step(folder: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert curve(run) == curve(folder / "two-whole")
     assert len(rows(run)) == step + 3
+
+
+@pytest.mark.slow
+def test_requests_during_a_save_of_two_processes_with_two_workers_each(folder: Path) -> None:
+    """SIGTERM twice to every process of the job, launcher and workers included, while a save is written in the background."""
+    launch = [sys.executable, "-m", "sleep_launch.local", "--processes", "2", "--", sys.executable, "-m", "sleeptrain"]
+    run, more = folder / "saving", ["data.workers=2", "checkpoint.every=1", "checkpoint.keep=2"]
+    program = start(folder, [*launch, *words("saving", FOREVER, *more)])
+    try:
+        wait_for(run, 2, program)
+        deadline = time.monotonic() + WAIT
+        while not list((run / "checkpoints").glob(".*")) and program.poll() is None:
+            assert time.monotonic() < deadline, "no save was seen"
+        for _ in range(2):
+            os.killpg(program.pid, signal.SIGTERM)
+        printed = program.communicate(timeout=WAIT)[1]
+    finally:
+        if program.poll() is None:
+            os.killpg(program.pid, signal.SIGKILL)
+            program.wait()
+    assert program.returncode == CONTINUE and "Traceback" not in printed, printed
+    step = rows(run)[-1]["step"]
+    assert saved(run) == step
+    for name in ("saving", "saving-whole"):
+        command = [*launch, *words(name, step + 2, "data.workers=2")]
+        done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert curve(run) == curve(folder / "saving-whole")
 
 
 def test_two_runs_in_one_folder(folder: Path) -> None:

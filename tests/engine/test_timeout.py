@@ -22,7 +22,7 @@ def timeouts(zero: int) -> list[float]:
     return [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups]
 
 
-@pytest.mark.parametrize("zero", [1, 3])
+@pytest.mark.parametrize("zero", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_group_of_an_engine_waits_as_long_as_the_run(zero: int) -> None:
     """DeepSpeed reduces gradients in a clone of the group of all processes."""
     found = run(timeouts, 2, zero)

@@ -129,10 +129,8 @@ def test_a_run_in_bf16_is_evaluated_in_bf16(folder: str) -> None:
     assert abs(losses[False] - rows[-1]["eval_loss"]) < abs(losses[True] - rows[-1]["eval_loss"]) < 0.05
 
 
-QUICK = ("data",)
-
-
-@pytest.mark.parametrize("layout", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in LAYOUTS])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_measures_the_same(folder: str, request: pytest.FixtureRequest, layout: str) -> None:
     world, mesh = LAYOUTS[layout]
     tasks = ["text"] if layout == "sequence" else list(TASKS)

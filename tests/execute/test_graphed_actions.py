@@ -142,6 +142,7 @@ def train_stage_on(cases):
     return [train_stage(*case) for case in cases]
 
 
+@pytest.mark.slow
 def test_two_stages_that_replay_compute_the_same_bits():
     cases = [("normed", "pass", False), ("sliding, range, every", "window", True)]
     for by_case in run(train_stage_on, 2, cases):
