@@ -41,6 +41,7 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     """One run: resolve data and layout, hold the run folder, train. `resolved` is None where this rank could not read the recipe."""
     from sleeptrain.parallel.collectives import on_every_rank, on_first_rank
     from sleeptrain.parallel.process import explain_lost_process
+    from sleeptrain.plan import DataLayout, device_memory, resolve_recompute
     from sleeptrain.recipe import check_batch
     from sleeptrain.recipe.continuation import claimed
     from sleeptrain.recipe.load_trained import initial_weights
@@ -54,6 +55,10 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     batch = on_first_rank(process, lambda: check_batch(resolved, process.world))
     on_every_rank(process, lambda: check_device(resolved.value, process.device))
     resolved, reader, held_out = on_every_rank(process, lambda: open_data(resolved, batch, process))
+    data_layout = DataLayout.of(reader.manifest, resolved.value.data.split)
+    resolved, why = on_first_rank(
+        process, lambda: resolve_recompute(resolved, batch, data_layout, device_memory(process.device))
+    )
     layout = resolve_layout(resolved.value, reader.manifest.windows, batch)
     on_every_rank(process, lambda: check_kernels(layout.job.model, layout.job.train, layout.windows, process.device))
     init_from = on_first_rank(process, lambda: initial_weights(resolved, args.recipe))
@@ -62,7 +67,7 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
         held.callback(reader.close)  # the next seed has its own
         on_first_rank(process, lambda: held.enter_context(claimed(resolved, args.recipe, reader.manifest)))
         with explain_lost_process(process):
-            return _train(args, resolved, layout, (reader, held_out), process, init_from)
+            return _train(args, resolved, layout, (reader, held_out), process, (init_from, why))
 
 
 def _train(
@@ -71,9 +76,12 @@ def _train(
     layout: Layout,
     data: tuple[Reader, Evaluation | None],
     process: Process,
-    init_from: Path | None,
+    start: tuple[Path | None, str | None],
 ) -> Outcome:
-    """Train in a run folder that this run holds, and write down how it ended."""
+    """Train in a run folder that this run holds, and write down how it ended.
+
+    `start`: the checkpoint whose weights the run starts from, and why the activation checkpointing was chosen.
+    """
     from sleeptrain.evaluate.held_out import evaluate_held_out
     from sleeptrain.parallel.collectives import on_first_rank
     from sleeptrain.plan import stage_balance
@@ -83,7 +91,7 @@ def _train(
     from sleeptrain.train.setup import set_up
     from sleeptrain.train.start import kernels_line, start_lines
 
-    reader, held_out = data
+    (reader, held_out), (init_from, why) = data, start
     before, changes = on_first_rank(process, lambda: announced_changes(resolved, resolved.value.folder(args.recipe)))
     folder = on_first_rank(process, lambda: open_run(resolved, args.recipe, reader.manifest))
     args.failures = folder
@@ -92,7 +100,8 @@ def _train(
         if process.rank == 0:
             print(*lines, sep="\n  ", file=sys.stderr, flush=True)
 
-    say(f"{folder}: {args.recipe}", *start_lines(layout, reader.manifest, process))
+    lines = [*start_lines(layout, reader.manifest, process), *([f"memory  recompute {why}"] if why else [])]
+    say(f"{folder}: {args.recipe}", *lines)
     flat_config = {path: value for path, value, _ in resolved.rows()}
     with _outcome(folder, process) as outcome:
         setup = set_up(layout, reader, process, folder, flat_config, init_from)

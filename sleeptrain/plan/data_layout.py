@@ -30,6 +30,12 @@ class DataLayout:
     assumed: str | None
     """What is assumed because there is no data yet; None where there is."""
 
+    @classmethod
+    def of(cls, manifest: Manifest, split: str) -> DataLayout:
+        """Of data that exists."""
+        counts = manifest.splits[split]
+        return cls(manifest, counts["tokens"] < counts["samples"] * manifest.length, None)
+
     @property
     def windows(self) -> tuple[Window, ...]:
         """The windows of every sample, in order and without gaps."""
@@ -52,9 +58,7 @@ def resolve_data(resolved: Resolved[Recipe], windows: int | None = None) -> tupl
 
 
 def _of_data(recipe: Recipe) -> DataLayout:
-    manifest = open_sources(recipe.data, recipe.data.split).manifest
-    split = manifest.splits[recipe.data.split]
-    return DataLayout(manifest, split["tokens"] < split["samples"] * manifest.length, None)
+    return DataLayout.of(open_sources(recipe.data, recipe.data.split).manifest, recipe.data.split)
 
 
 def _of_task(recipe: Recipe, path: str, count: int | None) -> DataLayout:

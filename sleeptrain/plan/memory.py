@@ -146,3 +146,12 @@ def _optimizer_work(job: Job, held: StageParameters, partition: Mapping[Kind, in
         else:
             sizes.append((copy + 2 * FP32) * n)
     return max(sizes)
+
+
+def size(n: float) -> str:
+    """Bytes with a unit: `3.74 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(n) < 1024 or unit == "TiB":
+            break
+        n /= 1024
+    return f"{n:.0f} {unit}" if unit == "B" else f"{n:.3g} {unit}" if n < 1000 else f"{n:.0f} {unit}"

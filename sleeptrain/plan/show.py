@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sleeptrain.plan.memory import ProcessMemory
+from sleeptrain.plan.device import DeviceMemory, needed
+from sleeptrain.plan.memory import ProcessMemory, size
 from sleeptrain.plan.plan import Plan
 from sleeptrain.plan.traffic import Traffic
 from sleeptrain.train.growth import depth_note
@@ -19,9 +20,12 @@ KEPT = {
 """Components of saved activations, as `estimate` names them and as they are printed."""
 
 
-def text(plan: Plan) -> str:
-    """The plan for a terminal: sizes, memory of every stage, work and idle time, traffic, assumptions."""
-    parts = [_sizes(plan), _memory(plan), _work(plan), _traffic(plan), _notes(plan)]
+def text(plan: Plan, memory: DeviceMemory | None = None, recompute: str | None = None) -> str:
+    """The plan for a terminal: sizes, memory of every stage, whether it fits, work and idle time, traffic, assumptions.
+
+    `recompute`: why `train.recompute: auto` has chosen its policy.
+    """
+    parts = [_sizes(plan), [*_memory(plan), *_fit(plan, memory, recompute)], _work(plan), _traffic(plan), _notes(plan)]
     return "\n\n".join(lines for part in parts if (lines := "\n".join(part)))
 
 
@@ -69,6 +73,13 @@ def _memory(plan: Plan) -> Iterator[str]:
     yield _row("  peak during", [phase.name for phase in peaks])
     if any(m.host for m in plan.memory):
         yield _row("  on the host", [size(m.host) for m in plan.memory])
+
+
+def _fit(plan: Plan, memory: DeviceMemory | None, recompute: str | None) -> Iterator[str]:
+    if memory is not None:
+        yield f"{'fits' if memory.holds(plan) else 'does not fit'}: {size(needed(plan))} of the {memory}"
+    if recompute:
+        yield f"recompute {recompute}"
 
 
 def _work(plan: Plan) -> Iterator[str]:
@@ -125,16 +136,7 @@ def _row(word: str, cells: Iterable[str]) -> str:
     return f"{word:<19}" + "".join(f"{cell:>12}" if len(cell) < 12 else f" {cell}" for cell in cells)
 
 
-def size(n: float) -> str:
-    """Bytes with a unit: `3.74 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(n) < 1024 or unit == "TiB":
-            break
-        n /= 1024
-    return f"{n:.0f} {unit}" if unit == "B" else f"{n:.3g} {unit}" if n < 1000 else f"{n:.0f} {unit}"
-
-
-def to_json(plan: Plan) -> dict[str, Any]:
+def to_json(plan: Plan, memory: DeviceMemory | None = None) -> dict[str, Any]:
     """The plan as JSON values: bytes, FLOPs, seconds."""
     stages = [
         _stage(plan, s, memory, traffic)
@@ -142,7 +144,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
     ]
     return {
         "processes": {"all": plan.layout.world, "data": plan.layout.batch.data, "pipe": plan.job.mesh.pipe, "tensor": plan.job.mesh.tensor},
-        "zero": plan.job.mesh.zero,
+        "zero": plan.job.mesh.zero, "recompute": plan.job.train.recompute,
+        "device": None if memory is None else {"bytes": memory.total, "usable": memory.usable, "fits": memory.holds(plan)},
         "assumed": plan.data_layout.assumed, "depth": depth_note(plan.job, plan.schedule.program),
         "windows": [asdict(window) for window in plan.layout.windows],
         "rows": {"batch": plan.job.train.batch} | {name: n for name, n in asdict(plan.layout.batch).items() if name != "data"},

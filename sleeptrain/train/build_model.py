@@ -87,7 +87,14 @@ def checkpointed_forward(job: Job, options: ExecutorOptions = DEFAULT_OPTIONS) -
         model: LanguageModel, group: Sequence[MicroBatch], program: Program, *, predict: bool = False
     ) -> list[ProgramOutput]:
         return CheckpointedExecutor(
-            model, group, program, job.sleep, train.recompute, offload=train.offload, options=options, predict=predict
+            model,
+            group,
+            program,
+            job.sleep,
+            train.recompute_policy,
+            offload=train.offload,
+            options=options,
+            predict=predict,
         ).run()
 
     return forward
@@ -106,7 +113,7 @@ def autograd_forward(job: Job) -> Forward:
     ZeRO 3 gathers a parameter while its module runs, and no longer. The gradients of a weight's uses are summed in the
     weight's own dtype.
     """
-    recompute = AUTOGRAD_WRAPPERS[job.train.recompute]
+    recompute = AUTOGRAD_WRAPPERS[job.train.recompute_policy]
 
     def forward(
         model: LanguageModel, group: Sequence[MicroBatch], program: Program, *, predict: bool = False

@@ -44,10 +44,11 @@ class Train:
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     """Seed of the initial parameters and of the data order."""
-    recompute: Literal["none", "block", "pass", "window"] = "none"
+    recompute: Literal["auto", "none", "block", "pass", "window"] = "none"
     """Activation checkpointing: the unit that is recomputed in backward. `none` saves all activations. `block` saves the input
     features of every block and the input state of every pass. `pass` saves the input features and state of every pass.
-    `window` saves the state at window starts and, while a window is recomputed, the inputs of its passes."""
+    `window` saves the state at window starts and, while a window is recomputed, the inputs of its passes. `auto`: the command
+    chooses the one that recomputes least among those whose planned memory fits the device."""
     offload: bool = False
     """Offload the checkpoints that `recompute` saves to host memory until backward."""
     kernels: Literal["auto", "chunked", "require_fused"] = "auto"
@@ -60,6 +61,13 @@ class Train:
     launches. A graph's first replays are compared with the eager pass; a graph that differs is not used."""
 
     guard: GuardLimits = field(default_factory=GuardLimits)
+
+    @property
+    def recompute_policy(self) -> Literal["none", "block", "pass", "window"]:
+        """`recompute`, once it is no longer `auto`. Raises ValueError before."""
+        if self.recompute == "auto":
+            raise ValueError("train.recompute is auto: choose a policy first, as plan.resolve_recompute does")
+        return self.recompute
 
     def problems(self) -> list[Problem]:
         """Problems of this section alone."""

@@ -137,8 +137,10 @@ def test_a_dry_run_says_what_plan_says_and_where_it_would_write(sleeptrain: Any,
     words = ["rule110-tiny", *TINY, "mesh.data=2", "mesh.pipe=2", "train.batch=16"]
     ran, planned = sleeptrain("train", *words, "--dry-run"), sleeptrain("plan", *words)
     assert (ran.status, ran.err) == (0, "")
+    (fits,) = (line for line in ran.out.splitlines(keepends=True) if line.startswith("fits: "))
+    assert "this machine's free memory" in fits
     assert (
-        ran.out
+        ran.out.replace(fits, "")
         == planned.out
         + "\nDry run: everything was checked and nothing was written. The run would begin in runs/rule110-tiny.\n"
     )
@@ -183,3 +185,19 @@ def test_a_pipeline_says_once_how_evenly_it_is_cut(folder: Path) -> None:
     assert status == other == 0
     assert said.count("stage 0  blocks 0..0  cost ") == said.count("stage 1  blocks 1..1  cost ") == 1
     assert said.count("load imbalance ") == 1 and "blocks" not in silent
+
+
+def test_a_plan_is_held_against_a_memory(sleeptrain: Any, folder: Path) -> None:
+    ran = sleeptrain("plan", "rule110-tiny", "--memory", "80GiB")
+    assert (
+        ran.status == 0
+        and "\nfits: " in ran.out
+        and "of the 72 GiB that a plan may fill (90% of 80 GiB, --memory)" in ran.out
+    )
+    small = sleeptrain("plan", "rule110-tiny", "--memory", "1MiB", "train.recompute=auto")
+    assert small.status == 0 and "\ndoes not fit: " in small.out and "\nrecompute " in small.out, small.err
+    told = json.loads(sleeptrain("plan", "rule110-tiny", "--memory", "1GB", "train.recompute=auto", "--json").out)
+    assert told["recompute"] == "none" and told["device"] == {"bytes": 1e9, "usable": 0.9e9, "fits": True}
+    assert json.loads(sleeptrain("plan", "rule110-tiny", "--json").out)["device"] is None
+    wrong = sleeptrain("plan", "rule110-tiny", "--memory", "80")
+    assert wrong.status == 2 and "'80' is not a size with its unit, such as 80GiB" in wrong.err

@@ -169,6 +169,8 @@ def ran(folder: Path) -> dict[str, Line]:
     lines = {"done": recipe(run="runs/done")}
     lines |= {name: words for name, (words, _) in WRONG.items()}
     lines |= {
+        "auto": recipe("train.recompute=auto", run="runs/auto"),
+        "auto, offload": recipe("train.recompute=auto", "train.offload=true", "train.steps=3", run="runs/auto"),
         "evaluated": recipe(
             "train.steps=5",
             "eval.every=2",
@@ -205,6 +207,17 @@ def test_what_does_not_fit_is_told_before_anything_is_written(ran: dict[str, Lin
     assert all(part in line.err for part in parts), line.err
     assert all(text.startswith("error: ") for text in line.err.splitlines()), line.err
     assert not (folder / "runs" / "none").exists()
+
+
+def test_auto_says_and_saves_the_recompute_that_it_has_chosen(ran: dict[str, Line], folder: Path) -> None:
+    """A run may continue with another one: nothing that is learned changes."""
+    assert ran["auto"].status == 0 and "\n  memory  recompute none (auto) needs " in ran["auto"].err
+    assert "this machine's free memory" in ran["auto"].err
+    assert ran["auto, offload"].status == 0 and "continuing at step 2 of 3" in ran["auto, offload"].err
+    (saved,) = (
+        line for line in (folder / "runs" / "auto" / "config.yaml").read_text().splitlines() if "recompute:" in line
+    )
+    assert saved.split()[1] in ("block", "pass") and saved.endswith("# chosen by auto")
 
 
 def test_what_may_change_is_not_complained_about(ran: dict[str, Line]) -> None:
