@@ -18,14 +18,15 @@ def kind(name: str, parameter: torch.Tensor) -> Kind:
     """The group of a parameter. `matrix`: Muon, or AdamW with decay; `other`: AdamW with decay; `plain`: AdamW without decay.
 
     Hidden matrices are the 2-D weights inside `layers.`, except the b and a projections of Gated DeltaNet: these have one row
-    per head, a gate, and do not map between feature spaces.
+    per head, a gate, and do not map between feature spaces. They, the embedding, norms and convolutions are not decayed: decay
+    would pull gates towards one half, and rare tokens' embeddings, whose gradients are mostly zero, towards zero.
     """
     *owners, last = name.split(".")
     if parameter.ndim < 2 or last in ("A_log", "dt_bias") or any(part.startswith("conv") for part in (*owners, last)):
         return "plain"
-    if owners[:1] == ["layers"] and parameter.ndim == 2 and owners[-1] not in ("a", "b"):
-        return "matrix"
-    return "other"
+    if owners[:1] == ["embed"] or owners[-1:] in (["a"], ["b"]):
+        return "plain"
+    return "matrix" if owners[:1] == ["layers"] and parameter.ndim == 2 else "other"
 
 
 PLACEHOLDER = "placeholder"
@@ -36,7 +37,7 @@ def add_placeholder_parameter(model: nn.Module, device: torch.device) -> None:
     """Add a parameter of one zero to a pipeline stage that has no parameter of the kind `other`.
 
     DeepSpeed (0.19.8) all-reduces the gradient norm over stages once per parameter group. A stage with fewer groups than the
-    others (attention blocks alone, between the first and the last stage) would make them wait forever.
+    others, as all are that do not hold an untied head, would make them wait forever.
     """
     if not any(kind(name, parameter) == "other" for name, parameter in model.named_parameters()):
         model.register_parameter(PLACEHOLDER, nn.Parameter(torch.zeros(1, 1, device=device)))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from sleeptrain.model.language import LanguageModel
@@ -25,9 +28,24 @@ def initialise(model: LanguageModel, seed: int, horizon: int) -> None:
     applies the decay of its tokens: after N passes with the usual A in 0..16 the first window would have decayed to
     nothing before the answer.
     """
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(initial(name, parameter.shape, seed, model.config.init_std, horizon))
+    fill(model, lambda name, shape: initial(name, shape, seed, model.config.init_std, horizon))
+
+
+def fill(model: nn.Module, value: Callable[[str, torch.Size], Tensor]) -> None:
+    """Copy `value(name, shape)` into every parameter, several at a time: torch draws random numbers on one core."""
+
+    def copy(named: tuple[str, nn.Parameter]) -> None:
+        with torch.no_grad():  # a setting of the thread
+            named[1].copy_(value(named[0], named[1].shape))
+
+    with ThreadPoolExecutor(drawing_threads()) as pool:
+        list(pool.map(copy, model.named_parameters()))
+
+
+def drawing_threads() -> int:
+    """Cores that this process may use, divided by the processes that a launcher started on this machine; at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def initial(name: str, shape: torch.Size, seed: int, std: float, horizon: int) -> Tensor:

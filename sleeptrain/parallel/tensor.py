@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sleeptrain.errors import UserError
 from sleeptrain.model.config import Model
-from sleeptrain.model.init import initial
+from sleeptrain.model.init import fill, initial
 from sleeptrain.model.language import IGNORED, LanguageModel
 from sleeptrain.model.scores import HeadScores, head_scores
 from sleeptrain.parallel import sequence
@@ -86,12 +86,11 @@ class TensorParallelModel(LanguageModel):
 
     def initialise(self, seed: int, horizon: int) -> None:
         """Fill all parameters with this process's shards of the full model's initial values."""
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                full = initial(name, self.tp_layout.shapes[name], seed, self.config.init_std, horizon)
-                parameter.copy_(self.tp_layout.shard(name, full))
-                # DeepSpeed's gradient norm counts marked parameters on every process and the others on the first one only.
-                parameter.tensor_model_parallel = self.tp_layout.dim(name) is not None  # type: ignore[attr-defined]
+        layout, std = self.tp_layout, self.config.init_std
+        fill(self, lambda name, _: layout.shard(name, initial(name, layout.shapes[name], seed, std, horizon)))
+        for name, parameter in self.named_parameters():
+            # DeepSpeed's gradient norm counts marked parameters on every process and the others on the first one only.
+            parameter.tensor_model_parallel = layout.dim(name) is not None  # type: ignore[attr-defined]
 
     def finalize_grads(self, grad_of: Callable[[Tensor], Tensor]) -> None:
         """All-reduce the gradients of replicated parameters that are partial sums over heads or tokens; a collective over the

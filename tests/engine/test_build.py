@@ -52,7 +52,8 @@ def oracle(name: str) -> tuple[list[float], dict[str, Tensor]]:
     model, config, norms = Tiny(), optim(name), []
     named = dict(model.named_parameters())
     hidden = [n for n in named if n.endswith((".q.weight", ".o.weight"))] if name == "muon" else []
-    decayed = [n for n, p in named.items() if p.ndim == 2 and "conv" not in n and n not in hidden]
+    free = ("conv", "embed.", ".b.weight")  # matrices that are not decayed
+    decayed = [n for n, p in named.items() if p.ndim == 2 and n not in hidden and not any(part in n for part in free)]
     plain = [n for n in named if n not in hidden and n not in decayed]
     adam = torch.optim.AdamW(
         [

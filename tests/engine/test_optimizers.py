@@ -15,11 +15,11 @@ MATRIX, VECTOR = torch.zeros(3, 4), torch.zeros(3)
 @pytest.mark.parametrize(
     ("name", "shape", "expected"),
     [
-        ("embed.weight", MATRIX, "other"),
+        ("embed.weight", MATRIX, "plain"),
         ("head.weight", MATRIX, "other"),
         ("norm.weight", VECTOR, "plain"),
         *[(f"layers.0.mixer.{which}.weight", MATRIX, "matrix") for which in ("q", "k", "v", "gate", "o", "z")],
-        *[(f"layers.12.mixer.{which}.weight", MATRIX, "other") for which in ("a", "b")],
+        *[(f"layers.12.mixer.{which}.weight", MATRIX, "plain") for which in ("a", "b")],
         *[(f"layers.0.mixer.{which}.weight", VECTOR, "plain") for which in ("q_norm", "k_norm", "norm")],
         *[(f"layers.0.mixer.{which}", VECTOR, "plain") for which in ("A_log", "dt_bias")],
         *[(f"layers.0.mixer.conv_{which}", MATRIX, "plain") for which in "qkv"],

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sleeptrain.model import init
 from sleeptrain.model.counts import block_flops, parameters, step_flops
 from sleeptrain.model.init import half_lives, initialise
 from sleeptrain.model.language import LanguageModel
@@ -24,6 +25,22 @@ def test_values_depend_only_on_seed_and_name():
     assert all(torch.equal(p, b[n]) for n, p in a.items())
     assert not torch.equal(a["embed.weight"], dict(initialised(seed=1).named_parameters())["embed.weight"])
     assert not torch.equal(a["layers.0.mlp.up.weight"], a["layers.1.mlp.up.weight"])
+
+
+def test_values_do_not_depend_on_the_threads_that_draw_them(monkeypatch):
+    alone = dict(initialised().named_parameters())
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert init.drawing_threads() == 1
+    monkeypatch.setattr(init, "drawing_threads", lambda: 5)
+    assert all(torch.equal(p, alone[n]) for n, p in initialised().named_parameters())
+
+
+def test_an_error_in_a_thread_is_raised():
+    def value(name, shape):
+        raise ArithmeticError(name)
+
+    with pytest.raises(ArithmeticError, match=r"embed\.weight"):
+        init.fill(LanguageModel(toy.config()), value)
 
 
 def test_a_model_from_the_meta_device_has_the_same_values():
