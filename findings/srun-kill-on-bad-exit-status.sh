@@ -14,9 +14,9 @@ SLURM=22.05.8-4+deb12u3
 cd "$folder"
 apt-get -qq download {slurmctld,slurmd,slurm-client,slurm-wlm-basic-plugins}=$SLURM {munge,libmunge2}=0.5.15-2+deb12u1 \
     libhwloc15 libnuma1 liblua5.1-0 liblz4-1 libjson-c5 libyaml-0-2 libdbus-1-3 2>/dev/null
-for package in *.deb; do dpkg-deb --extract "$package" root; done
-root=$folder/root/usr
-export LD_LIBRARY_PATH=$root/lib/x86_64-linux-gnu/slurm-wlm:$root/lib/x86_64-linux-gnu:$folder/root/lib/x86_64-linux-gnu
+for package in *.deb; do dpkg-deb --extract "$package" files; done
+root=$folder/files/usr
+export LD_LIBRARY_PATH=$root/lib/x86_64-linux-gnu/slurm-wlm:$root/lib/x86_64-linux-gnu:$folder/files/lib/x86_64-linux-gnu
 export PATH=$root/bin:$root/sbin:$PATH SLURM_CONF=$folder/slurm.conf
 
 mkdir -m 700 munge state spool

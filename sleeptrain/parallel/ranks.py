@@ -21,8 +21,8 @@ PORTS = range(20000, 30000)
 def rank_and_world(environ: MutableMapping[str, str] | None = None) -> tuple[int, int]:
     """Rank and world size from the environment; (0, 1) if it names no launcher.
 
-    Under srun with several tasks RANK, WORLD_SIZE and LOCAL_RANK are set for torch, and MASTER_ADDR and MASTER_PORT where they
-    are not set. Raises UserError if the environment is incomplete, or names several processes in a way that is not known.
+    Under srun with several tasks RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE are set for torch, and MASTER_ADDR and
+    MASTER_PORT where they are not set. Raises UserError if the environment is incomplete, or names several processes in a way that is not known.
     """
     environ = os.environ if environ is None else environ
     if not any(name in environ for name in ("RANK", "WORLD_SIZE")):
@@ -57,9 +57,22 @@ def _translate_slurm(environ: MutableMapping[str, str]) -> None:
     job, step = (int(environ.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     environ["RANK"], environ["WORLD_SIZE"] = environ["SLURM_PROCID"], environ["SLURM_STEP_NUM_TASKS"]
     environ["LOCAL_RANK"] = environ["SLURM_LOCALID"]
+    if "SLURM_STEP_TASKS_PER_NODE" in environ:
+        environ["LOCAL_WORLD_SIZE"] = str(
+            tasks_by_node(environ["SLURM_STEP_TASKS_PER_NODE"])[int(environ["SLURM_NODEID"])]
+        )
     if "MASTER_ADDR" not in environ:
         environ["MASTER_ADDR"] = _first_node(environ)
     environ.setdefault("MASTER_PORT", str(PORTS[(job * 7 + step) % len(PORTS)]))
+
+
+def tasks_by_node(text: str) -> list[int]:
+    """The tasks of every node as SLURM writes them: `4(x2),3` is 4, 4, 3."""
+    found: list[int] = []
+    for part in text.split(","):
+        tasks, _, nodes = part.rstrip(")").partition("(x")
+        found += [int(tasks)] * int(nodes or 1)
+    return found
 
 
 def _first_node(environ: MutableMapping[str, str]) -> str:

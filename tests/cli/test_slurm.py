@@ -72,6 +72,22 @@ def finish(folder: Path, command: list[str], environ: Mapping[str, str], name: s
     assert done.returncode == 0, done.stderr
 
 
+RANKS = """
+import os
+from sleeptrain.parallel.ranks import rank_and_world
+rank, world = rank_and_world()
+print(rank, world, os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"])
+"""
+
+
+def test_tasks_of_unequal_nodes_are_ranks(cluster: Cluster) -> None:
+    """Three tasks on two nodes: one node has two, in SLURM's choice."""
+    printed = cluster.run("srun", "--nodes=2", "--ntasks=3", sys.executable, "-c", RANKS)
+    found = sorted(tuple(map(int, line.split())) for line in printed.splitlines())
+    assert [rank for rank, *_ in found] == [0, 1, 2] and {world for _, world, *_ in found} == {3}
+    assert sorted((local, size) for _, _, local, size in found) == [(0, 1), (0, 2), (1, 2)]
+
+
 def test_a_job_on_two_nodes_stops_saves_and_continues(cluster: Cluster, folder: Path) -> None:
     """Stopped by `scancel --signal`, which `--signal=USR1@N` does too, and by a signal to srun, which hands it on."""
     step = stop_job(cluster, folder, 3, "scancel")

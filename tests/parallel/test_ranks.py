@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from sleeptrain.errors import UserError
-from sleeptrain.parallel.ranks import PORTS, rank_and_world
+from sleeptrain.parallel.ranks import PORTS, rank_and_world, tasks_by_node
 
 STEP = {
     "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n[1-2]",
-    "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
 }  # fmt: skip
 
 
@@ -31,12 +31,16 @@ def test_tasks_of_srun_are_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", scontrol(tmp_path, "localhost\\nn2\\n", ""))
     environ = dict(STEP)
     assert rank_and_world(environ) == (3, 4)
-    assert (environ["LOCAL_RANK"], environ["MASTER_ADDR"]) == ("1", "localhost")
+    assert (environ["LOCAL_RANK"], environ["LOCAL_WORLD_SIZE"], environ["MASTER_ADDR"]) == ("1", "2", "localhost")
     assert int(environ["MASTER_PORT"]) in PORTS
     other = STEP | {"SLURM_JOB_ID": "4712"}
     rank_and_world(other)
     assert other["MASTER_PORT"] != environ["MASTER_PORT"]
     assert rank_and_world(environ) == (3, 4), "reading it again changes nothing"
+
+
+def test_nodes_may_have_different_numbers_of_tasks() -> None:
+    assert tasks_by_node("8") == [8] and tasks_by_node("4(x2),3") == [4, 4, 3] and tasks_by_node("7,1") == [7, 1]
 
 
 def test_a_node_whose_name_is_no_host_is_reached_by_its_address(
