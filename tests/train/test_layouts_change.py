@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sleeptrain.engine.optimizers import PLACEHOLDER
 from tests.distributed import run
 from tests.train.jobs import text_data, trained
 
@@ -35,7 +36,8 @@ def continued(folder: str, name: str, overrides: list[str]) -> tuple[list[dict[s
     groups = {}
 
     def look(setup: Any) -> None:
-        groups.update({g["name"]: (g["peak"], g["weight_decay"]) for g in setup.engine.optimizer.param_groups})
+        real = [g for g in setup.engine.optimizer.param_groups if g["names"] != [PLACEHOLDER]]
+        groups.update({g["name"]: (g["peak"], g["weight_decay"]) for g in real})
 
     rows, _ = trained(Path(folder), name, Path(folder) / "text", [*COMMON, *overrides], spoil=look)
     return rows, groups
