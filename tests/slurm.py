@@ -8,6 +8,7 @@ import secrets
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -77,7 +78,7 @@ class Cluster:
             self._start("slurmctld", "-D")
             for node in range(self.nodes):
                 self._start("slurmd", "-D", "-N", f"n{node + 1}")
-            _wait_until(lambda: self.run("sinfo", "--noheader", "--Node", "--format=%T").split() == ["idle"] * self.nodes, "the nodes of SLURM are not idle")  # fmt: skip
+            _wait_until(self._all_idle, "the nodes of SLURM are not idle")
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -94,25 +95,27 @@ class Cluster:
             daemon.wait(WAIT)
 
     def run(self, *words: str) -> str:
-        """The output of a command of SLURM; empty if it fails."""
+        """The output of a command of SLURM. Raises AssertionError with its message if it fails."""
         done = subprocess.run(words, env=self.environ, capture_output=True, text=True, timeout=WAIT, check=False)
-        return done.stdout if done.returncode == 0 else ""
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+        return done.stdout
+
+    def _all_idle(self) -> bool:
+        """Whether the controller answers and every node can take jobs."""
+        words = ["sinfo", "--noheader", "--Node", "--format=%T"]
+        done = subprocess.run(words, env=self.environ, capture_output=True, text=True, timeout=WAIT, check=False)
+        return done.stdout.split() == ["idle"] * self.nodes
 
     def _start(self, program: str, *options: str) -> None:
-        log = (self.folder / f"{program}-{len(self._daemons)}.log").open("wb")
-        words = [
-            needs_system("setpriv", package="util-linux"),
-            "--pdeathsig",
-            "KILL",
-            self._programs[program],
-            *options,
-        ]
-        self._daemons.append(subprocess.Popen(words, env=self.environ, stdout=log, stderr=log))
+        setpriv = needs_system("setpriv", package="util-linux")
+        words = [setpriv, "--pdeathsig", "KILL", self._programs[program], *options]
+        with (self.folder / f"{program}-{len(self._daemons)}.log").open("wb") as log:
+            self._daemons.append(subprocess.Popen(words, env=self.environ, stdout=log, stderr=log))
 
 
-def _wait_until(condition: object, what: str) -> None:
+def _wait_until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + WAIT
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline, f"{what} after {WAIT} s"
         time.sleep(0.05)
 

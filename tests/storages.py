@@ -17,7 +17,7 @@ PYTHON_OPERATORS = "sleep_kernels"
 class StorageCounter(TorchDispatchMode):
     """Counts the bytes of storages that operators create inside the `with` block and that still exist.
 
-    A storage is counted from its creation until its last reference is gone, whether a variable, a closure, a cache or a saved
+    `peak` is exact where sizes change in operators alone; `alive` is always exact. A storage is counted from its creation until its last reference is gone, whether a variable, a closure, a cache or a saved
     tensor of autograd holds it. It is counted once, however many tensors share it, at its current size. An output that shares
     storage with an input, such as a view, is not a new storage, so memory from before the block is never counted. Meta tensors
     have no memory and are not counted.

@@ -85,13 +85,13 @@ ASSUMED = 80 * 2.0**30
 def _memory(given: float | None, auto: bool) -> DeviceMemory | None:
     """The memory that the plan is held against; None: it is not."""
     from sleeptrain.parallel.process import local_device
-    from sleeptrain.plan import DeviceMemory, device_memory
+    from sleeptrain.plan import DeviceMemory, process_memory
 
     if given is not None:
         return DeviceMemory(given, "--memory")
     device = local_device()
     if device.type == "cuda":
-        return device_memory(device)
+        return process_memory(device)
     return DeviceMemory(ASSUMED, "assumed; --memory says otherwise") if auto else None
 
 

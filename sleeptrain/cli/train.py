@@ -98,7 +98,7 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     check_run(resolved, folder, data_layout.manifest)
     initial_weights(resolved, args.recipe)
     check_writable(resolved, folder)
-    memory = plan.device_memory(local_device())
+    memory = plan.process_memory(local_device())
     resolved, why = plan.resolve_recompute(resolved, batch, data_layout, memory)
     layout = resolve_layout(resolved.value, data_layout.windows, batch)
     print(plan.text(plan.make_plan(layout, data_layout), memory, why))

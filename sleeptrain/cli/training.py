@@ -41,7 +41,7 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     """One run: resolve data and layout, hold the run folder, train. `resolved` is None where this rank could not read the recipe."""
     from sleeptrain.parallel.collectives import on_every_rank, on_first_rank
     from sleeptrain.parallel.process import explain_lost_process
-    from sleeptrain.plan import DataLayout, device_memory, resolve_recompute
+    from sleeptrain.plan import DataLayout, process_memory, resolve_recompute
     from sleeptrain.recipe import check_batch
     from sleeptrain.recipe.continuation import claimed
     from sleeptrain.recipe.load_trained import initial_weights
@@ -57,7 +57,7 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     resolved, reader, held_out = on_every_rank(process, lambda: open_data(resolved, batch, process))
     data_layout = DataLayout.of(reader.manifest, resolved.value.data.split)
     resolved, why = on_first_rank(
-        process, lambda: resolve_recompute(resolved, batch, data_layout, device_memory(process.device))
+        process, lambda: resolve_recompute(resolved, batch, data_layout, process_memory(process.device))
     )
     layout = resolve_layout(resolved.value, reader.manifest.windows, batch)
     on_every_rank(process, lambda: check_kernels(layout.job.model, layout.job.train, layout.windows, process.device))

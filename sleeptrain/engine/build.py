@@ -12,7 +12,7 @@ from torch import nn
 from sleeptrain.engine.config import Optim
 from sleeptrain.engine.engine import Engine
 from sleeptrain.engine.muon import Muon, matrix_partition
-from sleeptrain.engine.optimizers import add_placeholder_parameter, make_optimizer
+from sleeptrain.engine.optimizers import make_optimizer
 from sleeptrain.engine.patches.muon_import import import_muon_uncompiled
 from sleeptrain.engine.settings import Precision, deepspeed_config, merge_overrides, zero3_gathering
 from sleeptrain.errors import UserError
@@ -52,8 +52,6 @@ def build_engine(model: nn.Module, optim: Optim, spec: EngineSpec) -> Engine:
             "optim.name muon needs mesh.tensor 1: tensor parallelism shards matrices, and Muon needs full ones"
         )
     process = init_distributed()
-    if spec.mpu is not None:
-        add_placeholder_parameter(model, process.device)
     derived = deepspeed_config(
         model, clip=optim.clip, precision=spec.precision, zero=spec.zero,
         micro=spec.micro_rows, accumulation=spec.accumulation,

@@ -10,37 +10,24 @@ from torch import nn
 from sleeptrain.engine.config import Optim
 from sleeptrain.engine.muon import Muon
 
-Kind = Literal["matrix", "other", "plain"]
-"""Parameter group: hidden matrices, parameters with weight decay, parameters without."""
+Kind = Literal["matrix", "plain"]
+"""Parameter group: hidden matrices, which weight decay acts on, and all other parameters."""
 
 
 def kind(name: str, parameter: torch.Tensor) -> Kind:
-    """The group of a parameter. `matrix`: Muon, or AdamW with decay; `other`: AdamW with decay; `plain`: AdamW without decay.
+    """The group of a parameter. `matrix`: Muon, or AdamW with decay; `plain`: AdamW without decay.
 
     Hidden matrices are the 2-D weights inside `layers.`, except the b and a projections of Gated DeltaNet: these have one row
-    per head, a gate, and do not map between feature spaces. They, the embedding, norms and convolutions are not decayed: decay
-    would pull gates towards one half, and rare tokens' embeddings, whose gradients are mostly zero, towards zero.
+    per head, a gate, and do not map between feature spaces. They, embedding, head, norms and convolutions are not decayed: decay
+    would pull gates towards one half, and the embeddings of rare tokens, whose gradients are mostly zero, towards zero.
+
+    Every pipeline stage has both groups, since every block has both kinds. DeepSpeed (0.19.8) needs that: it all-reduces the
+    gradient norm over stages once per group, and a stage with fewer groups would make the others wait forever.
     """
     *owners, last = name.split(".")
-    if parameter.ndim < 2 or last in ("A_log", "dt_bias") or any(part.startswith("conv") for part in (*owners, last)):
+    if owners[:1] != ["layers"] or owners[-1] in ("a", "b") or any(part.startswith("conv") for part in (*owners, last)):
         return "plain"
-    if owners[:1] == ["embed"] or owners[-1:] in (["a"], ["b"]):
-        return "plain"
-    return "matrix" if owners[:1] == ["layers"] and parameter.ndim == 2 else "other"
-
-
-PLACEHOLDER = "placeholder"
-"""The name of the parameter that `add_placeholder_parameter` adds."""
-
-
-def add_placeholder_parameter(model: nn.Module, device: torch.device) -> None:
-    """Add a parameter of one zero to a pipeline stage that has no parameter of the kind `other`.
-
-    DeepSpeed (0.19.8) all-reduces the gradient norm over stages once per parameter group. A stage with fewer groups than the
-    others, as all are that do not hold an untied head, would make them wait forever.
-    """
-    if not any(kind(name, parameter) == "other" for name, parameter in model.named_parameters()):
-        model.register_parameter(PLACEHOLDER, nn.Parameter(torch.zeros(1, 1, device=device)))
+    return "matrix" if parameter.ndim == 2 else "plain"
 
 
 def param_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
@@ -48,7 +35,7 @@ def param_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
 
     Besides torch's keys a group has `peak`, its peak learning rate, `names` of its parameters, its `name` (a Kind) and `muon`.
     """
-    members: dict[Kind, list[tuple[str, nn.Parameter]]] = {"matrix": [], "other": [], "plain": []}
+    members: dict[Kind, list[tuple[str, nn.Parameter]]] = {"matrix": [], "plain": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             members[kind(name, parameter)].append((name, parameter))

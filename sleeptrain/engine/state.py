@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sleeptrain.engine.optimizers import PLACEHOLDER
-
 MASTER = "master"
 """The key of the fp32 weights, beside those of the optimizer."""
 ADAM, MUON = ("exp_avg", "exp_avg_sq"), ("momentum_buffer",)
@@ -38,7 +36,7 @@ def state_slices(module: nn.Module, zero_optimizer: Any) -> list[StateSlice]:
     """The slices that this process keeps, in the order of the parameters."""
     slices = []
     for name, parameter in module.named_parameters():
-        part = _part(zero_optimizer, parameter) if name != PLACEHOLDER else None
+        part = _part(zero_optimizer, parameter)
         if part is None:
             continue
         flat, start, offset, count = part

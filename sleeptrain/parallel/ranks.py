@@ -34,8 +34,9 @@ def rank_and_world(environ: MutableMapping[str, str] | None = None) -> tuple[int
                 "WORLD_SIZE are not set, and each would train alone; start with torchrun, srun or deepspeed"
             )
         else:
-            if "LOCAL_RANK" in environ:
-                env_int("LOCAL_RANK", 0, environ=environ)
+            for name, least in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)):
+                if name in environ:
+                    env_int(name, least, environ=environ)
             return 0, 1
     if missing := [name for name in LAUNCHED if name not in environ]:
         raise UserError(
@@ -46,6 +47,8 @@ def rank_and_world(environ: MutableMapping[str, str] | None = None) -> tuple[int
     env_int("MASTER_PORT", 0, 65535, environ=environ)
     if "LOCAL_RANK" in environ:
         env_int("LOCAL_RANK", 0, world - 1, environ=environ)
+    if "LOCAL_WORLD_SIZE" in environ:
+        env_int("LOCAL_WORLD_SIZE", 1, world, environ=environ)
     return env_int("RANK", 0, world - 1, environ=environ), world
 
 

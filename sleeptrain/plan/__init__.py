@@ -1,7 +1,7 @@
 """What a recipe needs before it runs: parameters and memory of every process, FLOPs, traffic, pipeline bubbles."""
 
 from sleeptrain.plan.data_layout import DataLayout, resolve_data
-from sleeptrain.plan.device import DeviceMemory, device_memory
+from sleeptrain.plan.device import DeviceMemory, process_memory
 from sleeptrain.plan.plan import Plan, make_plan, planned_world, stage_balance
 from sleeptrain.plan.recompute import AUTO, resolve_recompute
 from sleeptrain.plan.show import text, to_json
@@ -11,9 +11,9 @@ __all__ = [
     "DataLayout",
     "DeviceMemory",
     "Plan",
-    "device_memory",
     "make_plan",
     "planned_world",
+    "process_memory",
     "resolve_data",
     "resolve_recompute",
     "stage_balance",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sleeptrain.engine.build import device_memory
 from sleeptrain.plan.memory import size
 from sleeptrain.plan.plan import Plan
 
@@ -36,14 +37,13 @@ class DeviceMemory:
         return f"{size(self.usable)} that a plan may fill ({USABLE:.0%} of {size(self.total)}, {self.what})"
 
 
-def device_memory(device: torch.device) -> DeviceMemory:
+def process_memory(device: torch.device) -> DeviceMemory:
     """The memory of a GPU, or this machine's available memory divided by the processes that were started on it."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return DeviceMemory(float(properties.total_memory), properties.name)
+    if (of_gpu := device_memory(device)) is not None:
+        return DeviceMemory(float(of_gpu), torch.cuda.get_device_name(device))
     import psutil
 
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # checked by rank_and_world
     shared = f", shared by {local} processes" if local > 1 else ""
     return DeviceMemory(psutil.virtual_memory().available / local, f"this machine's free memory{shared}")
 

@@ -74,7 +74,7 @@ def memory_of(
 ) -> ProcessMemory:
     """Bytes of a process that holds the parameters `held` and runs one stage."""
     job, partition = layout.job, held.partition(layout.batch.data)
-    moments: Mapping[Kind, int] = {"matrix": 1 if job.optim.name == "muon" else 2, "other": 2, "plain": 2}
+    moments: Mapping[Kind, int] = {"matrix": 1 if job.optim.name == "muon" else 2, "plain": 2}
     optimizer = sum(FP32 * (1 + moments[group]) * n for group, n in partition.items())
     elements = held.elements if job.mesh.zero < 3 else sum(partition.values())
     gradients = _gradients(job, held, partition, layout.batch.accumulation)

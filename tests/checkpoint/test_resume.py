@@ -86,7 +86,7 @@ def test_rates_clip_and_decay_are_those_of_the_run_that_resumes(tmp_path: Path) 
     load(new, tmp_path)
     groups = {group["name"]: group for group in new.optimizer.param_groups}
     assert groups["matrix"]["peak"] == 0.5 and groups["plain"]["peak"] == 0.01
-    assert groups["other"]["weight_decay"] == 0.7 and tuple(groups["other"]["betas"]) == (0.1, 0.2)
+    assert groups["matrix"]["weight_decay"] == 0.7 and tuple(groups["plain"]["betas"]) == (0.1, 0.2)
     assert new._deepspeed.optimizer.clip_grad == 3.0
 
 

@@ -12,10 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sleep_data import shards
+from sleep_data.tasks import make
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 """One thread: the number of threads determines the order of sums, and so their rounding."""
 WAIT = 180.0
 """Timeout in seconds; only a hang takes that long."""
+
+
+def small_recipe(folder: Path) -> Path:
+    """Make `data` and the recipe `small.yaml` in a folder, and return it."""
+    sizes = {"strings": 2, "width": 8, "transitions": (1, 2), "variant": "dense", "holdout": 8}
+    shards.build(make("rule110", sizes), folder / "data", {"train": 64, "test": 8}, 0)
+    (folder / "small.yaml").write_text("optim: {schedule: {name: constant}}\n")
+    return folder
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

@@ -207,6 +207,7 @@ ALONE = """
 import sys
 from datetime import timedelta
 from sleeptrain.cli import main, train
+assert train.RENDEZVOUS_WITHOUT_RECIPE > timedelta(seconds=1)  # else the name has changed and nothing is set here
 train.RENDEZVOUS_WITHOUT_RECIPE = timedelta(seconds=1)
 sys.exit(main.main(sys.argv[1:]))
 """

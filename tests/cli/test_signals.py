@@ -12,23 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from sleep_data import shards
-from sleep_data.tasks import make
 from sleeptrain import checkpoint
 from sleeptrain.errors import CONTINUE
 from tests.cli.lines import TINY, run_lines
-from tests.cli.programs import ENVIRONMENT, WAIT, children, curve, rows, start, stop_after, wait_for
+from tests.cli.programs import ENVIRONMENT, WAIT, children, curve, rows, small_recipe, start, stop_after, wait_for
 
 FOREVER = 10**6
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("signals")
-    sizes = {"strings": 2, "width": 8, "transitions": (1, 2), "variant": "dense", "holdout": 8}
-    shards.build(make("rule110", sizes), made / "data", {"train": 64, "test": 8}, 0)
-    (made / "small.yaml").write_text("optim: {schedule: {name: constant}}\n")
-    return made
+    return small_recipe(tmp_path_factory.mktemp("signals"))
 
 
 def words(run: str, steps: int, *more: str) -> list[str]:

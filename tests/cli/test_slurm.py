@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sleep_data import shards
-from sleep_data.tasks import make
 from sleeptrain.errors import CONTINUE
 from tests.cli.lines import TINY
-from tests.cli.programs import ENVIRONMENT, WAIT, curve, rows, start, wait_for
+from tests.cli.programs import ENVIRONMENT, WAIT, curve, rows, small_recipe, start, wait_for
 from tests.slurm import Cluster
 
 pytestmark = pytest.mark.slow
@@ -33,11 +31,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("jobs")
-    sizes = {"strings": 2, "width": 8, "transitions": (1, 2), "variant": "dense", "holdout": 8}
-    shards.build(make("rule110", sizes), made / "data", {"train": 64, "test": 8}, 0)
-    (made / "small.yaml").write_text("optim: {schedule: {name: constant}}\n")
-    return made
+    return small_recipe(tmp_path_factory.mktemp("jobs"))
 
 
 def words(run: str, steps: int) -> list[str]:
@@ -117,7 +111,7 @@ def test_a_killed_job_continues_from_its_last_checkpoint(cluster: Cluster, folde
         srun.wait()
     assert srun.returncode != 0
     if victim != "srun":
-        assert "Exited with exit code 75" in printed, printed
+        assert srun.returncode == 128 + signal.SIGKILL and "Exited with exit code 75" in printed, printed
     steps = int(rows(run)[-1]["step"]) + 3
     for each in (name, f"{name}-whole"):
         finish(folder, SRUN, cluster.environ, each, steps)

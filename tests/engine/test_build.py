@@ -52,17 +52,12 @@ def oracle(name: str) -> tuple[list[float], dict[str, Tensor]]:
     model, config, norms = Tiny(), optim(name), []
     named = dict(model.named_parameters())
     hidden = [n for n in named if n.endswith((".q.weight", ".o.weight"))] if name == "muon" else []
-    free = ("conv", "embed.", ".b.weight")  # matrices that are not decayed
-    decayed = [n for n, p in named.items() if p.ndim == 2 and n not in hidden and not any(part in n for part in free)]
-    plain = [n for n in named if n not in hidden and n not in decayed]
+    matrices = [n for n in named if n.endswith((".q.weight", ".o.weight")) and n not in hidden]
+    plain = [n for n in named if n not in hidden and n not in matrices]
     adam = torch.optim.AdamW(
         [
-            {"params": [named[n] for n in decayed if "q.weight" not in n and "o.weight" not in n]},
             {"params": [named[n] for n in plain], "weight_decay": 0.0},
-            {
-                "params": [named[n] for n in decayed if "q.weight" in n or "o.weight" in n]
-                or [nn.Parameter(torch.zeros(1))]
-            },
+            {"params": [named[n] for n in matrices] or [nn.Parameter(torch.zeros(1))]},
         ],
         betas=config.betas,
         eps=config.eps,
@@ -74,7 +69,7 @@ def oracle(name: str) -> tuple[list[float], dict[str, Tensor]]:
         model.zero_grad()
         (model(tokens, targets) / (targets != -100).sum()).backward()
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), config.clip)))
-        for group, rate in zip(adam.param_groups, (0.01, 0.01, 0.02), strict=True):
+        for group, rate in zip(adam.param_groups, (0.01, 0.02), strict=True):
             group["lr"] = rate / (1 + step)
         adam.step()
         with torch.no_grad():

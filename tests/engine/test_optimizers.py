@@ -16,7 +16,7 @@ MATRIX, VECTOR = torch.zeros(3, 4), torch.zeros(3)
     ("name", "shape", "expected"),
     [
         ("embed.weight", MATRIX, "plain"),
-        ("head.weight", MATRIX, "other"),
+        ("head.weight", MATRIX, "plain"),
         ("norm.weight", VECTOR, "plain"),
         *[(f"layers.0.mixer.{which}.weight", MATRIX, "matrix") for which in ("q", "k", "v", "gate", "o", "z")],
         *[(f"layers.12.mixer.{which}.weight", MATRIX, "plain") for which in ("a", "b")],
@@ -41,10 +41,9 @@ def test_groups_have_every_trainable_parameter_once_with_its_rate_and_decay() ->
     assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
     assert {name: (g["peak"], g["weight_decay"], g["muon"]) for name, g in groups.items()} == {
         "matrix": (0.02, 0.1, True),
-        "other": (0.003, 0.1, False),
         "plain": (0.003, 0.0, False),
     }
-    assert [g["peak"] for g in param_groups(model, Optim("adamw", lr=0.5))] == [0.5, 0.5, 0.5]
+    assert [g["peak"] for g in param_groups(model, Optim("adamw", lr=0.5))] == [0.5, 0.5]
 
 
 def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_singular_vectors() -> None:

@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sleeptrain.engine.build import EngineSpec, build_engine
-from sleeptrain.engine.optimizers import PLACEHOLDER
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.parallel.tensor import TensorParallelModel
@@ -123,8 +122,7 @@ def sizes_on_this_process(layout):
     model, _ = new_model(layout, axes, 64, process.device)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     engine = build_engine(model, job.optim, EngineSpec(job.train.precision, job.mesh.zero, 1, 1, mpu=axes.mpu))
-    groups = [g for g in engine.optimizer.param_groups if g["names"] != [PLACEHOLDER]]  # which no plan counts
-    masters = {g["name"]: sum(p.numel() for p in g["params"]) for g in groups}
+    masters = {g["name"]: sum(p.numel() for p in g["params"]) for g in engine.optimizer.param_groups}
     return axes.pipe.rank, sizes, masters
 
 

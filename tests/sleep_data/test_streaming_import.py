@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from sleep_data.patches.streaming_import import NAMES
+
 OTHERS = "('torchvision', 'transformers')"
 
 
@@ -43,6 +45,19 @@ def test_a_package_that_is_imported_already_is_used() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.version.cuda is not None, reason="torchvision fits a CUDA build of torch")
-def test_it_is_still_needed() -> None:
+def test_torchvision_still_does_not_import() -> None:
     done = run("import streaming")
-    assert "operator torchvision::nms does not exist" in done.stderr, "remove patches/streaming_import.py and its calls"
+    assert "operator torchvision::nms does not exist" in done.stderr, "torchvision need not be left out"
+
+
+@pytest.mark.slow
+def test_the_package_still_imports_transformers() -> None:
+    stand_ins = {name: members for name, members in NAMES.items() if name.startswith("torchvision")}
+    done = run(
+        "import sys\n"
+        "from sleep_data.patches import streaming_import\n"
+        f"streaming_import.NAMES = {stand_ins}\n"
+        "streaming_import.import_streaming()\n"
+        "print('transformers' in sys.modules)"
+    )
+    assert done.stdout == "True\n", f"transformers need not be left out: {done.stderr}"

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sleeptrain.engine.optimizers import PLACEHOLDER
 from sleeptrain.parallel.mesh import MeshAxes
 from sleeptrain.parallel.tp_layout import TPLayout
 
@@ -81,7 +80,6 @@ def full_weights(setup: Any) -> dict[str, Tensor] | None:
 
     gatherer, found = gatherer_of(setup), {}
     for name, parameter in setup.engine.module.named_parameters():
-        if name != PLACEHOLDER:
-            found[name] = gatherer.full(name, safe_get_full_fp32_param(parameter)).detach().to("cpu", copy=True)
+        found[name] = gatherer.full(name, safe_get_full_fp32_param(parameter)).detach().to("cpu", copy=True)
     whole = gatherer.gather_full_state(found)
     return whole if setup.process.rank == 0 else None

@@ -20,7 +20,6 @@ import torch.distributed as dist
 
 from sleep_data import shards
 from sleep_data.task import IGNORED, NO_GROUP, Arrays, TaskWindow, Vocabulary, generator, in_blocks
-from sleeptrain.engine.optimizers import PLACEHOLDER
 from tests.distributed import run
 from tests.execute import bf16
 from tests.train.gather import gatherer_of
@@ -230,9 +229,8 @@ def _gradients(setup: Any) -> dict[str, torch.Tensor] | None:
 
     gatherer, found = gatherer_of(setup), {}
     for name, parameter in setup.engine.module.named_parameters():
-        if name != PLACEHOLDER:
-            whole = safe_get_full_grad(parameter).float()
-            found[name] = gatherer.full(name, whole).clone()
+        whole = safe_get_full_grad(parameter).float()
+        found[name] = gatherer.full(name, whole).clone()
     return gatherer.gather_full_state(found)
 
 

@@ -20,7 +20,7 @@ from tests.train.jobs import recipe_file, trained
 TASK = {"strings": 2, "width": 12, "transitions": 1, "variant": "paper", "holdout": 8}
 MUON = ["optim.name=muon", "optim.lr=0.02", "optim.adam_lr=0.003", "optim.schedule.warmup=20"]
 COMMON = ["sleep.window=12", "sleep.passes=1", "train.batch=32", "checkpoint.every=0", *MUON]
-RUNS = {"hybrid": ["model.layers=AG", "train.steps=300"], "attention": ["model.layers=AA", "train.steps=60"]}
+RUNS = {"hybrid": ["model.layers=AG", "train.steps=500"], "attention": ["model.layers=AA", "train.steps=100"]}
 
 
 def learn(folder: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_hybrid_solves_a_step_of_rule_110(measured: dict[str, Any]) -> None:
-    assert measured["hybrid"]["accuracy"] > 0.95
+    assert measured["hybrid"]["accuracy"] > 0.99
 
 
 def test_attention_alone_can_only_guess_evicted_strings(measured: dict[str, Any]) -> None:
