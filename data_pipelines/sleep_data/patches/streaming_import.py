@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 NAMES = {
@@ -45,6 +46,9 @@ def import_streaming() -> None:
 
 def _stand_in(name: str) -> ModuleType:
     module = ModuleType(name)
+    module.__spec__ = ModuleSpec(
+        name, None
+    )  # without it `find_spec`, which libraries ask for what is installed, raises ValueError
     for member in NAMES[name]:
         setattr(module, member, type(member, (), {}))
     return module
