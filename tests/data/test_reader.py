@@ -14,6 +14,7 @@ from sleep_data import shards
 from sleep_data.rule110 import Rule110
 from sleeptrain.data import Data, Reader, Source
 from sleeptrain.errors import UserError
+from tests.cli.programs import children
 
 TASK = Rule110(strings=2, width=8, transitions=(1, 2))
 STEPS = 18  # of 8 rows out of 100: an epoch and a half
@@ -216,24 +217,15 @@ def test_spawned_workers(data):
     assert steps == stream(data, 13)
 
 
-def children():
-    parent = os.getpid()
-    return [
-        int(entry)
-        for entry in os.listdir("/proc")
-        if entry.isdigit() and f"\nPPid:\t{parent}\n" in open(f"/proc/{entry}/status").read()
-    ]
-
-
 def test_workers_continue_after_sigterm(data):
-    before = set(children())
+    before = set(children(os.getpid()))
     reader = Reader(replace(data, workers=2), micro=4, accumulation=2, seed=5)
     steps = [ids(reader.next_step())]
-    workers = set(children()) - before
+    workers = set(children(os.getpid())) - before
     assert len(workers) >= 2
     for worker in workers:
         os.kill(worker, signal.SIGTERM)
     steps += [ids(reader.next_step()) for _ in range(STEPS - 1)]
     assert steps == stream(data)
     reader.close()
-    assert not set(children()) & workers
+    assert not set(children(os.getpid())) & workers
