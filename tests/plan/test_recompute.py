@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 
@@ -74,7 +73,7 @@ def test_nothing_runs_before_a_policy_is_chosen():
 
 
 def test_processes_of_a_machine_share_its_memory(monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8e9))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=8e9))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert process_memory(torch.device("cpu")) == DeviceMemory(8e9, "this machine's free memory")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
