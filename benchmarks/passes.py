@@ -94,7 +94,7 @@ def trainer(
     model = LanguageModel(config, seed=None).to(device)
     windows = [Window(i * sleep.window, (i + 1) * sleep.window, True) for i in range(WINDOWS)]
     initialise(model, 0, 2 * windows[-1].stop)
-    graph_cache = None if recorder is None else GraphCache(recorder, torch.float32)
+    graph_cache = None if recorder is None else GraphCache(recorder)
     return Trainer(model.to(dtype), sleep, compile(sleep, windows, len(config.pattern)), policy, graph_cache)
 
 

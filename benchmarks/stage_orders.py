@@ -17,7 +17,7 @@ from teams import Orders
 
 from sleeptrain.engine.build import EngineSpec, build_engine
 from sleeptrain.engine.engine import Engine
-from sleeptrain.execute.autograd import FinalizeGrads, run_with_autograd
+from sleeptrain.execute.autograd import run_with_autograd
 from sleeptrain.execute.executor import StageExecutor
 from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels
@@ -51,7 +51,6 @@ class _BenchmarkProcess:
     engine: Engine
     axes: MeshAxes
     edges: P2PChannels | None
-    finalize_grads: FinalizeGrads | None
     batches: list[Any]
     stages: dict[str, StagePlan] = field(default_factory=dict)
 
@@ -61,7 +60,7 @@ class _BenchmarkProcess:
         process, plan = init_distributed(), next(iter(plans.values()))
         job, split = plan.job, plan.layout.batch
         axes = init_mesh(job.mesh, process.rank, process.world)
-        model, finalize_grads = new_model(plan.layout, axes, job.model.deltanet.horizon or 1, process.device)
+        model = new_model(plan.layout, axes, job.model.deltanet.horizon or 1, process.device)
         spec = EngineSpec(job.train.precision, job.mesh.zero, split.rows_per_backward, split.accumulation, mpu=axes.mpu)
         engine = build_engine(model, job.optim, spec)
         edges = None
@@ -72,7 +71,7 @@ class _BenchmarkProcess:
         windows, vocab = plan.data_layout.windows, plan.data_layout.manifest.vocab
         batches = [batch(windows, split.micro, vocab) for _ in range(split.micro_batches)]
         stages = {policy: StagePlan(each.schedule, axes.pipe.rank) for policy, each in plans.items()}
-        created = cls(plans, engine, axes, edges, finalize_grads, batches, stages)
+        created = cls(plans, engine, axes, edges, batches, stages)
         for policy in plans:
             created.step(policy)
         return created
@@ -80,15 +79,13 @@ class _BenchmarkProcess:
     def step(self, policy: str, observer: StepObserver | None = None) -> float:
         """Runs one step and returns its seconds."""
         plan = self.plans[policy]
-        job = plan.job
 
         def forward(model: LanguageModel, group: Sequence[MicroBatch], program: Program) -> list[ProgramOutput]:
-            stage = StageExecutor(
-                model, group, self.stages[policy], self.edges, GradAccumulator(getattr(torch, job.optim.sum_dtype))
-            )
+            grads = GradAccumulator(self.engine.grad_buffers, model.partial_grads())
+            stage = StageExecutor(model, group, self.stages[policy], self.edges, grads)
             if observer:
                 stage.observer = stage.store.observer = lambda event, subject: observer(stage, event, subject)
-            return run_with_autograd(stage, self.finalize_grads)
+            return run_with_autograd(stage)
 
         if self.engine.process.world > 1:
             dist.barrier()

@@ -50,9 +50,6 @@ class Optim:
     """Momentum of Muon, with Nesterov's look-ahead."""
     ns_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of Newton-Schulz in Muon: bfloat16 is fast, float32 is for comparing layouts."""
-    sum_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype in which the gradients of a weight's uses are accumulated; bfloat16 halves the memory of the sum, with a
-    relative error of about 1 % at 64 uses and 4 % at 1,024."""
     clip: float = 1.0
     """Maximum norm of the whole gradient, which is clipped before any optimizer; 0 means no clipping."""
     schedule: LRSchedule = field(default_factory=LRSchedule)

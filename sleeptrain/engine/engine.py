@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sleeptrain.engine.grad_buffers import grad_buffers, mark_as_filled
 from sleeptrain.engine.patches.norm_limit import norm_limit
 from sleeptrain.engine.patches.zero3_reentry import keep_params_of_reentered_modules
 from sleeptrain.engine.patches.zero3_reuse import trace_params_per_backward
@@ -54,6 +55,8 @@ class Engine:
         self.process = process
         self.deepspeed_config = deepspeed_config
         self.precision: Precision = precision
+        self.grad_buffers = grad_buffers(deepspeed_engine.optimizer)
+        """By parameter, the float32 tensor that a backward may add its gradient to instead of returning it. Only in bf16 at ZeRO 1."""
         self._step_is_due = False
         self._after_backward: Callable[[], None] = lambda: None
         if self.zero == 3:
@@ -114,6 +117,7 @@ class Engine:
         engine._backward_prologue()
         self._step_is_due = engine.is_gradient_accumulation_boundary()
         engine.backward(loss)
+        mark_as_filled(engine.optimizer)
         self._after_backward()
         if not self._step_is_due:
             engine.step()

@@ -2,14 +2,15 @@
 
 Plain autograd over the unrolled program has three limits: it sums the gradients of all uses of a bf16 weight in bf16, it
 saves every activation, and it cannot be divided into pipeline stages. Here the forward half runs without a graph. Backward
-runs the backward half, which recomputes what the policy did not save, and accumulates each weight's gradient in
-`sum_dtype`. Every parameter then gets one complete gradient, so gradient hooks (those of ZeRO) fire once.
+runs the backward half, which recomputes what the policy did not save, and accumulates each weight's gradient in float32: in the
+engine's buffer of that weight, if it has one. Every other parameter then gets one complete gradient, so gradient hooks
+(those of ZeRO) fire once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -29,19 +30,16 @@ RecomputeName = Literal["none", "block", "pass", "window"]
 """What is saved for backward: `none` recomputes nothing and saves all activations; `block` saves the features entering
 every block and the state entering every pass; `pass` the features and state entering every pass; `window` the state
 entering every window."""
-FinalizeGrads = Callable[[Callable[[Tensor], Tensor]], None]
-"""Completes accumulated gradients in place, once per backward; gets a function from a parameter to its gradient."""
 
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """How gradients are accumulated, and whether passes are replayed as CUDA graphs."""
+    """Where gradients are accumulated, and whether passes are replayed as CUDA graphs."""
 
-    sum_dtype: torch.dtype = torch.float32
-    """The dtype in which the gradients of a weight's uses are summed, if it is wider than the weight's."""
-    finalize_grads: FinalizeGrads | None = None
+    grad_buffers: Mapping[Tensor, Tensor] = field(default_factory=dict)
+    """By weight, the float32 tensor of the engine that its gradients are added to; the other weights get a gradient."""
     graph_cache: GraphCache | None = None
-    """The CUDA graphs of a run; None: kernels are launched one by one."""
+    """The CUDA graphs of a run, made with the same buffers; None: kernels are launched one by one."""
 
 
 DEFAULT_OPTIONS = ExecutorOptions()
@@ -58,11 +56,11 @@ class CheckpointedExecutor:
         """`predict`: `run` returns the likeliest tokens too, saves nothing for backward, and results have no gradient."""
         recompute = replace(RECOMPUTE_POLICIES[policy], offload=offload)
         plan = single_stage_plan(program, sleep, len(model.layers), len(micro_batches), recompute)
-        grads = GradAccumulator(options.sum_dtype)
+        grads = GradAccumulator(options.grad_buffers, model.partial_grads())
         self.stage = StageExecutor(
             model, micro_batches, plan, None, grads, graph_cache=options.graph_cache, predict=predict
         )
-        self.finalize_grads, self.predict = options.finalize_grads, predict
+        self.predict = predict
 
     def run(self) -> list[ProgramOutput]:
         """Run the program over every micro-batch.
@@ -70,16 +68,16 @@ class CheckpointedExecutor:
         `backward` from the `nll` of the results may be called once, from all results together. Parameters get gradients;
         the initial states do not.
         """
-        return run_without_backward(self.stage) if self.predict else run_with_autograd(self.stage, self.finalize_grads)
+        return run_without_backward(self.stage) if self.predict else run_with_autograd(self.stage)
 
     def bytes(self) -> dict[str, int]:
         """The bytes held on the device at the moment, by component; after `run`, those saved for backward."""
         return self.stage.bytes()
 
 
-def run_with_autograd(stage: StageExecutor, finalize_grads: FinalizeGrads | None = None) -> list[ProgramOutput]:
+def run_with_autograd(stage: StageExecutor) -> list[ProgramOutput]:
     """Run the forward half of a stage's actions; `backward` from the results runs the backward half."""
-    nlls = _ScheduleFunction.apply(stage, finalize_grads, *stage.model.parameters())
+    nlls = _ScheduleFunction.apply(stage, *stage.model.parameters())
     return [stage.result(micro, nll) for micro, nll in enumerate(nlls)]
 
 
@@ -93,10 +91,8 @@ class _ScheduleFunction(torch.autograd.Function):
     """The losses of all micro-batches as a function of the parameters."""
 
     @staticmethod
-    def forward(
-        ctx: Any, stage: StageExecutor, finalize_grads: FinalizeGrads | None, *weights: nn.Parameter
-    ) -> tuple[Tensor, ...]:
-        ctx.stage, ctx.finalize_grads, ctx.weights = stage, finalize_grads, weights
+    def forward(ctx: Any, stage: StageExecutor, *weights: nn.Parameter) -> tuple[Tensor, ...]:
+        ctx.stage, ctx.weights = stage, weights
         ctx.set_materialize_grads(False)
         return stage.forward()
 
@@ -106,6 +102,5 @@ class _ScheduleFunction(torch.autograd.Function):
         if stage is None:
             raise RuntimeError("backward can be called only once per run; run the program again")
         stage.backward(d_nlls)
-        if ctx.finalize_grads is not None:
-            ctx.finalize_grads(stage.grads.of)
-        return None, None, *(stage.grads.take(w) if w.requires_grad else None for w in ctx.weights)
+        stage.model.complete_grads(stage.grads.of)
+        return None, *(stage.grads.take(w) if w.requires_grad else None for w in ctx.weights)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +53,10 @@ class GraphCache:
     Graphs add weight gradients to static buffers themselves; outside of a graph each addition would be one more launch.
     """
 
-    def __init__(self, recorder: GraphRecorder, sum_dtype: torch.dtype) -> None:
-        self.recorder, self.grads = recorder, StaticGradAccumulator(sum_dtype)
+    def __init__(self, recorder: GraphRecorder, grad_buffers: Mapping[Tensor, Tensor] = MappingProxyType({})) -> None:
+        """`grad_buffers`: as in `GradAccumulator`."""
+        self.recorder, self.grads = recorder, StaticGradAccumulator()
+        self._grad_buffers = grad_buffers
         self.replayed = 0
         """The number of replays whose results were used."""
         self._graphs: dict[Hashable, _GraphedFunction | None] = {}
@@ -67,8 +70,13 @@ class GraphCache:
         """The number of functions that run eagerly because their graph could not be used."""
         return sum(graph is None for graph in self._graphs.values())
 
-    def of(self, model: nn.Module) -> GraphCache:
-        """This cache, for a step of `model`; drops all graphs if the addresses of its weights have changed."""
+    def of(self, model: nn.Module, partial: Iterable[Tensor] = ()) -> GraphCache:
+        """This cache, for a step of `model`; drops all graphs if the addresses of its weights have changed.
+
+        `partial`: as in `GradAccumulator`.
+        """
+        if model is not self._model:
+            self.grads = StaticGradAccumulator(self._grad_buffers, partial)
         addresses = [weight.data_ptr() for weight in model.parameters()]
         if model is not self._model or addresses != self._addresses:
             self._graphs.clear()

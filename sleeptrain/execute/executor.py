@@ -40,7 +40,7 @@ class StageExecutor:
         and gradients are accumulated in the cache's buffers instead of `grads`. `predict`: only the forward half will run, with
         the likeliest tokens, and it keeps nothing for backward."""
         self.model, self.micro_batches, self.plan, self.p2p = model, micro_batches, plan, p2p
-        self.grads = grads if graph_cache is None else graph_cache.of(model).grads
+        self.grads = grads if graph_cache is None else graph_cache.of(model, model.partial_grads()).grads
         self.observer: ActionObserver | None = None
         """Called at the begin and end of every action."""
         self.stage, self.program = plan.stage, plan.schedule.program

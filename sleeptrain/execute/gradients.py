@@ -1,58 +1,85 @@
-"""Gradient accumulation: the gradients of all uses of a weight, summed in a dtype of their own."""
+"""Gradient accumulation: the gradients of all uses of a weight, summed in float32, in the engine's buffers if it has some."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 
 class GradAccumulator:
-    """Sums the gradients of weights over all their uses in `dtype`, or in the weight's own dtype if that is wider.
+    """Sums the gradients of weights over all their uses in float32, or in the weight's own dtype if that is wider.
 
     A bf16 sum over 64 uses is wrong by about 1 %, over 1,024 uses by 4 %; a float32 sum is as exact as a single use.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._grads: dict[Tensor, Tensor] = {}
+    def __init__(self, buffers: Mapping[Tensor, Tensor] = MappingProxyType({}), partial: Iterable[Tensor] = ()) -> None:
+        """
+        buffers     by weight, a tensor of its shape that gradients are added to: the engine's, which averages what is in it
+        partial     weights whose gradients are completed by another process before they may be added to their buffers
+        """
+        self._buffers = buffers
+        own = set(partial)
+        self._direct = {weight: buffer for weight, buffer in buffers.items() if weight not in own}
+        self._grads: dict[Tensor, Tensor] = dict(self._direct)
 
     def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
         """Add the gradient of one use."""
         if weight in self._grads:
             self._grads[weight].add_(gradient)
         else:
-            self._grads[weight] = gradient.to(torch.promote_types(weight.dtype, self.dtype), copy=True)
+            self._grads[weight] = gradient.to(_sum_dtype(weight), copy=True)
 
     def of(self, weight: Tensor) -> Tensor:
-        """The accumulated gradient itself, which may be written in place; zeros for a weight without uses."""
+        """The accumulated gradient itself, which may be written in place; zeros for a weight without uses.
+
+        That of a weight with a buffer, unless it is partial, includes earlier backwards of the step.
+        """
         if weight not in self._grads:
-            self._grads[weight] = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, self.dtype))
+            self._grads[weight] = torch.zeros_like(weight, dtype=_sum_dtype(weight))
         return self._grads[weight]
 
-    def take(self, weight: nn.Parameter) -> Tensor:
-        """Remove the accumulated gradient and return it in the weight's dtype; zeros for a weight without uses."""
+    def take(self, weight: nn.Parameter) -> Tensor | None:
+        """Remove the accumulated gradient and return it in the weight's dtype; zeros for a weight without uses.
+
+        None for a weight with a buffer, which has it then.
+        """
+        if weight in self._direct:
+            return None
         total = self._grads.pop(weight, None)
-        return torch.zeros_like(weight) if total is None else total.to(weight.dtype)
+        if weight not in self._buffers:
+            return torch.zeros_like(weight) if total is None else total.to(weight.dtype)
+        if total is not None:
+            self._buffers[weight].add_(total)
+        return None
 
 
 class StaticGradAccumulator(GradAccumulator):
     """Accumulates in buffers whose addresses never change, so that CUDA graphs can add to them; zero between steps."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
+    def __init__(self, buffers: Mapping[Tensor, Tensor] = MappingProxyType({}), partial: Iterable[Tensor] = ()) -> None:
+        super().__init__(buffers, partial)
         self._originals: Mapping[Tensor, Tensor] = {}
 
     def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
         """Add the gradient of one use."""
         self.of(self._originals.get(weight, weight)).add_(gradient)
 
-    def take(self, weight: nn.Parameter) -> Tensor:
-        """A copy of the accumulated gradient in the weight's dtype; the buffer is set to zero."""
-        total = self.of(weight)
-        taken = total.to(weight.dtype, copy=True)
+    def take(self, weight: nn.Parameter) -> Tensor | None:
+        """A copy of the accumulated gradient in the weight's dtype; what it was accumulated in is set to zero.
+
+        None for a weight with a buffer of the engine, which has it then.
+        """
+        if weight in self._direct:
+            return None
+        total, taken = self.of(weight), None
+        if weight in self._buffers:
+            self._buffers[weight].add_(total)
+        else:
+            taken = total.to(weight.dtype, copy=True)
         total.zero_()
         return taken
 
@@ -78,6 +105,10 @@ class StaticGradAccumulator(GradAccumulator):
         """Overwrite the accumulated gradients with a snapshot; weights that are not in it get zeros."""
         for weight, total in self._grads.items():
             total.copy_(snapshot[weight]) if weight in snapshot else total.zero_()
+
+
+def _sum_dtype(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)
 
 
 def add_optional(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -41,9 +41,9 @@ class Pipeline:
         StageLost where another stage does not answer.
         """
         plan = self.plan(program, len(micro_batches), next(model.parameters()).device)
-        grads = GradAccumulator(self.options.sum_dtype)
+        grads = GradAccumulator(self.options.grad_buffers, model.partial_grads())
         stage = StageExecutor(model, micro_batches, plan, self.p2p, grads, self.options.graph_cache, predict=predict)
-        return run_without_backward(stage) if predict else run_with_autograd(stage, self.options.finalize_grads)
+        return run_without_backward(stage) if predict else run_with_autograd(stage)
 
     def plan(self, program: Program, group: int, device: torch.device) -> StagePlan:
         """This stage's plan of a program; the first call for a program is a collective over all ranks of the run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +131,19 @@ class LanguageModel(nn.Module):
             self.feedback = None
         if stop < depth:
             del self.norm, self.head
+
+    def partial_grads(self) -> list[nn.Parameter]:
+        """The parameters whose gradients on this process are partial sums, which communication completes after backward.
+
+        Here: a tied embedding that the first and the last pipeline stage hold.
+        """
+        depth, (first, stop) = len(self.layers), self.local_blocks
+        if not self.config.tie or (first == 0) == (stop == depth):
+            return []
+        return list(self.embed.parameters())
+
+    def complete_grads(self, grad_of: Callable[[Tensor], Tensor]) -> None:
+        """Complete in place the partial gradients that are not the pipeline's task; `grad_of` returns that of a parameter."""
 
     def logits(self, h: Tensor) -> Tensor:
         """Features after the last block [batch, time, width] -> logits [batch, time, vocab] in float32 or float64."""

@@ -92,17 +92,23 @@ class TensorParallelModel(LanguageModel):
             # DeepSpeed's gradient norm counts marked parameters on every process and the others on the first one only.
             parameter.tensor_model_parallel = layout.dim(name) is not None  # type: ignore[attr-defined]
 
-    def finalize_grads(self, grad_of: Callable[[Tensor], Tensor]) -> None:
+    def partial_grads(self) -> list[nn.Parameter]:
+        """As `LanguageModel.partial_grads`, with replicated parameters whose gradients are sums over heads or tokens."""
+        return [*super().partial_grads(), *self._replicated_partial()]
+
+    def complete_grads(self, grad_of: Callable[[Tensor], Tensor]) -> None:
         """All-reduce the gradients of replicated parameters that are partial sums over heads or tokens; a collective over the
         tensor axis. One all-reduce of their concatenation. `grad_of` returns the accumulated gradient of a parameter."""
-        sequence_parallel = self.token_shards > 1
-        partial = [p for name, p in self.named_parameters() if self.tp_layout.has_partial_grad(name, sequence_parallel)]
-        grads = [grad_of(p) for p in partial if p.requires_grad]
+        grads = [grad_of(p) for p in self._replicated_partial() if p.requires_grad]
         if grads:
             flat = torch.cat([grad.flatten() for grad in grads])
             dist.all_reduce(flat, group=self.tp_layout.axis.group)
             for grad, reduced in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
                 grad.copy_(reduced.view_as(grad))
+
+    def _replicated_partial(self) -> list[nn.Parameter]:
+        sequence_parallel = self.token_shards > 1
+        return [p for name, p in self.named_parameters() if self.tp_layout.has_partial_grad(name, sequence_parallel)]
 
     def _replicate(self, x: Tensor) -> Tensor:
         """The input of a column-parallel layer on every process; backward sums its gradient over the tensor axis.

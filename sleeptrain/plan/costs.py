@@ -41,7 +41,7 @@ def costs_of(layout: Layout, activations: ActivationMemory | None = None, speed:
     job, pattern = layout.job, layout.job.model.pattern
     model, dtype = local_config(job.model, job.mesh.tensor), DTYPES[job.train.precision]
     flops = {letter: block_flops(model, letter) for letter in set(pattern)}
-    grad_bytes = torch.promote_types(dtype, getattr(torch, job.optim.sum_dtype)).itemsize
+    grad_bytes = torch.promote_types(dtype, torch.float32).itemsize
     tied_across_stages = job.model.tie and job.mesh.pipe > 1
     return Costs(
         sizes=_sizes(job, model, layout.batch.micro, activations),

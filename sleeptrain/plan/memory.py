@@ -7,10 +7,9 @@ measured with torch's allocator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import get_args
 
 from sleeptrain.engine.optimizers import Kind
 from sleeptrain.engine.settings import LARGEST_BUCKET
@@ -24,7 +23,7 @@ from sleeptrain.train.layout import Layout
 FP32 = 4
 """Bytes of a float32 element."""
 BF16_ZERO1_BUCKET = 500_000_000
-"""Largest number of elements that DeepSpeed's bf16 optimizer reduces in one message at ZeRO 1."""
+"""Number of elements with which DeepSpeed (0.19.8) sends a message of its bf16 optimizer at ZeRO 1."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,10 @@ def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], a
     n, p = held.elements, sum(partition.values())
     bucket = max(*held.sizes.values(), min(n, LARGEST_BUCKET))
     weight, zero = DTYPES[job.train.precision].itemsize, job.mesh.zero
-    accumulator = n * max(weight, getattr(torch, job.optim.sum_dtype).itemsize)
+    accumulator = FP32 * n
     several = accumulation > 1
+    # CUDA graphs add to accumulators at fixed addresses, which are never freed.
+    static = accumulator if job.train.cuda_graphs else 0
     if zero == 3:
         # The bucket and this process's gradient partition always exist. Where parameters are partitioned they are gathered
         # for use, all of them if loops reuse them, and autograd accumulates gradients in the parameters' dtype.
@@ -121,19 +122,28 @@ def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], a
         reduction = (FP32 * p if several and zero > 1 else 0) + FP32 * (n + max(bucket, p))
         update, copy = FP32 * p, FP32
     elif zero == 1:
-        # A whole fp32 gradient always exists, and bf16 gradients of earlier backwards stay until the step.
-        earlier, update, copy = FP32 * n + (weight * n if several else 0), (FP32 + weight) * n, 0
-        reduction = (FP32 + weight) * n + FP32 * min(n, BF16_ZERO1_BUCKET)
+        # The accumulator is the gradient that DeepSpeed reduces, and always exists.
+        earlier, update, copy, static = 0, FP32 * n, 0, 0
+        reduction = FP32 * n + _flattened([held.kinds.get(group, 0) for group in get_args(Kind)])
     else:
         earlier = FP32 * p if several else 0
         reduction, update, copy = weight * n + (weight + FP32) * bucket + FP32 * p, FP32 * p, 0
-    # CUDA graphs add to accumulators at fixed addresses, which are never freed.
-    static = accumulator if job.train.cuda_graphs else 0
     return {
         "backward": float(accumulator + earlier),
         "reduction": float(reduction + static),
         "update": float(update + static + _optimizer_work(job, held, partition, copy)),
     }
+
+
+def _flattened(groups: Iterable[int]) -> int:
+    """Bytes of the largest copy that the reduction of flat gradients makes: DeepSpeed concatenates those of the parameter groups,
+    in the order of `engine.optimizers.Kind`, until they have BF16_ZERO1_BUCKET elements. It does not copy one that is alone."""
+    messages: list[list[int]] = [[]]
+    for elements in groups:
+        messages[-1].append(elements)
+        if sum(messages[-1]) > BF16_ZERO1_BUCKET:
+            messages.append([])
+    return max(FP32 * sum(message) if len(message) > 1 else 0 for message in messages)
 
 
 def _optimizer_work(job: Job, held: StageParameters, partition: Mapping[Kind, int], copy: int) -> float:

@@ -159,13 +159,6 @@ RULES: tuple[Rule[Job], ...] = (
         ("mesh.zero=3", "train.offload=true", "train.recompute=pass"),
     ),
     Rule(
-        "zero3-sum", ("mesh.zero", "optim.sum_dtype"),
-        lambda job: job.mesh.zero == 3 and job.optim.sum_dtype != "float32",
-        "ZeRO 3 runs on plain autograd, which accumulates the gradients of a reused weight in the weight's own dtype",
-        "use optim.sum_dtype=float32, or mesh.zero=2",
-        ("mesh.zero=3", "optim.sum_dtype=bfloat16"),
-    ),
-    Rule(
         "offload-none", ("train.offload", "train.recompute"),
         lambda job: job.train.offload and job.train.recompute == "none",
         "without recompute, autograd graphs keep all saved activations on the device, and there is nothing to offload",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sleeptrain.execute.activation_checkpoint import AUTOGRAD_WRAPPERS
-from sleeptrain.execute.autograd import DEFAULT_OPTIONS, CheckpointedExecutor, ExecutorOptions, FinalizeGrads
+from sleeptrain.execute.autograd import DEFAULT_OPTIONS, CheckpointedExecutor, ExecutorOptions
 from sleeptrain.execute.cuda_graphs import GraphCache
 from sleeptrain.execute.graph_capture import CudaGraphRecorder
 from sleeptrain.execute.p2p import P2PChannels
@@ -26,16 +26,12 @@ from sleeptrain.train.layout import Layout
 from sleeptrain.train.step import Forward
 
 
-def new_model(
-    layout: Layout, axes: MeshAxes, horizon: int, device: torch.device
-) -> tuple[LanguageModel, FinalizeGrads | None]:
-    """This process's part of the model with its initial values, and the function that completes partial gradients.
+def new_model(layout: Layout, axes: MeshAxes, horizon: int, device: torch.device) -> LanguageModel:
+    """This process's part of the model with its initial values; a process never allocates more than its part.
 
-    A process never allocates more than its part. The function is None without tensor parallelism. Raises UserError where the
-    model cannot be divided over the tensor axis.
+    Raises UserError where the model cannot be divided over the tensor axis.
     """
     job, blocks = layout.job, layout.stages[axes.pipe.rank]
-    finalize_grads: FinalizeGrads | None = None
     with torch.device("meta"):
         if axes.tensor.size == 1:
             model = LanguageModel(job.model, gated=job.sleep.gated)
@@ -44,14 +40,14 @@ def new_model(
             from sleeptrain.parallel.tensor import TensorParallelModel
 
             model = sharded = TensorParallelModel(job.model, axes.tensor, job.mesh.sequence, gated=job.sleep.gated)
-            fill, finalize_grads = sharded.initialise, sharded.finalize_grads
+            fill = sharded.initialise
     model.keep_stage(blocks.start, blocks.stop)
     model.to_empty(device=device)
     fill(job.train.seed, horizon)
     if job.model.tie and blocks.start > 0 and blocks.stop == len(job.model.pattern):
         # The first stage holds this matrix too. DeepSpeed counts it there when it takes the norm of all gradients.
         setattr(model.embed.weight, "ds_pipe_replicated", True)  # noqa: B010
-    return model, finalize_grads
+    return model
 
 
 def looped_elements(model: LanguageModel, program: Program, sleep: Sleep) -> int:
@@ -68,14 +64,16 @@ def looped_elements(model: LanguageModel, program: Program, sleep: Sleep) -> int
     return sum(parameter.numel() for parameter in modules.parameters())
 
 
-def make_forward(layout: Layout, axes: MeshAxes, finalize_grads: FinalizeGrads | None) -> Forward:
-    """The forward function of a run: pipeline, checkpointed executor, or plain autograd under ZeRO 3."""
+def make_forward(layout: Layout, axes: MeshAxes, grad_buffers: Mapping[Tensor, Tensor]) -> Forward:
+    """The forward function of a run: pipeline, checkpointed executor, or plain autograd under ZeRO 3.
+
+    `grad_buffers`: `Engine.grad_buffers`.
+    """
     job = layout.job
     if job.mesh.zero == 3:
         return autograd_forward(job)
-    sum_dtype = getattr(torch, job.optim.sum_dtype)
-    graph_cache = GraphCache(CudaGraphRecorder(), sum_dtype) if job.train.cuda_graphs else None
-    options = ExecutorOptions(sum_dtype, finalize_grads, graph_cache)
+    graph_cache = GraphCache(CudaGraphRecorder(), grad_buffers) if job.train.cuda_graphs else None
+    options = ExecutorOptions(grad_buffers, graph_cache)
     return checkpointed_forward(job, options) if axes.pipe.size == 1 else pipelined_forward(layout, axes, options)
 
 

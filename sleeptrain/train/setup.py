@@ -124,10 +124,10 @@ def set_up(
         {"the data's hash": manifest.hash[:12], "its length": manifest.length, "the program": layout.program().key},
     )
     axes = init_mesh(job.mesh, process.rank, process.world)
-    model, finalize_grads = new_model(layout, axes, job.model.deltanet.horizon or manifest.length, process.device)
+    model = new_model(layout, axes, job.model.deltanet.horizon or manifest.length, process.device)
     use_kernels(model, job.train, layout.windows, layout.batch.micro, process)
     engine = build_engine(model, job.optim, _engine_spec(layout, model, axes))
-    context = StepContext(engine, make_forward(layout, axes, finalize_grads), layout, axes, manifest.pad)
+    context = StepContext(engine, make_forward(layout, axes, engine.grad_buffers), layout, axes, manifest.pad)
     limits = job.train.guard
     guard = Guard(limits.streak, limits.rollbacks, spike=limits.spike)
     found = resume(engine, reader, guard, folder)

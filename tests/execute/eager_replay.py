@@ -22,5 +22,5 @@ class CountingReplay(EagerReplay):
         return outputs, counting
 
 
-def graph_cache(dtype):
-    return GraphCache(CountingReplay(), dtype)
+def graph_cache():
+    return GraphCache(CountingReplay())

@@ -115,7 +115,7 @@ def run_observed(p2p, model, case, cuts, policy, group, observe):
     local, program = stage_model(model, sleep, cuts, p2p.stage), program_of(case, len(model.layers))
     plan = pipeline(p2p, model, sleep, cuts, policy).plan(program, group, torch.device("cpu"))
     batches = micro_batches(local, sleep, layout, group)
-    stage = StageExecutor(local, batches, plan, p2p, GradAccumulator(torch.float32))
+    stage = StageExecutor(local, batches, plan, p2p, GradAccumulator({}, local.partial_grads()))
     stage.observer = stage.store.observer = lambda event, subject: observe(stage, event, subject)
     loss_of(run_with_autograd(stage)).backward()
     return stage

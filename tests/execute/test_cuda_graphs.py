@@ -25,7 +25,7 @@ def call(cache, function, count, *, adds=False, kind="work"):
 
 
 def test_a_graph_is_replayed_after_two_checks_and_returns_copies(model):
-    cache = graph_cache(torch.float32).of(model)
+    cache = graph_cache().of(model)
     results = call(cache, lambda named: {"y": model(named["x"])}, 5)
     assert all(torch.equal(y, model(x)) for y, x in results)  # no result was overwritten by a later replay
     assert cache.replayed == 5 - cuda_graphs.CHECKS == cache.recorder.replayed - cuda_graphs.CHECKS
@@ -37,7 +37,7 @@ def test_a_graph_is_replayed_after_two_checks_and_returns_copies(model):
 
 
 def test_a_graph_with_a_constant_output_is_found_and_the_function_runs_eagerly(model, caplog):
-    cache = graph_cache(torch.float32).of(model)
+    cache = graph_cache().of(model)
     cache.recorder.capture = lambda run, capture=cache.recorder.capture: constant(run, capture)
 
     def constant(run, capture):
@@ -55,7 +55,7 @@ def test_a_graph_with_a_constant_output_is_found_and_the_function_runs_eagerly(m
 
 
 def test_a_graph_that_does_not_add_a_gradient_is_found(model, caplog):
-    cache = graph_cache(torch.float32).of(model)
+    cache = graph_cache().of(model)
     own = model.weight
 
     def adding(named):
@@ -70,7 +70,7 @@ def test_a_graph_that_does_not_add_a_gradient_is_found(model, caplog):
 
 
 def test_gradients_are_added_once_a_call_however_often_the_function_runs(model):
-    cache = graph_cache(torch.float32).of(model)
+    cache = graph_cache().of(model)
 
     def adding(named):
         with torch.enable_grad():
@@ -92,7 +92,7 @@ def test_a_function_whose_capture_fails_warns_once_and_runs_eagerly(model, caplo
         def capture(self, run):
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    cache = cuda_graphs.GraphCache(FailingCapture(), torch.float32).of(model)
+    cache = cuda_graphs.GraphCache(FailingCapture()).of(model)
     results = call(cache, lambda named: {"y": model(named["x"])}, 3)
     assert all(torch.equal(y, model(x)) for y, x in results)
     (message,) = caplog.messages
@@ -101,7 +101,7 @@ def test_a_function_whose_capture_fails_warns_once_and_runs_eagerly(model, caplo
 
 def test_no_more_graphs_are_captured_than_the_limit(model, caplog, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
-    cache = graph_cache(torch.float32).of(model)
+    cache = graph_cache().of(model)
     for kind in "abca":
         call(cache, lambda named: {"y": model(named["x"])}, 1, kind=kind)
     assert cache.recorder.captured == 2
@@ -111,7 +111,7 @@ def test_no_more_graphs_are_captured_than_the_limit(model, caplog, monkeypatch):
 
 
 def test_nan_is_a_difference_only_where_one_side_has_it(model, caplog):
-    cache = graph_cache(torch.float32).of(model)
+    cache = graph_cache().of(model)
     call(cache, lambda named: {"y": named["x"] / 0 - named["x"] / 0}, 2)
     assert not caplog.messages
     cache.recorder.capture = lambda run, capture=cache.recorder.capture: with_nan(*capture(run))
@@ -124,7 +124,7 @@ def test_nan_is_a_difference_only_where_one_side_has_it(model, caplog):
 
 
 def test_graphs_are_dropped_when_weights_change_their_address(model):
-    cache = graph_cache(torch.float32)
+    cache = graph_cache()
     for _ in range(2):
         call(cache.of(model), lambda named: {"y": model(named["x"])}, 1)
     assert cache.recorder.captured == 1
@@ -137,7 +137,7 @@ def test_graphs_are_dropped_when_weights_change_their_address(model):
 def test_static_buffers_accumulate_the_same_bits(dtype):
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.randn(4, dtype=dtype)) for _ in range(2)]
-    plain, fixed = GradAccumulator(torch.float32), StaticGradAccumulator(torch.float32)
+    plain, fixed = GradAccumulator(), StaticGradAccumulator()
     for _ in range(2):
         for _ in range(5):
             gradient = torch.randn(4, dtype=dtype)

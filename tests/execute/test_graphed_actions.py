@@ -78,7 +78,7 @@ def test_replayed_passes_compute_the_same_bits_on_every_option_of_the_program(ca
     policy = ("block", "pass", "window")[number % 3]
     model, cache = (
         toy.model(dtype=torch.float32, tie=number % 2 == 0, gated=CASES[case][0].gated),
-        graph_cache(torch.float32),
+        graph_cache(),
     )
     with caplog.at_level(logging.WARNING, "sleeptrain"):
         actual = train_copy(model, CASES[case], policy, cache)
@@ -90,7 +90,7 @@ def test_replayed_passes_compute_the_same_bits_on_every_option_of_the_program(ca
 
 @pytest.mark.parametrize("case, policy", [("sliding, range, every", "window"), ("every", "pass"), ("context", "block")])
 def test_replay_with_padding_in_some_steps_bf16_and_offload(case, policy, caplog):
-    model, cache = toy.model(dtype=torch.bfloat16, tie=True), graph_cache(torch.float32)
+    model, cache = toy.model(dtype=torch.bfloat16, tie=True), graph_cache()
     options = {"padded": True, "offload": True, "steps": 4}
     actual = train_copy(model, CASES[case], policy, cache, **options)
     assert_same_bits(actual, train_copy(model, CASES[case], policy, None, **options))
@@ -99,7 +99,7 @@ def test_replay_with_padding_in_some_steps_bf16_and_offload(case, policy, caplog
 
 def test_more_passes_and_windows_need_no_more_graphs():
     """The number of passes may be drawn and positions may count from the start of the document: graphs read tensors."""
-    model, cache = toy.model(dtype=torch.float32), graph_cache(torch.float32)
+    model, cache = toy.model(dtype=torch.float32), graph_cache()
     sleep = Sleep(window=4, loop=Loop(trigger="every"), evict=Evict("sliding"))
     counts = []
     for passes, windows in ((3, 4), (2, 6), (5, 9)):
@@ -110,14 +110,14 @@ def test_more_passes_and_windows_need_no_more_graphs():
 
 def test_policy_none_is_refused():
     with pytest.raises(ValueError, match="use another policy"):
-        train_copy(toy.model(), CASES["context"], "none", graph_cache(torch.float32), steps=1)
+        train_copy(toy.model(), CASES["context"], "none", graph_cache(), steps=1)
 
 
 def train_stage(case, policy, padded):
     """Two steps of one pipeline stage without and with graphs: whether all bits are equal, the number of tensors compared,
     of replays and of captures."""
     p2p, (sleep, layout, passes) = stages.p2p_channels(), CASES[case]
-    runs, cache = [], graph_cache(torch.float32)
+    runs, cache = [], graph_cache()
     for graphs in (None, cache):
         whole = toy.model(dtype=torch.float32, tie=True, gated=sleep.gated)
         local = stages.stage_model(whole, sleep, (2,), p2p.stage)
@@ -188,7 +188,7 @@ def test_a_captured_pass_never_synchronizes_with_the_device(case, monkeypatch):
 
         return raises
 
-    cache = GraphCache(CheckedCapture(), torch.float32)
+    cache = GraphCache(CheckedCapture())
     train_copy(toy.model(dtype=torch.bfloat16), CASES[case], "pass", cache, padded=True, steps=1)
     assert len(captured) > 5
     with pytest.raises(AssertionError, match=r"reads values"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sleeptrain.execute.autograd import CheckpointedExecutor, ExecutorOptions
+from sleeptrain.execute.autograd import CheckpointedExecutor
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
@@ -55,7 +55,7 @@ def models(config, axis, gated):
     return full.double(), sharded.double()
 
 
-def forward_backward(model, case, policy, finalize_grads=None):
+def forward_backward(model, case, policy):
     """Output and gradients of a case, and the bytes of features that are saved for backward."""
     sleep, layout, _, padding = case
     tokens, targets = toy.batch(layout, rows=3)
@@ -65,10 +65,7 @@ def forward_backward(model, case, policy, finalize_grads=None):
         valid[0, :3] = valid[1, 5:6] = False
         targets[~valid] = -100
     rows = MicroBatch(tokens, targets, model.zero_state(sleep, 3), valid if padding else None)
-    options = ExecutorOptions(finalize_grads=finalize_grads)
-    executor = CheckpointedExecutor(
-        model, [rows], compile(sleep, layout, len(model.layers), 3), sleep, policy, options=options
-    )
+    executor = CheckpointedExecutor(model, [rows], compile(sleep, layout, len(model.layers), 3), sleep, policy)
     (result,) = executor.run()
     features = executor.bytes()["h"]
     result.nll.square().sum().backward()
@@ -88,7 +85,7 @@ def compare(everything):
         expected, expected_grads, features = forward_backward(full, case, "pass")
         others = ("none", "block", "window")
         for policy in ("pass", *(others if everything else others[number % 3 : number % 3 + 1])):
-            result, grads, local_features = forward_backward(sharded, case, policy, sharded.finalize_grads)
+            result, grads, local_features = forward_backward(sharded, case, policy)
             grads = {key: gathered(sharded.tp_layout, key, g) for key, g in grads.items()}
             state = [
                 result.state[leaf.name] - expected.state[leaf.name].chunk(2, leaf.tensor_dim)[axis.rank]

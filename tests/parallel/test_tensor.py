@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sleeptrain.errors import UserError
-from sleeptrain.execute.autograd import CheckpointedExecutor, ExecutorOptions
+from sleeptrain.execute.autograd import CheckpointedExecutor
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
@@ -24,7 +24,7 @@ from tests.train.gather import gathered
 NAMES = ["every", "normed", "sliding, range, every", "last two passes, range, embeddings", "gated", "clipped"]
 
 
-def forward_backward(model, case, policy, finalize_grads=None):
+def forward_backward(model, case, policy):
     """Output and gradients of a case, with padding in one row."""
     sleep, layout, passes = CASES[case]
     tokens, targets = toy.batch(layout, rows=3)
@@ -33,9 +33,7 @@ def forward_backward(model, case, policy, finalize_grads=None):
     targets[~valid] = -100
     program = compile(sleep, layout, len(model.layers), passes)
     rows = MicroBatch(tokens, targets, model.zero_state(sleep, 3), valid)
-    (result,) = CheckpointedExecutor(
-        model, [rows], program, sleep, policy, options=ExecutorOptions(finalize_grads=finalize_grads)
-    ).run()
+    (result,) = CheckpointedExecutor(model, [rows], program, sleep, policy).run()
     result.nll.square().sum().backward()
     return result, {name: p.grad for name, p in model.named_parameters()}
 
@@ -55,7 +53,7 @@ def compare():
         for key, p in sharded.named_parameters():
             assert torch.equal(gathered(sharded.tp_layout, key, p.detach()), full.get_parameter(key)), key
         expected, expected_grads = forward_backward(full, name, "none")
-        result, grads = forward_backward(sharded, name, "window", sharded.finalize_grads)
+        result, grads = forward_backward(sharded, name, "window")
         grads = {key: gathered(sharded.tp_layout, key, g) for key, g in grads.items()}
         state = {
             leaf.name: result.state[leaf.name] - expected.state[leaf.name].chunk(2, leaf.tensor_dim)[axis.rank]

@@ -146,7 +146,11 @@ def stage_bytes(plan, p2p):
     model.keep_stage(blocks.start, blocks.stop)
     p2p.open(plan.schedule.channels, torch.device("cpu"))
     stage = StageExecutor(
-        model, group_of(plan, model), StagePlan(plan.schedule, p2p.stage), p2p, GradAccumulator(torch.float32)
+        model,
+        group_of(plan, model),
+        StagePlan(plan.schedule, p2p.stage),
+        p2p,
+        GradAccumulator({}, model.partial_grads()),
     )
     found = {"peak": 0}
 
@@ -203,7 +207,7 @@ def tensor_parallel_bytes(plans):
     process, found = init_distributed(), {}
     for key, plan in plans.items():
         axes = init_mesh(plan.job.mesh, process.rank, process.world)
-        model, _ = new_model(plan.layout, axes, 64, process.device)
+        model = new_model(plan.layout, axes, 64, process.device)
         found[key] = saved_bytes(plan, model.to(DTYPES[plan.job.train.precision])), dict(plan.memory[0].saved)
     return found
 
@@ -299,19 +303,31 @@ def step_bytes(overrides):
         train_step(StepContext(engine, forward, plan.layout, axes, pad=1025), batches, plan.schedule.program, 1.0)
 
     before = live_storages()
-    model, finalize_grads = new_model(plan.layout, axes, 64, process.device)
+    model = new_model(plan.layout, axes, 64, process.device)
     spec = EngineSpec(
         job.train.precision, job.mesh.zero, split.rows_per_backward, split.accumulation, mpu=axes.mpu,
         reused_elements=looped_elements(model, plan.schedule.program, job.sleep) if job.mesh.zero == 3 else 0,
     )  # fmt: skip
     engine = build_engine(model, job.optim, spec)
-    forward = make_forward(plan.layout, axes, finalize_grads)
+    forward = make_forward(plan.layout, axes, engine.grad_buffers)
     step(engine, forward)  # the first step allocates the optimizer's moments
     after = live_storages()
     between = sum(storage.nbytes() for address, storage in after.items() if address not in before)
     with StorageCounter() as storages:
         step(engine, forward)
     return between + storages.peak, plan.memory[axes.pipe.rank].total
+
+
+def test_the_reduction_of_one_large_group_copies_nothing():
+    """With groups of above and below 500 million elements, where DeepSpeed sends the first one alone."""
+    flat = torch.ones(5)
+    assert torch._utils._flatten_dense_tensors([flat]).data_ptr() == flat.data_ptr()
+    large, small = (
+        plan_of("train.precision=bf16", "model.width=8192", "model.mlp.hidden=16384"),
+        plan_of("train.precision=bf16"),
+    )
+    held = [plan.parameters.stages[0].elements for plan in (large, small)]
+    assert [plan.memory[0].phases[1].gradients for plan in (large, small)] == [4 * held[0], 8 * held[1]]
 
 
 def step_bytes_by_case(cases):

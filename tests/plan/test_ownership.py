@@ -119,7 +119,7 @@ def sizes_on_this_process(layout):
     """This process's stage, its parameter sizes and its master weights in elements."""
     process, job = init_distributed(), layout.job
     axes = init_mesh(job.mesh, process.rank, process.world)
-    model, _ = new_model(layout, axes, 64, process.device)
+    model = new_model(layout, axes, 64, process.device)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     engine = build_engine(model, job.optim, EngineSpec(job.train.precision, job.mesh.zero, 1, 1, mpu=axes.mpu))
     masters = {g["name"]: sum(p.numel() for p in g["params"]) for g in engine.optimizer.param_groups}

@@ -28,7 +28,6 @@ REFUSED = {
     (("mesh.sequence", True), ("mesh.zero", 3)): ["sequence-tensor", "zero3-tensor"],
     (("mesh.zero", 3), ("train.offload", True)): ["zero3-offload"],
     (("mesh.zero", 3), ("optim.name", "muon")): ["zero3-muon"],
-    (("mesh.zero", 3), ("optim.sum_dtype", "bfloat16")): ["zero3-sum"],
     (("mesh.pipe", 2), ("mesh.group", 1)): ["group-stages"],
     (("mesh.tensor", 2), ("optim.name", "muon")): ["muon-tensor"],
     (("mesh.sequence", True), ("optim.name", "muon")): ["sequence-tensor", "muon-tensor"],
