@@ -58,6 +58,8 @@ class Block(nn.Module):
         sandwich = model.norm == "sandwich"
         self.out1: nn.Module = RMSNorm(model.width, model.eps) if sandwich else nn.Identity()
         self.out2: nn.Module = RMSNorm(model.width, model.eps) if sandwich else nn.Identity()
+        self.compute: Callable[..., Any] = attention_block if model.pattern[layer] == "A" else deltanet_block
+        """`attention_block` or `deltanet_block`, or that function compiled (`compile_blocks`)."""
 
     def forward(
         self, h: Tensor, state: State, op: Pass, span: int, valid: Tensor | None, position0: Tensor | None = None
@@ -68,17 +70,33 @@ class Block(nn.Module):
         """
         name = f"layers.{self.layer}"
         if isinstance(self.mixer, DeltaNet):
-            y, fast, conv = self.mixer(self.norm1(h), state[f"{name}.fast"], state[f"{name}.conv"], valid)
-            changed = {f"{name}.fast": fast, f"{name}.conv": conv}
-        else:
-            cached = (
-                KVCache(state[f"{name}.key"], state[f"{name}.value"], state[f"{name}.seen"]) if op.kv_read else None
-            )
-            y, cache = self.mixer(self.norm1(h), cached, op.position0 if position0 is None else position0, span, valid)
-            new = {f"{name}.key": cache.key, f"{name}.value": cache.value, f"{name}.seen": cache.seen}
-            changed = new if op.kv_write else {}
+            h, fast, conv = self.compute(self, h, state[f"{name}.fast"], state[f"{name}.conv"], valid)
+            return h, {f"{name}.fast": fast, f"{name}.conv": conv}
+        cached = KVCache(state[f"{name}.key"], state[f"{name}.value"], state[f"{name}.seen"]) if op.kv_read else None
+        h, cache = self.compute(self, h, cached, op.position0 if position0 is None else position0, span, valid)
+        new = {f"{name}.key": cache.key, f"{name}.value": cache.value, f"{name}.seen": cache.seen}
+        return h, new if op.kv_write else {}
+
+    def add_branches(self, h: Tensor, y: Tensor) -> Tensor:
+        """The features after the block, from those before it and the output of its mixer."""
         h = torch.add(h, self.out1(y), alpha=self.scale)
-        return torch.add(h, self.out2(self.mlp(self.norm2(h))), alpha=self.scale), changed
+        return torch.add(h, self.out2(self.mlp(self.norm2(h))), alpha=self.scale)
+
+
+def deltanet_block(
+    block: Block, h: Tensor, fast: Tensor, conv: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A block with Gated DeltaNet as a function of tensors alone: the features after it, the new S and the new tail."""
+    y, fast, conv = block.mixer(block.norm1(h), fast, conv, valid)
+    return block.add_branches(h, y), fast, conv
+
+
+def attention_block(
+    block: Block, h: Tensor, cache: KVCache | None, position0: int | Tensor, span: int, valid: Tensor | None
+) -> tuple[Tensor, KVCache]:
+    """A block with attention as a function of tensors alone: the features after it, and the cache with this window appended."""
+    y, cache = block.mixer(block.norm1(h), cache, position0, span, valid)
+    return block.add_branches(h, y), cache
 
 
 class Stack(nn.ModuleList):

@@ -166,6 +166,20 @@ RULES: tuple[Rule[Job], ...] = (
         ("train.offload=true", "train.recompute=none"),
     ),
     Rule(
+        "compile-zero3", ("train.compile", "mesh.zero"),
+        lambda job: job.train.compile and job.mesh.zero == 3,
+        "ZeRO 3 gathers the parameters of a block in hooks, which torch.compile cannot trace",
+        "use train.compile=false, or mesh.zero=2",
+        ("train.compile=true", "mesh.zero=3"),
+    ),
+    Rule(
+        "compile-tensor", ("train.compile", "mesh.tensor"),
+        lambda job: job.train.compile and job.mesh.tensor > 1,
+        "torch.compile cannot trace the layers of megatron-core, which communicate in forward and backward",
+        "use train.compile=false, or mesh.tensor=1",
+        ("train.compile=true", "mesh.tensor=2"),
+    ),
+    Rule(
         "graphs-none", ("train.cuda_graphs", "train.recompute"),
         lambda job: job.train.cuda_graphs and job.train.recompute == "none",
         "without recompute, every pass keeps its own saved activations, and a CUDA graph has memory for those of one pass",

@@ -229,6 +229,8 @@ def _later() -> list[str]:
         "  not the last (`every`).",
         "- `train.cuda_graphs: true` needs a GPU. It is not among the settings above, because no pair with it has been trained yet. On a",
         "  CPU `tests/execute/test_graphed_actions.py` compares captured passes with eager ones, bit for bit.",
+        "- `train.compile: true` needs a C++ compiler on a CPU. It is not among the settings above, since every training would compile for a",
+        "  minute; `tests/model/test_compile_blocks.py` and `tests/train/test_compile.py` compare compiled blocks with uncompiled ones.",
         "- A run resumes in any layout: other sizes of the axes, another ZeRO stage, other numbers of processes.",
         "",
     ]

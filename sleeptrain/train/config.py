@@ -56,6 +56,9 @@ class Train:
     run's self-test, else plain torch. `chunked`: plain torch. `require_fused`: fused kernels; without them the run is
     refused."""
 
+    compile: bool = False
+    """Compile every block with torch.compile, forward and backward, so that elementwise work is fused into few kernels. The first
+    steps take a minute longer, less with a warm cache. Needs a C++ compiler on a CPU."""
     cuda_graphs: bool = False
     """Capture every kind of pass (forward, recompute, backward) once as a CUDA graph and replay it, so that a pass takes a few
     launches. A graph's first replays are compared with the eager pass; a graph that differs is not used."""

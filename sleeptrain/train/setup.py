@@ -15,6 +15,7 @@ from sleeptrain.data.reader import Reader
 from sleeptrain.engine.build import EngineSpec, build_engine
 from sleeptrain.engine.engine import Engine
 from sleeptrain.errors import UserError
+from sleeptrain.model.compile_blocks import compile_blocks, missing_compiler
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel.collectives import assert_same_on_all_ranks
 from sleeptrain.parallel.config import BatchLayout
@@ -92,6 +93,8 @@ def check_device(job: Job, device: torch.device) -> None:
         raise UserError(
             "train.cuda_graphs = true needs a GPU, and torch sees none here; train.cuda_graphs=false trains without"
         )
+    if job.train.compile and device.type == "cpu" and (obstacle := missing_compiler()):
+        raise UserError(f"train.compile = true: {obstacle}; install g++, or train with train.compile=false")
 
 
 def open_reader(job: Job, batch: BatchLayout, data_rank: int) -> Reader:
@@ -127,6 +130,8 @@ def set_up(
     model = new_model(layout, axes, job.model.deltanet.horizon or manifest.length, process.device)
     use_kernels(model, job.train, layout.windows, layout.batch.micro, process)
     engine = build_engine(model, job.optim, _engine_spec(layout, model, axes))
+    if job.train.compile:
+        compile_blocks(model)
     context = StepContext(engine, make_forward(layout, axes, engine.grad_buffers), layout, axes, manifest.pad)
     limits = job.train.guard
     guard = Guard(limits.streak, limits.rollbacks, spike=limits.spike)

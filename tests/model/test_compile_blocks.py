@@ -1,0 +1,73 @@
+"""Compiled blocks: losses, states and gradients are those of uncompiled ones, and all blocks of a kind share their graphs."""
+
+import copy
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from sleeptrain.execute.autograd import CheckpointedExecutor
+from sleeptrain.model.compile_blocks import compile_blocks
+from sleeptrain.model.micro_batch import MicroBatch
+from sleeptrain.program import compile
+from tests.model import toy
+from tests.model.test_sleep import CASES
+
+NAMES = ("every", "sliding, range, every", "gated", "last two passes, range, embeddings", "horizon of one window")
+
+
+def results_of(model, case, policy, padded=False):
+    """Losses, residuals and states, and the gradients by name."""
+    sleep, layout, passes = case
+    tokens, targets = toy.batch(layout)
+    valid = None
+    if padded:
+        valid = torch.ones(tokens.shape, dtype=torch.bool)
+        valid[0, :2] = valid[1, -3:] = False
+        targets[~valid] = -100
+    batch = MicroBatch(tokens, targets, model.zero_state(sleep, 2), valid)
+    (output,) = CheckpointedExecutor(
+        model, [batch], compile(sleep, layout, len(model.layers), passes), sleep, policy
+    ).run()
+    model.zero_grad()
+    output.nll.square().sum().backward()
+    return [output.nll.detach(), output.residual, *output.state.flat()], {
+        name: weight.grad.clone() for name, weight in model.named_parameters()
+    }
+
+
+def assert_equal(model, compiled, case, policy, padded):
+    expected, expected_grads = results_of(model, case, policy, padded)
+    actual, actual_grads = results_of(compiled, case, policy, padded)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    for name, gradient in expected_grads.items():
+        assert (actual_grads[name] - gradient).norm() < 1e-9 * gradient.norm().clamp_min(1e-6), name
+
+
+def compiled_copy(model):
+    model = copy.deepcopy(model)
+    compile_blocks(model)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gated", [False, True])
+def test_compiled_blocks_equal_uncompiled_ones(gated):
+    """In float64, with and without padding; under every policy in the first case."""
+    model = toy.model(gated=gated)
+    compiled = compiled_copy(model)
+    names = [name for name in NAMES if CASES[name][0].gated is gated]
+    for name, policy in [*((name, "window") for name in names), *((names[0], policy) for policy in ("none", "block"))]:
+        for padded in (False, True):
+            assert_equal(model, compiled, CASES[name], policy, padded)
+
+
+@pytest.mark.slow
+def test_all_blocks_of_a_kind_share_their_graphs():
+    case = CASES["context"]
+    results_of(compiled_copy(toy.model()), case, "window")
+    known = counters["stats"]["unique_graphs"]
+    deep = toy.model("AGAGAG")
+    assert_equal(deep, compiled_copy(deep), case, "window", False)
+    assert known and counters["stats"]["unique_graphs"] == known

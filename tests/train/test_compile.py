@@ -1,0 +1,48 @@
+"""`train.compile` in whole runs: losses follow the uncompiled run; where it cannot work it is refused before anything is written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import run
+from tests.train.jobs import recipe_file, text_data, trained
+
+STEPS = [
+    "sleep.window=16", "sleep.passes=2", "sleep.loop.trigger=every", "train.batch=8", "train.micro=2", "train.steps=4",
+    "train.recompute=block", "checkpoint.every=0", "model.layers=AG",
+]  # fmt: skip
+
+
+def train_with_and_without(folder, changes):
+    """Losses and gradient norms, compiled and not."""
+    where, found = Path(folder), []
+    for compiled in ("true", "false"):
+        rows, _ = trained(where, compiled, where / "text", [*STEPS, *changes, f"train.compile={compiled}"])
+        found.append(([row["loss"] for row in rows], [row["grad_norm"] for row in rows]))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("changes", "rounding"), [(("mesh.pipe=2",), 1e-5), (("train.precision=bf16",), 5e-3)])
+def test_a_compiled_run_follows_the_uncompiled_one(tmp_path, changes, rounding):
+    """Two processes: pipeline stages in float32; data parallelism in bf16, whose rounding fused kernels change."""
+    text_data(tmp_path)
+    recipe_file(tmp_path)
+    (losses, norms), (expected_losses, expected_norms) = run(
+        train_with_and_without, 2, str(tmp_path), changes, timeout=400
+    )[0]
+    assert losses == pytest.approx(expected_losses, rel=rounding)
+    assert norms == pytest.approx(expected_norms, rel=10 * rounding)
+    assert len(losses) == 4 and losses[3] < losses[0]
+
+
+def test_without_a_cxx_compiler_compilation_is_refused(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "sleeptrain", "train", "rule110-tiny", "train.compile=true", f"run_dir={tmp_path / 'run'}"],
+        env=os.environ | {"CXX": str(tmp_path / "no-compiler")}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2 and result.stderr.startswith("error: train.compile = true: torch.compile needs a C++")
+    assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()
