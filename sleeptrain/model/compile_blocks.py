@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +15,12 @@ VARIANTS = 64
 """How often a kind of block may be compiled: once for every combination of shapes, padding, cache, and inputs with gradient."""
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compile every `Block` of `model` with TorchInductor, when it first runs. All blocks of a kind share the graphs.
+def compile_blocks(model: nn.Module, backend: Any = "inductor") -> None:
+    """Compile every `Block` of `model` with a backend of torch.compile, when it first runs. All blocks of a kind share the graphs.
 
     Raises what torch.compile raises where a block first runs: with `fullgraph`, nothing runs uncompiled without notice.
     """
-    compiled: dict[Any, Any] = {deltanet_block: _compiled(deltanet_block), attention_block: _compiled(attention_block)}
+    compiled: dict[Any, Any] = {each: _compiled(each, backend) for each in (deltanet_block, attention_block)}
     for block in model.modules():
         if isinstance(block, Block):
             block.compute = compiled[block.compute]
@@ -37,10 +38,33 @@ def missing_compiler() -> str | None:
     return None
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def partitioned_eager() -> Any:
+    """A backend of torch.compile that divides a graph into forward and backward as TorchInductor does, and runs both uncompiled.
+
+    What is saved for backward is therefore what TorchInductor saves; fake tensors may run through it.
+    """
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+    from torch._inductor.decomposition import select_decomp_table
+
+    def run_uncompiled(graph: Any, _: Any) -> Any:
+        return make_boxed_func(graph.forward)
+
+    return aot_autograd(
+        fw_compiler=run_uncompiled,
+        bw_compiler=run_uncompiled,
+        inference_compiler=run_uncompiled,
+        partition_fn=partial(min_cut_rematerialization_partition, compiler="inductor"),
+        decompositions=select_decomp_table(),
+    )
+
+
+def _compiled(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
     from torch._dynamo import config  # 1.5 s
 
-    graphs = config.patch(recompile_limit=VARIANTS)(torch.compile(function, fullgraph=True, dynamic=False))
+    compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
+    graphs = config.patch(recompile_limit=VARIANTS)(compiled)
     if function is not attention_block:
         return graphs
 

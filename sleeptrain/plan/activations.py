@@ -22,6 +22,7 @@ from sleep_kernels.linear_cross_entropy import backward as head_backward
 from sleep_kernels.linear_cross_entropy import forward as head_forward
 from sleeptrain.execute.segments import (
     Segment,
+    SegmentGraph,
     block_segments,
     forward_no_grad,
     forward_with_grad,
@@ -29,6 +30,7 @@ from sleeptrain.execute.segments import (
     norm_segment,
     vjp,
 )
+from sleeptrain.model.compile_blocks import compile_blocks, partitioned_eager
 from sleeptrain.model.config import Model
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import State, leaves
@@ -63,11 +65,12 @@ class ActivationMemory:
 
 @lru_cache(maxsize=16)
 def measure_activations(
-    model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype, padded: bool
+    model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype, padded: bool, compiled: bool = False
 ) -> ActivationMemory:
     """Measure every kind of block of a model, and its head, over one window of `rows` x `tokens` on fake tensors.
 
-    `dtype` is that of parameters and activations. `padded` adds a mask of valid tokens.
+    `dtype` is that of parameters and activations. `padded` adds a mask of valid tokens. `compiled`: what a block saves is measured
+    in the graphs that `train.compile` makes of it; its other memory is at most that of the uncompiled block, and counted as such.
     """
     # One block of each kind suffices.
     small = replace(model, layers="".join(sorted(set(model.pattern))))
@@ -79,6 +82,11 @@ def measure_activations(
     with FakeTensorMode():
         weights = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
         meta.load_state_dict(weights, assign=True)
+        traced = meta
+        if compiled:
+            traced = on_meta(small)
+            traced.load_state_dict(weights, assign=True)
+            compile_blocks(traced, partitioned_eager())
         windows = [Window(0, tokens, True), Window(tokens, 2 * tokens, True)]
         ops = [op for op in compile(sleep, windows, len(small.pattern)).ops if isinstance(op, Pass)]
         first, last = ops[0], ops[-1]
@@ -87,14 +95,23 @@ def measure_activations(
         empty = State.zeros(leaves(small, sleep, dtype), rows, device)
         h = torch.empty(rows, tokens, small.width, dtype=dtype, device=device)
 
+        def inputs(state: State) -> list[Tensor]:
+            found = [*weights.values(), *meta.parameters(), *traced.parameters(), ids, h, *state.tensors.values()]
+            return found if valid is None else [*found, valid]
+
         def measure(state: State, segment: Segment) -> SegmentMemory:
-            inputs = [*weights.values(), *meta.parameters(), ids, h, *state.tensors.values()]
-            return _measure_segment(segment, h, state, inputs if valid is None else [*inputs, valid])
+            return _measure_segment(segment, h, state, inputs(state))
 
         def measure_blocks(op: Pass, state: State) -> dict[str, SegmentMemory]:
             batch = MicroBatch(ids, ids, state, valid)
-            segments = block_segments(meta, op, (0, len(small.pattern)), sleep.window, batch, None)
-            return {letter: measure(state, segment) for letter, segment in zip(small.pattern, segments, strict=True)}
+            eager, graphs = (
+                block_segments(m, op, (0, len(small.pattern)), sleep.window, batch, None) for m in (meta, traced)
+            )
+            found = [measure(state, segment) for segment in eager]
+            if compiled:
+                kept = [_saved_bytes(_graph(segment, h, state), inputs(state)) for segment in graphs]
+                found = [replace(each, kept=size) for each, size in zip(found, kept, strict=True)]
+            return dict(zip(small.pattern, found, strict=True))
 
         blocks, cached = measure_blocks(first, empty), None
         if last.kv_read and "A" in small.pattern:
@@ -112,16 +129,23 @@ def _measure_segment(segment: Segment, h: Tensor, state: State, inputs: Iterable
     with forward:
         forward_no_grad(segment, h, state.tensors)
     with backward:
-        node = forward_with_grad(segment, h, state.tensors, grad_leaves=segment.leaves)
-    counted, kept = {_id(tensor) for tensor in inputs}, 0
-    for tensor in node.saved():
-        if _id(tensor) not in counted:
-            counted.add(_id(tensor))
-            kept += tensor.untyped_storage().nbytes()
+        node = _graph(segment, h, state)
+    kept = _saved_bytes(node, inputs)
     adjoints = {name: torch.empty_like(value) for name, value in node.changed.items() if value.is_floating_point()}
     with backward:
         vjp(node, torch.empty_like(node.out), adjoints)
     return SegmentMemory(kept, max(forward.peak, backward.peak - kept))
+
+
+def _graph(segment: Segment, h: Tensor, state: State) -> SegmentGraph:
+    return forward_with_grad(segment, h, state.tensors, grad_leaves=segment.leaves)
+
+
+def _saved_bytes(graph: SegmentGraph, inputs: Iterable[Tensor]) -> int:
+    """Bytes that a graph saves for backward; `inputs` are not counted."""
+    counted = {_id(tensor) for tensor in inputs}
+    saved = {_id(tensor): tensor.untyped_storage().nbytes() for tensor in graph.saved()}
+    return sum(size for storage, size in saved.items() if storage not in counted)
 
 
 def _id(tensor: Tensor) -> int:

@@ -29,6 +29,7 @@ def layer_activations(layout: Layout, padded: bool) -> ActivationMemory:
         longest,
         DTYPES[job.train.precision],
         padded,
+        job.train.compile,
     )
 
 

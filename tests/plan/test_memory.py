@@ -15,6 +15,7 @@ from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels
 from sleeptrain.execute.segments import forward_no_grad, loss_segment, vjp
 from sleeptrain.execute.stage_plan import StagePlan
+from sleeptrain.model.compile_blocks import compile_blocks
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
@@ -100,6 +101,22 @@ def test_saved_activations_of_one_stage_match_the_plan_under_every_policy(case):
         assert_close(saved, plan.memory[0].saved, (case, policy))
         totals[policy] = sum(saved.values()) + plan.memory[0].host
     assert list(totals.values()) == sorted(set(totals.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [[], ["train.precision=bf16", "sleep.evict.mode=sliding"]])
+def test_saved_activations_of_compiled_blocks_match_the_plan(changes):
+    """The graphs that torch.compile makes save less than those of autograd."""
+    totals = []
+    for compiled in (False, True):
+        plan = plan_of(*changes, "train.recompute=none", f"train.compile={str(compiled).lower()}", padded=bool(changes))
+        model = model_of(plan)
+        if compiled:
+            compile_blocks(model)
+        saved = saved_bytes(plan, model)
+        assert_close(saved, plan.memory[0].saved, compiled)
+        totals.append(sum(saved.values()))
+    assert totals[1] < 0.9 * totals[0]
 
 
 def state_bytes(model, plan):
