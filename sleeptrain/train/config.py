@@ -63,6 +63,9 @@ class Train:
     """Capture every kind of pass (forward, recompute, backward) once as a CUDA graph and replay it, so that a pass takes a few
     launches. A graph's first replays are compared with the eager pass; a graph that differs is not used."""
 
+    profile: tuple[int, ...] = ()
+    """Steps of which every rank writes a profile into the run folder: profile/step-STEP.rank-RANK.json.gz, a trace for
+    https://ui.perfetto.dev, and .txt, a table of the operators that take most time. Profiled steps are slower."""
     guard: GuardLimits = field(default_factory=GuardLimits)
 
     @property
@@ -82,6 +85,8 @@ class Train:
         for name in ("steps", "tokens", "micro"):
             if (value := getattr(self, name)) is not None and value < 1:
                 yield Problem(name, "must be at least 1")
+        if any(step < 1 for step in self.profile):
+            yield Problem("profile", "is a list of steps, which are counted from 1")
         if self.batch < 1:
             yield Problem("batch", "must be at least 1 row")
         if self.seed < 0:

@@ -19,6 +19,7 @@ from sleeptrain.train.go_back import go_back
 from sleeptrain.train.growth import can_explode, growth_at_start, looped_blocks
 from sleeptrain.train.log import Logs
 from sleeptrain.train.metrics import metrics
+from sleeptrain.train.profile import profiled
 from sleeptrain.train.setup import Setup
 from sleeptrain.train.step import read_step, train_step
 
@@ -65,7 +66,8 @@ def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -
             program, batches = setup.layout.program_at(step), read_step(setup.reader)
             watchdog.beat(step + 1, "computing")
             rate = lr_multiplier(setup.job.optim.schedule, step, steps)
-            report = train_step(setup.context, batches, program, rate, guard.max_norm)
+            with profiled(setup.job.train.profile, step + 1, setup.folder, setup.process.rank):
+                report = train_step(setup.context, batches, program, rate, guard.max_norm)
             step += 1
             if report.skipped and report.grad_norm is not None and announce:
                 print(guard.spike_warning(step, report.grad_norm), file=sys.stderr)
