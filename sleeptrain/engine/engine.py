@@ -56,7 +56,8 @@ class Engine:
         self.deepspeed_config = deepspeed_config
         self.precision: Precision = precision
         self.grad_buffers = grad_buffers(deepspeed_engine.optimizer)
-        """By parameter, the float32 tensor that a backward may add its gradient to instead of returning it. Only in bf16 at ZeRO 1."""
+        """By parameter, the float32 tensor that a backward adds its gradient to instead of returning it; only in bf16 at ZeRO 1. A
+        backward that is not part of a step is followed by `drop_gradients`."""
         self._step_is_due = False
         self._after_backward: Callable[[], None] = lambda: None
         if self.zero == 3:
@@ -138,6 +139,10 @@ class Engine:
         norm = norms[-1] if norms else math.inf
         return StepResult(norm if skipped else float(self._deepspeed.get_global_grad_norm()), skipped)
 
+    def drop_gradients(self) -> None:
+        """Forget what backward has accumulated since the last step."""
+        self._deepspeed.optimizer.zero_grad()
+
     def state_slices(self) -> list[StateSlice]:
         """Master weights and moments that this process keeps, as views, between steps."""
         return state_slices(self.module, self._deepspeed.optimizer)
@@ -155,6 +160,6 @@ class Engine:
         """Continue from master weights and moments that were written into `state_slices`; a collective, between steps."""
         with deepspeed_quiet():
             publish_master_weights(self._deepspeed.optimizer)
-        self._deepspeed.optimizer.zero_grad()
+        self.drop_gradients()
         self._deepspeed.micro_steps = 0
         self._step_is_due = False

@@ -113,6 +113,7 @@ def growth_at_start(context: StepContext, seed: int) -> Growth | None:
     outputs = context.forward(model, [MicroBatch(tokens, targets, state)] * layout.batch.group, program)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     torch.autograd.grad(torch.stack([output.nll.sum() for output in outputs]).sum(), weights, allow_unused=True)
+    context.engine.drop_gradients()
     squares = sum_over_ranks(torch.stack([output.adjoint.squares(device) for output in outputs]).sum(0))
     norms = squares.sqrt().tolist()
     factor, chain = growth(norms), _chain(norms)

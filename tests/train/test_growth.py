@@ -62,6 +62,7 @@ def check(where: str, name: str, *overrides: str) -> tuple[list[dict], object]:
         found.append(growth_at_start(setup.context, 0))
         for before, p in zip(weights, setup.context.model.parameters(), strict=True):
             assert torch.equal(before, p) and p.grad is None
+        assert all(not buffer.any() for buffer in setup.engine.grad_buffers.values())
 
     rows, _ = trained(folder, name, folder / "text", [*DEEP, *overrides], spoil=measure)
     return rows, found[0]
@@ -72,6 +73,7 @@ def check_all(where: str) -> dict[str, object]:
         "deep": [],
         "scaled": [f"model.residual_scale={residual_scale(12, 3)}"],
         "clipped": ["sleep.gradient.clip_state=0.001"],
+        "bf16": ["train.precision=bf16"],
     }
     return {name: check(where, name, *overrides) for name, overrides in cases.items()}
 
