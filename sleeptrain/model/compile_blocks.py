@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sleeptrain.errors import UserError
 from sleeptrain.model.stack import Block, attention_block, deltanet_block
 
 VARIANTS = 64
@@ -18,7 +19,7 @@ VARIANTS = 64
 def compile_blocks(model: nn.Module, backend: Any = "inductor") -> None:
     """Compile every `Block` of `model` with a backend of torch.compile, when it first runs. All blocks of a kind share the graphs.
 
-    Raises what torch.compile raises where a block first runs: with `fullgraph`, nothing runs uncompiled without notice.
+    A call of a block that cannot be compiled raises UserError: nothing runs uncompiled without notice.
     """
     compiled: dict[Any, Any] = {each: _compiled(each, backend) for each in (deltanet_block, attention_block)}
     for block in model.modules():
@@ -62,16 +63,29 @@ def partitioned_eager() -> Any:
 
 def _compiled(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
     from torch._dynamo import config  # 1.5 s
+    from torch._dynamo.exc import TorchDynamoException
+
+    from sleep_kernels.compilation import signals_blocked
 
     compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
     graphs = config.patch(recompile_limit=VARIANTS)(compiled)
-    if function is not attention_block:
-        return graphs
+
+    def call(*arguments: Any) -> Any:
+        try:
+            # Any call may compile. Compilers inherit the blocked signals: SIGTERM to all processes of a job would end them.
+            with signals_blocked():
+                return graphs(*arguments)
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"train.compile = true: torch.compile cannot compile a block ({type(error).__name__}: {reason}); "
+                "train.compile=false trains without"
+            ) from error
 
     def attention(block: Block, h: torch.Tensor, cache: Any, position0: Any, *rest: Any) -> Any:
         # A position in a tensor is an input of the graph; a number would be compiled into it.
         if not isinstance(position0, torch.Tensor):
             position0 = torch.full((), position0, dtype=torch.int64, device=h.device)
-        return graphs(block, h, cache, position0, *rest)
+        return call(block, h, cache, position0, *rest)
 
-    return attention
+    return attention if function is attention_block else call

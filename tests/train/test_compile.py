@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import run
-from tests.train.jobs import recipe_file, text_data, trained
+from tests.train.jobs import recipe_file, rule110_data, text_data, trained
 
 STEPS = [
     "sleep.window=16", "sleep.passes=2", "sleep.loop.trigger=every", "train.batch=8", "train.micro=2", "train.steps=4",
@@ -37,6 +37,30 @@ def test_a_compiled_run_follows_the_uncompiled_one(tmp_path, changes, rounding):
     assert losses == pytest.approx(expected_losses, rel=rounding)
     assert norms == pytest.approx(expected_norms, rel=10 * rounding)
     assert len(losses) == 4 and losses[3] < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("compiler", "status"), [('case "$*" in *.cpp*) kill -TERM 0 ;; esac; exec g++ "$@"', 75), ("exit 1", 2)]
+)
+def test_a_signal_waits_for_the_compiler_and_a_broken_compiler_is_named(tmp_path, compiler, status):
+    """SIGTERM to all processes of a job, which the compiler itself sends once it runs; and a compiler that fails."""
+    script = tmp_path / "c++"
+    script.write_text(f'#!/bin/sh\ncase "$*" in *--version*) exec g++ "$@" ;; esac\n{compiler}\n')
+    script.chmod(0o755)
+    data, where = rule110_data(tmp_path), tmp_path / "run"
+    result = subprocess.run(
+        [sys.executable, "-m", "sleeptrain", "train", "rule110-tiny", "train.compile=true", "train.steps=3",
+         f"data.sources=[{{path: {data}}}]", f"run_dir={where}", "sleep.window=9", "model.layers=G"],
+        env=os.environ | {"CXX": str(script), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}, start_new_session=True,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == status, result.stderr
+    if status == 75:
+        assert (where / "checkpoints").exists() and "stopped and saved" in result.stderr
+    else:
+        assert "error: train.compile = true: torch.compile cannot compile a block" in result.stderr
+        assert "train.compile=false trains without" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_without_a_cxx_compiler_compilation_is_refused(tmp_path):

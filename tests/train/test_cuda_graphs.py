@@ -41,7 +41,9 @@ def train_with_and_without_graphs(folder, changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [("mesh.zero=1",), ("train.precision=bf16",), ("mesh.zero=2", "train.precision=bf16")])
+@pytest.mark.parametrize(
+    "changes", [("mesh.zero=1",), ("train.precision=bf16",), ("mesh.zero=2", "train.precision=bf16")]
+)
 def test_training_with_cuda_graphs_is_bit_identical(tmp_path, changes):
     """Two processes with two micro-batches each, a drawn number of passes, and padded rows; evaluated, too."""
     text_data(tmp_path)
