@@ -3,7 +3,7 @@
 Eager: operators that are no views. Compiled: kernels that TorchInductor schedules for an sm_90 device, and its calls of libraries.
 An operator of ours counts as often as it launches kernels or torch operators, which is counted in Triton's interpreter. Attention
 counts as one launch in each direction. `accumulation` is one addition to the gradient of every weight. All blocks are recomputed
-once (`train.recompute: block`).
+once (`train.recompute: block`). The mean is over the blocks of `hybrid-1b`.
 
     python -m benchmarks.launches [--out benchmarks/results/launches.json]
 """
@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -30,32 +29,13 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.nn.utils.stateless import _reparametrize_module
 
+from benchmarks.inductor_schedule import Shape, compiled, trace
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.stack import Block, attention_block, deltanet_block
 from sleeptrain.recipe import load_recipe
 
 TOKENS = 2048
 OWN, KERNEL = "sleep_kernels::", "a kernel in the interpreter"
-Shape = tuple[tuple[int, ...], torch.dtype]
-H200 = SimpleNamespace(
-    name="H200", type="cuda", major=9, minor=0, multi_processor_count=132, regs_per_multiprocessor=65536,
-    max_threads_per_multi_processor=2048, max_threads_per_block=1024, warp_size=32, total_memory=140 << 30,
-    shared_memory_per_block=48 << 10, shared_memory_per_block_optin=227 << 10, L2_cache_size=50 << 20, gcnArchName="",
-)  # fmt: skip
-"""What TorchInductor asks of a device."""
-
-ATTENTION = torch.library.Library("launches", "DEF")
-"""Stands for scaled dot product attention, whose operators on a CPU are others than on a GPU."""
-ATTENTION.define("attention(Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor)")
-ATTENTION.define(
-    "attention_backward(Tensor d, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse) -> (Tensor, Tensor, Tensor)"
-)
-torch.library.register_fake(
-    "launches::attention", lambda q, k, v: (torch.empty_like(q), q.new_empty(q.shape[:-1]).float()), lib=ATTENTION
-)
-torch.library.register_fake(
-    "launches::attention_backward", lambda d, q, k, v, o, lse: tuple(map(torch.empty_like, (q, k, v))), lib=ATTENTION
-)
 
 
 def is_launch(operator: Any) -> bool:
@@ -127,86 +107,12 @@ def functions(
     return forward, backward, shapes, [*shapes, *inputs]
 
 
-def trace(function: Callable[..., Any], shapes: Sequence[Shape], decompose: bool) -> GraphModule:
-    """The graph of a function, without nodes that nothing reads."""
-    from torch._inductor.decomposition import select_decomp_table
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    with FakeTensorMode():
-        tensors = [torch.empty(shape, dtype=dtype) for shape, dtype in shapes]
-        graph = make_fx(function, decomposition_table=select_decomp_table() if decompose else {})(*tensors)
-    graph.graph.eliminate_dead_code()
-    return graph
-
-
 def eager(graph: GraphModule) -> list[str]:
     """The operators of a graph that launch something."""
     targets = [
         node.target for node in graph.graph.nodes if node.op == "call_function" and hasattr(node.target, "_schema")
     ]
     return [target._schema.name for target in targets if is_launch(target)]
-
-
-def compiled(graph: GraphModule, shapes: Sequence[Shape]) -> list[str]:
-    """What TorchInductor launches for a graph on an sm_90 device: "triton", or the name of an operator or a library's function."""
-    from torch._dynamo import device_interface
-    from torch._inductor.debug import DebugContext
-    from torch._inductor.graph import GraphLowering
-    from torch._inductor.virtualized import V
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
-
-    class Device(device_interface.CudaInterface):
-        get_device_properties = staticmethod(lambda device=None: H200)
-        get_compute_capability = staticmethod(lambda device=None: 90)
-        current_device = staticmethod(lambda: 0)
-        is_triton_capable = is_bf16_supported = staticmethod(lambda *_, **__: True)
-
-    list(device_interface.get_registered_device_interfaces())
-    device_interface.register_interface_for_device("cuda", Device)
-    _retarget(graph)
-    with FakeTensorMode() as mode, _pretended_gpu():
-        inputs = [torch.empty(shape, dtype=dtype, device="cuda") for shape, dtype in shapes]
-        FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*inputs)
-        lowering = GraphLowering(graph, example_inputs=inputs, is_inference=True)
-        with V.set_fake_mode(mode), V.set_graph_handler(lowering), V.set_debug_handler(DebugContext()):
-            lowering.run(*inputs)
-            lowering._update_scheduler()
-    nodes = [node for node in lowering.scheduler.nodes if type(node).__name__ != "NopKernelSchedulerNode"]
-    names = [_library_name(node.node) if type(node).__name__.startswith("Extern") else "triton" for node in nodes]
-    return [name for name in names if name]
-
-
-def _pretended_gpu() -> Any:
-    return mock.patch.multiple(
-        torch.cuda,
-        _lazy_init=lambda: None,
-        is_available=lambda: True,
-        device_count=lambda: 1,
-        current_device=lambda: 0,
-        get_device_properties=lambda device=None: H200,
-        get_device_capability=lambda device=None: (9, 0),
-    )
-
-
-def _library_name(node: Any) -> str:
-    """Empty for a node that only picks one of several outputs."""
-    overload = getattr(node, "op_overload", None)
-    return overload._schema.name if hasattr(overload, "_schema") else getattr(node, "python_kernel_name", None) or ""
-
-
-def _retarget(graph: GraphModule) -> None:
-    """Move a graph that was traced on the CPU to a GPU."""
-    for node in graph.graph.nodes:
-        if "device" in node.kwargs:
-            node.kwargs = {**node.kwargs, "device": torch.device("cuda", 0)}
-        name = str(node.target)
-        if "flash_attention_for_cpu" in name:
-            of = torch.ops.launches.attention_backward if "backward" in name else torch.ops.launches.attention
-            node.target, node.kwargs = of.default, {}
-            node.args = node.args[: 6 if "backward" in name else 3]
-    graph.recompile()
 
 
 def launches(names: Sequence[str], own: Counter[str]) -> dict[str, int]:
@@ -220,6 +126,7 @@ def launches(names: Sequence[str], own: Counter[str]) -> dict[str, int]:
 
 def measure() -> dict[str, Any]:
     """Launches by kind of block, direction and mode."""
+    pattern = load_recipe("hybrid-1b", []).value.model.pattern
     config = load_recipe("hybrid-1b", ["model.layers=GA"]).value.model
     with torch.device("meta"):
         model = LanguageModel(replace(config, vocab=1000), gated=True)
@@ -251,6 +158,10 @@ def measure() -> dict[str, Any]:
         weights = len(list(layer.parameters()))
         totals = {mode: sum(row[mode]["all"] for row in rows.values()) + weights for mode in ("eager", "compiled")}
         found[kind] = rows | {"accumulation": weights, "a pass": totals}
+    kinds = ["attention" if letter == "A" else "gated deltanet" for letter in pattern]
+    found["mean"] = {
+        mode: round(sum(found[kind]["a pass"][mode] for kind in kinds) / len(kinds)) for mode in ("eager", "compiled")
+    }
     return found
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Whether scaled branches keep what sleep is for: rule110-small with one pass and with four at equal tokens, with and without
-# `model.residual_scale`, in its two blocks and in twelve; three seeds each, one process each. Five core-hours for two blocks and
+# `model.residual_scale`, in its two blocks and in twelve; three seeds each, one process. Five core-hours for two blocks and
 # more for twelve. Folders of runs that are done are used again, and interrupted runs are continued.
 #   docs/depth-rule110.sh [FOLDER] [two|twelve] [SEEDS, such as 0,1,2]
 set -euo pipefail

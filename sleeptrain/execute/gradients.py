@@ -18,8 +18,8 @@ class GradAccumulator:
 
     def __init__(self, buffers: Mapping[Tensor, Tensor] = MappingProxyType({}), partial: Iterable[Tensor] = ()) -> None:
         """
-        buffers     by weight, a tensor of its shape that gradients are added to: the engine's, which averages what is in it
-        partial     weights whose gradients are completed by another process before they may be added to their buffers
+        buffers     by weight, a float32 tensor of its shape that gradients are added to; the engine reduces and clears it
+        partial     weights whose gradients are partial sums: they are accumulated apart, and added to their buffers by `take`
         """
         self._buffers = buffers
         own = set(partial)

@@ -62,13 +62,16 @@ def partitioned_eager() -> Any:
 
 
 def _compiled(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
-    from torch._dynamo import config  # 1.5 s
+    from torch._dynamo import config as dynamo  # 1.5 s
     from torch._dynamo.exc import TorchDynamoException
+    from torch._functorch import config as functorch
 
     from sleep_kernels.compilation import signals_blocked
 
     compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
-    graphs = config.patch(recompile_limit=VARIANTS)(compiled)
+    # By default backward is compiled where it first runs, in autograd, which the block of signals below does not reach.
+    early = functorch.patch(force_non_lazy_backward_lowering=True)
+    graphs = dynamo.patch(recompile_limit=VARIANTS)(early(compiled))
 
     def call(*arguments: Any) -> Any:
         try:

@@ -122,8 +122,10 @@ def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], a
         reduction = (FP32 * p if several and zero > 1 else 0) + FP32 * (n + max(bucket, p))
         update, copy = FP32 * p, FP32
     elif zero == 1:
-        # The accumulator is the gradient that DeepSpeed reduces, and always exists.
-        earlier, update, copy, static = 0, FP32 * n, 0, 0
+        # The accumulator is the gradient that DeepSpeed reduces, and always exists. A tied embedding of two stages is summed apart.
+        tied = held.sizes.get("embed.weight", 0) if job.model.tie and job.mesh.pipe > 1 else 0
+        earlier, update, copy = FP32 * tied, FP32 * n, 0
+        static = FP32 * tied if job.train.cuda_graphs else 0
         reduction = FP32 * n + _flattened([held.kinds.get(group, 0) for group in get_args(Kind)])
     else:
         earlier = FP32 * p if several else 0

@@ -32,7 +32,7 @@ def start_lines(layout: Layout, manifest: Manifest, process: Process) -> Iterato
     passes = f"N = {job.sleep.max_passes}" if isinstance(job.sleep.passes, int) else f"N up to {job.sleep.max_passes}"
     yield (
         f"step    {job.train.batch:,} samples, {layout.tokens_per_step:,} tokens, {passes}, {job.optim.name}, "
-        f"recompute {job.train.recompute}; {layout.steps:,} steps"
+        f"recompute {job.train.recompute}{', compiled' if job.train.compile else ''}; {layout.steps:,} steps"
     )
 
 

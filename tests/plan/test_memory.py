@@ -269,6 +269,7 @@ PARTS = {
     "data, zero 3": ["mesh.data=2", "mesh.zero=3", "train.batch=8"],
     "data, zero 3, bf16, several backwards": ["mesh.data=2", "mesh.zero=3", "train.precision=bf16", "train.batch=16"],
     "pipe": ["mesh.pipe=2", "train.batch=6"],
+    "pipe, bf16, tied large vocabulary": ["mesh.pipe=2", "train.precision=bf16", "train.batch=6", "model.vocab=40000"],
     "tensor": ["mesh.tensor=2"],
     "tensor, bf16, several backwards": ["mesh.tensor=2", "train.precision=bf16", "train.batch=8"],
     "sequence": ["mesh.tensor=2", "mesh.sequence=true"],
@@ -277,7 +278,7 @@ PARTS = {
 
 SAMPLE = {
     "muon", "graphs kept", "bf16, several backwards", "fp32, zero 3", "large vocabulary, bf16",
-    "data, zero 3, bf16, several backwards", "pipe", "tensor, bf16, several backwards", "sequence",
+    "data, zero 3, bf16, several backwards", "pipe", "pipe, bf16, tied large vocabulary", "tensor, bf16, several backwards", "sequence",
 }  # fmt: skip
 """What CI measures; `make drills` measures the rest."""
 

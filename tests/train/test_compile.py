@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch._dynamo.utils import counters
 
 from tests.distributed import run
 from tests.train.jobs import recipe_file, rule110_data, text_data, trained
@@ -17,11 +18,12 @@ STEPS = [
 
 
 def train_with_and_without(folder, changes):
-    """Losses and gradient norms, compiled and not."""
+    """Losses, gradient norms and the number of graphs that were compiled, with `train.compile` and then without."""
     where, found = Path(folder), []
     for compiled in ("true", "false"):
         rows, _ = trained(where, compiled, where / "text", [*STEPS, *changes, f"train.compile={compiled}"])
-        found.append(([row["loss"] for row in rows], [row["grad_norm"] for row in rows]))
+        graphs = counters["stats"].pop("unique_graphs", 0)
+        found.append(([row["loss"] for row in rows], [row["grad_norm"] for row in rows], graphs))
     return found
 
 
@@ -33,29 +35,40 @@ def test_a_compiled_run_follows_the_uncompiled_one(tmp_path, world, changes, rou
     """Two pipeline stages in float32; one process in bf16, whose rounding fused kernels change."""
     text_data(tmp_path)
     recipe_file(tmp_path)
-    (losses, norms), (expected_losses, expected_norms) = run(
+    (losses, norms, graphs), (expected_losses, expected_norms, none) = run(
         train_with_and_without, world, str(tmp_path), changes, timeout=400
     )[0]
     assert losses == pytest.approx(expected_losses, rel=rounding)
     assert norms == pytest.approx(expected_norms, rel=10 * rounding)
-    assert len(losses) == 4 and losses[3] < losses[0]
+    assert len(losses) == 4 and losses[3] < losses[0] and graphs > 0 == none
 
 
-@pytest.mark.slow
+SENDS_TERM = 'case "$*" in *.cpp*) kill -TERM 0 ;; esac; exec g++ "$@"'
+
+
 @pytest.mark.parametrize(
-    ("compiler", "status"), [('case "$*" in *.cpp*) kill -TERM 0 ;; esac; exec g++ "$@"', 75), ("exit 1", 2)]
+    ("compiler", "threads", "status"),
+    [
+        pytest.param(SENDS_TERM, 1, 75, marks=pytest.mark.slow),
+        pytest.param(SENDS_TERM, 2, 75, marks=pytest.mark.exhaustive),
+        pytest.param("exit 1", 1, 2, marks=pytest.mark.slow),
+    ],
 )
-def test_a_signal_waits_for_the_compiler_and_a_broken_compiler_is_named(tmp_path, compiler, status):
-    """SIGTERM to all processes of a job, which the compiler itself sends once it runs; and a compiler that fails."""
+def test_a_signal_waits_for_the_compiler_and_a_broken_compiler_is_named(tmp_path, compiler, threads, status):
+    """SIGTERM to all processes of a job, which every call of the compiler sends, in this process and in workers of TorchInductor;
+    and a compiler that fails."""
     script = tmp_path / "c++"
     script.write_text(f'#!/bin/sh\ncase "$*" in *--version*) exec g++ "$@" ;; esac\n{compiler}\n')
     script.chmod(0o755)
     data, where = rule110_data(tmp_path), tmp_path / "run"
+    settings = {
+        "CXX": str(script), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+        "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
+    }  # fmt: skip
     result = subprocess.run(
         [sys.executable, "-m", "sleeptrain", "train", "rule110-tiny", "train.compile=true", "train.steps=3",
          f"data.sources=[{{path: {data}}}]", f"run_dir={where}", "sleep.window=9", "model.layers=G"],
-        env=os.environ | {"CXX": str(script), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}, start_new_session=True,
-        capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | settings, start_new_session=True, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == status, result.stderr
     if status == 75:

@@ -8,6 +8,7 @@ import pytest
 
 from sleeptrain.errors import UserError
 from sleeptrain.recipe import load_recipe
+from sleeptrain.train.profile import profiled
 from tests.distributed import run
 from tests.train.jobs import recipe_file, rule110_data, trained
 
@@ -31,6 +32,13 @@ def test_named_steps_are_profiled_on_every_rank(tmp_path):
         events = json.loads(gzip.decompress((folder / f"step-2.rank-{rank}.json.gz").read_bytes()))["traceEvents"]
         assert any(event.get("name") == "sleep_kernels::gated_delta_rule_chunked" for event in events)
         assert "aten::mm" in (folder / f"step-2.rank-{rank}.txt").read_text()
+
+
+def test_a_profile_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+    (tmp_path / "profile").write_text("a file where the folder should be")
+    with profiled([5], 5, tmp_path, 0):
+        done = True
+    assert done and "the profile of step 5 is not written" in caplog.text
 
 
 def test_steps_are_counted_from_one():
