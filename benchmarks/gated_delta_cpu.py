@@ -44,7 +44,7 @@ def make_inputs(batch: int, length: int, heads: int, d: int, seed: int = 0) -> I
 def contenders() -> dict[str, Rule]:
     """Functions of the six inputs by name."""
     rules: dict[str, Rule] = {
-        "chunked": lambda *inputs: gated_delta_rule(*inputs, backend="chunked"),
+        "chunked": lambda *inputs: gated_delta_rule(*inputs, resets=False, backend="chunked"),
         "token loop": lambda *inputs: gated_delta_rule(*inputs, backend="reference"),
     }
     try:

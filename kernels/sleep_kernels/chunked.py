@@ -44,7 +44,14 @@ from sleep_kernels.segments import (
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, initial_state: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    initial_state: Tensor | None,
+    scale: float,
+    resets: bool,
 ) -> tuple[Tensor, Tensor]:
     """Output and final state. Arguments as in `sleep_kernels.gated_delta_rule`, already checked."""
     if q.shape[1] == 1:
@@ -54,7 +61,7 @@ def forward(
     final.zero_() if initial_state is None else final.copy_(initial_state)
     o = v.new_empty(v.shape)
     batch_slices, segments = partition(q, v)
-    inputs = convert_gates(q, k, v, g, beta, scale)
+    inputs = convert_gates(q, k, v, g, beta, scale, resets)
     for part in batch_slices:
         _forward_batch_slice(batch_slice(inputs, part), segments, final[part], o[part])
     return o, final
@@ -70,6 +77,7 @@ def backward(
     beta: Tensor,
     initial_state: Tensor | None,
     scale: float,
+    resets: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, g, beta and the initial state. None for an output's gradient means zero."""
     dtype = compute_dtype(q)
@@ -79,7 +87,7 @@ def backward(
     d_state.zero_() if grad_state is None else d_state.copy_(grad_state)
     grads = [t.new_empty(t.shape) for t in (q, k, v, g, beta)]
     batch_slices, segments = partition(q, v)
-    inputs = convert_gates(q, k, v, g, beta, scale)
+    inputs = convert_gates(q, k, v, g, beta, scale, resets)
     for part in batch_slices:
         state = None if initial_state is None else initial_state[part]
         inputs_part, grads_part = batch_slice(inputs, part), [t[part] for t in grads]
@@ -212,6 +220,8 @@ def _gradients(
     d_cumsum[..., -1] += (states[1:] * d_states).sum((-1, -2))
     # The gradient of a cumulative sum is the reverse cumulative sum within the chunk.
     d_gate = d_cumsum.view(flat, chunk) @ d_cumsum.new_ones((chunk, chunk)).tril_()
+    if segment.resets is not None:
+        d_gate.masked_fill_(segment.resets.view(flat, chunk), 0)
     d_key = torch.addcmul(d_qk[:, :, 1], segment.beta, d_k_beta)
     _sum_over_value_heads(d_qk[:, :, 0], dq)
     _sum_over_value_heads(d_key, dk)

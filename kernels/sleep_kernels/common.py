@@ -62,3 +62,5 @@ class DeltaInputTensors(NamedTuple):
     tail: Tensor | None
     order: Tensor | None
     """The result of `delta_inputs.packing`; None where no token is padding."""
+    reach: Tensor | None
+    """The result of `delta_inputs.convolution_reach`; None where no document begins."""

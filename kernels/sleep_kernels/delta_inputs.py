@@ -25,6 +25,7 @@ def delta_inputs(
     dt_bias: Tensor,
     tail: Tensor | None = None,
     valid: Tensor | None = None,
+    starts: Tensor | None = None,
     *,
     key_heads: int,
     strength: float = 1.0,
@@ -41,6 +42,9 @@ def delta_inputs(
     valid: [batch, time], bool, false for padding at any position; None means that all tokens are real. A padded token is
         skipped: the convolution reads consecutive real tokens only, and its q, k, v, g and beta are 0. Padded rows and their
         gradients are never read.
+    starts: [batch, time], bool, true for the first token of every document that begins here; None means that none does. The
+        convolution reads tokens of one document only, with zeros before its first token, and there g is -inf, which resets the
+        state. Tokens before the first start belong to the document of `tail`. A padded token cannot be a start.
     strength: 2 allows negative eigenvalues of the rule's transition matrices (arXiv 2411.12537).
     backend: "chunked" (plain torch), "triton" (one kernel each for forward and backward; d a power of two) or "auto": "triton"
         on a GPU for which it has been verified (see verified.py), else "chunked".
@@ -52,10 +56,12 @@ def delta_inputs(
     Source: the layer of arXiv 2412.06464, with the channel layout of Qwen3.5.
     """
     dispatch.check_backend(backend)
-    tensors = DeltaInputTensors(q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, None)
-    _check(tensors, valid, key_heads)
-    if valid is not None:
-        tensors = tensors._replace(order=packing(valid, conv_q.shape[1] - 1))
+    tensors = DeltaInputTensors(q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, None, None)
+    _check(tensors, valid, starts, key_heads)
+    history = conv_q.shape[1] - 1
+    order = None if valid is None else packing(valid, history)
+    reach = None if starts is None else convolution_reach(starts, valid, order, history)
+    tensors = tensors._replace(order=order, reach=reach)
     return _INPUTS(*tensors, key_heads, float(strength), backend)
 
 
@@ -69,7 +75,23 @@ def packing(valid: Tensor, history: int) -> Tensor:
     return torch.where(real.gather(1, order), order, -1 - order).to(torch.int32)
 
 
-def _check(t: DeltaInputTensors, valid: Tensor | None, key_heads: int) -> None:
+def convolution_reach(starts: Tensor, valid: Tensor | None, order: Tensor | None, history: int) -> Tensor:
+    """How many real tokens before each position of the packed cat(tail, x) belong to its document, at most max(`history`, 1).
+
+    Returns [batch, history + time] int32; 0 at the first token of a document, and only there; padding has the most. `order` is that of `packing`.
+    """
+    valid = torch.ones_like(starts) if valid is None else valid
+    count = valid.cumsum(1)
+    first = (count * starts).cummax(1).values
+    most = max(history, 1)
+    reach = torch.where((first > 0) & valid, count - first, most).clamp(0, most)
+    reach = torch.cat([reach.new_full((reach.shape[0], history), most), reach], 1)
+    if order is not None:
+        reach = reach.gather(1, torch.where(order < 0, -1 - order, order).to(torch.int64))
+    return reach.to(torch.int32)
+
+
+def _check(t: DeltaInputTensors, valid: Tensor | None, starts: Tensor | None, key_heads: int) -> None:
     """Raise ValueError for the first tensor of a wrong shape or dtype."""
     q, a = t.q, t.a
     if q.dim() != 3 or 0 in q.shape or q.shape[2] % key_heads:
@@ -92,12 +114,14 @@ def _check(t: DeltaInputTensors, valid: Tensor | None, key_heads: int) -> None:
         ("dt_bias", t.dt_bias, (heads,)),
         ("tail", t.tail, (batch, kernel - 1, key_heads, 2 * d + heads // key_heads * d)),
         ("valid", valid, (batch, time)),
+        ("starts", starts, (batch, time)),
     )
     for name, tensor, shape in expected:
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
-    if valid is not None and valid.dtype != torch.bool:
-        raise ValueError(f"valid has dtype {valid.dtype}; it must be bool")
+    for name, tensor in (("valid", valid), ("starts", starts)):
+        if tensor is not None and tensor.dtype != torch.bool:
+            raise ValueError(f"{name} has dtype {tensor.dtype}; it must be bool")
     if not q.is_floating_point():
         raise ValueError(f"q has dtype {q.dtype}; it must be a floating-point tensor")
     wide = compute_dtype(q)
@@ -121,7 +145,7 @@ def _contiguous(tensors: Iterable[Tensor | None]) -> list[Any]:
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
-    tensors, (key_heads, strength, backend) = DeltaInputTensors(*arguments[:12]), arguments[12:]
+    tensors, (key_heads, strength, backend) = DeltaInputTensors(*arguments[:13]), arguments[13:]
     launch = _launch(tensors, key_heads, backend)
     if launch is None:
         return torch_delta_inputs.forward(tensors, key_heads, strength)
@@ -132,7 +156,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    grads, tensors, (key_heads, strength, backend) = arguments[:6], DeltaInputTensors(*arguments[6:18]), arguments[18:]
+    grads, tensors, (key_heads, strength, backend) = arguments[:6], DeltaInputTensors(*arguments[6:19]), arguments[19:]
     launch = _launch(tensors, key_heads, backend)
     if launch is None:
         return torch_delta_inputs.backward(grads, tensors, key_heads, strength)
@@ -163,17 +187,17 @@ def _backward_fake(*arguments: Any) -> Any:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.options = inputs[12:]
-    ctx.save_for_backward(*inputs[:12])
+    ctx.options = inputs[13:]
+    ctx.save_for_backward(*inputs[:13])
 
 
 def _autograd(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     *results, d_tail = _INPUTS_BACKWARD(*grads, *ctx.saved_tensors, *ctx.options)
-    return *results, d_tail if ctx.needs_input_grad[10] else None, None, None, None, None
+    return *results, d_tail if ctx.needs_input_grad[10] else None, None, None, None, None, None
 
 
 _ARGUMENTS = ", ".join(f"Tensor {name}" for name in DeltaInputTensors._fields[:10])
-_ARGUMENTS += ", Tensor? tail, Tensor? order, int key_heads, float strength, str backend"
+_ARGUMENTS += ", Tensor? tail, Tensor? order, Tensor? reach, int key_heads, float strength, str backend"
 
 
 def _results(count: int) -> str:

@@ -20,6 +20,7 @@ def gated_delta_rule(
     initial_state: Tensor | None = None,
     *,
     scale: float | None = None,
+    resets: bool = True,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Write tokens into a fast-weight matrix per head and read it with queries. For each token, with S [d_k, d_v]:
@@ -31,6 +32,8 @@ def gated_delta_rule(
     g, beta: [batch, time, value_heads], log decay (<= 0) and write strength, in the dtype of q or float32.
     initial_state: [batch, value_heads, d_k, d_v], float32 (float64 for float64 inputs); None means zero.
     scale: factor of the output, d_k ** -0.5 by default.
+    resets: g may be -inf, which resets S to zero before the token is written. False saves a few percent of the time; each such
+        token then costs the decays after it in its chunk 1e-5 of accuracy in float32, as it does in Triton.
     backend: "chunked" (plain torch; backward saves only the inputs; no second derivative), "triton" (the same in fused
         GPU kernels; falls back to "chunked" without an entry in the table of verified.py), "reference" (token by token
         through autograd: slow, and memory grows with time), or "auto": "triton" on a GPU for which it has been verified,
@@ -46,9 +49,9 @@ def gated_delta_rule(
     if scale is None:
         scale = q.shape[3] ** -0.5
     if backend == "triton" or (backend == "auto" and q.is_cuda):
-        return _TRITON(q, k, v, g, beta, initial_state, scale, backend == "auto")
+        return _TRITON(q, k, v, g, beta, initial_state, scale, resets, backend == "auto")
     if backend in ("auto", "chunked"):
-        return _CHUNKED(q, k, v, g, beta, initial_state, scale)
+        return _CHUNKED(q, k, v, g, beta, initial_state, scale, resets)
     if backend == "reference":
         return reference.forward(q, k, v, g, beta, initial_state, scale)
     raise ValueError(f"backend {backend!r} is not offered; choose one of {', '.join(BACKENDS)}")
@@ -126,7 +129,10 @@ def _register(name: str, forward: Any, backward: Any, options: str) -> Any:
     return run
 
 
-_CHUNKED = _register("gated_delta_rule_chunked", chunked.forward, chunked.backward, "float scale")
+_CHUNKED = _register("gated_delta_rule_chunked", chunked.forward, chunked.backward, "float scale, bool resets")
 _TRITON = _register(
-    "gated_delta_rule_triton", triton_gdr.forward, triton_gdr.backward, "float scale, bool verified_only"
+    "gated_delta_rule_triton",
+    triton_gdr.forward,
+    triton_gdr.backward,
+    "float scale, bool resets, bool verified_only",
 )

@@ -14,20 +14,24 @@ from sleep_kernels.common import compute_dtype, device_kind, even_slices, max_it
 
 # Chunk length by device. On CPU 32 is faster than 16 and 64 for d = 32 ... 256; GPU matrix units need 64 rows.
 _CHUNK = {"cpu": 32, "cuda": 64}
-# Lower bounds of log2 decays: exp2 of them is zero in the dtype. Without a bound a token with g = -1e4 would make the
-# cumulative sum, and so the differences of its elements, inaccurate. Powers of two because exp2 is several times faster than
-# exp on CPU.
+# Lower bounds of log2 decays: exp2 of them is zero in the dtype, so that such a token resets the state. Without a bound it would
+# make the cumulative sum, and so the differences of its elements, inaccurate. Powers of two because exp2 is several times faster
+# than exp on CPU.
 _LOWEST_LOG2 = {torch.float32: -150.0, torch.float64: -1080.0}
 
 
 class ChunkInputs(NamedTuple):
-    """Inputs of one batch slice; log2_g and beta [batch, time, value_heads] are in the compute dtype."""
+    """Inputs of one batch slice; log2_g and beta [batch, time, value_heads] are in the compute dtype.
+
+    resets: [batch, time, value_heads] bool, true where g resets the state, and log2_g is 0; None: such a g has the lower bound.
+    """
 
     q: Tensor
     k: Tensor
     v: Tensor
     log2_g: Tensor
     beta: Tensor
+    resets: Tensor | None
     scale: float
 
 
@@ -46,19 +50,25 @@ class SequenceSegment(NamedTuple):
     inverse: Tensor  # [n, bh, C, C]  A
     qk_in: Tensor  # [n, bh, 2 * C, d_k]  exp(c) qk
     k_beta_out: Tensor  # [n, bh, C, d_k]  exp(c_C - c) k_beta
+    resets: Tensor | None  # [n, bh, C, 1]
 
 
-def convert_gates(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float) -> ChunkInputs:
-    """Convert g to log2 and both gates to the compute dtype; q, k and v are unchanged."""
+def convert_gates(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float, resets: bool) -> ChunkInputs:
+    """Convert g to log2 and both gates to the compute dtype; q, k and v are unchanged. `resets`: mask resets exactly."""
     dtype = compute_dtype(q)
-    log2_g = torch.mul(g.to(dtype), math.log2(math.e)).clamp_(min=_LOWEST_LOG2[dtype])
-    return ChunkInputs(q, k, v, log2_g, beta.to(dtype), scale)
+    log2_g = torch.mul(g.to(dtype), math.log2(math.e))
+    if not resets:
+        return ChunkInputs(q, k, v, log2_g.clamp_(min=_LOWEST_LOG2[dtype]), beta.to(dtype), None, scale)
+    at = log2_g <= _LOWEST_LOG2[dtype]
+    return ChunkInputs(q, k, v, log2_g.masked_fill_(at, 0), beta.to(dtype), at, scale)
 
 
 def batch_slice(inputs: ChunkInputs, part: slice) -> ChunkInputs:
     """The inputs of some sequences of the batch."""
-    q, k, v, log2_g, beta, scale = inputs
-    return ChunkInputs(q[part], k[part], v[part], log2_g[part], beta[part], scale)
+    q, k, v, log2_g, beta, resets, scale = inputs
+    return ChunkInputs(
+        q[part], k[part], v[part], log2_g[part], beta[part], None if resets is None else resets[part], scale
+    )
 
 
 def partition(q: Tensor, v: Tensor) -> tuple[list[slice], list[tuple[int, int, int]]]:
@@ -117,6 +127,13 @@ def intra_chunk(inputs: ChunkInputs, start: int, stop: int, chunk: int) -> Seque
     above = g.new_full((chunk, chunk), -math.inf).triu_(1)
     decay = torch.sub(cumsum, cumsum.mT).add_(above).exp2_().unsqueeze(2)
     decay_in, decay_out = cumsum.exp2(), torch.exp2(cumsum[:, :, -1:] - cumsum)
+    resets = None
+    if inputs.resets is not None:
+        resets = chunk_view(inputs.resets, start, stop, chunk).reshape(n, bh, chunk, 1)
+        number = resets.cumsum(-2)
+        decay.masked_fill_((number != number.mT).unsqueeze(2), 0)
+        decay_in.masked_fill_(number > 0, 0)
+        decay_out.masked_fill_(number < number[:, :, -1:], 0)
     flat = n * bh
     scores = torch.bmm(qk.view(flat, 2 * chunk, d_k), k_beta.view(flat, chunk, d_k).mT).view(n, bh, 2, chunk, chunk)
     scores.mul_(decay)
@@ -134,4 +151,5 @@ def intra_chunk(inputs: ChunkInputs, start: int, stop: int, chunk: int) -> Seque
         inverse.view(n, bh, chunk, chunk),
         qk_in=(qk * decay_in.unsqueeze(2)).view(n, bh, 2 * chunk, d_k),
         k_beta_out=k_beta * decay_out,
+        resets=resets,
     )

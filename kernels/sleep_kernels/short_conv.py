@@ -61,21 +61,32 @@ def _padded(x: Tensor, tail: Tensor | None, history: int) -> Tensor:
     return padded
 
 
-def convolve(padded: Tensor, taps: Tensor) -> Tensor:
-    """Convolution of padded [batch, kernel - 1 + time, channels] with taps [kernel, channels]: [batch, time, channels]."""
+def convolve(padded: Tensor, taps: Tensor, reach: Tensor | None = None) -> Tensor:
+    """Convolution of padded [batch, kernel - 1 + time, channels] with taps [kernel, channels]: [batch, time, channels].
+
+    reach: [batch, time], how many positions before its own an output reads at most; None means kernel - 1.
+    """
     time = padded.shape[1] - taps.shape[0] + 1
-    z = padded.narrow(1, 0, time) * taps[0]
+    z = _within(padded.narrow(1, 0, time), reach, taps.shape[0] - 1) * taps[0]
     for j in range(1, taps.shape[0]):
-        z.addcmul_(padded.narrow(1, j, time), taps[j])
+        z.addcmul_(_within(padded.narrow(1, j, time), reach, taps.shape[0] - 1 - j), taps[j])
     return z
 
 
-def convolve_backward(dz: Tensor, padded: Tensor, taps: Tensor, d_padded: Tensor, d_taps: Tensor) -> None:
-    """Accumulate the gradients of `convolve(padded, taps)`, given dz of its result, into d_padded and d_taps."""
+def convolve_backward(
+    dz: Tensor, padded: Tensor, taps: Tensor, d_padded: Tensor, d_taps: Tensor, reach: Tensor | None = None
+) -> None:
+    """Accumulate the gradients of `convolve(padded, taps, reach)`, given dz of its result, into d_padded and d_taps."""
     time, product = dz.shape[1], torch.empty_like(dz)
     for j in range(taps.shape[0]):
-        d_padded[:, j : j + time].addcmul_(dz, taps[j])
-        d_taps[j] += torch.mul(dz, padded[:, j : j + time], out=product).sum((0, 1))
+        reading = _within(dz, reach, taps.shape[0] - 1 - j)
+        d_padded[:, j : j + time].addcmul_(reading, taps[j])
+        d_taps[j] += torch.mul(reading, padded[:, j : j + time], out=product).sum((0, 1))
+
+
+def _within(x: Tensor, reach: Tensor | None, distance: int) -> Tensor:
+    """x [batch, time, channels] with zeros where an output does not read the position `distance` before it."""
+    return x if reach is None or distance == 0 else x.masked_fill((reach < distance)[..., None], 0)
 
 
 def _forward(x: Tensor, weight: Tensor, tail: Tensor | None, silu: bool) -> tuple[Tensor, Tensor]:

@@ -25,44 +25,47 @@ def log_decay(a: Tensor, a_log: Tensor, dt_bias: Tensor) -> Tensor:
 
 def forward(t: DeltaInputTensors, key_heads: int, strength: float) -> tuple[Tensor, ...]:
     """q, k, v, g, beta and the new tail, as `sleep_kernels.delta_inputs` returns them."""
-    q, k, v, order = t.q, t.k, t.v, t.order
+    q, k, v = t.q, t.k, t.v
     (batch, time, key_width), dtype, taps = q.shape, compute_dtype(q), _taps(t)
     d, history, widths = key_width // key_heads, taps.shape[0] - 1, [key_width, key_width, v.shape[2]]
     results = [x.new_empty((batch, time, x.shape[2] // d, d)) for x in (q, k, v)]
     new_tail = q.new_empty((batch, history, key_heads, taps.shape[1] // key_heads))
     for rows in even_slices(batch, (history + time) * taps.shape[1] * dtype.itemsize, q):
-        padded, packing = _conv_inputs(t, rows, taps)
-        y = F.silu(convolve(padded, taps), inplace=True)
+        padded, packing, reach = _conv_inputs(t, rows, taps)
+        y = F.silu(convolve(padded, taps, reach), inplace=True)
         heads = _qk_heads(y, key_width, d)
         heads.mul_(_inverse_norm(heads))
         if packing is not None:
             y = _unpack(F.pad(y, (0, 0, history, 0)).masked_fill_((packing < 0)[..., None], 0), packing)[:, history:]
         for result, channels in zip(results, y.split_with_sizes(widths, 2), strict=True):
             _batch_slice(result, rows).flatten(2).copy_(channels)
-        _to_tail_layout(padded.narrow(1, time, history), _batch_slice(new_tail, rows), key_width)
-    g = log_decay(t.a.to(dtype), t.a_log, t.dt_bias)
+        last = _within_document(padded.narrow(1, time, history), reach)
+        _to_tail_layout(last, _batch_slice(new_tail, rows), key_width)
+    g = _fill_starts(log_decay(t.a.to(dtype), t.a_log, t.dt_bias), t, -torch.inf)
     beta = torch.sigmoid(t.b.to(dtype)).mul_(strength)
-    return *results, _zero_padding(g, order), _zero_padding(beta, order), new_tail
+    return *results, _zero_padding(g, t.order), _zero_padding(beta, t.order), new_tail
 
 
 def backward(grads: Sequence[Tensor], t: DeltaInputTensors, key_heads: int, strength: float) -> tuple[Tensor, ...]:
     """Gradients of the tensors q ... dt_bias and of the tail; `grads` are those of forward's results."""
     *d_results, dg, d_beta, d_new_tail = grads
     (batch, time, key_width), taps, order = t.q.shape, _taps(t), t.order
+    dg = _fill_starts(dg, t, 0)
     d, history = key_width // key_heads, taps.shape[0] - 1
     widths = [key_width, key_width, t.v.shape[2]]
     d_inputs, d_tail = [torch.empty_like(x) for x in t[:3]], torch.empty_like(d_new_tail)
     d_taps = torch.zeros_like(taps)
     for rows in even_slices(batch, (history + time) * taps.shape[1] * taps.itemsize, t.q):
-        padded, packing = _conv_inputs(t, rows, taps)
+        padded, packing, reach = _conv_inputs(t, rows, taps)
         dy = torch.cat([x[rows].flatten(2) for x in d_results], 2).to(taps.dtype)
         if packing is not None:
             dy = _pack(F.pad(dy, (0, 0, history, 0)), packing).masked_fill_((packing < history)[..., None], 0)
             dy = dy[:, history:]
-        dz = _activation_backward(dy, convolve(padded, taps), key_width, d)
+        dz = _activation_backward(dy, convolve(padded, taps, reach), key_width, d)
         d_padded = torch.zeros_like(padded)
         _from_tail_layout(d_new_tail[rows], d_padded[:, time:], key_width)
-        convolve_backward(dz, padded, taps, d_padded, d_taps)
+        d_padded[:, time:] = _within_document(d_padded[:, time:], reach)
+        convolve_backward(dz, padded, taps, d_padded, d_taps, reach)
         d_padded = d_padded if packing is None else _unpack(d_padded, packing)
         _to_tail_layout(d_padded[:, :history], d_tail[rows], key_width)
         for result, channels in zip(d_inputs, d_padded[:, history:].split(widths, 2), strict=True):
@@ -79,8 +82,9 @@ def _taps(t: DeltaInputTensors) -> Tensor:
     return torch.cat(convs).t().to(compute_dtype(t.conv_q)).contiguous()
 
 
-def _conv_inputs(t: DeltaInputTensors, rows: slice, taps: Tensor) -> tuple[Tensor, Tensor | None]:
-    """cat(tail, x) of all channels for some rows, packed with zeros in place of padding; and these rows of `order`."""
+def _conv_inputs(t: DeltaInputTensors, rows: slice, taps: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """cat(tail, x) of all channels for some rows, packed with zeros in place of padding; these rows of `order`; and those of
+    `reach` at the positions of x."""
     parts = [_batch_slice(x, rows) for x in t[:3]]
     (count, time, key_width), history = parts[0].shape, taps.shape[0] - 1
     padded = taps.new_empty((count, history + time, taps.shape[1]))
@@ -91,10 +95,28 @@ def _conv_inputs(t: DeltaInputTensors, rows: slice, taps: Tensor) -> tuple[Tenso
         first.zero_()
     else:
         _from_tail_layout(_batch_slice(t.tail, rows), first, key_width)
+    reach = None if t.reach is None else _batch_slice(t.reach, rows)[:, history:]
     if t.order is None:
-        return padded, None
+        return padded, None, reach
     order = _batch_slice(t.order, rows)
-    return _pack(padded, order).masked_fill_((order < 0)[..., None], 0), order
+    return _pack(padded, order).masked_fill_((order < 0)[..., None], 0), order, reach
+
+
+def _within_document(last: Tensor, reach: Tensor | None) -> Tensor:
+    """The newest tokens [rows, kernel - 1, channels], with zeros in place of those of earlier documents than the newest's."""
+    if reach is None:
+        return last
+    distance = torch.arange(last.shape[1] - 1, -1, -1, device=last.device)
+    return last.masked_fill((distance > reach[:, -1:])[..., None], 0)
+
+
+def _fill_starts(gates: Tensor, t: DeltaInputTensors, value: float) -> Tensor:
+    """Set gates [batch, time, heads] to `value` at the first token of every document."""
+    if t.reach is None:
+        return gates
+    first = (t.reach == 0)[..., None]
+    first = first if t.order is None else _unpack(first, t.order)
+    return gates.masked_fill(first[:, t.reach.shape[1] - gates.shape[1] :], value)
 
 
 def _activation_backward(dy: Tensor, z: Tensor, key_width: int, d: int) -> Tensor:

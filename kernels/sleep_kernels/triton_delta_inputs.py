@@ -1,7 +1,7 @@
 """delta_inputs forward in one Triton kernel: short convolution, SiLU, L2 norm and gates.
 
 Positions p index cat(tail, x) in packed order, with padding moved to the front (see `packing` in delta_inputs.py). The
-output at p reads positions p - (K - 1) ... p.
+output at p reads positions p - (K - 1) ... p, with DOCUMENTS those of its document only (see `convolution_reach` there).
 """
 
 from typing import Any
@@ -56,23 +56,40 @@ def load_tokens(
 
 
 @triton.jit
-def convolve(x, x_row, tail, tail_row, order, weight, p, T, K: tl.constexpr, HAS_TAIL: tl.constexpr,
-              PACKED: tl.constexpr, at):  # fmt: skip
+def within_document(x, reach, p, distance, T, K: tl.constexpr, DOCUMENTS: tl.constexpr):
+    """x [positions, channels] with zeros where the position `distance` before p belongs to another document than p."""
+    if DOCUMENTS:
+        inside = tl.load(reach + p, mask=(p >= 0) & (p < T + K - 1), other=K) >= distance
+        return tl.where(inside[:, None], x, 0.0)
+    return x
+
+
+@triton.jit
+def is_document_start(reach, p, T, K: tl.constexpr):
+    """Whether packed position p is the first token of a document."""
+    return tl.load(reach + p, mask=(p >= 0) & (p < T + K - 1), other=K) == 0
+
+
+@triton.jit
+def convolve(x, x_row, tail, tail_row, order, reach, weight, p, T, K: tl.constexpr, HAS_TAIL: tl.constexpr,
+             PACKED: tl.constexpr, DOCUMENTS: tl.constexpr, at):  # fmt: skip
     """Convolution at positions p: sum over j of weight[at, j] * token[p - (K - 1) + j]."""
     z = load_tokens(x, x_row, tail, tail_row, order, p - (K - 1), T, K, HAS_TAIL, PACKED, at)
-    z *= tl.load(weight + at * K).to(tl.float32)[None, :]
+    z = within_document(z, reach, p, K - 1, T, K, DOCUMENTS) * tl.load(weight + at * K).to(tl.float32)[None, :]
     for j in tl.static_range(1, K):
         tap = tl.load(weight + at * K + j).to(tl.float32)[None, :]
-        z += load_tokens(x, x_row, tail, tail_row, order, p - (K - 1) + j, T, K, HAS_TAIL, PACKED, at) * tap
+        token = load_tokens(x, x_row, tail, tail_row, order, p - (K - 1) + j, T, K, HAS_TAIL, PACKED, at)
+        z += within_document(token, reach, p, K - 1 - j, T, K, DOCUMENTS) * tap
     return z
 
 
 @triton.jit
-def _store_head(x, x_row, tail, tail_row, order, weight, y, p, T, D: tl.constexpr, K: tl.constexpr,
-                HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
+def _store_head(x, x_row, tail, tail_row, order, reach, weight, y, p, T, D: tl.constexpr, K: tl.constexpr,
+                HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, DOCUMENTS: tl.constexpr,
+                NORM: tl.constexpr):  # fmt: skip
     """Store one head's outputs at p. Pointers are to the first element of the sequence and head."""
     at = tl.arange(0, D)
-    z = convolve(x, x_row, tail, tail_row, order, weight, p, T, K, HAS_TAIL, PACKED, at)
+    z = convolve(x, x_row, tail, tail_row, order, reach, weight, p, T, K, HAS_TAIL, PACKED, DOCUMENTS, at)
     value = z * tl.sigmoid(z)
     if NORM:
         value *= tl.rsqrt(tl.sum(value * value, 1) + EPS)[:, None]
@@ -85,13 +102,14 @@ def _store_head(x, x_row, tail, tail_row, order, weight, y, p, T, D: tl.constexp
 
 
 @triton.jit
-def _store_tail(x, x_row, tail, tail_row, order, new_tail, T, D: tl.constexpr, K: tl.constexpr, HAS_TAIL: tl.constexpr,
-                PACKED: tl.constexpr):  # fmt: skip
+def _store_tail(x, x_row, tail, tail_row, order, reach, new_tail, T, D: tl.constexpr, K: tl.constexpr,
+                HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, DOCUMENTS: tl.constexpr):  # fmt: skip
     """Store one head's part of the new tail."""
     at = tl.arange(0, D)
     for j in tl.static_range(K - 1):
         p = T + j + tl.zeros((1,), tl.int32)
         last = load_tokens(x, x_row, tail, tail_row, order, p, T, K, HAS_TAIL, PACKED, at)
+        last = within_document(last, reach, T + K - 2 + tl.zeros((1,), tl.int32), K - 2 - j, T, K, DOCUMENTS)
         tl.store(new_tail + j * tail_row + at[None, :], round_to(last, new_tail.dtype.element_ty))
 
 
@@ -103,9 +121,9 @@ def softplus(x):
 
 @kernel(do_not_specialize=["T"])
 def delta_inputs_kernel(
-    q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, order, q_out, k_out, v_out, g, beta, new_tail, T,
+    q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, order, reach, q_out, k_out, v_out, g, beta, new_tail, T,
     strength, H: tl.constexpr, R: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BT: tl.constexpr,
-    HAS_TAIL: tl.constexpr, PACKED: tl.constexpr
+    HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, DOCUMENTS: tl.constexpr
 ):  # fmt: skip
     """One program per BT positions and key head with its R value heads.
 
@@ -118,20 +136,21 @@ def delta_inputs_kernel(
     row, head = key_bh // H, key_bh % H
     p = first + block * BT + tl.arange(0, BT)
     order += row * (T + K - 1)
+    reach += row * (T + K - 1)
     width: tl.constexpr = H * (2 + R) * D
     tail += row * (K - 1) * width + head * ((2 + R) * D)
     new_tail += row * (K - 1) * width + head * ((2 + R) * D)
     key = (row * T * H + head) * D
     weight = head * D * K
-    _store_head(q + key, H * D, tail, width, order, conv_q + weight, q_out + key, p, T, D, K, HAS_TAIL, PACKED, True)
-    _store_head(
-        k + key, H * D, tail + D, width, order, conv_k + weight, k_out + key, p, T, D, K, HAS_TAIL, PACKED, True
-    )
+    _store_head(q + key, H * D, tail, width, order, reach, conv_q + weight, q_out + key, p, T, D, K, HAS_TAIL, PACKED,
+                DOCUMENTS, True)  # fmt: skip
+    _store_head(k + key, H * D, tail + D, width, order, reach, conv_k + weight, k_out + key, p, T, D, K, HAS_TAIL, PACKED,
+                DOCUMENTS, True)  # fmt: skip
     for r in range(R):
         value_head = head * R + r
         value = (row * T * H * R + value_head) * D
-        _store_head(v + value, H * R * D, tail + (2 + r) * D, width, order, conv_v + value_head * D * K, v_out + value,
-                    p, T, D, K, HAS_TAIL, PACKED, False)  # fmt: skip
+        _store_head(v + value, H * R * D, tail + (2 + r) * D, width, order, reach, conv_v + value_head * D * K,
+                    v_out + value, p, T, D, K, HAS_TAIL, PACKED, DOCUMENTS, False)  # fmt: skip
         s = source_position(order, p, T, K, PACKED)
         t = token_index(s, K, PACKED)
         inside = (t >= 0) & (t < T)
@@ -139,16 +158,19 @@ def delta_inputs_kernel(
         gates = row * T * H * R + t * (H * R) + value_head
         dt = tl.load(a + gates, mask=real, other=0.0).to(tl.float32) + tl.load(dt_bias + value_head).to(tl.float32)
         decay = -tl.exp(tl.load(a_log + value_head).to(tl.float32)) * softplus(dt)
+        if DOCUMENTS:
+            decay = tl.where(is_document_start(reach, p, T, K), -float("inf"), decay)
         value_beta = strength * tl.sigmoid(tl.load(b + gates, mask=real, other=0.0).to(tl.float32))
         tl.store(g + gates, tl.where(real, decay, 0.0), mask=inside)
         tl.store(beta + gates, tl.where(real, value_beta, 0.0), mask=inside)
     if block == blocks - 1:
-        _store_tail(q + key, H * D, tail, width, order, new_tail, T, D, K, HAS_TAIL, PACKED)
-        _store_tail(k + key, H * D, tail + D, width, order, new_tail + D, T, D, K, HAS_TAIL, PACKED)
+        _store_tail(q + key, H * D, tail, width, order, reach, new_tail, T, D, K, HAS_TAIL, PACKED, DOCUMENTS)
+        _store_tail(k + key, H * D, tail + D, width, order, reach, new_tail + D, T, D, K, HAS_TAIL, PACKED, DOCUMENTS)
         for r in range(R):
             value = (row * T * H * R + head * R + r) * D
             part = (2 + r) * D
-            _store_tail(v + value, H * R * D, tail + part, width, order, new_tail + part, T, D, K, HAS_TAIL, PACKED)
+            _store_tail(v + value, H * R * D, tail + part, width, order, reach, new_tail + part, T, D, K, HAS_TAIL, PACKED,
+                        DOCUMENTS)  # fmt: skip
 
 
 def kernel_constants(t: DeltaInputTensors, key_heads: int, launch: KernelLaunch) -> dict[str, Any]:
@@ -162,6 +184,7 @@ def kernel_constants(t: DeltaInputTensors, key_heads: int, launch: KernelLaunch)
         "BT": launch.block,
         "HAS_TAIL": t.tail is not None and kernel > 1,
         "PACKED": t.order is not None,
+        "DOCUMENTS": t.reach is not None,
         "num_warps": launch.warps,
     }
 

@@ -15,6 +15,7 @@ from sleep_kernels.triton_common import round_to
 from sleep_kernels.triton_delta_inputs import (
     EPS,
     convolve,
+    is_document_start,
     is_real_token,
     kernel_constants,
     load_tokens,
@@ -22,6 +23,7 @@ from sleep_kernels.triton_delta_inputs import (
     softplus,
     source_position,
     token_index,
+    within_document,
 )
 from sleep_kernels.verified import KernelLaunch
 
@@ -30,10 +32,11 @@ _TOKENS = 64
 
 
 @triton.jit
-def _conv_output_gradient(x, x_row, tail, tail_row, order, weight, dy, p, T, K: tl.constexpr, HAS_TAIL: tl.constexpr,
-                          PACKED: tl.constexpr, at, NORM: tl.constexpr):  # fmt: skip
+def _conv_output_gradient(x, x_row, tail, tail_row, order, reach, weight, dy, p, T, K: tl.constexpr,
+                          HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, DOCUMENTS: tl.constexpr, at,
+                          NORM: tl.constexpr):  # fmt: skip
     """Gradient of the convolution's result at positions p; 0 where p is not a real token of x."""
-    z = convolve(x, x_row, tail, tail_row, order, weight, p, T, K, HAS_TAIL, PACKED, at)
+    z = convolve(x, x_row, tail, tail_row, order, reach, weight, p, T, K, HAS_TAIL, PACKED, DOCUMENTS, at)
     s = source_position(order, p, T, K, PACKED)
     real = is_real_token(s, T, K)[:, None]
     grad = tl.load(dy + (s - (K - 1))[:, None] * x_row + at[None, :], mask=real, other=0.0).to(tl.float32)
@@ -47,9 +50,10 @@ def _conv_output_gradient(x, x_row, tail, tail_row, order, weight, dy, p, T, K: 
 
 
 @triton.jit
-def _store_head_gradients(x, x_row, tail, tail_row, order, weight, dy, d_new_tail, dx, d_tail, d_weight, first, T,
+def _store_head_gradients(x, x_row, tail, tail_row, order, reach, weight, dy, d_new_tail, dx, d_tail, d_weight, first, T,
                           D: tl.constexpr, K: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr, STEPS: tl.constexpr,
-                          HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
+                          HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, DOCUMENTS: tl.constexpr,
+                          NORM: tl.constexpr):  # fmt: skip
     """Store one head's gradients of BT * STEPS positions from `first`, and their partial sum of d_weight."""
     at = tl.arange(0, D)
     tap = tl.arange(0, TAPS)[:, None]
@@ -57,13 +61,15 @@ def _store_head_gradients(x, x_row, tail, tail_row, order, weight, dy, d_new_tai
     for step in range(STEPS):
         p = first + step * BT + tl.arange(0, BT)
         carried = ((p >= T) & (p < T + K - 1))[:, None]
+        if DOCUMENTS:
+            carried = carried & (T + K - 2 - p <= tl.load(reach + T + K - 2))[:, None]
         total = tl.load(d_new_tail + (p - T)[:, None] * tail_row + at[None, :], mask=carried, other=0.0).to(tl.float32)
         here = load_tokens(x, x_row, tail, tail_row, order, p, T, K, HAS_TAIL, PACKED, at)
         for j in tl.static_range(K):
             # The output at p + (K - 1) - j reads position p with tap j.
-            dz = _conv_output_gradient(
-                x, x_row, tail, tail_row, order, weight, dy, p + (K - 1) - j, T, K, HAS_TAIL, PACKED, at, NORM
-            )
+            dz = _conv_output_gradient(x, x_row, tail, tail_row, order, reach, weight, dy, p + (K - 1) - j, T, K, HAS_TAIL,
+                                       PACKED, DOCUMENTS, at, NORM)  # fmt: skip
+            dz = within_document(dz, reach, p + (K - 1) - j, K - 1 - j, T, K, DOCUMENTS)
             total += dz * tl.load(weight + at * K + j).to(tl.float32)[None, :]
             d_taps += tl.where(tap == j, tl.sum(dz * here, 0)[None, :], 0.0)
         s = source_position(order, p, T, K, PACKED)
@@ -78,10 +84,10 @@ def _store_head_gradients(x, x_row, tail, tail_row, order, weight, dy, d_new_tai
 
 @kernel(do_not_specialize=["T"])
 def delta_inputs_backward_kernel(
-    q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, order, dq_out, dk_out, dv_out, dg, dbeta, d_new_tail,
-    dq, dk, dv, da, db, d_conv, d_a_log, d_dt_bias, d_tail, T, strength, H: tl.constexpr, R: tl.constexpr,
+    q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, order, reach, dq_out, dk_out, dv_out, dg, dbeta,
+    d_new_tail, dq, dk, dv, da, db, d_conv, d_a_log, d_dt_bias, d_tail, T, strength, H: tl.constexpr, R: tl.constexpr,
     D: tl.constexpr, K: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr, STEPS: tl.constexpr,
-    HAS_TAIL: tl.constexpr, PACKED: tl.constexpr
+    HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, DOCUMENTS: tl.constexpr
 ):  # fmt: skip
     """One program per BT * STEPS positions of cat(tail, x) and key head; TAPS is K rounded up to a power of two.
 
@@ -94,6 +100,7 @@ def delta_inputs_backward_kernel(
     row, head = key_bh // H, key_bh % H
     first = block * (BT * STEPS)
     order += row * (T + K - 1)
+    reach += row * (T + K - 1)
     width: tl.constexpr = H * (2 + R) * D
     tail += row * (K - 1) * width + head * ((2 + R) * D)
     d_tail += row * (K - 1) * width + head * ((2 + R) * D)
@@ -101,32 +108,36 @@ def delta_inputs_backward_kernel(
     d_conv += (row * blocks + block) * width * K
     key = (row * T * H + head) * D
     weight = head * D * K
-    _store_head_gradients(q + key, H * D, tail, width, order, conv_q + weight, dq_out + key, d_new_tail, dq + key, d_tail,
-                          d_conv + weight, first, T, D, K, TAPS, BT, STEPS, HAS_TAIL, PACKED, True)  # fmt: skip
-    d_conv += H * D * K
-    _store_head_gradients(k + key, H * D, tail + D, width, order, conv_k + weight, dk_out + key, d_new_tail + D, dk + key,
-                          d_tail + D, d_conv + weight, first, T, D, K, TAPS, BT, STEPS, HAS_TAIL, PACKED,
+    _store_head_gradients(q + key, H * D, tail, width, order, reach, conv_q + weight, dq_out + key, d_new_tail, dq + key,
+                          d_tail, d_conv + weight, first, T, D, K, TAPS, BT, STEPS, HAS_TAIL, PACKED, DOCUMENTS,
                           True)  # fmt: skip
+    d_conv += H * D * K
+    _store_head_gradients(k + key, H * D, tail + D, width, order, reach, conv_k + weight, dk_out + key, d_new_tail + D,
+                          dk + key, d_tail + D, d_conv + weight, first, T, D, K, TAPS, BT, STEPS, HAS_TAIL, PACKED,
+                          DOCUMENTS, True)  # fmt: skip
     d_conv += H * D * K
     for r in range(R):
         value_head = head * R + r
         value = (row * T * H * R + value_head) * D
         part = (2 + r) * D
         weight = value_head * D * K
-        _store_head_gradients(v + value, H * R * D, tail + part, width, order, conv_v + weight, dv_out + value,
+        _store_head_gradients(v + value, H * R * D, tail + part, width, order, reach, conv_v + weight, dv_out + value,
                               d_new_tail + part, dv + value, d_tail + part, d_conv + weight, first, T,
-                              D, K, TAPS, BT, STEPS, HAS_TAIL, PACKED, False)  # fmt: skip
+                              D, K, TAPS, BT, STEPS, HAS_TAIL, PACKED, DOCUMENTS, False)  # fmt: skip
         neg_a = -tl.exp(tl.load(a_log + value_head).to(tl.float32))
         bias = tl.load(dt_bias + value_head).to(tl.float32)
         d_neg_a, d_bias = 0.0, 0.0
         for step in range(STEPS):
-            s = source_position(order, first + step * BT + tl.arange(0, BT), T, K, PACKED)
+            p = first + step * BT + tl.arange(0, BT)
+            s = source_position(order, p, T, K, PACKED)
             t = token_index(s, K, PACKED)
             inside = (t >= 0) & (t < T)
             real = is_real_token(s, T, K)
             gates = row * T * H * R + t * (H * R) + value_head
             dt = tl.load(a + gates, mask=real, other=0.0).to(tl.float32) + bias
             d_decay = tl.load(dg + gates, mask=real, other=0.0).to(tl.float32)
+            if DOCUMENTS:
+                d_decay = tl.where(is_document_start(reach, p, T, K), 0.0, d_decay)
             d_dt = d_decay * neg_a * tl.sigmoid(dt)
             sigmoid = tl.sigmoid(tl.load(b + gates, mask=real, other=0.0).to(tl.float32))
             d_sigmoid = strength * tl.load(dbeta + gates, mask=real, other=0.0).to(tl.float32)

@@ -47,12 +47,13 @@ def forward(
     beta: Tensor,
     initial_state: Tensor | None,
     scale: float,
+    resets: bool,
     verified_only: bool,
 ) -> tuple[Tensor, Tensor]:
     """Output and final state. Arguments as in `sleep_kernels.gated_delta_rule`, already checked."""
     config = select_config(q, v, verified_only=verified_only)
     if config is None:
-        return chunked.forward(q, k, v, g, beta, initial_state, scale)
+        return chunked.forward(q, k, v, g, beta, initial_state, scale, resets)
     from sleep_kernels import triton_gdr_forward
 
     arguments = RuleArguments._make((*_contiguous(q, k, v, g, beta, initial_state), scale))
@@ -70,12 +71,13 @@ def backward(
     beta: Tensor,
     initial_state: Tensor | None,
     scale: float,
+    resets: bool,
     verified_only: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, g, beta and the initial state. None for an output's gradient means zero."""
     config = select_config(q, v, verified_only=verified_only)
     if config is None:
-        return chunked.backward(grad_o, grad_state, q, k, v, g, beta, initial_state, scale)
+        return chunked.backward(grad_o, grad_state, q, k, v, g, beta, initial_state, scale, resets)
     from sleep_kernels import triton_gdr_backward
 
     grad_o, grad_state = _contiguous(grad_o, grad_state)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sleeptrain.model.deltanet import DeltaNet
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.sleep import RecomputeWrappers
+from sleeptrain.model.token_mask import NO_MASK
 
 
 class Retention:
@@ -28,7 +29,7 @@ class Retention:
         """Record the decays of `model` in programs of `windows` windows."""
         self._mixers = {i: block.mixer for i, block in enumerate(model.layers) if isinstance(block.mixer, DeltaNet)}
         self._last_window, self._window = windows - 1, -1
-        self._valid: Tensor | None = None
+        self._mask = NO_MASK
         self._is_sample = torch.zeros(0, dtype=torch.bool)
         self._log_decay: dict[int, Tensor] = {}
         self._hooks: list[Any] = []
@@ -60,7 +61,7 @@ class Retention:
     def _run_window(self, function: Callable[..., Any], *tensors: Any) -> Any:
         """Run a window, after counting it and taking its mask of valid tokens."""
         self._window += 1
-        self._valid = tensors[2]
+        self._mask = tensors[2]
         return function(*tensors)
 
     def _record_decay(self, layer: int, mixer: DeltaNet, module: nn.Module, inputs: Any, a: Tensor) -> None:
@@ -71,8 +72,8 @@ class Retention:
         if layer not in self._log_decay:  # the first pass over the first window writes what is to be retained
             self._log_decay[layer] = g.new_zeros(g.shape[0], g.shape[2], dtype=torch.float64)
             return
-        if self._valid is not None:
-            g = g * self._valid[..., None]
+        if self._mask.valid is not None:
+            g = g * self._mask.valid[..., None]
         self._log_decay[layer] = self._log_decay[layer] + g.double().sum(1)
 
     def _finish_batch(self) -> None:

@@ -14,6 +14,7 @@ from sleeptrain.execute.gradients import GradAccumulator, add_optional
 from sleeptrain.execute.segment_chain import ChainInputs, ChainOutputs
 from sleeptrain.execute.segments import (
     Entry,
+    PassTokens,
     Segment,
     block_segments,
     forward_no_grad,
@@ -199,7 +200,8 @@ class ActionRunner:
 
     def _segments(self, work: WorkItem) -> list[Segment]:
         span = self.plan.schedule.program.span
-        return block_segments(self.model, work.op, work.stage_op.blocks, span, work.batch, self._entry(work))
+        read, spec = PassTokens.of(work.batch, work.op), work.batch.state.spec
+        return block_segments(self.model, work.op, work.stage_op.blocks, span, spec, read, self._entry(work))
 
     def _entry(self, work: WorkItem) -> Entry:
         h = work.stage_op.h
@@ -214,8 +216,10 @@ class ActionRunner:
 
     def _add_residual(self, work: WorkItem, out: Tensor) -> None:
         if work.op.index > 1:
-            _, _, valid = work.batch.window(work.op)
-            self.residuals[work.micro].append(self.model.relative_change(out, self._loop_outputs[work.micro], valid))
+            _, _, mask = work.batch.window(work.op)
+            self.residuals[work.micro].append(
+                self.model.relative_change(out, self._loop_outputs[work.micro], mask.valid)
+            )
         if work.op.index < work.op.of:
             self._loop_outputs[work.micro] = out
         else:

@@ -16,6 +16,7 @@ from sleeptrain.execute.gradients import GradAccumulator, add_optional
 from sleeptrain.execute.segment_chain import ChainInputs, ChainOutputs
 from sleeptrain.execute.segments import (
     Entry,
+    PassTokens,
     Segment,
     block_segments,
     forward_no_grad,
@@ -28,6 +29,7 @@ from sleeptrain.execute.store import ActivationStore
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import Leaf, State
+from sleeptrain.model.token_mask import TokenMask
 from sleeptrain.program import Pass
 
 
@@ -138,10 +140,9 @@ class GraphedActionRunner(ActionRunner):
         return GraphKey(what, position_independent(work.op), work.stage_op.blocks, span, self._entry(work), **options)
 
     def _named(self, work: WorkItem, inputs: ChainInputs) -> dict[str, Tensor]:
-        """The inputs of a pass by name: tokens, padding mask, position of the first token, features and state."""
-        tokens, _, valid = work.batch.window(work.op)
-        named = {"tokens": tokens, "position0": tokens.new_full((), work.op.position0), **inputs.state}
-        named |= {} if valid is None else {"valid": valid}
+        """The inputs of a pass by name: tokens, their mask, position of the first token, features and state."""
+        tokens, _, mask = work.batch.window(work.op)
+        named = {"tokens": tokens, "position0": tokens.new_full((), work.op.position0), **inputs.state, **mask.named()}
         return named if inputs.h is None else named | {"h": inputs.h}
 
 
@@ -176,8 +177,8 @@ def _backward(
 
 
 def _segments(model: LanguageModel, spec: tuple[Leaf, ...], key: GraphKey, named: NamedTensors) -> list[Segment]:
-    batch = MicroBatch(named["tokens"], named["tokens"], State(spec, {}), named.get("valid"))
-    return block_segments(model, key.op, key.blocks, key.span, batch, key.entry, named["position0"])
+    read = PassTokens(named["tokens"], TokenMask.from_named(named), named["position0"])
+    return block_segments(model, key.op, key.blocks, key.span, spec, read, key.entry)
 
 
 def _loss_segment(model: LanguageModel, key: GraphKey, named: NamedTensors) -> Segment:

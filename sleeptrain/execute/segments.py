@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import Leaf, State
+from sleeptrain.model.token_mask import TokenMask
 from sleeptrain.program import Boundary, Pass
 
 Entry = Literal["embed", "norm", "gated"] | None
@@ -58,15 +59,31 @@ class SegmentGraph:
         return tensors
 
 
+@dataclass(frozen=True)
+class PassTokens:
+    """The tokens of a pass over a window."""
+
+    tokens: Tensor
+    """[rows, time] int64."""
+    mask: TokenMask
+    position0: Tensor | None = None
+    """[], an int64 tensor that replaces `Pass.position0` as the rotary position of the first token."""
+
+    @classmethod
+    def of(cls, batch: MicroBatch, op: Pass) -> PassTokens:
+        """Those of a micro-batch."""
+        tokens, _, mask = batch.window(op)
+        return cls(tokens, mask)
+
+
 def block_segments(
-    model: LanguageModel, op: Pass, blocks: tuple[int, int], span: int, batch: MicroBatch, entry: Entry,
-    position0: Tensor | None = None,
+    model: LanguageModel, op: Pass, blocks: tuple[int, int], span: int, spec: tuple[Leaf, ...], read: PassTokens, entry: Entry
 ) -> list[Segment]:  # fmt: skip
     """The segments of a pass over blocks[0]..blocks[1]-1: its entry, unless that is None, then one per block.
 
-    `position0` [], an int64 tensor, replaces `op.position0` as the rotary position of the first token.
+    `spec` declares the leaves of the state.
     """
-    tokens, _, valid = batch.window(op)
+    tokens = read.tokens
     segments = []
     if entry == "embed":
         segments.append(Segment(lambda h, _: (model.embed(tokens), {}), _weights(model.embed)))
@@ -74,7 +91,6 @@ def block_segments(
         segments.append(norm_segment(model))
     elif entry == "gated":
         segments.append(gated_segment(model, tokens))
-    spec = batch.state.spec
     for block in list(model.layers)[blocks[0] : blocks[1]]:
         block_spec = tuple(leaf for leaf in spec if leaf.layer == block.layer and leaf.kind != "live")
 
@@ -84,7 +100,7 @@ def block_segments(
             block: nn.Module = block,
             spec: tuple[Leaf, ...] = block_spec,
         ) -> SegmentOutputs:
-            return block(h, State(spec, leaves), op, span, valid, position0)
+            return block(h, State(spec, leaves), op, span, read.mask, read.position0)
 
         segments.append(Segment(run, _weights(block), tuple(leaf.name for leaf in block_spec)))
     return segments

@@ -15,6 +15,7 @@ from sleeptrain.inference.sampling import GREEDY, Sampling
 from sleeptrain.model.language import IGNORED, LanguageModel
 from sleeptrain.model.sleep import LoopFeatures, RunContext, run_window
 from sleeptrain.model.state import State, leaves
+from sleeptrain.model.token_mask import TokenMask
 from sleeptrain.program import Boundary, Layers, Pass, Sleep, Window, blocks_of, compile, kept_tokens
 
 
@@ -103,13 +104,13 @@ class SleepSession:
             state = self._save_coda(state.cross("pass"))
         before = int(state["live.before"][0, 0]) if self.sleep.evict.mode == "sliding" else 0
         real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
-        valid = None if bool(real.all()) else real
+        mask = TokenMask(None if bool(real.all()) else real)
         h = self.model.embed(tokens)
         loop_entry = loop_exit = h
         for layers in ("prelude", "loop", "coda"):
             op = self._first_pass(layers, tokens.shape[1], before + fill)
             blocks = blocks_of(layers, self.sleep, self.depth)
-            h, state = self.model.layers(h, state, op, blocks, self.sleep.window, valid)
+            h, state = self.model.layers(h, state, op, blocks, self.sleep.window, mask)
             loop_entry, loop_exit = (h if layers == "prelude" else loop_entry), (h if layers == "loop" else loop_exit)
         logits = self.model.logits(h)
         new = {
@@ -151,9 +152,9 @@ class SleepSession:
             later = [dataclasses.replace(op, position0=before, kv_read=True) for op in later]
         state = self._restore_coda(state.forget_newest(tokens.shape[1], blocks_of("loop", self.sleep, self.depth)))
         context = RunContext(self.model, self.sleep, self.sleep.window, state.spec)
-        unscored, valid = torch.full_like(tokens, IGNORED), None if bool(real.all()) else real
+        unscored, mask = torch.full_like(tokens, IGNORED), TokenMask(None if bool(real.all()) else real)
         loop = LoopFeatures(state["live.above"], state["live.exit"])
-        _, _, _, *after = run_window(context, later, None, tokens, unscored, valid, *state.flat(), loop=loop)
+        _, _, _, *after = run_window(context, later, None, tokens, unscored, mask, *state.flat(), loop=loop)
         return context.state(after)
 
     def _save_coda(self, state: State) -> State:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sleeptrain.model.config import AttentionConfig as Config
 from sleeptrain.model.config import rotary_dims
 from sleeptrain.model.norm import RMSNorm
+from sleeptrain.model.token_mask import TokenMask
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class KVCache:
     value: Tensor
     """[batch, time, kv_heads, head_dim]."""
     seen: Tensor
-    """[batch, time] bool, false at padding."""
+    """[batch, time] bool, false at padding and at tokens of documents that have ended."""
 
 
 class Attention(nn.Module):
@@ -45,12 +46,12 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, eps)
 
     def forward(
-        self, x: Tensor, cache: KVCache | None, position0: int | Tensor, span: int, valid: Tensor | None
+        self, x: Tensor, cache: KVCache | None, position0: int | Tensor, span: int, mask: TokenMask
     ) -> tuple[Tensor, KVCache]:
         """`x` [batch, time, width] -> (output [batch, time, width], the cache with this window appended).
 
-        `position0` is the rotary position of the first token. `valid` [batch, time] is false at padding: no other token
-        attends to a padding token.
+        `position0` is the rotary position of the first token. Tokens attend to tokens of their own document that `mask` does not
+        exclude.
         """
         batch, time, _ = x.shape
         d = self.config.head_dim
@@ -59,20 +60,22 @@ class Attention(nn.Module):
         v = self.v(x).view(batch, time, -1, d)
         cos, sin = rotary_cos_sin(position0, time, self.config, x)
         q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
-        seen = valid if valid is not None else torch.ones(batch, time, dtype=torch.bool, device=x.device)
+        seen = mask.valid if mask.valid is not None else torch.ones(batch, time, dtype=torch.bool, device=x.device)
         if cache is not None:
-            k, v, seen = torch.cat([cache.key, k], 1), torch.cat([cache.value, v], 1), torch.cat([cache.seen, seen], 1)
+            before = cache.seen if mask.cached is None else cache.seen & mask.cached
+            k, v, seen = torch.cat([cache.key, k], 1), torch.cat([cache.value, v], 1), torch.cat([before, seen], 1)
+        document = None if mask.starts is None else key_documents(mask.document(), seen.shape[1])
         span = min(span, self.config.window or span)
-        causal = cache is None and valid is None and time <= span
-        mask = None if causal else attention_mask(time, seen, span)
+        causal = cache is None and mask.valid is None and document is None and time <= span
+        allowed = None if causal else attention_mask(time, seen, span, document)
         o = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=causal,
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=allowed, is_causal=causal,
             enable_gqa=self.config.heads != self.config.kv_heads,
         )  # fmt: skip
         o = o.transpose(1, 2).reshape(batch, time, -1)
         if self.gate is not None:
             o = o * torch.sigmoid(self.gate(x))
-        return self.o(o), KVCache(k, v, seen)
+        return self.o(o), KVCache(k, v, seen if document is None else seen & (document == document[:, -1:]))
 
 
 def rotary_cos_sin(position0: int | Tensor, time: int, config: Config, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,14 +100,22 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([rotated, rest], -1) if rest.shape[-1] else rotated
 
 
-def attention_mask(time: int, seen: Tensor, span: int) -> Tensor:
+def key_documents(document: Tensor, keys: int) -> Tensor:
+    """The numbers of the documents of all keys [batch, keys], from those of the newest ones; cached keys are of document 0."""
+    return F.pad(document, (keys - document.shape[1], 0))
+
+
+def attention_mask(time: int, seen: Tensor, span: int, document: Tensor | None = None) -> Tensor:
     """The mask [batch, 1, time, keys] of the newest `time` queries, true where attention is allowed.
 
-    A query attends to keys that are not padding, not later than itself and among the newest `span`. It always attends to
-    itself: a row of padding alone would otherwise have an empty softmax.
+    A query attends to keys that are `seen` [batch, keys], not later than itself, among the newest `span`, and of the same
+    `document` [batch, keys]. It always attends to itself: a row of padding alone would otherwise have an empty softmax.
     """
     keys = seen.shape[1]
     q = torch.arange(keys - time, keys, device=seen.device)[:, None]
     k = torch.arange(keys, device=seen.device)[None, :]
     band = (k <= q) & (q - k < span)
-    return (band & seen[:, None, :] | (q == k))[:, None]
+    allowed = band & seen[:, None, :]
+    if document is not None:
+        allowed = allowed & (document[:, -time:, None] == document[:, None, :])
+    return (allowed | (q == k))[:, None]

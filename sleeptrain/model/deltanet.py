@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sleep_kernels import delta_inputs, gated_delta_rule, gated_rms_norm, log_decay
 from sleeptrain.model.config import DeltaNetConfig as Config
+from sleeptrain.model.token_mask import TokenMask
 
 
 class DeltaNet(nn.Module):
@@ -37,16 +38,16 @@ class DeltaNet(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(config.value_heads))
         self.norm = nn.Parameter(torch.ones(config.head_dim))
 
-    def forward(self, x: Tensor, fast: Tensor, tail: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, fast: Tensor, tail: Tensor, mask: TokenMask) -> tuple[Tensor, Tensor, Tensor]:
         """`x` [batch, time, width], S [batch, value_heads, d, d], tail [batch, taps-1, key_heads, channels]
-        -> (output, new S, new tail). Tokens where `valid` [batch, time] is false write nothing to S and tail."""
+        -> (output, new S, new tail). Tokens that `mask` excludes write nothing to S and tail; documents begin with zeros."""
         batch, time, _ = x.shape
         q, k, v, g, beta, tail = delta_inputs(
             self.q(x), self.k(x), self.v(x), self.a(x), self.b(x), self.conv_q, self.conv_k, self.conv_v,
-            self.A_log, self.dt_bias, tail, valid, key_heads=self.config.key_heads,
+            self.A_log, self.dt_bias, tail, mask.valid, mask.starts, key_heads=self.config.key_heads,
             strength=2.0 if self.config.negative_eigenvalues else 1.0, backend=self.backend,
         )  # fmt: skip
-        o, fast = gated_delta_rule(q, k, v, g, beta, fast, backend=self.backend)
+        o, fast = gated_delta_rule(q, k, v, g, beta, fast, resets=mask.starts is not None, backend=self.backend)
         o = gated_rms_norm(o, self.z(x).view(o.shape), self.norm, self.eps, backend=self.backend)
         return self.o(o.reshape(batch, time, -1)), fast, tail
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sleeptrain.model.config import Model
 from sleeptrain.model.embedding import IGNORED, Embedding, Head
 from sleeptrain.model.init import initialise
-from sleeptrain.model.micro_batch import MicroBatch
+from sleeptrain.model.micro_batch import MicroBatch, starts_by_window
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.scores import HeadScores
 from sleeptrain.model.stack import Stack
@@ -74,6 +74,7 @@ class LanguageModel(nn.Module):
         sleep: Sleep,
         windows: Sequence[Window] | None = None,
         valid: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """Read rows of tokens with sleep: logits, or with `targets` the mean loss in nats per target, a scalar.
 
@@ -81,6 +82,8 @@ class LanguageModel(nn.Module):
         windows           default: windows of `sleep.window` tokens. Under `trigger: every` all are predicted; under `context` those
                           with targets, or without `targets` the last one, and the others are context that sleeps
         valid             [rows, length] bool, false at padding; None where there is none
+        starts            [rows, length] bool, true at the first token of every document of a row that holds several; tokens before
+                          the first one are a document, too. None where every row is one document
 
         Logits are float32 [rows, tokens of the predicted windows, vocab]. Plain autograd: every activation is saved for
         backward. The trainer recomputes them instead, by `train.recompute`. Raises ValueError where shapes, windows or targets
@@ -95,7 +98,8 @@ class LanguageModel(nn.Module):
         windows = cut_windows(sleep, tokens.shape[1], targets) if windows is None else windows
         check_windows(sleep, windows, tokens.shape[1], targets)
         scored = torch.full_like(tokens, IGNORED) if targets is None else targets
-        batch = MicroBatch(tokens, scored, self.zero_state(sleep, tokens.shape[0]), valid)
+        state, begins = self.zero_state(sleep, tokens.shape[0]), starts_by_window(starts, windows)
+        batch = MicroBatch(tokens, scored, state, valid, starts=begins)
         program = compile(sleep, windows, len(self.layers))
         output = run(self, batch, program, sleep, predict="logits" if targets is None else None)
         if output.predicted is not None:

@@ -1,13 +1,15 @@
-"""A micro-batch: tokens, targets, initial state and padding mask."""
+"""A micro-batch: tokens, targets, initial state, padding and the documents of its rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from sleeptrain.model.state import State
-from sleeptrain.program import Pass
+from sleeptrain.model.token_mask import TokenMask
+from sleeptrain.program import Pass, Window
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,20 @@ class MicroBatch:
     """[rows, length] bool, false at padding; None where no token is padding."""
     loss_scale: float = 1.0
     """The factor of a target's loss in the loss that is differentiated; the unit of `gradient.clip_state`."""
+    starts: Mapping[int, Tensor] = field(default_factory=dict)
+    """By number of a window: [rows, tokens of the window] bool, true at the first token of every document that begins there.
+    Windows in which none begins are missing, so that they cost no mask."""
 
-    def window(self, op: Pass) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens, targets and padding mask of the window of a pass."""
+    def window(self, op: Pass) -> tuple[Tensor, Tensor, TokenMask]:
+        """Tokens, targets and mask of the window of a pass."""
         part = slice(op.start, op.stop)
-        return self.tokens[:, part], self.targets[:, part], None if self.valid is None else self.valid[:, part]
+        mask = TokenMask(None if self.valid is None else self.valid[:, part], self.starts.get(op.window))
+        return self.tokens[:, part], self.targets[:, part], mask.in_pass(op)
+
+
+def starts_by_window(starts: Tensor | None, windows: Iterable[Window]) -> dict[int, Tensor]:
+    """`MicroBatch.starts` from the first tokens of documents [rows, length], bool. Reads their values: call it on the CPU."""
+    if starts is None:
+        return {}
+    parts = {number: starts[:, window.start : window.stop] for number, window in enumerate(windows)}
+    return {number: part for number, part in parts.items() if bool(part.any())}

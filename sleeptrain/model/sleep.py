@@ -20,6 +20,7 @@ from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.stack import CallWrapper, call_directly
 from sleeptrain.model.state import Leaf, State
 from sleeptrain.model.state_adjoint import StateAdjoint
+from sleeptrain.model.token_mask import TokenMask
 from sleeptrain.program import Boundary, Pass, Program, Sleep, blocks_of
 
 
@@ -47,8 +48,8 @@ class ProgramOutput:
     state: State
     """The state after the last window."""
     residual: Tensor
-    """||h_n - h_{n-1}|| / ||h_{n-1}|| [passes, rows] of every pass but a window's first, in program order, over tokens that are
-    not padding; NaN where a row's window is padding only. No gradient."""
+    """||h_n - h_{n-1}|| / ||h_{n-1}|| [passes, rows] of every pass but a window's first, in program order, over the tokens that
+    the pass reads; NaN where a row's window is padding only. No gradient."""
     predicted: Tensor | None
     """By `predict`: the likeliest next token [rows, length] in windows that are scored, -1 elsewhere, and then losses have no
     gradient; or the logits of the tokens of scored windows [rows, tokens, vocab]; or None."""
@@ -110,9 +111,9 @@ def run(
     context = RunContext(model, sleep, program.span, batch.state.spec, recompute, predict, adjoint)
     nlls, residuals, predictions, state = [], [], [], batch.state
     for passes, boundary in program.by_window():
-        tokens, targets, valid = batch.window(passes[0])
+        tokens, targets, mask = batch.window(passes[0])
         window = partial(run_window, context, passes, boundary)
-        nll, residual, predicted, *tensors = recompute.window(window, tokens, targets, valid, *state.flat())
+        nll, residual, predicted, *tensors = recompute.window(window, tokens, targets, mask, *state.flat())
         state = context.state(tensors)
         nlls.append(nll)
         residuals.append(residual)
@@ -123,11 +124,11 @@ def run(
 
 def run_window(
     context: RunContext, passes: Sequence[Pass], boundary: Boundary | None,
-    tokens: Tensor, targets: Tensor, valid: Tensor | None, *state_tensors: Tensor, loop: LoopFeatures = WINDOW_START,
+    tokens: Tensor, targets: Tensor, mask: TokenMask, *state_tensors: Tensor, loop: LoopFeatures = WINDOW_START,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """All passes over one window, then eviction: (nll, residuals, predictions, *state).
 
-    `loop` holds the features of the pass before the first one of `passes`, where that is not pass 1.
+    `mask` is that of pass 1. `loop` holds the features of the pass before the first one of `passes`, where that is not pass 1.
     """
     model, recompute, state = context.model, context.recompute, context.state(state_tensors)
     nll = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
@@ -138,8 +139,9 @@ def run_window(
         if op.detach:
             state, loop = state.detach(), loop.detach()
         h = {"tokens": None, "above": loop.entry}.get(op.reads, loop.exit)
+        read = mask.in_pass(op)
         with nullcontext() if op.grad else torch.no_grad():
-            h, *after = recompute.passes(partial(run_pass, context, op), tokens, valid, h, *state.flat())
+            h, *after = recompute.passes(partial(run_pass, context, op), tokens, read, h, *state.flat())
             if op.loss:
                 nll, best = recompute.head(partial(score, model, context.predict), h, targets)
                 predicted = predicted if best is None else best
@@ -148,7 +150,7 @@ def run_window(
             loop = replace(loop, entry=h)
         elif op.layers == "loop":
             if loop.exit is not None:
-                residuals.append(model.relative_change(h.detach(), loop.exit.detach(), valid))
+                residuals.append(model.relative_change(h.detach(), loop.exit.detach(), read.valid))
             loop = replace(loop, exit=h)
     if boundary is not None:
         state = state.evict(boundary)
@@ -158,9 +160,10 @@ def run_window(
 
 
 def run_pass(
-    context: RunContext, op: Pass, tokens: Tensor, valid: Tensor | None, h: Tensor | None, *state_tensors: Tensor
+    context: RunContext, op: Pass, tokens: Tensor, mask: TokenMask, h: Tensor | None, *state_tensors: Tensor
 ) -> tuple[Tensor, ...]:
-    """One pass over one window: (features, *state). `h` are the features that it reads, None where it embeds tokens."""
+    """One pass over one window: (features, *state). `h` are the features that it reads, None where it embeds tokens; `mask` is
+    that of this pass."""
     model, blocks = context.model, blocks_of(op.layers, context.sleep, len(context.model.layers))
     if h is None:
         h = model.embed(tokens)
@@ -170,7 +173,7 @@ def run_pass(
         assert model.feedback is not None
         h = model.feedback(model.embed(tokens), h)
     state = context.state(state_tensors).cross("pass")
-    h, state = model.layers(h, state, op, blocks, context.span, valid, context.recompute.block)
+    h, state = model.layers(h, state, op, blocks, context.span, mask, context.recompute.block)
     return h, *state.flat()
 
 

@@ -14,6 +14,7 @@ from sleeptrain.model.config import Model
 from sleeptrain.model.deltanet import DeltaNet
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.state import State
+from sleeptrain.model.token_mask import TokenMask
 from sleeptrain.program import Pass
 
 CallWrapper = Callable[..., Any]
@@ -62,7 +63,7 @@ class Block(nn.Module):
         """`attention_block` or `deltanet_block`, or that function compiled (`compile_blocks`)."""
 
     def forward(
-        self, h: Tensor, state: State, op: Pass, span: int, valid: Tensor | None, position0: Tensor | None = None
+        self, h: Tensor, state: State, op: Pass, span: int, mask: TokenMask, position0: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Features [batch, time, width] -> (features, the leaves of this layer's state that changed).
 
@@ -70,10 +71,10 @@ class Block(nn.Module):
         """
         name = f"layers.{self.layer}"
         if isinstance(self.mixer, DeltaNet):
-            h, fast, conv = self.compute(self, h, state[f"{name}.fast"], state[f"{name}.conv"], valid)
+            h, fast, conv = self.compute(self, h, state[f"{name}.fast"], state[f"{name}.conv"], mask)
             return h, {f"{name}.fast": fast, f"{name}.conv": conv}
         cached = KVCache(state[f"{name}.key"], state[f"{name}.value"], state[f"{name}.seen"]) if op.kv_read else None
-        h, cache = self.compute(self, h, cached, op.position0 if position0 is None else position0, span, valid)
+        h, cache = self.compute(self, h, cached, op.position0 if position0 is None else position0, span, mask)
         new = {f"{name}.key": cache.key, f"{name}.value": cache.value, f"{name}.seen": cache.seen}
         return h, new if op.kv_write else {}
 
@@ -84,18 +85,18 @@ class Block(nn.Module):
 
 
 def deltanet_block(
-    block: Block, h: Tensor, fast: Tensor, conv: Tensor, valid: Tensor | None
+    block: Block, h: Tensor, fast: Tensor, conv: Tensor, mask: TokenMask
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A block with Gated DeltaNet as a function of tensors alone: the features after it, the new S and the new tail."""
-    y, fast, conv = block.mixer(block.norm1(h), fast, conv, valid)
+    y, fast, conv = block.mixer(block.norm1(h), fast, conv, mask)
     return block.add_branches(h, y), fast, conv
 
 
 def attention_block(
-    block: Block, h: Tensor, cache: KVCache | None, position0: int | Tensor, span: int, valid: Tensor | None
+    block: Block, h: Tensor, cache: KVCache | None, position0: int | Tensor, span: int, mask: TokenMask
 ) -> tuple[Tensor, KVCache]:
     """A block with attention as a function of tensors alone: the features after it, and the cache with this window appended."""
-    y, cache = block.mixer(block.norm1(h), cache, position0, span, valid)
+    y, cache = block.mixer(block.norm1(h), cache, position0, span, mask)
     return block.add_branches(h, y), cache
 
 
@@ -106,17 +107,16 @@ class Stack(nn.ModuleList):
         super().__init__(Block(model, i) for i in range(len(model.pattern)))
 
     def forward(
-        self, h: Tensor, state: State, op: Pass, blocks: tuple[int, int], span: int, valid: Tensor | None,
+        self, h: Tensor, state: State, op: Pass, blocks: tuple[int, int], span: int, mask: TokenMask,
         wrap_block: CallWrapper = call_directly,
     ) -> tuple[Tensor, State]:  # fmt: skip
         """Run blocks[0]..blocks[1]-1 over one window.
 
         `h` [batch, time, width]; `op` gives the positions and whether caches are read and written; `span` is the number of
-        keys that a query sees at most; `valid` [batch, time] is false at padding (None: no padding); `wrap_block` calls
-        each block.
+        keys that a query sees at most; `mask` is that of the pass; `wrap_block` calls each block.
         """
         changed: dict[str, Tensor] = {}
         for block in list(self)[blocks[0] : blocks[1]]:
-            h, new = wrap_block(block, h, state, op, span, valid)
+            h, new = wrap_block(block, h, state, op, span, mask)
             changed |= new
         return h, state.replace(changed)

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from sleep_kernels.linear_cross_entropy import backward as head_backward
 from sleep_kernels.linear_cross_entropy import forward as head_forward
 from sleeptrain.execute.segments import (
+    PassTokens,
     Segment,
     SegmentGraph,
     block_segments,
@@ -34,6 +35,7 @@ from sleeptrain.model.compile_blocks import compile_blocks, partitioned_eager
 from sleeptrain.model.config import Model
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import State, leaves
+from sleeptrain.model.token_mask import TokenMask
 from sleeptrain.plan.ownership import on_meta
 from sleeptrain.program import Pass, Sleep, Window, compile
 
@@ -91,21 +93,21 @@ def measure_activations(
         ops = [op for op in compile(sleep, windows, len(small.pattern)).ops if isinstance(op, Pass)]
         first, last = ops[0], ops[-1]
         ids = torch.zeros(rows, 2 * tokens, dtype=torch.int64, device=device)
-        valid = torch.ones(rows, 2 * tokens, dtype=torch.bool, device=device) if padded else None
+        mask = TokenMask(torch.ones(rows, tokens, dtype=torch.bool, device=device) if padded else None)
         empty = State.zeros(leaves(small, sleep, dtype), rows, device)
         h = torch.empty(rows, tokens, small.width, dtype=dtype, device=device)
 
         def inputs(state: State) -> list[Tensor]:
             found = [*weights.values(), *meta.parameters(), *traced.parameters(), ids, h, *state.tensors.values()]
-            return found if valid is None else [*found, valid]
+            return [*found, *mask.named().values()]
 
         def measure(state: State, segment: Segment) -> SegmentMemory:
             return _measure_segment(segment, h, state, inputs(state))
 
         def measure_blocks(op: Pass, state: State) -> dict[str, SegmentMemory]:
-            batch = MicroBatch(ids, ids, state, valid)
+            blocks, read = (0, len(small.pattern)), PassTokens(ids[:, op.start : op.stop], mask)
             eager, graphs = (
-                block_segments(m, op, (0, len(small.pattern)), sleep.window, batch, None) for m in (meta, traced)
+                block_segments(m, op, blocks, sleep.window, state.spec, read, None) for m in (meta, traced)
             )
             found = [measure(state, segment) for segment in eager]
             if compiled:
@@ -119,7 +121,7 @@ def measure_activations(
                 f.name: torch.empty(rows, *f.shape, dtype=f.dtype, device=device) for f in empty.spec if f.kind == "kv"
             }
             cached = measure_blocks(last, empty.replace(kv))["A"]
-        head = measure(empty, loss_segment(meta, first, MicroBatch(ids, ids, empty, valid)))
+        head = measure(empty, loss_segment(meta, first, MicroBatch(ids, ids, empty)))
         return ActivationMemory(rows, tokens, blocks, cached, head, measure(empty, norm_segment(meta)))
 
 

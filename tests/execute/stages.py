@@ -31,7 +31,7 @@ def p2p_channels(**options):
 
 
 def micro_batches(model, sleep, layout, count, padded=False):
-    """Micro-batches of two rows with different numbers of targets, some with padding if `padded`."""
+    """Micro-batches of two rows with different numbers of targets; if `padded`, some with padding, and some of several documents."""
     batches = []
     for seed in range(1, count + 1):
         tokens, targets = toy.batch(layout, seed=seed)
@@ -40,7 +40,8 @@ def micro_batches(model, sleep, layout, count, padded=False):
             valid = torch.ones(tokens.shape, dtype=torch.bool)
             valid[0, : seed % 3] = False
             targets[~valid] = -100
-        batches.append(MicroBatch(tokens, targets, model.zero_state(sleep, 2), valid))
+        starts = toy.starts(layout, valid) if padded and seed % 2 else {}
+        batches.append(MicroBatch(tokens, targets, model.zero_state(sleep, 2), valid, starts=starts))
     return batches
 
 
@@ -54,7 +55,7 @@ def unrolled(model, case, group, padded=False):
     sleep, layout, passes = case
     model = copy.deepcopy(model)
     results = [
-        toy.forward(model, sleep, layout, batch.tokens, batch.targets, passes, valid=batch.valid)
+        toy.forward(model, sleep, layout, batch.tokens, batch.targets, passes, valid=batch.valid, starts=batch.starts)
         for batch in micro_batches(model, sleep, layout, group, padded)
     ]
     loss_of(results).backward()

@@ -17,20 +17,20 @@ POLICIES = ["none", "block", "pass", "window"]
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
-def by_autograd(model, sleep, layout, passes, tokens, targets, valid=None):
+def by_autograd(model, sleep, layout, passes, tokens, targets, valid=None, starts=()):
     """Outputs and gradients of plain autograd over the unrolled program."""
     m = copy.deepcopy(model)
-    result = toy.forward(m, sleep, layout, tokens, targets, passes, valid=valid)
+    result = toy.forward(m, sleep, layout, tokens, targets, passes, valid=valid, starts=dict(starts))
     result.nll.square().sum().backward()  # not the sum, so that the gradient differs at every position
     return result, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in m.named_parameters()}
 
 
-def by_executor(model, case, tokens, targets, policy, valid=None, **options):
+def by_executor(model, case, tokens, targets, policy, valid=None, starts=(), **options):
     """Outputs, gradients and saved bytes of the executor."""
     sleep, layout, passes = case
     m = copy.deepcopy(model)
     program = compile(sleep, layout, len(m.layers), passes)
-    batch = MicroBatch(tokens, targets, m.zero_state(sleep, tokens.shape[0]), valid)
+    batch = MicroBatch(tokens, targets, m.zero_state(sleep, tokens.shape[0]), valid, starts=dict(starts))
     executor = CheckpointedExecutor(m, [batch], program, sleep, policy, **options)
     (result,) = executor.run()
     saved = executor.bytes()
@@ -83,14 +83,15 @@ def test_gradients_with_tiled_logits_equal_autograd(case, tie, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", ["context", "range, embeddings", "sliding, range, every", "last two passes, every"])
-def test_policies_agree_bit_for_bit_in_low_precision_with_padding_offload_and_a_tied_head(dtype, case):
+def test_policies_agree_bit_for_bit_in_low_precision_with_padding_documents_offload_and_a_tied_head(dtype, case):
     sleep, layout, passes = CASES[case]
     model, (tokens, targets) = toy.model(dtype=dtype, tie=True), toy.batch(layout, rows=3)
     valid = torch.ones(tokens.shape, dtype=torch.bool)
     valid[0, :2] = valid[1, -3:] = False
     targets[~valid] = -100
+    starts = toy.starts(layout, valid, rows=3)
     first, *others = (
-        by_executor(model, (sleep, layout, passes), tokens, targets, p, valid, offload=o)
+        by_executor(model, (sleep, layout, passes), tokens, targets, p, valid, starts, offload=o)
         for p in POLICIES
         for o in (False, True)
     )
@@ -98,7 +99,7 @@ def test_policies_agree_bit_for_bit_in_low_precision_with_padding_offload_and_a_
         assert_same_bits(gradients, first[1])
         assert torch.equal(result.nll, first[0].nll)
     if dtype == torch.float32:
-        wide, exact = by_autograd(copy.deepcopy(model).double(), sleep, layout, passes, tokens, targets, valid)
+        wide, exact = by_autograd(copy.deepcopy(model).double(), sleep, layout, passes, tokens, targets, valid, starts)
         torch.testing.assert_close(first[0].nll.double(), wide.nll.double(), rtol=1e-4, atol=1e-4)
         for name, gradient in exact.items():
             assert (first[1][name].double() - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name

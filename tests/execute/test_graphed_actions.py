@@ -63,7 +63,8 @@ def micro_batch(model, sleep, layout, seed, padded):
         valid = torch.ones(tokens.shape, dtype=torch.bool)
         valid[seed % 2, : 1 + seed % 3] = valid[1 - seed % 2, -2:] = False
         targets[~valid] = -100
-    return MicroBatch(tokens, targets, model.zero_state(sleep, 2), valid)
+    starts = toy.starts(layout, valid) if padded else {}
+    return MicroBatch(tokens, targets, model.zero_state(sleep, 2), valid, starts=starts)
 
 
 def assert_same_bits(actual, expected):
@@ -89,7 +90,7 @@ def test_replayed_passes_compute_the_same_bits_on_every_option_of_the_program(ca
 
 
 @pytest.mark.parametrize("case, policy", [("sliding, range, every", "window"), ("every", "pass"), ("context", "block")])
-def test_replay_with_padding_in_some_steps_bf16_and_offload(case, policy, caplog):
+def test_replay_with_padding_and_documents_in_some_steps_bf16_and_offload(case, policy, caplog):
     model, cache = toy.model(dtype=torch.bfloat16, tie=True), graph_cache()
     options = {"padded": True, "offload": True, "steps": 4}
     actual = train_copy(model, CASES[case], policy, cache, **options)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.stage_slots import SLOTS, idle_slots
-from sleeptrain.execute.segments import block_segments, forward_with_grad, loss_segment
+from sleeptrain.execute.segments import PassTokens, block_segments, forward_with_grad, loss_segment
 from sleeptrain.execute.stored_bytes import ByteCounter
 from sleeptrain.schedule import (
     RECOMPUTE_POLICIES,
@@ -99,7 +99,10 @@ def sizes():
         return counter.by_component["body"] / (2 * 4)
 
     h = torch.randn(2, 4, width)
-    blocks = tuple(graph_bytes(segment, h) for segment in block_segments(model, op, (0, 4), 4, batch, None))
+    blocks = tuple(
+        graph_bytes(segment, h)
+        for segment in block_segments(model, op, (0, 4), 4, batch.state.spec, PassTokens.of(batch, op), None)
+    )
     head = graph_bytes(loss_segment(model, op, batch), h)
     fast, conv = (0, 4 * 4 * 4 * 4) * 2, (0, 3 * 2 * 16 * 4) * 2
     return ValueSizes(width * 4.0, fast, conv, (0.0,) * 4, blocks, head, rows=2)

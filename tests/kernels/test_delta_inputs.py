@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sleep_kernels import delta_inputs
 from sleep_kernels.delta_inputs import packing
-from tests.kernels.delta_inputs_reference import ARGUMENTS, MASKS, differences, make_inputs, mask, run
+from tests.kernels.delta_inputs_reference import ARGUMENTS, MASKS, differences, make_inputs, mask, run, starts_of
 
 CASES = {
     "plain": ({"time": 9}, None, 1.0),
@@ -22,6 +22,16 @@ CASES = {
     "scattered padding, no tail": ({"time": 20, "tail": False}, "scattered", 2.0),
     "only padding": ({"time": 4, "key_heads": 2}, "all", 1.0),
 }
+DOCUMENTS = {
+    "one document": ({"time": 9, "group": 2, "key_heads": 2}, None, "one row"),
+    "documents of one token and more": ({"time": 11}, None, "many"),
+    "no tail": ({"time": 11, "tail": False}, None, "many"),
+    "shorter than the kernel": ({"time": 3}, None, "one row"),
+    "kernel of one": ({"time": 9, "kernel": 1}, None, "many"),
+    "kernel of two, scattered padding": ({"time": 20, "kernel": 2}, "scattered", "many"),
+    "scattered padding": ({"time": 20, "group": 2}, "scattered", "many"),
+    "padding on the right": ({"time": 9}, "right", "many"),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -31,7 +41,20 @@ def test_equals_the_reference(case: str, temporary_bytes: int, monkeypatch: pyte
     sizes, padding, strength = CASES[case]
     inputs = [None if t is None else t.double() for t in make_inputs(**sizes)]
     valid = mask(padding, sizes["time"])
-    for name, difference in differences("auto", inputs, valid, sizes.get("key_heads", 1), strength):
+    for name, difference in differences("auto", inputs, valid, None, sizes.get("key_heads", 1), strength):
+        assert difference < 1e-12, f"{name}: {difference}"
+
+
+@pytest.mark.parametrize("case", DOCUMENTS)
+@pytest.mark.parametrize("temporary_bytes", [1 << 20, 1000])
+def test_documents_equal_the_reference(case: str, temporary_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sleep_kernels.common._TEMPORARY_BYTES", {"cpu": temporary_bytes})
+    sizes, padding, starts = DOCUMENTS[case]
+    inputs = [None if t is None else t.double() for t in make_inputs(**sizes)]
+    valid = mask(padding, sizes["time"])
+    first = starts_of(starts, sizes["time"], valid)
+    assert first is not None and bool(first.any())
+    for name, difference in differences("auto", inputs, valid, first, sizes.get("key_heads", 1), 1.0):
         assert difference < 1e-12, f"{name}: {difference}"
 
 
@@ -101,7 +124,7 @@ def test_registration(padding: str | None) -> None:
     inputs = [t.requires_grad_() for t in make_inputs(5, d=4)]
     valid = mask(padding, 5)
     order = None if valid is None else packing(valid, 3)
-    torch.library.opcheck(torch.ops.sleep_kernels.delta_inputs.default, (*inputs, order, 1, 1.0, "chunked"))
+    torch.library.opcheck(torch.ops.sleep_kernels.delta_inputs.default, (*inputs, order, None, 1, 1.0, "chunked"))
 
 
 def test_packing_moves_padding_to_the_front() -> None:

@@ -63,6 +63,21 @@ def test_heads_and_widths(group: int, d_k: int, d_v: int) -> None:
     assert_equal(make_inputs(time=40, group=group, d_k=d_k, d_v=d_v))
 
 
+@pytest.mark.parametrize("time", [1, 40, 64])
+def test_resets_are_exact(time: int) -> None:
+    """Tokens with g = -inf, several in a chunk, next to each other, first and last: nothing before them matters."""
+    inputs = make_inputs(time=time, group=2)
+    for position in (0, 3, 4, 20, 31, 32, 33, 63):
+        inputs["g"][position % 2, position : position + 1, position % 3] = -math.inf
+    inputs["g"][0, -1] = -math.inf
+    expected, actual = run(inputs, "reference"), run(inputs, "chunked")
+    for name, wanted in expected.items():
+        assert (actual[name] - wanted).abs().max() <= 1e-13 * wanted.abs().max().clamp(min=1.0), name
+    clamped = run(inputs, "chunked", resets=False)
+    for name, wanted in expected.items():
+        assert (clamped[name] - wanted).abs().max() <= 1e-10 * wanted.abs().max().clamp(min=1.0), name
+
+
 def test_identical_keys_without_decay() -> None:
     inputs = make_inputs(time=64)
     inputs["k"] = inputs["k"][:, :1].expand_as(inputs["k"]).contiguous()

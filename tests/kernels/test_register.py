@@ -19,7 +19,7 @@ def rule_inputs(time: int, state: bool) -> tuple[Any, ...]:
     shapes = [(2, time, 2, 3), (2, time, 2, 3), (2, time, 4, 5), (2, time, 4), (2, time, 4), (2, 4, 3, 5)]
     q, k, v, g, beta, initial = (torch.rand(s) for s in shapes)
     leaves = [t.requires_grad_() for t in (q, k, v, -g.requires_grad_(False), beta, initial)]
-    return *leaves[:5], leaves[5] if state else None, 0.5
+    return *leaves[:5], leaves[5] if state else None, 0.5, True
 
 
 @pytest.mark.parametrize(("time", "state"), [(1, True), (40, False), (40, True)])

@@ -8,7 +8,7 @@ import torch
 
 from sleep_kernels import delta_inputs, gated_rms_norm
 from sleep_kernels.delta_inputs import packing
-from tests.kernels.delta_inputs_reference import differences, make_inputs, mask, run
+from tests.kernels.delta_inputs_reference import differences, make_inputs, mask, run, starts_of
 
 Interpreted = Callable[..., Any]
 # Lengths around the convolution's four taps and around the 64 tokens of a backward program.
@@ -23,6 +23,13 @@ CASES = {
     "scattered padding, no tail, across programs": ({"time": 66, "tail": False}, "scattered", 2.0),
     "only padding": ({"time": 4}, "all", 1.0),
 }
+# (sizes, padding, first tokens of documents)
+DOCUMENTS = {
+    "across programs": ({"time": 66, "group": 2}, None, "many"),
+    "shorter than the kernel, no tail": ({"time": 3, "tail": False}, None, "one row"),
+    "kernel of one": ({"time": 9, "kernel": 1}, None, "many"),
+    "scattered padding": ({"time": 20, "key_heads": 2}, "scattered", "many"),
+}
 
 
 def delta_inputs_case(name: str) -> list[tuple[str, float]]:
@@ -30,7 +37,16 @@ def delta_inputs_case(name: str) -> list[tuple[str, float]]:
     inputs, valid = make_inputs(**sizes), mask(padding, sizes["time"])
     if valid is not None:  # padded rows are never read
         inputs[:5] = [t.masked_fill(~valid[..., None], float("nan")) for t in inputs[:5]]
-    return differences("triton", inputs, valid, sizes.get("key_heads", 1), strength)
+    return differences("triton", inputs, valid, None, sizes.get("key_heads", 1), strength)
+
+
+def documents_case(name: str) -> list[tuple[str, float]]:
+    sizes, padding, starts = DOCUMENTS[name]
+    inputs, valid = make_inputs(**sizes), mask(padding, sizes["time"])
+    if valid is not None:
+        inputs[:5] = [t.masked_fill(~valid[..., None], float("nan")) for t in inputs[:5]]
+    first = starts_of(starts, sizes["time"], valid)
+    return differences("triton", inputs, valid, first, sizes.get("key_heads", 1), 1.0)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -39,13 +55,19 @@ def test_delta_inputs(interpreted: Interpreted, name: str) -> None:
         assert difference < 5e-6, f"{tensor}: {difference}"  # NaN fails too
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_delta_inputs_of_documents(interpreted: Interpreted, name: str) -> None:
+    for tensor, difference in interpreted(documents_case, name):
+        assert difference < 5e-6, f"{tensor}: {difference}"
+
+
 def opcheck_case() -> None:
     inputs = [t.requires_grad_() for t in make_inputs(3)]
     order = packing(mask("scattered", 3), 3)
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.use_deterministic_algorithms(False)  # else opcheck compares uninitialised memory
     operator = torch.ops.sleep_kernels.delta_inputs.default
-    torch.library.opcheck(operator, (*inputs, order, 1, 2.0, "triton"), test_utils=utilities)
+    torch.library.opcheck(operator, (*inputs, order, None, 1, 2.0, "triton"), test_utils=utilities)
     torch.use_deterministic_algorithms(True)
 
 

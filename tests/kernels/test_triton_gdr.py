@@ -227,7 +227,7 @@ def opcheck_case() -> None:
     inputs = [t.requires_grad_() for t in make_inputs(3).values()]
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.use_deterministic_algorithms(False)  # else opcheck compares uninitialised memory
-    torch.library.opcheck(OPS.gated_delta_rule_triton.default, (*inputs, 0.5, False), test_utils=utilities)
+    torch.library.opcheck(OPS.gated_delta_rule_triton.default, (*inputs, 0.5, True, False), test_utils=utilities)
     compiled = torch.compile(lambda *t: gated_delta_rule(*t, backend="triton"), fullgraph=True, backend="aot_eager")
     for wanted, got in zip(gated_delta_rule(*inputs), compiled(*inputs), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)

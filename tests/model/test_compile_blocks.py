@@ -25,7 +25,8 @@ def results_of(model, case, policy, padded=False):
         valid = torch.ones(tokens.shape, dtype=torch.bool)
         valid[0, :2] = valid[1, -3:] = False
         targets[~valid] = -100
-    batch = MicroBatch(tokens, targets, model.zero_state(sleep, 2), valid)
+    starts = toy.starts(layout, valid) if padded else {}
+    batch = MicroBatch(tokens, targets, model.zero_state(sleep, 2), valid, starts=starts)
     (output,) = CheckpointedExecutor(
         model, [batch], compile(sleep, layout, len(model.layers), passes), sleep, policy
     ).run()
@@ -54,7 +55,7 @@ def compiled_copy(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("gated", [False, True])
 def test_compiled_blocks_equal_uncompiled_ones(gated):
-    """In float64, with and without padding; under every policy in the first case."""
+    """In float64, with and without padding and several documents in a row; under every policy in the first case."""
     model = toy.model(gated=gated)
     compiled = compiled_copy(model)
     names = [name for name in NAMES if CASES[name][0].gated is gated]

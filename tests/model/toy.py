@@ -5,7 +5,7 @@ import torch
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.micro_batch import MicroBatch
+from sleeptrain.model.micro_batch import MicroBatch, starts_by_window
 from sleeptrain.model.sleep import run
 from sleeptrain.program import Window, compile
 
@@ -50,9 +50,17 @@ def batch(layout, rows=2, seed=1):
     return tokens, targets
 
 
+def starts(layout, valid=None, rows=2):
+    """`MicroBatch.starts` of rows that hold several documents, of one token and more; not at padding."""
+    first = torch.zeros(rows, layout[-1].stop, dtype=torch.bool)
+    for row in range(rows):
+        first[row, [at for at in (row + 2, row + 5, row + 6, 11 - row) if at < layout[-1].stop]] = True
+    return starts_by_window(first if valid is None else first & valid, layout)
+
+
 def forward(m, sleep, layout, tokens, targets, passes=None, **options):
-    """Run a program by the eager interpreter; `options`: `state` and `valid` of the micro-batch, and those of `run`."""
+    """Run a program by the eager interpreter; `options`: `state`, `valid` and `starts` of the micro-batch, and those of `run`."""
     program = compile(sleep, layout, len(m.layers), passes)
     state = options.pop("state", None) or m.zero_state(sleep, tokens.shape[0])
-    batch = MicroBatch(tokens, targets, state, options.pop("valid", None))
+    batch = MicroBatch(tokens, targets, state, options.pop("valid", None), starts=options.pop("starts", {}))
     return run(m, batch, program, sleep, **options)

@@ -64,7 +64,8 @@ def forward_backward(model, case, policy):
         # An odd number of tokens, which also crosses the boundary between two token slices.
         valid[0, :3] = valid[1, 5:6] = False
         targets[~valid] = -100
-    rows = MicroBatch(tokens, targets, model.zero_state(sleep, 3), valid if padding else None)
+    starts = toy.starts(layout, valid, rows=3) if padding else {}
+    rows = MicroBatch(tokens, targets, model.zero_state(sleep, 3), valid if padding else None, starts=starts)
     executor = CheckpointedExecutor(model, [rows], compile(sleep, layout, len(model.layers), 3), sleep, policy)
     (result,) = executor.run()
     features = executor.bytes()["h"]

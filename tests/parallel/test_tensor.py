@@ -25,14 +25,14 @@ NAMES = ["every", "normed", "sliding, range, every", "last two passes, range, em
 
 
 def forward_backward(model, case, policy):
-    """Output and gradients of a case, with padding in one row."""
+    """Output and gradients of a case, with padding in one row and several documents in all."""
     sleep, layout, passes = CASES[case]
     tokens, targets = toy.batch(layout, rows=3)
     valid = torch.ones(tokens.shape, dtype=torch.bool)
     valid[0, :2] = False
     targets[~valid] = -100
     program = compile(sleep, layout, len(model.layers), passes)
-    rows = MicroBatch(tokens, targets, model.zero_state(sleep, 3), valid)
+    rows = MicroBatch(tokens, targets, model.zero_state(sleep, 3), valid, starts=toy.starts(layout, valid, rows=3))
     (result,) = CheckpointedExecutor(model, [rows], program, sleep, policy).run()
     result.nll.square().sum().backward()
     return result, {name: p.grad for name, p in model.named_parameters()}
