@@ -15,9 +15,14 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
+# Every process imports torch, DeepSpeed and megatron-core, which takes longer than most tests compute. The fork server imports
+# them once for each process that runs tests; it starts no thread, and its children share nothing but these modules.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.imports"])
+
 
 def run(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120, daemon: bool = True) -> list[Any]:
-    """`fn(*args)` in `world` spawned processes with RANK and the like set; returns the results by rank.
+    """`fn(*args)` in `world` new processes with RANK and the like set; returns the results by rank.
 
     Daemons end with this process, and must not start processes of their own, such as data workers.
 
@@ -26,12 +31,12 @@ def run(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120, da
     """
     # This process hosts the store on a port the system picks, so that no two tests can take the same one.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = multiprocessing.get_context("spawn")
     pipes: dict[Connection, int] = {}
     processes = []
     for rank in range(world):
-        receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=_main, args=(send, rank, world, store.port, fn, args), daemon=daemon)
+        receive, send = PROCESSES.Pipe(duplex=False)
+        environment = dict(os.environ) | {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_PORT": str(store.port)}
+        process = PROCESSES.Process(target=_main, args=(send, environment, fn, args), daemon=daemon)
         process.start()
         send.close()
         processes.append(process)
@@ -66,15 +71,10 @@ def _collect(pipes: dict[Connection, int], timeout: float) -> list[Any]:
     return [results[rank] for rank in sorted(results)]
 
 
-def _main(pipe: Connection, rank: int, world: int, port: int, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world),
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",
-    )
+def _main(pipe: Connection, environment: dict[str, str], fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ.clear()  # the fork server has the environment of its own start
+    os.environ.update(environment)
+    os.environ.update(LOCAL_RANK=environment["RANK"], MASTER_ADDR="127.0.0.1", TORCHELASTIC_USE_AGENT_STORE="True")
     torch.set_num_threads(1)
     try:
         outcome = (None, fn(*args))
