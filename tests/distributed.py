@@ -21,22 +21,26 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.imports"])
 
 
-def run(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120, daemon: bool = True) -> list[Any]:
+def run(
+    fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120, daemon: bool = True, fresh: bool = False
+) -> list[Any]:
     """`fn(*args)` in `world` new processes with RANK and the like set; returns the results by rank.
 
-    Daemons end with this process, and must not start processes of their own, such as data workers.
+    Daemons end with this process, and must not start processes of their own, such as data workers. `fresh` processes do not come
+    from the fork server: they import everything themselves, and print where this process prints.
 
     `fn` must be importable (at the top of a test file) and joins the group itself. If a process fails, the rest are
     ended and the traceback of the one that failed first is raised; the others usually only report a lost connection.
     """
     # This process hosts the store on a port the system picks, so that no two tests can take the same one.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("spawn") if fresh else PROCESSES
     pipes: dict[Connection, int] = {}
     processes = []
     for rank in range(world):
-        receive, send = PROCESSES.Pipe(duplex=False)
+        receive, send = context.Pipe(duplex=False)
         environment = dict(os.environ) | {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_PORT": str(store.port)}
-        process = PROCESSES.Process(target=_main, args=(send, environment, fn, args), daemon=daemon)
+        process = context.Process(target=_main, args=(send, environment, fn, args), daemon=daemon)
         process.start()
         send.close()
         processes.append(process)

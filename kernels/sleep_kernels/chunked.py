@@ -221,7 +221,7 @@ def _gradients(
     # The gradient of a cumulative sum is the reverse cumulative sum within the chunk.
     d_gate = d_cumsum.view(flat, chunk) @ d_cumsum.new_ones((chunk, chunk)).tril_()
     if segment.resets is not None:
-        d_gate.masked_fill_(segment.resets.view(flat, chunk), 0)
+        d_gate.masked_fill_(segment.resets.reshape(flat, chunk), 0)
     d_key = torch.addcmul(d_qk[:, :, 1], segment.beta, d_k_beta)
     _sum_over_value_heads(d_qk[:, :, 0], dq)
     _sum_over_value_heads(d_key, dk)

@@ -158,6 +158,6 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_printed_by_fresh_processes(capfd: pytest.CaptureFixture[str]) -> None:
-    run(build_and_train, 2, [1, 2, 3])
+    run(build_and_train, 2, [1, 2, 3], fresh=True)
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")

@@ -74,8 +74,8 @@ def build_with_deepspeed_alone() -> None:
 
 
 def test_deepspeed_still_imports_inductor_for_every_optimizer() -> None:
-    assert run(inductor_is_imported, 1, build_with_deepspeed_alone) == [True]
-    assert run(inductor_is_imported, 1, build_ours) == [False]
+    assert run(inductor_is_imported, 1, build_with_deepspeed_alone, fresh=True) == [True]
+    assert run(inductor_is_imported, 1, build_ours, fresh=True) == [False]
 
 
 class Memory(nn.Module):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sleeptrain.model.stack import Block
 from sleeptrain.model.state import State, leaves
+from sleeptrain.model.token_mask import TokenMask
 from sleeptrain.program import Evict, Pass, Sleep, Window, compile
 from tests.model.toy import config, model
 
@@ -33,10 +34,11 @@ def block_and_inputs(letter: str) -> tuple[Block, State, Pass, Tensor]:
 def test_a_block_compiles_to_one_graph(letter: str, padding: bool, backend: str) -> None:
     block, state, op, h = block_and_inputs(letter)
     valid = torch.arange(TIME)[None] < torch.tensor([[TIME], [TIME - 2]]) if padding else None
+    mask = TokenMask(valid, torch.arange(TIME)[None] == torch.tensor([[3], [0]]) if padding else None)
     inputs = [h, *(t for t in state.tensors.values() if t.requires_grad), *block.parameters()]
     results = []
     for function in (block, torch.compile(block, fullgraph=True, backend=backend)):
-        out, changed = function(h, state, op, TIME, valid)
+        out, changed = function(h, state, op, TIME, mask)
         outputs = [out, *(t for t in changed.values() if t.requires_grad)]
         results.append([*outputs, *torch.autograd.grad(sum(t.square().sum() for t in outputs), inputs)])
     for wanted, got in zip(*results, strict=True):

@@ -42,7 +42,7 @@ def init_deepspeed_without_ninja() -> str:
 
 
 def test_deepspeed_still_compiles_its_shared_memory_operator() -> None:
-    assert "deepspeed_shm_comm" in run(init_deepspeed_without_ninja, 1)[0]
+    assert "deepspeed_shm_comm" in run(init_deepspeed_without_ninja, 1, fresh=True)[0]
 
 
 def test_the_bf16_optimizer_still_prints(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -118,7 +118,7 @@ def train_aloud(where: str) -> None:
 
 
 def test_training_warns_before_the_first_step(folder: str, capfd: pytest.CaptureFixture[str]) -> None:
-    run(train_aloud, 1, folder, timeout=300)
+    run(train_aloud, 1, folder, timeout=300, fresh=True)
     lines = capfd.readouterr().err.splitlines()
     (warning,) = (
         number for number, line in enumerate(lines) if line.startswith("warning: the gradient of the fast weights")
