@@ -207,6 +207,8 @@ class Reader:
             num_workers=workers,
             collate_fn=stack,  # workers send arrays through a pipe, but tensors through shared memory
             worker_init_fn=_delay_signals,
+            # A fork server, which Python 3.14 has by default, would be the workers' parent, and a worker ends without its own.
+            multiprocessing_context="fork" if workers and multiprocessing.get_start_method() == "forkserver" else None,
             prefetch_factor=4 if workers else None,
             persistent_workers=workers > 0,
             # Seeds of workers, which nothing uses. From the global generator, every start of a reader would draw a number.

@@ -206,10 +206,11 @@ def test_two_sources_without_proportions(folder, other):
 
 
 @pytest.mark.slow
-def test_spawned_workers(data):
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_of_other_start_methods(data, method):
     """Spawned workers import all modules again, and attach to the shared memory of the library."""
     before = multiprocessing.get_start_method(allow_none=True)
-    multiprocessing.set_start_method("spawn", force=True)
+    multiprocessing.set_start_method(method, force=True)
     try:
         steps = stream(replace(data, workers=1), 13)
     finally:
