@@ -116,13 +116,9 @@ def layer_kernels(config: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[
     grads = {n: x for n in ("dq_out", "dk_out", "dv_out", "d_new_tail", "dq", "dk", "dv", "da", "db", "d_tail")}
     grads |= {n: f for n in ("dg", "dbeta", "d_conv", "d_a_log", "d_dt_bias")}
     launch = config.delta_inputs
-    for name, packed, documents in (
-        ("delta_inputs", False, False),
-        ("delta_inputs_packed", True, False),
-        ("delta_inputs_documents", True, True),
-    ):
+    for name, packed in (("delta_inputs", False), ("delta_inputs_packed", True)):
         constants = {"H": KEY_HEADS, "R": 2, "D": d, "K": 4, "BT": launch.block, "HAS_TAIL": True}
-        constants |= {"PACKED": packed, "DOCUMENTS": documents}
+        constants |= {"PACKED": packed, "DOCUMENTS": packed}
         backward_constants = constants | {"TAPS": 4, "STEPS": 64 // launch.block}
         result[name] = (delta_inputs_kernel, inputs | outputs, constants, launch)
         result[f"{name}_backward"] = (delta_inputs_backward_kernel, inputs | grads, backward_constants, launch)

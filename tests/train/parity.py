@@ -27,12 +27,13 @@ from tests.train.jobs import by_autograd, recipe_file, trained
 
 BOUND = 1e-5
 """Bound on the relative difference of a loss, a gradient norm, or a tensor of the first step's gradients."""
+STEPS = 12
 LENGTH = 16
 
 # AdamW divides a gradient by its magnitude plus `eps`. With eps = 1e-8, elements that consist of rounding errors make full
 # steps of random sign, and one process with other micro-batches differs from itself by 1e-5.
 COMMON = [
-    "train.steps=12", "train.batch=8", "checkpoint.every=0", "optim.clip=0.3", "optim.lr=0.0005", "optim.eps=1e-6", "model.init_std=0.01",
+    "train.batch=8", "checkpoint.every=0", "optim.clip=0.3", "optim.lr=0.0005", "optim.eps=1e-6", "model.init_std=0.01",
     "sleep.window=16", "sleep.passes=3", "model.layers=GAGA", "model.width=32", "model.mlp.hidden=48",
     "model.attention.heads=8", "model.attention.kv_heads=4", "model.attention.head_dim=8",
     "model.deltanet.key_heads=4", "model.deltanet.value_heads=8", "model.deltanet.head_dim=8",
@@ -141,7 +142,7 @@ class Recall:
 
 @dataclass(frozen=True)
 class Ran:
-    """Measurements of a training of twelve steps."""
+    """Measurements of a training."""
 
     losses: list[float]
     norms: list[float]
@@ -173,8 +174,8 @@ def in_sample(program: str, layout: str) -> bool:
     return (spreads.index(layout) + list(PROGRAMS).index(program)) % (3 if layout in LAYOUTS[1] else 6) == 0
 
 
-def grid(folder: Path, wanted: Collection[tuple[str, str]] | None = None) -> Grid:
-    """Run the grid, or its cells in `wanted` with their references: one launch per number of processes."""
+def grid(folder: Path, wanted: Collection[tuple[str, str]] | None = None, steps: int = STEPS) -> Grid:
+    """Run the grid, or its cells in `wanted` with their references, for some steps: one launch per number of processes."""
     wanted = {
         *(cells() if wanted is None else wanted),
         *((program, layout) for program in PROGRAMS for layout in (AUTOGRAD, PLAIN)),
@@ -184,11 +185,11 @@ def grid(folder: Path, wanted: Collection[tuple[str, str]] | None = None) -> Gri
     recipe_file(folder)
     found: Grid = {}
     for world, layouts in LAYOUTS.items():
-        found |= run(_trainings, world, str(folder), layouts, wanted, timeout=1800)[0]
+        found |= run(_trainings, world, str(folder), layouts, wanted, steps, timeout=1800)[0]
     return found
 
 
-def _trainings(folder: str, layouts: Mapping[str, list[str]], wanted: Collection[tuple[str, str]]) -> Grid:
+def _trainings(folder: str, layouts: Mapping[str, list[str]], wanted: Collection[tuple[str, str]], steps: int) -> Grid:
     """Train the wanted programs on every layout of these processes. Rank 0 returns the measurements."""
     where, found = Path(folder), Grid()
     # Layouts are the outer loop: DeepSpeed keeps the process groups of the first engine that has any and requires them later.
@@ -204,7 +205,7 @@ def _trainings(folder: str, layouts: Mapping[str, list[str]], wanted: Collection
                     by_autograd(setup)
 
             name, data = f"{program} {layout}".replace(", ", "-"), where / f"asked-{CONTEXT in options}"
-            rows, weights = trained(where, name, data, [*COMMON, *options, *spread], prepare)
+            rows, weights = trained(where, name, data, [*COMMON, *options, *spread, f"train.steps={steps}"], prepare)
             if dist.get_rank() == 0:
                 losses, norms, targets = ([row[key] for row in rows] for key in ("loss", "grad_norm", "targets"))
                 found[program, layout] = Ran(losses, norms, targets, first, weights)
@@ -236,7 +237,7 @@ def _gradients(setup: Any) -> dict[str, torch.Tensor] | None:
 
 def difference(one: list[float], other: list[float]) -> float:
     """The largest relative difference, step by step."""
-    assert len(one) == len(other) == 12
+    assert len(one) == len(other)
     return max(abs(a - b) / abs(b) for a, b in zip(one, other, strict=True))
 
 

@@ -11,7 +11,8 @@ CELLS = [
     pytest.param(*cell, marks=pytest.mark.slow if parity.in_sample(*cell) else pytest.mark.exhaustive)
     for cell in parity.cells()
 ]
-"""CI runs a sample of the grid, `make drills` the rest; docs/parity.md has all of it."""
+"""CI runs a sample of the grid for a few steps, `make drills` the rest for all of them; docs/parity.md has the whole grid."""
+FEW = 4
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,8 @@ def found(request, tmp_path_factory):
         if item.path == request.path and hasattr(item, "callspec")
     ]
     wanted = [(params["program"], params["layout"]) for params in chosen]
-    return parity.grid(tmp_path_factory.mktemp("parity"), wanted)
+    steps = FEW if all(parity.in_sample(*cell) for cell in wanted) else parity.STEPS
+    return parity.grid(tmp_path_factory.mktemp("parity"), wanted, steps)
 
 
 @pytest.mark.parametrize("program, layout", CELLS)
@@ -35,7 +37,7 @@ def test_a_layout_equals_plain_autograd(found, program, layout):
     apart, name = parity.furthest(ran.gradients, reference.gradients)
     assert apart < parity.BOUND, name
     assert min(reference.norms) > 0.3, "no gradient was clipped"
-    assert len(set(reference.losses)) == 12, "losses do not change"
+    assert len(set(reference.losses)) == len(ran.losses) >= FEW, "losses do not change"
     if layout.startswith("executor, recompute"):
         assert parity.same_bits(ran, found[program, parity.PLAIN])
 
