@@ -32,6 +32,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from benchmarks.inductor_schedule import Shape, compiled, trace
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.stack import Block, attention_block, deltanet_block
+from sleeptrain.model.token_mask import NO_MASK
 from sleeptrain.recipe import load_recipe
 
 TOKENS = 2048
@@ -56,7 +57,7 @@ def own_launches(block: Block, inputs: Sequence[Tensor]) -> Counter[str]:
             return run(*args, **kwargs)
 
     with mock.patch.object(GridExecutor, "__call__", recorded), torch.profiler.profile() as profile:
-        outputs = deltanet_block(block, *inputs, None)
+        outputs = deltanet_block(block, *inputs, NO_MASK)
         torch.autograd.grad(outputs, [*inputs, *block.parameters()], [torch.ones_like(output) for output in outputs])
     found: Counter[str] = Counter()
     for event in profile.events():
@@ -93,8 +94,8 @@ def functions(
         named = dict(zip(weights, tensors[len(inputs) :], strict=False))
         with _reparametrize_module(block, named):
             if len(inputs) == 1:
-                return (attention_block(block, tensors[0], None, 0, TOKENS, None)[0],)
-            return deltanet_block(block, *tensors[: len(inputs)], None)
+                return (attention_block(block, tensors[0], None, 0, TOKENS, NO_MASK)[0],)
+            return deltanet_block(block, *tensors[: len(inputs)], NO_MASK)
 
     shapes = [*inputs, *((tuple(w.shape), w.dtype) for w in weights.values())]
 
