@@ -12,9 +12,6 @@ from tests.sources import PRODUCT, ROOT, name_of
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS, CONFIG_LINES = 250, 80, 8, 650
 OPERATORS = {
-    ("kernels/sleep_kernels/chunked.py", "backward"),
-    ("kernels/sleep_kernels/triton_gdr.py", "backward"),
-    ("kernels/sleep_kernels/triton_gdr.py", "forward"),
     ("kernels/sleep_kernels/gated_delta.py", "gated_delta_rule"),
     ("kernels/sleep_kernels/delta_inputs.py", "delta_inputs"),
 }

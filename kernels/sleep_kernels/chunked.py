@@ -31,7 +31,7 @@ The batch is processed in slices and time in segments of several chunks, sized t
 import torch
 from torch import Tensor
 
-from sleep_kernels.common import compute_dtype
+from sleep_kernels.common import RuleArguments, compute_dtype
 from sleep_kernels.segments import (
     ChunkInputs,
     SequenceSegment,
@@ -43,62 +43,44 @@ from sleep_kernels.segments import (
 )
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    initial_state: Tensor | None,
-    scale: float,
-    resets: bool,
-) -> tuple[Tensor, Tensor]:
-    """Output and final state. Arguments as in `sleep_kernels.gated_delta_rule`, already checked."""
+def forward(t: RuleArguments) -> tuple[Tensor, Tensor]:
+    """Output and final state."""
+    q, v = t.q, t.v
     if q.shape[1] == 1:
-        return _decode(q, k, v, g, beta, initial_state, scale)
+        return _decode(t)
     batch, _, value_heads, d_v = v.shape
     final = q.new_empty((batch, value_heads, q.shape[3], d_v), dtype=compute_dtype(q))
-    final.zero_() if initial_state is None else final.copy_(initial_state)
+    final.zero_() if t.initial_state is None else final.copy_(t.initial_state)
     o = v.new_empty(v.shape)
     batch_slices, segments = partition(q, v)
-    inputs = convert_gates(q, k, v, g, beta, scale, resets)
+    inputs = convert_gates(t)
     for part in batch_slices:
         _forward_batch_slice(batch_slice(inputs, part), segments, final[part], o[part])
     return o, final
 
 
 def backward(
-    grad_o: Tensor | None,
-    grad_state: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    initial_state: Tensor | None,
-    scale: float,
-    resets: bool,
+    grad_o: Tensor | None, grad_state: Tensor | None, t: RuleArguments
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, g, beta and the initial state. None for an output's gradient means zero."""
-    dtype = compute_dtype(q)
+    q, v, initial = t.q, t.v, t.initial_state
     if grad_o is None:
         grad_o = v.new_zeros(v.shape)
-    d_state = q.new_empty((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), dtype=dtype)
+    d_state = q.new_empty((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), dtype=compute_dtype(q))
     d_state.zero_() if grad_state is None else d_state.copy_(grad_state)
-    grads = [t.new_empty(t.shape) for t in (q, k, v, g, beta)]
+    grads = [x.new_empty(x.shape) for x in t[:5]]
     batch_slices, segments = partition(q, v)
-    inputs = convert_gates(q, k, v, g, beta, scale, resets)
+    inputs = convert_gates(t)
     for part in batch_slices:
-        state = None if initial_state is None else initial_state[part]
-        inputs_part, grads_part = batch_slice(inputs, part), [t[part] for t in grads]
+        state = None if initial is None else initial[part]
+        inputs_part, grads_part = batch_slice(inputs, part), [x[part] for x in grads]
         _backward_batch_slice(inputs_part, segments, state, grad_o[part], d_state[part], grads_part)
     return (*grads, d_state)  # type: ignore[return-value]
 
 
-def _decode(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, initial_state: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
+def _decode(t: RuleArguments) -> tuple[Tensor, Tensor]:
     """Recurrent step for a single token, as in decoding."""
+    q, k, v, g, beta, initial_state, scale, _ = t
     dtype, (batch, _, value_heads, d_v), d_k = compute_dtype(q), v.shape, q.shape[3]
     group, bh = value_heads // q.shape[2], batch * value_heads
     if group > 1:

@@ -44,6 +44,7 @@ class RuleArguments(NamedTuple):
     beta: Tensor
     initial_state: Tensor | None
     scale: float
+    resets: bool
 
 
 class DeltaInputTensors(NamedTuple):

@@ -79,7 +79,7 @@ def compare(device: torch.device, shape: Shape, backend: str, seed: int) -> Erro
     """Compare all operators of a layer at a shape's reduced size; run them twice and require bit-equal results.
 
     The rule is run with gradients of output and final state, and with a gradient of the output alone. delta_inputs and
-    gated_rms_norm are run without and with padding.
+    gated_rms_norm are run without and with padding, and with padding and documents that begin.
     """
     start, shape = time.perf_counter(), shape.reduced()
     inputs, weights = make_rule_inputs(shape, device, seed)
@@ -87,15 +87,16 @@ def compare(device: torch.device, shape: Shape, backend: str, seed: int) -> Erro
     found = rule_errors(rule, inputs, weights)
     found |= {f"{name}, without the state's": error for name, error in rule_errors(rule, inputs, weights[:1]).items()}
     again = [run_with_gradients(rule, inputs, weights) for _ in range(2)]
-    for valid in (None, torch.rand(shape.batch, shape.time, generator=_generator(seed)).to(device) < 0.8):
+    drawn = torch.rand(2, shape.batch, shape.time, generator=_generator(seed)).to(device)
+    valid, starts = drawn[0] < 0.8, (drawn[0] < 0.8) & (drawn[1] < 0.1)
+    for mask, masked in (((None, None), ""), ((valid, None), ", padded"), ((valid, starts), ", documents")):
         layer = [
-            partial(_run_layer, make_layer_inputs(shape, device, seed), valid, shape, name)
+            partial(_run_layer, make_layer_inputs(shape, device, seed), mask, shape, name)
             for name in (backend, "chunked")
         ]
         names = [*LAYER_INPUTS[:5], "tail", "normed", *(f"gradient of {name}" for name in LAYER_INPUTS)]
         narrow, wide = layer[0](None), layer[1](torch.float64)
-        padded = "" if valid is None else ", padded"
-        found |= {f"the layer's {n}{padded}": relative_error(a, b) for n, a, b in zip(names, narrow, wide, strict=True)}
+        found |= {f"the layer's {n}{masked}": relative_error(a, b) for n, a, b in zip(names, narrow, wide, strict=True)}
         again[0] += narrow
         again[1] += layer[0](None)
     same = all(torch.equal(a, b) for a, b in zip(*again, strict=True))
@@ -176,16 +177,21 @@ def make_layer_inputs(shape: Shape, device: torch.device, seed: int) -> list[Ten
 
 
 def _run_layer(
-    tensors: list[Tensor], valid: Tensor | None, shape: Shape, backend: str, dtype: torch.dtype | None
+    tensors: list[Tensor], mask: tuple[Tensor | None, ...], shape: Shape, backend: str, dtype: torch.dtype | None
 ) -> list[Tensor]:
-    """Results of delta_inputs, gated_rms_norm of its v, and gradients of LAYER_INPUTS; inputs are cast to `dtype` if given."""
+    """Results of delta_inputs, gated_rms_norm of its v, and gradients of LAYER_INPUTS; inputs are cast to `dtype` if given.
+
+    `mask`: the arguments `valid` and `starts`. Infinite log decays are returned as 1, which no log decay is.
+    """
     leaves = [t.to(dtype or t.dtype).detach().requires_grad_() for t in tensors]
-    inputs: Any = (*leaves[:11], valid)
+    inputs: Any = (*leaves[:11], *mask)
     outputs = delta_inputs(*inputs, key_heads=shape.key_heads, strength=2.0, backend=backend)
     outputs += (gated_rms_norm(outputs[2], leaves[11], leaves[12], 1e-6, backend=backend),)  # type: ignore[assignment]
     generator = _generator(1)
     weights = [torch.randn(t.shape, generator=generator).to(shape.dtype).to(t.device, t.dtype) for t in outputs]
-    return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, leaves, weights)]
+    results = [t.detach() for t in outputs]
+    results[3] = results[3].masked_fill(results[3].isinf(), 1)
+    return [*results, *torch.autograd.grad(outputs, leaves, weights)]
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -78,13 +78,14 @@ def packing(valid: Tensor, history: int) -> Tensor:
 def convolution_reach(starts: Tensor, valid: Tensor | None, order: Tensor | None, history: int) -> Tensor:
     """How many real tokens before each position of the packed cat(tail, x) belong to its document, at most max(`history`, 1).
 
-    Returns [batch, history + time] int32; 0 at the first token of a document, and only there; padding has the most. `order` is that of `packing`.
+    Returns [batch, history + time] int32; 0 at the first token of a document, and only there; padding has the most. `order` is that
+    of `packing`.
     """
     valid = torch.ones_like(starts) if valid is None else valid
     count = valid.cumsum(1)
     first = (count * starts).cummax(1).values
     most = max(history, 1)
-    reach = torch.where((first > 0) & valid, count - first, most).clamp(0, most)
+    reach = torch.where((first > 0) & valid, count - first, most).clamp(max=most)
     reach = torch.cat([reach.new_full((reach.shape[0], history), most), reach], 1)
     if order is not None:
         reach = reach.gather(1, torch.where(order < 0, -1 - order, order).to(torch.int64))

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from sleep_kernels import chunked, reference, triton_gdr
-from sleep_kernels.common import compute_dtype
+from sleep_kernels.common import RuleArguments, compute_dtype
 from sleep_kernels.register import forbid_double_backward, register_backward, register_operator
 
 BACKENDS = ("auto", "chunked", "reference", "triton")
@@ -32,8 +32,9 @@ def gated_delta_rule(
     g, beta: [batch, time, value_heads], log decay (<= 0) and write strength, in the dtype of q or float32.
     initial_state: [batch, value_heads, d_k, d_v], float32 (float64 for float64 inputs); None means zero.
     scale: factor of the output, d_k ** -0.5 by default.
-    resets: g may be -inf, which resets S to zero before the token is written. False saves a few percent of the time; each such
-        token then costs the decays after it in its chunk 1e-5 of accuracy in float32, as it does in Triton.
+    resets: g may be -inf, which resets S to zero before the token is written. "chunked" then masks decays over a reset, which takes
+        time. With False, and always in Triton, such a token adds -150 to the cumulative sum of log2 decays in its chunk, whose
+        rounding changes the decays after it by up to 1e-5 in float32.
     backend: "chunked" (plain torch; backward saves only the inputs; no second derivative), "triton" (the same in fused
         GPU kernels; falls back to "chunked" without an entry in the table of verified.py), "reference" (token by token
         through autograd: slow, and memory grows with time), or "auto": "triton" on a GPU for which it has been verified,
@@ -105,13 +106,25 @@ def _backward_fake(
 
 
 def _register(name: str, forward: Any, backward: Any, options: str) -> Any:
-    """Define the operators `name` and `name`_backward and return the first. `options`: their arguments after the tensors."""
+    """Define the operators `name` and `name`_backward and return the first.
+
+    forward, backward: take `RuleArguments`, backward after the gradients of the outputs, and then further options.
+    options: the arguments of the operators after the tensors.
+    """
     inputs = f"Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor? initial_state, {options}"
-    run = register_operator(name, f"({inputs}) -> (Tensor o, Tensor final_state)", forward, _forward_fake)
+    count = len(RuleArguments._fields)
+
+    def call(*arguments: Any) -> Any:
+        return forward(RuleArguments(*arguments[:count]), *arguments[count:])
+
+    def call_backward(grad_o: Any, grad_state: Any, *arguments: Any) -> Any:
+        return backward(grad_o, grad_state, RuleArguments(*arguments[:count]), *arguments[count:])
+
+    run = register_operator(name, f"({inputs}) -> (Tensor o, Tensor final_state)", call, _forward_fake)
     run_backward = register_operator(
         f"{name}_backward",
         f"(Tensor? grad_o, Tensor? grad_state, {inputs}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-        backward,
+        call_backward,
         _backward_fake,
     )
 

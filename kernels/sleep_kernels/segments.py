@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sleep_kernels.common import compute_dtype, device_kind, even_slices, max_items_per_slice
+from sleep_kernels.common import RuleArguments, compute_dtype, device_kind, even_slices, max_items_per_slice
 
 # Chunk length by device. On CPU 32 is faster than 16 and 64 for d = 32 ... 256; GPU matrix units need 64 rows.
 _CHUNK = {"cpu": 32, "cuda": 64}
@@ -53,14 +53,16 @@ class SequenceSegment(NamedTuple):
     resets: Tensor | None  # [n, bh, C, 1]
 
 
-def convert_gates(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float, resets: bool) -> ChunkInputs:
-    """Convert g to log2 and both gates to the compute dtype; q, k and v are unchanged. `resets`: mask resets exactly."""
-    dtype = compute_dtype(q)
-    log2_g = torch.mul(g.to(dtype), math.log2(math.e))
-    if not resets:
-        return ChunkInputs(q, k, v, log2_g.clamp_(min=_LOWEST_LOG2[dtype]), beta.to(dtype), None, scale)
-    at = log2_g <= _LOWEST_LOG2[dtype]
-    return ChunkInputs(q, k, v, log2_g.masked_fill_(at, 0), beta.to(dtype), at, scale)
+def convert_gates(t: RuleArguments) -> ChunkInputs:
+    """Convert g to log2 and both gates to the compute dtype; q, k and v are unchanged."""
+    dtype, resets = compute_dtype(t.q), None
+    log2_g = torch.mul(t.g.to(dtype), math.log2(math.e))
+    if t.resets:
+        resets = log2_g <= _LOWEST_LOG2[dtype]
+        log2_g.masked_fill_(resets, 0)
+    else:
+        log2_g.clamp_(min=_LOWEST_LOG2[dtype])
+    return ChunkInputs(t.q, t.k, t.v, log2_g, t.beta.to(dtype), resets, t.scale)
 
 
 def batch_slice(inputs: ChunkInputs, part: slice) -> ChunkInputs:

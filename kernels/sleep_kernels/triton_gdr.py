@@ -39,52 +39,31 @@ def _interpreter_config(q: Tensor, v: Tensor) -> LaunchConfig | None:
     return verified.interpreted() if widths_fit and q.dtype in (torch.float32, torch.bfloat16) else None
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    initial_state: Tensor | None,
-    scale: float,
-    resets: bool,
-    verified_only: bool,
-) -> tuple[Tensor, Tensor]:
-    """Output and final state. Arguments as in `sleep_kernels.gated_delta_rule`, already checked."""
-    config = select_config(q, v, verified_only=verified_only)
+def forward(t: RuleArguments, verified_only: bool) -> tuple[Tensor, Tensor]:
+    """Output and final state."""
+    config = select_config(t.q, t.v, verified_only=verified_only)
     if config is None:
-        return chunked.forward(q, k, v, g, beta, initial_state, scale, resets)
+        return chunked.forward(t)
     from sleep_kernels import triton_gdr_forward
 
-    arguments = RuleArguments._make((*_contiguous(q, k, v, g, beta, initial_state), scale))
-    with torch.cuda.device_of(q):
-        return triton_gdr_forward.forward(arguments, config)
+    with torch.cuda.device_of(t.q):
+        return triton_gdr_forward.forward(t._replace(**_contiguous(t)), config)
 
 
 def backward(
-    grad_o: Tensor | None,
-    grad_state: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    initial_state: Tensor | None,
-    scale: float,
-    resets: bool,
-    verified_only: bool,
+    grad_o: Tensor | None, grad_state: Tensor | None, t: RuleArguments, verified_only: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, g, beta and the initial state. None for an output's gradient means zero."""
-    config = select_config(q, v, verified_only=verified_only)
+    config = select_config(t.q, t.v, verified_only=verified_only)
     if config is None:
-        return chunked.backward(grad_o, grad_state, q, k, v, g, beta, initial_state, scale, resets)
+        return chunked.backward(grad_o, grad_state, t)
     from sleep_kernels import triton_gdr_backward
 
-    grad_o, grad_state = _contiguous(grad_o, grad_state)
-    arguments = RuleArguments._make((*_contiguous(q, k, v, g, beta, initial_state), scale))
-    with torch.cuda.device_of(q):
-        return triton_gdr_backward.backward(grad_o, grad_state, arguments, config)
+    grad_o, grad_state = (None if d is None else d.contiguous() for d in (grad_o, grad_state))
+    with torch.cuda.device_of(t.q):
+        return triton_gdr_backward.backward(grad_o, grad_state, t._replace(**_contiguous(t)), config)
 
 
-def _contiguous(*tensors: Tensor | None) -> Any:
-    return [None if t is None else t.contiguous() for t in tensors]
+def _contiguous(t: RuleArguments) -> dict[str, Any]:
+    """The tensors of `t` by name, contiguous."""
+    return {name: value.contiguous() for name, value in t._asdict().items() if isinstance(value, Tensor)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sleeptrain.model.config import Model
 from sleeptrain.model.embedding import IGNORED, Embedding, Head
 from sleeptrain.model.init import initialise
-from sleeptrain.model.micro_batch import MicroBatch, starts_by_window
+from sleeptrain.model.micro_batch import MicroBatch, check_starts, starts_by_window
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.scores import HeadScores
 from sleeptrain.model.stack import Stack
@@ -98,6 +98,8 @@ class LanguageModel(nn.Module):
         windows = cut_windows(sleep, tokens.shape[1], targets) if windows is None else windows
         check_windows(sleep, windows, tokens.shape[1], targets)
         scored = torch.full_like(tokens, IGNORED) if targets is None else targets
+        if starts is not None:
+            check_starts(starts, tokens, valid)
         state, begins = self.zero_state(sleep, tokens.shape[0]), starts_by_window(starts, windows)
         batch = MicroBatch(tokens, scored, state, valid, starts=begins)
         program = compile(sleep, windows, len(self.layers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from sleeptrain.model.state import State
@@ -35,6 +36,19 @@ class MicroBatch:
         part = slice(op.start, op.stop)
         mask = TokenMask(None if self.valid is None else self.valid[:, part], self.starts.get(op.window))
         return self.tokens[:, part], self.targets[:, part], mask.in_pass(op)
+
+
+def check_starts(starts: Tensor, tokens: Tensor, valid: Tensor | None) -> None:
+    """Raise ValueError unless `starts` [rows, length] is bool, of the shape of the tokens, and true at real tokens only."""
+    if starts.shape != tokens.shape or starts.dtype != torch.bool:
+        raise ValueError(
+            f"starts must be bool of the shape of tokens, {list(tokens.shape)}, not {starts.dtype} {list(starts.shape)}"
+        )
+    if valid is not None and bool((starts & ~valid).any()):
+        row, position = (starts & ~valid).nonzero()[0].tolist()
+        raise ValueError(
+            f"starts marks padding, row {row}, token {position}; a document begins at a token where valid is true"
+        )
 
 
 def starts_by_window(starts: Tensor | None, windows: Iterable[Window]) -> dict[int, Tensor]:

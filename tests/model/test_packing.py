@@ -114,3 +114,35 @@ def test_a_packed_row_equals_its_documents(case):
         for leaf in state.spec:
             if leaf.kind in ("fast", "conv"):
                 torch.testing.assert_close(output.state[leaf.name][row : row + 1], state[leaf.name], rtol=0, atol=1e-12)
+
+
+def test_the_model_takes_first_tokens():
+    """The mean loss of packed rows is that over the targets of their documents."""
+    sleep = CASES["N=2"]
+    model, layout = toy.model(), layout_of(sleep)
+    tokens, targets, first = packed_rows(layout)
+    nll, _ = run_alone(model, sleep, compile(sleep, layout, len(model.layers)), tokens, targets, first)
+    found = model(tokens, targets, sleep=sleep, starts=first)
+    torch.testing.assert_close(found.double(), nll.sum().double() / (targets != -100).sum(), rtol=1e-6, atol=0)
+    assert abs(found - model(tokens, targets, sleep=sleep)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda first: first[:, :-1],
+            r"starts must be bool of the shape of tokens, \[2, 18\], not torch.bool \[2, 17\]",
+        ),
+        (lambda first: first.long(), "not torch.int64"),
+        (lambda first: first | (torch.arange(18) == 16), "starts marks padding, row 1, token 16"),
+    ],
+)
+def test_first_tokens_that_do_not_fit_are_refused(change, message):
+    sleep = CASES["N=1"]
+    tokens, targets, first = packed_rows(layout_of(sleep))
+    valid = torch.ones(tokens.shape, dtype=torch.bool)
+    valid[1, 15:] = False
+    targets[~valid] = -100
+    with pytest.raises(ValueError, match=message):
+        toy.model()(tokens, targets, sleep=sleep, valid=valid, starts=change(first & valid))
