@@ -169,8 +169,6 @@ def main() -> None:
             "--out",
             str(folder / "text"),
             f"paths=[{sources}]",
-            "window=32",
-            "windows_per_sample=8",
         )
     runs = [
         Run(seed, blocks, *case) for blocks in arguments.blocks for seed in arguments.seeds for case in CASES

@@ -16,7 +16,7 @@ rm -rf "$out"
 
 step "(a) shards: Rule 110, and Python's own source files as text"
 run sleeptrain data build rule110-demo --out $out/data/rule110
-run sleeptrain data build text --out $out/data/text "paths=[$library/asyncio, $library/email, $library/http, $library/json, $library/unittest]" window=64 windows_per_sample=4 holdout=10
+run sleeptrain data build text --out $out/data/text "paths=[$library/asyncio, $library/email, $library/http, $library/json, $library/unittest]" holdout=10
 
 step "(b) the same small hybrid on Rule 110 with one pass and with four: same data, same seed, two processes each"
 two rule110-demo sleep.passes=1 run_dir=$out/n1

@@ -98,6 +98,7 @@ class Depo:
         )
 
     name = "depo"
+    block = None
     version = 2
     label = "k"
 

@@ -4,15 +4,17 @@
     task, version, parameters, seed, inputs, samples     the request; equal requests give equal shards
     tokenizer   kind (symbols | bytes | file), vocabulary (list of symbols), size, hash
     vocab, pad, query                           number of ids, id of padding, id of the query token or null
-    length, windows                             tokens of a sample, and its windows [{start, stop, targets, problem}]
+    length, windows                             tokens of a sample, and its windows [{start, stop, targets, problem}]; null and []
+                                                for a token stream
+    block       tokens of a block of a token stream (`stream.py`), whose rows are cut when they are read; null for samples
     columns     name of every column in the shards and its MDS encoding
     label       null or {name: name of the quantity in `groups`, values: its values}
     labels      description of every column `label_<name>`, by name
     baselines   accuracy of guessing, for each value in `groups`
-    splits      for each split its samples, tokens (without padding), targets (scored positions), hash (of index.json)
+    splits      for each split its samples or blocks, tokens (without padding), targets (scored positions), hash (of index.json)
     hash        sha256 of all of the above
 
-Columns of a sample:
+Columns of a sample (those of a block are in `stream.py`):
     tokens      [length]; `pad` where there is no token
     targets     [length]: the token to be predicted from all tokens up to this position; -100 if the position is not scored.
                 The loss is over all scored positions.
@@ -31,14 +33,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sleep_data.stream import ENCODINGS
 from sleep_data.task import Task
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
 
 
 def columns(task: Task) -> dict[str, str]:
     """MDS encodings of the columns, except those of the labels, whose shape the first block defines."""
+    if task.block is not None:
+        return dict(ENCODINGS)
     row = f"ndarray:int32:{task.windows()[-1].stop}"
     return {"tokens": row, "targets": row, "groups": row, "id": "int"}
 
@@ -70,7 +75,8 @@ def compose(task: Task, requested: dict[str, Any], encodings: dict[str, str], sp
         "vocab": vocabulary.size,
         "pad": vocabulary.pad,
         "query": vocabulary.query,
-        "length": task.windows()[-1].stop,
+        "block": task.block,
+        "length": None if task.block else task.windows()[-1].stop,
         "windows": [asdict(window) for window in task.windows()],
         "columns": encodings,
         "label": {"name": task.label, "values": [int(value) for value in baselines]} if task.label else None,

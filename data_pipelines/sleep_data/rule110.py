@@ -81,6 +81,7 @@ class Rule110:
             )
 
     name = "rule110"
+    block = None
     version = 2
     label = "t"
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sleep_data import manifest
+from sleep_data.stream import targets_of
 from sleep_data.task import IGNORED, SPLITS, Arrays, Task
 from sleep_data.tokenize import TOKENIZER
 
@@ -123,7 +124,7 @@ def _write_split(
             writer.write(dict(zip(names, values, strict=True)))
         written += len(block["id"])
         tokens += int((block["tokens"] != pad).sum())
-        targets += int((block["targets"] != IGNORED).sum())
+        targets += _scored(block)
         if progress is not None:
             progress(split, written, count)
     if writer is None:
@@ -133,6 +134,13 @@ def _write_split(
     return {"samples": written, "tokens": tokens, "targets": targets, "hash": index_hash}, encodings
 
 
+def _scored(block: Arrays) -> int:
+    """The number of scored positions of some samples, or of one block of a token stream."""
+    if "targets" in block:
+        return int((block["targets"] != IGNORED).sum())
+    return int((targets_of(block["tokens"][0], block["starts"][0], int(block["next"][0])) != IGNORED).sum())
+
+
 def _encoding(column: np.ndarray) -> str:
     """The MDS encoding of a label column."""
     return "int" if column.ndim == 1 else f"ndarray:{column.dtype}:{','.join(map(str, column.shape[1:]))}"
@@ -140,4 +148,6 @@ def _encoding(column: np.ndarray) -> str:
 
 def _values(column: np.ndarray, encoding: str) -> list[Any]:
     """The values of a column by row, as the MDS encoding takes them."""
+    if encoding == "bytes":
+        return [row.astype("<i4").tobytes() for row in column]
     return column.tolist() if encoding == "int" else list(column)

@@ -1,19 +1,19 @@
-"""Plain text: documents cut into samples of `windows_per_sample` windows of `window` tokens; every token is predicted.
+"""Plain text: documents one after the other in blocks of a token stream (`stream.py`), every token predicted from those before it.
 
-A sample holds tokens of one document. `targets` are the next tokens of the document, also across the boundary between two of
-its samples; -100 at its last token and at padding, which fills its last sample. A last sample that would hold the last token
-alone is omitted, since it has no target.
+A document begins with BOS. `targets` are the next tokens of the document; -100 at its last token. Rows of any length, and so
+windows of any length, are cut from the blocks when they are read; a row may hold several documents, or a part of one.
 
 Token ids: bytes 0 to 255, BOS (start of a document) 256, PAD 257; or those of a tokenizer file, followed by BOS and PAD.
 
 Splits. A document belongs to the test split with probability 1/holdout, by a hash of its bytes, so that all copies of a
 document belong to one split. Where that would leave a split without documents, as with a single file, the last 1/holdout of
-every document is held out instead. `groups` is 0 at every target. Label: `part`, the number of the sample within its document.
+every document is held out instead. `groups` is 0 at every target.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +22,8 @@ import numpy as np
 
 from sleep_data import documents
 from sleep_data.hashing import is_test
-from sleep_data.task import IGNORED, NO_GROUP, SPLITS, Arrays, TaskWindow, Vocabulary, raise_if
+from sleep_data.stream import blocks_of
+from sleep_data.task import SPLITS, Arrays, TaskWindow, Vocabulary, raise_if
 from sleep_data.tokenize import ByteTokenizer, FileTokenizer, Tokenizer
 
 
@@ -32,8 +33,8 @@ class Text:
 
     paths: tuple[str, ...] = ()
     """Files and folders: .txt, .md and .py hold one document; .jsonl and .parquet many, in the field "text". Links are followed."""
-    window: int = 256
-    windows_per_sample: int = 8
+    block: int = 65536
+    """Tokens of a block. A row is cut from one block, so that its length must divide this."""
     tokenizer: str | None = None
     """Path of a tokenizer.json; None for bytes."""
     holdout: int = 50
@@ -42,19 +43,18 @@ class Text:
     def __post_init__(self) -> None:
         paths = (self.paths,) if isinstance(self.paths, str) else tuple(self.paths)
         object.__setattr__(self, "paths", paths)
-        raise_if(self.window < 2, f"window is {self.window}; it must be at least 2")
-        raise_if(self.windows_per_sample < 1, f"windows_per_sample is {self.windows_per_sample}; it must be at least 1")
+        raise_if(self.block < 2, f"block is {self.block}; it must be at least 2")
         raise_if(
             self.holdout < 2, f"holdout is {self.holdout}; it must be at least 2 (half of the documents for the test)"
         )
         documents.find(paths)
 
     name = "text"
-    version = 2
+    version = 3
     label = None
 
     def labels(self) -> dict[str, str]:
-        return {"part": "number of the sequence within its document"}
+        return {}
 
     def parameters(self) -> dict[str, Any]:
         return asdict(self) | {"paths": list(self.paths)}
@@ -70,21 +70,15 @@ class Text:
         return self._tokenizer().vocabulary
 
     def windows(self) -> tuple[TaskWindow, ...]:
-        return tuple(TaskWindow(i * self.window, (i + 1) * self.window, True) for i in range(self.windows_per_sample))
+        """None: the reader cuts the stream."""
+        return ()
 
     def blocks(self, split: str, samples: int | None, seed: int) -> Iterator[Arrays]:
-        """One block for each document, in the order of the files. The seed is not used."""
+        """Blocks of the token stream of a split, or of its first `samples` documents. The seed is not used."""
         raise_if(split not in SPLITS, f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
         tokenizer = self._tokenizer()
-        written = 0
-        for document in self._split(split):
-            if samples is not None and written >= samples:
-                return
-            block = self._block(tokenizer.encode(document), tokenizer.vocabulary.pad)
-            rows = len(block["tokens"]) if samples is None else min(len(block["tokens"]), samples - written)
-            block = {name: column[:rows] for name, column in block.items()}
-            yield block | {"id": np.arange(written, written + rows, dtype=np.int64)}
-            written += rows
+        documents = itertools.islice(self._split(split), samples)
+        return blocks_of(map(tokenizer.encode, documents), self.block)
 
     def notes(self) -> list[str]:
         """One line if files under `paths` are not read."""
@@ -121,21 +115,6 @@ class Text:
 
     def baselines(self) -> dict[str, dict[str, float]]:
         return {"0": {"chance": 1 / self.vocabulary().size}}
-
-    def _block(self, ids: np.ndarray, pad: int) -> Arrays:
-        """The samples of one document, without ids."""
-        length = self.window * self.windows_per_sample
-        rows = -(-(len(ids) - 1) // length)
-        tokens, targets = np.full(rows * length, pad), np.full(rows * length, IGNORED)
-        tokens[: len(ids)] = ids[: rows * length]
-        targets[: len(ids) - 1] = ids[1:]
-        targets = targets.reshape(rows, length).astype(np.int32)
-        return {
-            "tokens": tokens.reshape(rows, length).astype(np.int32),
-            "targets": targets,
-            "groups": np.where(targets == IGNORED, NO_GROUP, 0).astype(np.int32),
-            "label_part": np.arange(rows, dtype=np.int32),
-        }
 
     def _tokenizer(self) -> Tokenizer:
         return ByteTokenizer() if self.tokenizer is None else FileTokenizer(self.tokenizer)

@@ -13,6 +13,8 @@ from torch import Tensor
 from sleep_data.task import IGNORED
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
+from sleeptrain.model.micro_batch import starts_by_window
+from sleeptrain.program import Window
 
 FILLER = -1
 """Id of a row that pads an evaluation batch to its full size; none of its positions is scored."""
@@ -20,7 +22,7 @@ FILLER = -1
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one micro-batch; all tensors are int64."""
+    """Rows of one micro-batch; all tensors but `starts` are int64."""
 
     tokens: Tensor
     """[rows, length]"""
@@ -32,6 +34,8 @@ class Batch:
     """[rows]: number of the row in the split, through all sources; -1 for a filler."""
     labels: dict[str, Tensor]
     """[rows, ...] each: integers that describe the sample."""
+    starts: Tensor | None = None
+    """[rows, length], bool: true at the first token of every document in rows of several; None where each row is one sample."""
 
     @property
     def rows(self) -> int:
@@ -48,12 +52,22 @@ class Batch:
         valid = self.tokens != pad
         return None if bool(valid.all()) else valid
 
+    def starts_by_window(self, windows: Sequence[Window]) -> dict[int, Tensor]:
+        """The first tokens of documents, for windows in which some begin (`MicroBatch.starts`); call it on the CPU.
+
+        The first token of a row does not count: the row begins with an empty state.
+        """
+        if self.starts is None:
+            return {}
+        inside = self.starts.clone()
+        inside[:, 0] = False
+        return starts_by_window(inside, windows)
+
     def to(self, device: torch.device | str) -> Batch:
         """A copy on `device`; the transfer may be asynchronous."""
-        moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
-            for field in fields(self)
-            if field.name != "labels"
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "labels"}
+        moved: dict[str, Any] = {
+            name: t if t is None else t.to(device, non_blocking=True) for name, t in tensors.items()
         }
         labels = {name: value.to(device, non_blocking=True) for name, value in self.labels.items()}
         return Batch(**moved, labels=labels)
@@ -62,7 +76,8 @@ class Batch:
         """Rows [start, stop), as views."""
         labels = {name: value[start:stop] for name, value in self.labels.items()}
         span = slice(start, stop)
-        return Batch(self.tokens[span], self.targets[span], self.groups[span], self.ids[span], labels)
+        starts = None if self.starts is None else self.starts[span]
+        return Batch(self.tokens[span], self.targets[span], self.groups[span], self.ids[span], labels, starts)
 
 
 def stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -81,7 +96,8 @@ def collate(columns: dict[str, Any]) -> Batch:
 
     labels = {name.removeprefix("label_"): tensor(columns[name]) for name in columns if name.startswith("label_")}
     tensors: dict[str, Any] = {name: tensor(columns[name]) for name in ("tokens", "targets", "groups")}
-    return Batch(**tensors, ids=tensor(columns["row"]), labels=labels)
+    starts = tensor(columns["starts"]).bool() if "starts" in columns else None
+    return Batch(**tensors, ids=tensor(columns["row"]), labels=labels, starts=starts)
 
 
 def check(batch: Batch, manifest: Manifest, where: Callable[[int], str] | None = None) -> None:

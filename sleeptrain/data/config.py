@@ -31,6 +31,9 @@ class Data:
     """Split for training."""
     eval_split: str = "test"
     """Split for evaluation, which reads every sample once."""
+    row: int | None = None
+    """Tokens of a row of text: a multiple of sleep.window that divides the blocks of the data; null: eight windows. Data of tasks has
+    rows of its own."""
     shuffle: bool = True
     """Shuffle each epoch in another order; if false, samples come in the order in which they were written."""
     workers: int = 0
@@ -55,6 +58,8 @@ class Data:
         problems = []
         if not self.sources:
             problems.append(Problem("sources", "is empty; give at least one, such as [{path: runs/data/rule110-tiny}]"))
+        if self.row is not None and self.row < 1:
+            problems.append(Problem("row", "must be at least 1 token"))
         if self.workers < 0:
             problems.append(Problem("workers", "must be 0 or more"))
         paths = [source.path for source in self.sources]

@@ -34,9 +34,10 @@ class Evaluation:
         split: str | None = None,
         samples: int | None = None,
         multiple: int = 1,
+        window: int | None = None,
     ) -> None:
-        """Read manifests and indexes; UserError if the data cannot be read."""
-        self._sources = open_sources(data, data.eval_split if split is None else split)
+        """Read manifests and indexes; UserError if the data cannot be read. `window` as for `Reader`."""
+        self._sources = open_sources(data, data.eval_split if split is None else split, window)
         self._micro, self._rank, self._world, self._multiple = micro, rank, world, multiple
         self.samples = self._sources.rows if samples is None else min(samples, self._sources.rows)
 

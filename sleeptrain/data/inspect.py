@@ -14,6 +14,9 @@ from sleeptrain.data.evaluation import Evaluation
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.sources import local_manifest
 
+SHOWN = 128
+"""Tokens of a row of text that are shown, at most."""
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -34,15 +37,17 @@ class Inspection:
         parameters = "  ".join(f"{name}={value}" for name, value in manifest.body["parameters"].items())
         windows = ", ".join(f"{w.start}-{w.stop - 1}{' (scored)' if w.targets else ''}" for w in manifest.windows)
         kind = manifest.tokenizer["kind"]
+        unit = "samples" if manifest.block is None else f"blocks of {manifest.block:,} tokens"
+        size = "" if manifest.block else f"{manifest.length} a sample, "
         lines = [
             f"{self.path}: {manifest.task}, seed {manifest.body['seed']}",
             f"  parameters  {parameters}",
-            f"  tokens      {manifest.length} a sample, {manifest.vocab} ids ({kind}), padding {manifest.pad}",
-            f"  windows     {windows}",
+            f"  tokens      {size}{manifest.vocab} ids ({kind}), padding {manifest.pad}",
         ]
+        lines += [f"  windows     {windows}"] if manifest.block is None else []
         for split, entry in sorted(manifest.splits.items(), reverse=True):
             lines.append(
-                f"  {split:<10}  {entry['samples']:,} samples, {entry['tokens']:,} tokens, {entry['targets']:,} scored"
+                f"  {split:<10}  {entry['samples']:,} {unit}, {entry['tokens']:,} tokens, {entry['targets']:,} scored"
             )
         for value, baseline in manifest.baselines.items():
             shown = "  ".join(f"{name} {score:.4g}" for name, score in baseline.items())
@@ -55,10 +60,11 @@ class Inspection:
 def inspect(path: str | Path, samples: int = 2) -> Inspection:
     """Read the manifest and the first `samples` samples of each split of a local folder. UserError if it holds no shards."""
     manifest = Manifest.from_json(local_manifest(Path(path)))
+    shown = None if manifest.block is None else max(n for n in range(1, SHOWN + 1) if manifest.block % n == 0)
     rendered: dict[str, list[str]] = {}
     for split in sorted(manifest.splits, reverse=True) if samples else ():
-        rows = Evaluation(Data([Source(str(path))]), micro=1, split=split, samples=samples)
-        rendered[split] = [render(manifest, row.tokens[0].numpy(), row.targets[0].numpy()) for row in rows]
+        rows = Evaluation(Data([Source(str(path))], row=shown), micro=1, split=split, samples=samples, window=shown)
+        rendered[split] = [render(rows.manifest, row.tokens[0].numpy(), row.targets[0].numpy()) for row in rows]
     return Inspection(str(path), manifest, rendered)
 
 

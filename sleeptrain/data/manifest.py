@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sleeptrain.errors import UserError
 from sleeptrain.program import Window
+
+WINDOWS = 8
+"""Windows of a row of a token stream, unless `data.row` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Manifest:
     pad: int
     query: int | None
     length: int
-    """Tokens of every sample."""
+    """Tokens of every sample or row; 0 for a token stream that has not been cut."""
     windows: tuple[Window, ...]
     tokenizer: dict[str, Any]
     label: str | None
@@ -33,6 +37,8 @@ class Manifest:
     hash: str
     body: dict[str, Any]
     """The whole manifest.json; for several sources, that of the first."""
+    block: int | None = None
+    """Tokens of a block of a token stream, from which rows are cut (`cut`); None for samples."""
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Manifest:
@@ -43,7 +49,8 @@ class Manifest:
             vocab=body["vocab"],
             pad=body["pad"],
             query=body["query"],
-            length=body["length"],
+            block=body["block"],
+            length=body["length"] or 0,
             windows=tuple(Window(w["start"], w["stop"], w["targets"]) for w in body["windows"]),
             tokenizer=body["tokenizer"],
             label=label["name"],
@@ -55,9 +62,30 @@ class Manifest:
             body=body,
         )
 
+    def cut(self, window: int | None, row: int | None) -> Manifest:
+        """The manifest of rows of `row` tokens (None: eight windows) in windows of `window`; itself where it has samples.
+
+        Raises UserError where windows do not divide a row, or rows a block.
+        """
+        if self.block is None:
+            return self
+        if window is None:
+            raise ValueError("a token stream has no windows of its own; name the tokens of a window")
+        length = row or WINDOWS * window
+        if length % window or self.block % length:
+            sizes = [n for n in range(window, min(self.block, 64 * window) + 1, window) if self.block % n == 0]
+            way_out = f"possible are {', '.join(map(str, sizes))}" if sizes else "choose a window that divides a block"
+            raise UserError(
+                f"a row of {length} tokens (data.row{'' if row else f', {WINDOWS} windows by default'}) must hold whole windows of "
+                f"{window} tokens (sleep.window) and divide the blocks of {self.block:,} tokens in the data; {way_out}"
+            )
+        windows = tuple(Window(start, start + window, True) for start in range(0, length, window))
+        splits = {name: split | {"samples": math.ceil(split["tokens"] / length)} for name, split in self.splits.items()}
+        return replace(self, length=length, windows=windows, splits=splits)
+
     def problem_windows(self, window: int) -> tuple[int, ...]:
         """The windows whose tokens are the problem that `window` asks about: those that the task names, else all."""
-        entry = self.body["windows"][window] if self.body else {}
+        entry = self.body["windows"][window] if self.body and self.block is None else {}
         return tuple(entry.get("problem") or range(len(self.windows)))
 
     @property
@@ -76,7 +104,7 @@ def merge(manifests: Sequence[Manifest], paths: Sequence[str]) -> Manifest:
     """The manifest of several sources read together. UserError names two of them that differ in vocabulary or windows."""
     first = manifests[0]
     for other, path in zip(manifests[1:], paths[1:], strict=True):
-        for name in ("tokenizer", "vocab", "pad", "query", "length", "windows", "label"):
+        for name in ("tokenizer", "vocab", "pad", "query", "block", "length", "windows", "label"):
             expected, actual = getattr(first, name), getattr(other, name)
             if expected != actual:
                 shown = (expected["hash"][:12], actual["hash"][:12]) if name == "tokenizer" else (expected, actual)
@@ -106,6 +134,7 @@ def merge(manifests: Sequence[Manifest], paths: Sequence[str]) -> Manifest:
         vocab=first.vocab,
         pad=first.pad,
         query=first.query,
+        block=first.block,
         length=first.length,
         windows=first.windows,
         tokenizer=first.tokenizer,

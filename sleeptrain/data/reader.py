@@ -41,6 +41,7 @@ class Reader:
     micro           rows of a micro-batch
     accumulation    micro-batches of a step on each rank
     seed            determines the order of all epochs
+    window          tokens of the windows of text (`sleep.window`); data of tasks has windows of its own
 
     Tensor-parallel and pipeline-parallel ranks of one replica read the same rows, and pass the same `rank`.
     """
@@ -55,13 +56,14 @@ class Reader:
         world: int = 1,
         seed: int = 0,
         split: str | None = None,
+        window: int | None = None,
     ) -> None:
         """Read manifests and indexes, and start at the first step. UserError if the data cannot be read."""
         self.split = data.split if split is None else split
         self.rows_per_step = micro * accumulation * world
         self._data, self._micro, self._accumulation = data, micro, accumulation
         self._rank, self._world, self._seed = rank, world, seed
-        self._sources = open_sources(data, self.split)
+        self._sources = open_sources(data, self.split, window)
         self._epoch = 0
         self._sample = 0
         self._left_out: list[tuple[int, int, int]] = []

@@ -16,7 +16,9 @@ from sleep_data.patches.streaming_import import import_streaming
 import_streaming()
 
 from streaming import Stream  # noqa: E402
+from streaming.base.format.mds.reader import MDSReader  # noqa: E402
 
+from sleeptrain.data.row_cut import RowCut  # noqa: E402
 from sleeptrain.data.sources import OpenedSource  # noqa: E402
 
 
@@ -32,8 +34,20 @@ class ShardStream(Stream):
         super().__init__(**options, proportion=source.proportion if weighted else None)
         options |= {"keep_zip": source.remote is None, "download_retry": 2, "download_timeout": 300}
         self._download_stream = Stream(remote=source.remote, **options)
+        self._cut = source.cut
         self.failures: dict[Path, str] = {}
         """Error messages of the shards that this process could not prepare, by the path of the decompressed shard."""
+
+    def get_shards(self, world: Any, allow_unsafe_types: bool) -> list[Any]:
+        """The readers of the shards, whose samples are rows where the shards hold blocks of a token stream."""
+        shards: list[Any] = super().get_shards(world, allow_unsafe_types)
+        if self._cut is None:
+            return shards
+        left, readers = self._cut.rows, []
+        for shard in shards:
+            readers.append(RowReader(shard, self._cut, min(left, shard.samples * self._cut.per_block)))
+            left -= readers[-1].samples
+        return readers
 
     def set_up_local(self, shards: list[Any], cache_usage_per_shard: np.ndarray) -> None:
         """Record which shards are decompressed. Remove incomplete files, such as a power failure leaves."""
@@ -70,6 +84,19 @@ class ShardStream(Stream):
             return f"shard {path} is damaged (its checksum does not match); build or copy the data again"
         origin = f" from {self._download_stream.remote}" if self._download_stream.remote else ""
         return f"shard {path} cannot be read{origin} ({type(error).__name__}: {error}); build or copy the data again"
+
+
+class RowReader(MDSReader):
+    """A shard of blocks as a shard of rows."""
+
+    def __init__(self, shard: MDSReader, cut: RowCut, rows: int) -> None:
+        vars(self).update(vars(shard))
+        self.samples, self._cut = rows, cut
+
+    def get_item(self, idx: int) -> dict[str, Any]:
+        """Row `idx`, from its block."""
+        block, number = divmod(idx, self._cut.per_block)
+        return self._cut.row(super().get_item(block), number)
 
 
 def decompressed_path(shard: Any) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 from sleep_data import manifest as manifests
 from sleeptrain.data.config import Data, Source, is_remote
 from sleeptrain.data.manifest import Manifest, merge
+from sleeptrain.data.row_cut import RowCut
 from sleeptrain.errors import UserError
 
 
@@ -32,6 +33,8 @@ class OpenedSource:
     remote: str | None
     """URL or folder to download missing shards from; None if the source is read in place."""
     proportion: float | None
+    cut: RowCut | None
+    """How rows are cut from its blocks; None for samples."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,24 @@ class Sources:
     opened: tuple[OpenedSource, ...]
 
 
-def open_sources(data: Data, split: str) -> Sources:
-    """Read and check manifests and indexes, but no shards. UserError names a file that is missing, damaged or foreign."""
+def open_sources(data: Data, split: str, window: int | None = None) -> Sources:
+    """Read and check manifests and indexes, but no shards. UserError names a file that is missing, damaged or foreign.
+
+    `window`: tokens of the windows of a token stream, whose rows have `data.row` tokens.
+    """
     folders = [_folder(source, data.cache) for source in data.sources]
     bodies = [_manifest(source.path, folder) for source, folder in zip(data.sources, folders, strict=True)]
-    manifest = merge([Manifest.from_json(body) for body in bodies], [source.path for source in data.sources])
+    whole, paths = [Manifest.from_json(body) for body in bodies], [source.path for source in data.sources]
+    merge(whole, paths)  # what does not fit together is named before how its rows would be cut
+    cut = [manifest.cut(window, data.row) for manifest in whole]
+    manifest = merge(cut, paths)
     rows = manifest.samples(split)
     opened = []
-    for source, folder, body in zip(data.sources, folders, bodies, strict=True):
+    for source, folder, one in zip(data.sources, folders, cut, strict=True):
         remote = None if data.cache is None else source.path
-        _check_index(source.path, remote is not None, folder / split / "index.json", body["splits"][split]["hash"])
-        opened.append(OpenedSource(str(folder), remote, source.proportion))
+        _check_index(source.path, remote is not None, folder / split / "index.json", one.splits[split]["hash"])
+        rows_of = None if one.block is None else RowCut(one.block, one.length, one.samples(split), one.pad)
+        opened.append(OpenedSource(str(folder), remote, source.proportion, rows_of))
     return Sources(manifest, split, rows, tuple(opened))
 
 

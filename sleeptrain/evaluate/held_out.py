@@ -30,8 +30,9 @@ def open_held_out(job: Job, batch: BatchLayout, data_rank: int) -> Evaluation | 
     if job.eval.every == 0:
         return None
     data = Evaluation(
-        job.data, micro=batch.micro, rank=data_rank, world=batch.data, samples=job.eval.samples, multiple=batch.group
-    )
+        job.data, micro=batch.micro, rank=data_rank, world=batch.data, samples=job.eval.samples, multiple=batch.group,
+        window=job.sleep.window,
+    )  # fmt: skip
     if data.samples == 0:
         raise UserError(
             f"the split {job.data.eval_split!r} (data.eval_split), on which eval.every = {job.eval.every} evaluates, has no "

@@ -111,12 +111,15 @@ def measure(
         for batch in batches:
             is_sample = batch.ids != FILLER
             valid = batch.real(manifest.pad)
+            starts = {n: first.to(device) for n, first in batch.starts_by_window(manifest.windows).items()}
             on_device = batch.to(device)
             micro_batch = MicroBatch(
                 on_device.tokens, on_device.targets, model.zero_state(sleep, batch.rows),
-                None if valid is None else valid.to(device),
+                None if valid is None else valid.to(device), starts=starts,
             )  # fmt: skip
-            output = run(model, micro_batch, program, sleep, recompute=retention.recompute(is_sample), predict="tokens")
+            # A document that begins later has nothing to retain of the first window.
+            unbroken = is_sample if batch.starts is None else is_sample & ~batch.starts[:, 1:].any(1)
+            output = run(model, micro_batch, program, sleep, recompute=retention.recompute(unbroken), predict="tokens")
             assert output.predicted is not None
             _count(measurement, batch, output.predicted.cpu(), output.nll.double().cpu(), manifest)
             measurement.samples += int(is_sample.sum())

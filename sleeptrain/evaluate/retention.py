@@ -54,8 +54,10 @@ class Retention:
         return RecomputeWrappers(window=self._run_window)
 
     def by_head(self) -> dict[int, list[float]]:
-        """For each layer the mean over samples of each value head; empty for a program of one window."""
+        """For each layer the mean over samples of each value head; empty for a program of one window, and without samples."""
         self._finish_batch()
+        if not self._rows:
+            return {}
         return {layer: (total / self._rows).tolist() for layer, total in self._sums.items()}
 
     def _run_window(self, function: Callable[..., Any], *tensors: Any) -> Any:

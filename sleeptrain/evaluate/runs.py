@@ -77,7 +77,7 @@ def _open_split(trained: Trained, data: str | None, rows: int, samples: int | No
     if data is not None:
         section = dataclasses.replace(section, sources=[Source(data)])
     try:
-        return Evaluation(section, micro=rows, samples=samples)
+        return Evaluation(section, micro=rows, samples=samples, window=trained.recipe.sleep.window)
     except UserError as error:
         origin = "--data" if data is not None else f"data.sources ({trained.run / 'config.yaml'}; --data names another)"
         raise UserError([f"{origin}: {line}" for line in with_build_command(error)]) from None

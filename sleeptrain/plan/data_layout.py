@@ -11,7 +11,7 @@ from sleep_data.tasks import make
 from sleep_data.tokenize import ByteTokenizer, FileTokenizer
 from sleeptrain.config import Resolved
 from sleeptrain.data.config import is_remote
-from sleeptrain.data.manifest import Manifest
+from sleeptrain.data.manifest import WINDOWS, Manifest
 from sleeptrain.data.sources import DataMissing, open_sources
 from sleeptrain.errors import UserError
 from sleeptrain.program import Window
@@ -26,7 +26,7 @@ class DataLayout:
 
     manifest: Manifest
     padded: bool
-    """Samples may hold padding."""
+    """Rows may hold padding or several documents, so that passes have masks."""
     assumed: str | None
     """What is assumed because there is no data yet; None where there is."""
 
@@ -34,7 +34,7 @@ class DataLayout:
     def of(cls, manifest: Manifest, split: str) -> DataLayout:
         """Of data that exists."""
         counts = manifest.splits[split]
-        return cls(manifest, counts["tokens"] < counts["samples"] * manifest.length, None)
+        return cls(manifest, manifest.block is not None or counts["tokens"] < counts["samples"] * manifest.length, None)
 
     @property
     def windows(self) -> tuple[Window, ...]:
@@ -58,7 +58,7 @@ def resolve_data(resolved: Resolved[Recipe], windows: int | None = None) -> tupl
 
 
 def _of_data(recipe: Recipe) -> DataLayout:
-    return DataLayout.of(open_sources(recipe.data, recipe.data.split).manifest, recipe.data.split)
+    return DataLayout.of(open_sources(recipe.data, recipe.data.split, recipe.sleep.window).manifest, recipe.data.split)
 
 
 def _of_task(recipe: Recipe, path: str, count: int | None) -> DataLayout:
@@ -70,8 +70,8 @@ def _of_task(recipe: Recipe, path: str, count: int | None) -> DataLayout:
     file = task_file(name)
     given: dict[str, Any] = file.get("parameters") or {}
     if file["task"] == "text":
-        # Its parameters come with the documents; a window of text is as long as the model's.
-        length, count = recipe.sleep.window, count or given["windows_per_sample"]
+        length = recipe.sleep.window
+        count = count or (WINDOWS if recipe.data.row is None else max(1, recipe.data.row // length))
         windows = tuple(Window(i * length, (i + 1) * length, True) for i in range(count))
         vocabulary = (FileTokenizer(given["tokenizer"]) if given.get("tokenizer") else ByteTokenizer()).vocabulary
     else:

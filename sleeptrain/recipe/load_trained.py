@@ -40,6 +40,7 @@ def open_trained(path: str | Path, overrides: Sequence[str] = (), *, as_trained:
     recipe = load_recipe(str(run / "config.yaml"), overrides).value
     try:
         manifest = Manifest.from_json(json.loads((run / "manifest.json").read_text()))
+        manifest = manifest.cut(recipe.sleep.window, recipe.data.row)
     except (OSError, ValueError, LookupError) as error:
         raise UserError(f"{run / 'manifest.json'} cannot be read ({error}); copy the run folder again") from None
     model = _load_weights(LanguageModel(recipe.model, gated=recipe.sleep.gated, seed=None), folder, run)

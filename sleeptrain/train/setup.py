@@ -106,6 +106,7 @@ def open_reader(job: Job, batch: BatchLayout, data_rank: int) -> Reader:
         rank=data_rank,
         world=batch.data,
         seed=job.train.seed,
+        window=job.sleep.window,
     )
 
 

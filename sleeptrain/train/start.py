@@ -28,7 +28,8 @@ def start_lines(layout: Layout, manifest: Manifest, process: Process) -> Iterato
     yield f"model   {count:,} parameters in {len(job.model.pattern)} blocks ({job.model.layers}), {job.train.precision}"
     rows = manifest.samples(job.data.split)
     paths = ", ".join(source.path for source in job.data.sources)
-    yield f"data    {paths}: {rows:,} samples of {layout.length:,} tokens in {several(len(layout.windows), 'window')}"
+    unit = "samples" if manifest.block is None else "rows"
+    yield f"data    {paths}: {rows:,} {unit} of {layout.length:,} tokens in {several(len(layout.windows), 'window')}"
     passes = f"N = {job.sleep.max_passes}" if isinstance(job.sleep.passes, int) else f"N up to {job.sleep.max_passes}"
     yield (
         f"step    {job.train.batch:,} samples, {layout.tokens_per_step:,} tokens, {passes}, {job.optim.name}, "

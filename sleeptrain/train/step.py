@@ -140,8 +140,10 @@ def _gather_errors(process: Process, batches: Sequence[Batch] | UserError) -> Us
 def to_micro_batch(batch: Batch, context: StepContext, loss_scale: float) -> MicroBatch:
     """A micro-batch on the device, with the zero state that it starts from."""
     device, valid = context.engine.process.device, batch.real(context.pad)
+    starts = {number: first.to(device) for number, first in batch.starts_by_window(context.layout.windows).items()}
     batch, state = batch.to(device), context.model.zero_state(context.layout.job.sleep, batch.rows)
-    return MicroBatch(batch.tokens, batch.targets, state, None if valid is None else valid.to(device), loss_scale)
+    valid = None if valid is None else valid.to(device)
+    return MicroBatch(batch.tokens, batch.targets, state, valid, loss_scale, starts)
 
 
 def _measure(output: ProgramOutput, windows: Sequence[Window], axes: MeshAxes) -> Tensor:

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text_run() -> list[list[str]]:
     """Command lines that create `runs/text-small`, which examples of `generate` need."""
     return [
-        ["data", "build", "text", "--out", "runs/data/text", "paths=[documents]", "window=64", "windows_per_sample=4", "holdout=6"],
+        ["data", "build", "text", "--out", "runs/data/text", "paths=[documents]", "holdout=6"],
         ["train", "text-small", "train.steps=2", "train.batch=4", *TINY],
     ]  # fmt: skip
 

@@ -18,7 +18,7 @@ def test_inspect_shows_samples(folder):
 def test_inspect_shows_text(tmp_path):
     (tmp_path / "a.txt").write_text("so\nit|é")
     (tmp_path / "b.txt").write_text("a")  # the document of the test split
-    parameters = {"paths": [str(tmp_path)], "window": 5, "windows_per_sample": 2, "holdout": 2}
+    parameters = {"paths": [str(tmp_path)], "block": 10, "holdout": 2}
     build_task({"task": "text", "parameters": parameters, "train": 10_000, "test": 0}, tmp_path / "d")
     [row] = [row for rows in inspect(tmp_path / "d").samples.values() for row in rows]
-    assert row == r"BOS so \n i | t| \xc3 \xa9 PAD"
+    assert row == r"BOS so \n it| \xc3 \xa9 PAD"

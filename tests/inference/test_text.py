@@ -30,7 +30,7 @@ def documents(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def text(documents: Path, tmp_path: Path) -> Codec:
-    return Codec(manifest("text", tmp_path / "text", paths=[str(documents)], window=8, windows_per_sample=2, holdout=6))
+    return Codec(manifest("text", tmp_path / "text", paths=[str(documents)], block=64, holdout=6))
 
 
 def test_bytes_round_trip(text: Codec) -> None:
@@ -83,8 +83,7 @@ def test_a_tokenizer_file_round_trips_and_a_changed_one_is_refused(documents: Pa
         "text",
         tmp_path / "text",
         paths=[str(documents)],
-        window=8,
-        windows_per_sample=2,
+        block=64,
         holdout=6,
         tokenizer=str(file),
     )
@@ -117,7 +116,7 @@ def test_a_continuation_keeps_its_first_space_and_an_unfinished_character(docume
     file = tmp_path / "tokenizer.json"
     tokenizer.save(str(file))
     paths = {"paths": [str(documents)], "tokenizer": str(file)}
-    codec = Codec(manifest("text", tmp_path / "text", window=8, windows_per_sample=2, holdout=6, **paths))
+    codec = Codec(manifest("text", tmp_path / "text", block=64, holdout=6, **paths))
     euro = [words[f"<0x{byte:02X}>"] for byte in "€".encode()]
     prompt = [codec.stop or 0, words["▁the"]]
     assert "".join(codec.decode([words["▁cat"], words["s"], *euro, words["▁the"]], prompt)) == " cats€ the"

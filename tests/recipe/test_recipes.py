@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from sleep_data.tasks import make
+from sleep_data.text import Text
+from sleeptrain.data.manifest import WINDOWS
 from sleeptrain.recipe import load_recipe
 from sleeptrain.recipe.shipped import configs_root
 from tests.cli.lines import TINY, Line, run_lines
@@ -21,7 +23,7 @@ NEEDED = {"rule110-tiny", "rule110-small", "rule110", "depo", "text-small", "hyb
 TASKS = {
     "rule110": (["rule110", "strings=2", "width=8", "transitions=2", "holdout=8", "variant=paper"], 8),
     "depo": (["depo-tiny"], 16),
-    "text": (["text", "paths=[documents]", "window=8", "windows_per_sample=3", "holdout=6"], 8),
+    "text": (["text", "paths=[documents]", "block=960", "holdout=6"], 8),
 }
 """Build arguments and window length of each task at toy size."""
 
@@ -42,7 +44,7 @@ def toy(name: str) -> list[str]:
     task = task_of(name)
     changes = [
         "train.steps=2", "train.tokens=null", "train.batch=4", "train.precision=fp32", "data.workers=0", "log.every=1",
-        f"data.sources=[{{path: data/{task}}}]", f"sleep.window={TASKS[task][1]}", f"run_dir=toy/{name}",
+        f"data.sources=[{{path: data/{task}}}]", f"sleep.window={TASKS[task][1]}", f"run_dir=toy/{name}", "data.row=24",
     ]  # fmt: skip
     micro = ["train.micro=2"] if load_recipe(name).value.train.micro else []
     return ["train", name, *TINY, *changes, *micro]
@@ -113,7 +115,8 @@ def test_its_comment_builds_the_data_it_reads(name: str) -> None:
     given = dict(word.split("=", 1) for word in args.overrides)
     window = load_recipe(name).value.sleep.window
     if args.task == "text":
-        assert "paths" in given and int(given["window"]) == window
+        row = load_recipe(name).value.data.row or WINDOWS * window
+        assert "paths" in given and row % window == Text.block % row == 0
         return
     task = yaml.safe_load((configs_root() / "task" / f"{args.task}.yaml").read_text())
     assert max(w.stop - w.start for w in make(task["task"], task["parameters"]).windows()) == window

@@ -36,7 +36,7 @@ def test_equal_requests_give_equal_bytes(tmp_path):
 def test_the_manifest_describes_the_folder(tmp_path):
     body = build(TASK, tmp_path / "a", SAMPLES, 7)
     assert body == manifest.read(tmp_path / "a")
-    assert body["format"] == 1 and body["task"] == "rule110" and body["seed"] == 7
+    assert body["format"] == manifest.FORMAT and body["task"] == "rule110" and body["seed"] == 7
     assert (body["vocab"], body["pad"], body["query"], body["length"]) == (6, 3, 2, 20)
     assert body["windows"][-1] == {"start": 18, "stop": 20, "targets": True, "problem": None}
     assert body["splits"]["train"]["samples"] == 1500
@@ -92,8 +92,8 @@ def test_a_changed_manifest_is_an_error(tmp_path):
     path.write_text(json.dumps(body | {"pad": 1}))
     with pytest.raises(ValueError, match="was changed"):
         manifest.read(tmp_path / "a")
-    path.write_text(json.dumps(body | {"format": 2}))
-    with pytest.raises(ValueError, match="format 2"):
+    path.write_text(json.dumps(body | {"format": 3}))
+    with pytest.raises(ValueError, match="format 3"):
         manifest.read(tmp_path / "a")
     path.write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):

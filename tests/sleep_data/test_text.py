@@ -1,4 +1,4 @@
-"""Text: targets are the next tokens, samples hold complete documents, and the splits share no document."""
+"""Text: blocks hold complete documents, and the splits share none."""
 
 import hashlib
 import json
@@ -11,74 +11,45 @@ from sleep_data.documents import find
 from sleep_data.text import Text
 from sleep_data.tokenize import FileTokenizer
 
-BOS, PAD = 256, 257
+BOS = 256
 
 
-def write(folder, documents):
+def write(folder, documents, block=4):
     for i, document in enumerate(documents):
         (folder / f"{i:03}.txt").write_bytes(document)
-    return Text(paths=(str(folder),), window=2, windows_per_sample=2, holdout=2)
+    return Text(paths=(str(folder),), block=block, holdout=2)
 
 
-def rows_of(task, split):
-    blocks = list(task.blocks(split, None, 0))
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+def documents_of(task, split, samples=None):
+    """The documents of a split, from the starts of its blocks."""
+    tokens, starts, length = [], [], 0
+    for block in task.blocks(split, samples, 0):
+        starts += [length + start for start in block["starts"][0].tolist()]
+        tokens += block["tokens"][0].tolist()
+        length = len(tokens)
+    pieces = [tokens[start:stop] for start, stop in zip(starts, [*starts[1:], length], strict=True)]
+    assert all(piece[0] == BOS for piece in pieces) and sum(map(len, pieces)) == length
+    return [bytes(piece[1:]) for piece in pieces]
 
 
 def is_in(document, split):
     return (int.from_bytes(hashlib.sha256(document).digest()[:8], "little") % 2 == 0) == (split == "test")
 
 
-def documents_of_both_splits():
-    return [next(bytes([65 + i]) for i in range(26) if is_in(bytes([65 + i]), split)) for split in ("train", "test")]
-
-
-@pytest.mark.parametrize(
-    ("document", "tokens", "targets"),
-    [
-        (b"a", [[BOS, 97, PAD, PAD]], [[97, -100, -100, -100]]),
-        (b"abc", [[BOS, 97, 98, 99]], [[97, 98, 99, -100]]),
-        (b"abcd", [[BOS, 97, 98, 99]], [[97, 98, 99, 100]]),
-        (b"abcde", [[BOS, 97, 98, 99], [100, 101, PAD, PAD]], [[97, 98, 99, 100], [101, -100, -100, -100]]),
-    ],
-)
-def test_samples_of_short_documents(tmp_path, document, tokens, targets):
-    task = write(tmp_path, [document, *documents_of_both_splits()])
-    blocks = [next(iter(task.blocks(split, None, 0))) for split in ("train", "test") if is_in(document, split)]
-    assert len(blocks) == 1
-    assert blocks[0]["tokens"].tolist() == tokens and blocks[0]["targets"].tolist() == targets
-    assert blocks[0]["groups"].tolist() == [[-1 if t == -100 else 0 for t in row] for row in targets]
-    assert [(w.start, w.stop, w.targets) for w in task.windows()] == [(0, 2, True), (2, 4, True)]
-
-
-def test_samples_hold_complete_documents_and_splits_share_none(tmp_path):
+def test_blocks_hold_complete_documents_and_splits_share_none(tmp_path):
     random = np.random.default_rng(0)
     texts = [random.integers(0, 256, size=n, dtype=np.uint8).tobytes() for n in range(1, 40)]
     task = write(tmp_path, [*texts, texts[5], b""])
-    read: dict[str, set[bytes]] = {}
-    for split in ("train", "test"):
-        rows = rows_of(task, split)
-        assert rows["id"].tolist() == list(range(len(rows["id"])))
-        starts = np.flatnonzero(rows["label_part"] == 0)
-        read[split] = set()
-        for start, stop in zip(starts, [*starts[1:], len(rows["id"])], strict=True):
-            tokens, targets = rows["tokens"][start:stop].ravel(), rows["targets"][start:stop].ravel()
-            scored = targets != -100
-            # The targets of all samples are the document.
-            assert tokens[0] == BOS
-            document = bytes(targets[scored].tolist())
-            assert tokens[tokens != PAD][1:].tolist() in (list(document), list(document)[:-1])
-            read[split].add(document)
-    assert not read["train"] & read["test"]
-    assert read["train"] | read["test"] == set(texts)
-    assert min(len(read["train"]), len(read["test"])) > 5
+    read = {split: documents_of(task, split) for split in ("train", "test")}
+    for split, found in read.items():
+        assert found == [text for text in [*texts, texts[5]] if is_in(text, split)]
+        assert len(found) > 5
+    assert not set(read["train"]) & set(read["test"])
 
 
-def test_limited_number_of_samples(tmp_path):
-    task = write(tmp_path, [b"abcdefghijkl" * 3] * 1 + [bytes([65 + i]) * 9 for i in range(10)])
-    complete = rows_of(task, "train")["tokens"]
-    limited = np.concatenate([block["tokens"] for block in task.blocks("train", 4, 0)])
-    assert limited.tolist() == complete[:4].tolist()
+def test_limited_number_of_documents(tmp_path):
+    task = write(tmp_path, [bytes([65 + i]) * 9 for i in range(20)])
+    assert documents_of(task, "train", 3) == documents_of(task, "train")[:3]
 
 
 def test_file_formats(tmp_path):
@@ -89,11 +60,8 @@ def test_file_formats(tmp_path):
     (tmp_path / ".hidden.txt").write_text("not read")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "e.txt").write_text("five")
-    task = Text(paths=(str(tmp_path),), window=8, windows_per_sample=1, holdout=3)
-    texts = set()
-    for split in ("train", "test"):
-        for block in task.blocks(split, None, 0):
-            texts.add(bytes(t for t in block["targets"].ravel().tolist() if t >= 0).decode())
+    task = Text(paths=(str(tmp_path),), block=8, holdout=3)
+    texts = {document.decode() for split in ("train", "test") for document in documents_of(task, split)}
     assert texts == {"one = 1", "# two", "thrée", "four", "five"}
 
 
@@ -113,11 +81,10 @@ def test_of_a_single_file_the_end_is_held_out(tmp_path):
         folder.mkdir()
         for i, document in enumerate(copies):
             (folder / f"{i}.txt").write_bytes(document)
-        task = Text(paths=(str(folder),), window=8, windows_per_sample=2, holdout=10)
+        task = Text(paths=(str(folder),), block=64, holdout=10)
         read = {}
         for split in ("train", "test"):
-            targets = rows_of(task, split)["targets"]
-            read[split] = bytes(targets[targets >= 0].tolist())
+            read[split] = b"".join(documents_of(task, split))
         count = len(copies)
         train, test = read["train"][: len(read["train"]) // count], read["test"][: len(read["test"]) // count]
         assert train + test == text and train * count == read["train"] and test * count == read["test"]
@@ -125,13 +92,11 @@ def test_of_a_single_file_the_end_is_held_out(tmp_path):
     folder = tmp_path / "one break"
     folder.mkdir()
     task = write(folder, [b"x" * 5200 + b"\n" + b"y" * 4800])
-    targets = rows_of(task, "test")["targets"]
-    assert (targets >= 0).sum() == 5000, "half is held out, not what follows a line break far away"
+    assert len(documents_of(task, "test")[0]) == 5000, "half is held out, not what follows a line break far away"
     folder = tmp_path / "one line"
     folder.mkdir()
     task = write(folder, ["ü".encode() * 101])
-    targets = rows_of(task, "test")["targets"]
-    assert bytes(targets[targets >= 0].tolist()).decode() == "ü" * 51, "a character is not divided"
+    assert documents_of(task, "test")[0].decode() == "ü" * 51, "a character is not divided"
 
 
 def test_links_are_followed_and_files_that_are_not_read_are_named(tmp_path):
@@ -147,7 +112,7 @@ def test_links_are_followed_and_files_that_are_not_read_are_named(tmp_path):
     (corpus / "file.txt").symlink_to(outside / "UPPER.TXT")
     (outside / "deep" / "loop").symlink_to(corpus)
     (corpus / "gone.txt").symlink_to(tmp_path / "nothing")
-    task = Text(paths=(str(corpus),), window=8, windows_per_sample=1, holdout=2)
+    task = Text(paths=(str(corpus),), block=8, holdout=2)
     assert sorted(path.resolve().name for path in find((str(corpus),))) == ["UPPER.TXT", "a.txt"]
     [note] = task.notes()
     assert note.startswith("left out: 1 without suffix, 1 .gz, 1 no file; read are files ending in .txt,")
@@ -171,12 +136,9 @@ def test_tokenizer_file(tmp_path):
     assert (loaded.vocabulary.size, loaded.vocabulary.pad, loaded.bos) == (7, 6, 5)
     assert loaded.encode(b"to be or not to be").tolist() == [5, 0, 1, 2, 3, 0, 1]
     (tmp_path / "a.txt").write_text("to be or not to be " * 2)
-    task = Text(
-        paths=(str(tmp_path / "a.txt"),), window=4, windows_per_sample=1, holdout=2, tokenizer=str(path)
-    )  # fmt: skip
-    [block] = task.blocks("train", None, 0)
-    assert block["tokens"].tolist() == [[5, 0, 1, 2], [3, 0, 1, 6]]
-    assert block["targets"].tolist() == [[0, 1, 2, 3], [0, 1, -100, -100]]
+    task = Text(paths=(str(tmp_path / "a.txt"),), block=4, holdout=2, tokenizer=str(path))
+    blocks = list(task.blocks("train", None, 0))
+    assert [block["tokens"].tolist() for block in blocks] == [[[5, 0, 1, 2]], [[3, 0, 1]]]
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         Text(paths=(str(tmp_path / "a.txt"),), tokenizer=str(tmp_path / "a.txt")).vocabulary()
 
@@ -247,6 +209,6 @@ def test_parquet(tmp_path):
             list(Text(paths=(str(path),)).blocks("train", None, 0))
         path.unlink()
     parquet.write_table(pyarrow.table({"text": ["one", None, "two"]}), tmp_path / "x.parquet")
-    task = Text(paths=(str(tmp_path),), window=4, windows_per_sample=1, holdout=2)
-    texts = [json.dumps(b["targets"].tolist()) for split in ("train", "test") for b in task.blocks(split, None, 0)]
-    assert len(texts) == 2
+    task = Text(paths=(str(tmp_path),), block=4, holdout=2)
+    texts = [document for split in ("train", "test") for document in documents_of(task, split)]
+    assert sorted(texts) == [b"one", b"two"]

@@ -24,11 +24,12 @@ from tests.train.gather import full_weights
 SMALL = [
     "model.width=32", "model.layers=AG", "model.attention.heads=2", "model.attention.kv_heads=1", "model.attention.head_dim=16",
     "model.deltanet.key_heads=1", "model.deltanet.value_heads=2", "model.deltanet.head_dim=16", "model.mlp.hidden=48",
+    "data.row=48",
 ]  # fmt: skip
 
 
-def text_data(folder: Path, windows: int = 3) -> Path:
-    """Text data of documents with very different lengths, so that rows have different numbers of targets."""
+def text_data(folder: Path) -> Path:
+    """Text data of documents of very different lengths, so that rows have several of them or part of one."""
     source = folder / "documents"
     source.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
@@ -37,7 +38,7 @@ def text_data(folder: Path, windows: int = 3) -> Path:
         (source / f"{i}.txt").write_text("".join(map(chr, words.tolist())))
     out = folder / "text"
     shards.build(
-        make("text", {"paths": [str(source)], "window": 16, "windows_per_sample": windows, "holdout": 10}),
+        make("text", {"paths": [str(source)], "block": 384, "holdout": 10}),
         out,
         {"train": None, "test": None},
         0,

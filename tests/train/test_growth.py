@@ -15,7 +15,7 @@ from tests.train.jobs import recipe_file, text_data, trained
 
 DEEP = [
     "train.steps=1", "train.batch=4", "train.micro=2", "model.layers=(GA)x6", "model.attention.kv_heads=2", "model.deltanet.key_heads=2", "model.init_std=0.1", "sleep.window=16", "sleep.passes=3",
-    "sleep.loop.trigger=every", "checkpoint.every=0",
+    "sleep.loop.trigger=every", "checkpoint.every=0", "data.row=96",
 ]  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def check_all(where: str) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     made = tmp_path_factory.mktemp("growth")
-    text_data(made, windows=6)
+    text_data(made)
     recipe_file(made)
     return str(made)
 
