@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from sleep_data import shards
+from sleep_data import shards, text_build
 from sleep_data.tasks import make, nearest
+from sleep_data.text import Text
 
 DEFAULTS: dict[str, int | None] = {"train": 10_000, "test": 1_000, "seed": 0}
 """Settings of a task file beside the task's own parameters: samples of each split (null: all that exist) and the seed."""
@@ -38,6 +39,7 @@ def build_task(
     out: str | Path,
     overrides: Mapping[str, Any] | None = None,
     *,
+    processes: int = 1,
     progress: shards.Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -45,7 +47,8 @@ def build_task(
 
     task_file   content of a task file; `task` is required, everything else has a default
     overrides   values that replace those of the file: parameters of the task, and `train`, `test`, `seed`
-    progress    called with the split, the number of samples written so far, and their total or None
+    processes   processes that read text and write its shards; a generated task needs one
+    progress    called with what is counted, the number so far, and its total or None
     note        called, before the build, with each remark on the inputs, such as which files are left out
 
     A folder that was built from the same request is not written again. ValueError if the request is wrong or `out` cannot
@@ -62,6 +65,8 @@ def build_task(
         if note is not None:
             for line in task.notes():
                 note(line)
+        if isinstance(task, Text):
+            return text_build.build(task, Path(out), samples, settings["seed"], processes=processes, progress=progress)
         return shards.build(task, Path(out), samples, settings["seed"], progress=progress)
     except OSError as error:
         raise ValueError(f"task {task_file['task']} cannot be built in {out}: {error}") from error

@@ -98,7 +98,6 @@ class Depo:
         )
 
     name = "depo"
-    block = None
     version = 2
     label = "k"
 

@@ -1,112 +1,136 @@
-"""Documents of files and folders: one for each plain text file, .jsonl line or .parquet row."""
+"""Documents of text files: one for each plain file, .jsonl line, and row of a .parquet or .arrow file."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-PLAIN = (".txt", ".md", ".py")
-SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
+from sleep_data.files import COMPRESSED, PLAIN
+from sleep_data.files import kind as kind_of
+from sleep_data.lines import chunks, lines
+from sleep_data.pieces import Fields, Piece, Span
+from sleep_data.pretokenized import TOKEN_READERS, shard_sizes
+
+SPAN = 1 << 26
+"""Bytes of a file that one process reads at a time, about, where a file can be divided."""
 
 
-def find(paths: Sequence[str]) -> list[Path]:
-    """All readable files under the given files and folders, each once, ordered by name within a folder.
+def spans(path: Path) -> list[Span]:
+    """A file, divided where it is large and its format allows it. The spans depend on the file alone."""
+    kind, size = kind_of(path), path.stat().st_size
+    if kind == ".jsonl" and path.suffix.lower() not in COMPRESSED:
+        return [Span(str(path), at, at + SPAN, min(SPAN, size - at)) for at in range(0, size, SPAN)]
+    if kind == ".parquet":
+        groups = _parquet(path).num_row_groups
+        return [Span(str(path), group, group + 1, size // groups) for group in range(groups)]
+    if kind == "index.json":
+        return [Span(str(path), shard, shard + 1, bytes_) for shard, bytes_ in enumerate(shard_sizes(path))]
+    if kind == ".idx":
+        size = path.with_suffix(".bin").stat().st_size
+    return [Span(str(path), 0, 1 << 62, size)]
 
-    Links are followed. Hidden files and folders are skipped. ValueError if a path does not exist, a named file has an unknown
-    suffix, or there is no file.
+
+Divide = Callable[[Iterable[bytes]], Iterator[bytes]]
+"""Makes pieces that can be encoded one by one of a text that comes in chunks (`Tokenizer.pieces`)."""
+
+
+def read(span: Span, fields: Fields, divide: Divide) -> Iterator[Piece]:
+    """The pieces of all documents of a span, in order; empty ones and rows without text included, as empty pieces.
+
+    ValueError names the file and the place of what cannot be read.
     """
-    if not paths:
-        raise ValueError("paths is empty; name at least one file or folder")
-    files: dict[Path, Path] = {}
-    for path, named in _walk(paths):
-        if named and not path.exists():
-            raise ValueError(f"paths: {path} does not exist")
-        if named and not _is_readable(path):
-            raise ValueError(f"paths: {path} ends in {path.suffix!r}; it must end in {', '.join(SUFFIXES)}")
-        if _is_readable(path) and path.is_file():
-            files.setdefault(path.resolve(), path)
-    if not files:
-        raise ValueError(f"paths: there is no file ending in {', '.join(SUFFIXES)} under {', '.join(map(str, paths))}")
-    return list(files.values())
+    path = Path(span.path)
+    kind = kind_of(path)
+    if kind in PLAIN:
+        return _plain(path, divide)
+    if kind == ".jsonl":
+        return _jsonl(span, fields.text)
+    if kind in (".parquet", ".arrow"):
+        return _table(path, span, fields.text)
+    return TOKEN_READERS[str(kind)](span, fields)
 
 
-def left_out(paths: Sequence[str]) -> dict[str, int]:
-    """Number of files under the given folders that are not read, by suffix ("" without one); "no file" for pipes and links to nothing."""
-    counts: Counter[str] = Counter()
-    for path, _ in _walk(paths):
-        if not path.is_file():
-            counts["no file"] += 1
-        elif not _is_readable(path):
-            counts[path.suffix] += 1
-    return dict(sorted(counts.items()))
+def _plain(path: Path, divide: Divide) -> Iterator[Piece]:
+    begins = True
+    for data in divide(chunks(path)):
+        yield Piece(data, begins)
+        begins = False
+    if begins:
+        yield Piece(b"")
 
 
-def _walk(paths: Sequence[str]) -> Iterator[tuple[Path, bool]]:
-    """(file, whether `paths` names it) under the given files and folders, without hidden ones. Each folder is read once."""
-    seen: set[Path] = set()
-    for path in (Path(path).expanduser() for path in paths):
-        if not path.is_dir():
-            yield path, True
+def _jsonl(span: Span, field: str) -> Iterator[Piece]:
+    path = Path(span.path)
+    for position, line in lines(path, span.start, span.stop):
+        if not line.strip():
             continue
-        for folder, subfolders, names in os.walk(path, followlinks=True):
-            real = Path(folder).resolve()
-            if real in seen:  # a link to a folder above it would be followed for ever
-                subfolders.clear()
-                continue
-            seen.add(real)
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            yield from ((Path(folder, name), False) for name in sorted(names) if not name.startswith("."))
+        where = f"{path}, the line at byte {position:,}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is not valid JSON: {error}") from None
+        yield from _record(record, field, where)
 
 
-def _is_readable(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
+def _record(record: Any, field: str, where: str) -> Iterator[Piece]:
+    """The document of one line: a text, or a prompt and its answer."""
+    record = record if isinstance(record, dict) else {}
+    if field not in record and {"prompt", "answer"} <= set(record):
+        for name in ("prompt", "answer"):
+            if not isinstance(record[name], str):
+                raise ValueError(f"{where}: {name!r} is no string; both prompt and answer must be strings")
+        yield Piece(record["prompt"].encode(errors="replace"), scored=False)
+        yield Piece(record["answer"].encode(errors="replace"), begins=False)
+        return
+    text = record.get(field, 0)
+    if text is not None and not isinstance(text, str):
+        raise ValueError(
+            f"{where} has no field {field!r} with a string (it has {', '.join(record) or 'none'}); name the field with field="
+        )
+    yield Piece((text or "").encode(errors="replace"))
 
 
-def read(path: Path) -> Iterator[bytes]:
-    """The documents of one file, without empty ones."""
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        documents = _lines(path)
-    elif suffix == ".parquet":
-        documents = _rows(path)
-    else:
-        documents = iter([path.read_bytes()])
-    return (document for document in documents if document)
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from None
-            text = record.get("text") if isinstance(record, dict) else None
-            if not isinstance(text, str):
-                raise ValueError(f'{path}, line {number} has no field "text" with a string')
-            yield text.encode(errors="replace")
-
-
-def _rows(path: Path) -> Iterator[bytes]:
+def _table(path: Path, span: Span, field: str) -> Iterator[Piece]:
+    """The rows of a row group of a .parquet file, or of all batches of an .arrow file."""
+    pyarrow = _pyarrow(path)
     try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise ValueError(f"{path} needs the package pyarrow: pip install pyarrow") from None
+        if path.suffix == ".arrow":
+            batches = pyarrow.ipc.open_stream(path)
+            schema = batches.schema
+        else:
+            file = _parquet(path)
+            schema = file.schema_arrow
+            batches = file.iter_batches(row_groups=range(span.start, span.stop), columns=[field])
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} cannot be read as an {path.suffix} file: {error}") from None
+    if field not in schema.names:
+        raise ValueError(
+            f"{path} has no column {field!r}; its columns are {', '.join(schema.names)}; name the column with field="
+        )
+    kind = schema.field(field).type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        raise ValueError(f"{path}: the column {field!r} has the type {kind}; it must be a string")
+    for batch in batches:
+        for text in batch.column(batch.schema.get_field_index(field)).to_pylist():
+            yield Piece((text or "").encode(errors="replace"))
+
+
+def _parquet(path: Path) -> Any:
+    pyarrow = _pyarrow(path)
+    from pyarrow import parquet
+
     try:
-        file = parquet.ParquetFile(path)
+        return parquet.ParquetFile(path)
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path} cannot be read as a .parquet file: {error}") from None
-    if "text" not in file.schema_arrow.names:
-        raise ValueError(f'{path} has no column "text"; its columns are {", ".join(file.schema_arrow.names)}')
-    kind = file.schema_arrow.field("text").type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise ValueError(f'{path}: the column "text" has the type {kind}; it must be a string')
-    for batch in file.iter_batches(columns=["text"]):
-        for text in batch.column(0).to_pylist():
-            yield (text or "").encode(errors="replace")
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+    except ImportError:
+        raise ValueError(f"{path} needs the package pyarrow: pip install pyarrow") from None
+    return pyarrow

@@ -11,7 +11,9 @@
     label       null or {name: name of the quantity in `groups`, values: its values}
     labels      description of every column `label_<name>`, by name
     baselines   accuracy of guessing, for each value in `groups`
-    splits      for each split its samples or blocks, tokens (without padding), targets (scored positions), hash (of index.json)
+    corpus      null, or counts of what was read: bytes, documents, and those that are repeated, empty, not UTF-8
+    splits      for each split its samples or blocks, tokens (without padding), targets (scored positions), hash (of index.json);
+                for a token stream also its documents, and lengths: how many of them have 1, 2..3, 4..7, ... tokens
     hash        sha256 of all of the above
 
 Columns of a sample (those of a block are in `stream.py`):
@@ -33,37 +35,47 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sleep_data.stream import ENCODINGS
 from sleep_data.task import Task
+from sleep_data.text import Text
 
 FORMAT = 2
 NAME = "manifest.json"
 
 
 def columns(task: Task) -> dict[str, str]:
-    """MDS encodings of the columns, except those of the labels, whose shape the first block defines."""
-    if task.block is not None:
-        return dict(ENCODINGS)
+    """MDS encodings of the columns of samples, except those of the labels, whose shape the first block defines."""
     row = f"ndarray:int32:{task.windows()[-1].stop}"
     return {"tokens": row, "targets": row, "groups": row, "id": "int"}
 
 
-def request(task: Task, seed: int, samples: dict[str, int | None]) -> dict[str, Any]:
-    """Everything that determines the content of the shards, as JSON values; equal requests give equal folders."""
+def request(
+    task: Task | Text, seed: int, samples: dict[str, int | None], inputs: str | None = None
+) -> dict[str, Any]:
+    """Everything that determines the content of the shards, as JSON values; equal requests give equal folders.
+
+    `inputs`: hash of the documents and the tokenizer; None for a generated task.
+    """
     return {
         "task": task.name,
         "version": task.version,
         "parameters": task.parameters(),
         "seed": seed,
-        "inputs": task.inputs(),
+        "inputs": inputs,
         "samples": samples,
     }
 
 
-def compose(task: Task, requested: dict[str, Any], encodings: dict[str, str], splits: dict[str, Any]) -> dict[str, Any]:
+def compose(
+    task: Task | Text,
+    requested: dict[str, Any],
+    encodings: dict[str, str],
+    splits: dict[str, Any],
+    corpus: dict[str, int] | None = None,
+) -> dict[str, Any]:
     """The manifest of a folder whose shards are written."""
     vocabulary = task.vocabulary()
     baselines = task.baselines()
+    block = task.block if isinstance(task, Text) else None
     body = requested | {
         "format": FORMAT,
         "tokenizer": {
@@ -75,8 +87,9 @@ def compose(task: Task, requested: dict[str, Any], encodings: dict[str, str], sp
         "vocab": vocabulary.size,
         "pad": vocabulary.pad,
         "query": vocabulary.query,
-        "block": task.block,
-        "length": None if task.block else task.windows()[-1].stop,
+        "block": block,
+        "length": None if block else task.windows()[-1].stop,
+        "corpus": corpus,
         "windows": [asdict(window) for window in task.windows()],
         "columns": encodings,
         "label": {"name": task.label, "values": [int(value) for value in baselines]} if task.label else None,
@@ -104,6 +117,23 @@ def read(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} has no {NAME}: it is not a folder of shards, or its build was interrupted")
     return check(path.read_text(), str(path))
+
+
+def existing(out: Path) -> dict[str, Any]:
+    """The manifest of a folder that exists already; ValueError if it is empty or holds something else."""
+    if out.is_dir() and not any(out.iterdir()):
+        raise ValueError(f"{out} exists and is empty; remove it, or name another folder")
+    return read(out)
+
+
+def matching(out: Path, body: dict[str, Any], requested: dict[str, Any]) -> dict[str, Any]:
+    """The manifest `body` of `out`; ValueError if it was built from another request."""
+    differences = [
+        f"{key} {body.get(key)!r} instead of {value!r}" for key, value in requested.items() if body.get(key) != value
+    ]
+    if differences:
+        raise ValueError(f"{out} holds other data ({'; '.join(differences)}); remove it, or name another folder")
+    return body
 
 
 def check(text: str, source: str) -> dict[str, Any]:

@@ -81,7 +81,6 @@ class Rule110:
             )
 
     name = "rule110"
-    block = None
     version = 2
     label = "t"
 

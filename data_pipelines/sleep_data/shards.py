@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sleep_data import manifest
-from sleep_data.stream import targets_of
+from sleep_data.staging import publish, staging
 from sleep_data.task import IGNORED, SPLITS, Arrays, Task
 from sleep_data.tokenize import TOKENIZER
 
@@ -41,32 +38,29 @@ def build(
     Equal task, seed and numbers of samples give equal bytes. A folder that was built from the same request is not written
     again. ValueError if the folder holds anything else, or if a split is empty.
     """
-    request = manifest.request(task, seed, _check_samples(samples))
+    request = manifest.request(task, seed, checked_samples(samples), task.inputs())
     if out.exists():
-        return _read_existing(out, request)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".staging", dir=out.parent))
-    try:
+        return manifest.matching(out, manifest.existing(out), request)
+    with staging(out, keep=False) as folder:
+        if out.exists():  # another process has built it meanwhile
+            return manifest.matching(out, manifest.existing(out), request)
+        target = folder / "shards"
         encodings: dict[str, str] = {}
         splits = {}
         for split, count in samples.items():
             if count == 0:
                 continue
             blocks = task.blocks(split, count, seed)
-            splits[split], encodings = _write_split(task, staging / split, split, blocks, count, progress, shard_bytes)
+            splits[split], encodings = _write_split(task, target / split, split, blocks, count, progress, shard_bytes)
         if content := task.vocabulary().content:
-            (staging / TOKENIZER).write_bytes(content)
-        body = manifest.compose(task, request, encodings, splits)
-        manifest.write(staging, body)
-        staging.chmod(0o755)  # mkdtemp creates folders that only their owner can read
-        if not out.exists():  # another process may have built it meanwhile
-            os.rename(staging, out)
-        return _read_existing(out, request)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            (target / TOKENIZER).write_bytes(content)
+        manifest.write(target, manifest.compose(task, request, encodings, splits))
+        publish(target, out)
+        return manifest.existing(out)
 
 
-def _check_samples(samples: dict[str, int | None]) -> dict[str, int | None]:
+def checked_samples(samples: dict[str, int | None]) -> dict[str, int | None]:
+    """The numbers of samples; ValueError if a split is not known, a number negative, or all are 0."""
     for split, count in samples.items():
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is not known; the splits are {' and '.join(SPLITS)}")
@@ -75,19 +69,6 @@ def _check_samples(samples: dict[str, int | None]) -> dict[str, int | None]:
     if all(count == 0 for count in samples.values()):
         raise ValueError("no samples are requested: train and test are both 0")
     return samples
-
-
-def _read_existing(out: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a folder that was built from `request`; ValueError if it holds other data."""
-    if out.is_dir() and not any(out.iterdir()):
-        raise ValueError(f"{out} exists and is empty; remove it, or name another folder")
-    body = manifest.read(out)
-    differences = [
-        f"{key} {body.get(key)!r} instead of {value!r}" for key, value in request.items() if body.get(key) != value
-    ]
-    if differences:
-        raise ValueError(f"{out} holds other data ({'; '.join(differences)}); remove it, or name another folder")
-    return body
 
 
 def _write_split(
@@ -120,11 +101,12 @@ def _write_split(
                 max_workers=1,
             )
         names = list(encodings)
-        for values in zip(*(_values(block[name], encodings[name]) for name in names), strict=True):
+        columns = (block[name].tolist() if encodings[name] == "int" else block[name] for name in names)
+        for values in zip(*columns, strict=True):
             writer.write(dict(zip(names, values, strict=True)))
         written += len(block["id"])
         tokens += int((block["tokens"] != pad).sum())
-        targets += _scored(block)
+        targets += int((block["targets"] != IGNORED).sum())
         if progress is not None:
             progress(split, written, count)
     if writer is None:
@@ -134,20 +116,6 @@ def _write_split(
     return {"samples": written, "tokens": tokens, "targets": targets, "hash": index_hash}, encodings
 
 
-def _scored(block: Arrays) -> int:
-    """The number of scored positions of some samples, or of one block of a token stream."""
-    if "targets" in block:
-        return int((block["targets"] != IGNORED).sum())
-    return int((targets_of(block["tokens"][0], block["starts"][0], int(block["next"][0])) != IGNORED).sum())
-
-
 def _encoding(column: np.ndarray) -> str:
     """The MDS encoding of a label column."""
     return "int" if column.ndim == 1 else f"ndarray:{column.dtype}:{','.join(map(str, column.shape[1:]))}"
-
-
-def _values(column: np.ndarray, encoding: str) -> list[Any]:
-    """The values of a column by row, as the MDS encoding takes them."""
-    if encoding == "bytes":
-        return [row.astype("<i4").tobytes() for row in column]
-    return column.tolist() if encoding == "int" else list(column)

@@ -5,9 +5,10 @@ block are cut from it when they are read: row i holds the tokens i * row to (i +
 last row. A row begins in the middle of a document where its first token is not the first one of a document.
 
 Columns of a block:
-    tokens      int32 [n]
+    tokens      uint16 [n] where all ids fit, else int32 [n]
     starts      int32 [documents that begin in the block]: positions of their first tokens, ascending
-    next        the token after the block, if it belongs to the document of the block's last token; else -100
+    prompts     int32 [2 * prompts in the block]: first position and the one after the last of tokens that no target predicts
+    next        the target of the block's last token: the token after the block; -100 if the document ends, or a prompt goes on
     document    number of the document of the block's first token, in the split
     offset      position of that token in its document
     id          number of the block in the split
@@ -15,78 +16,117 @@ Columns of a block:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from sleep_data.task import IGNORED, NO_GROUP, Arrays
-
-ENCODINGS = {
-    "tokens": "ndarray:int32",
-    "starts": "bytes",
-    "next": "int",
-    "document": "int",
-    "offset": "int",
-    "id": "int",
-}
-"""MDS encodings of the columns. `starts` are the bytes of little-endian numbers, since MDS refuses an array without elements."""
+from sleep_data.task import IGNORED, NO_GROUP
 
 
-def blocks_of(documents: Iterable[np.ndarray], length: int) -> Iterator[Arrays]:
-    """Blocks of `length` tokens of a stream of documents [tokens], each as columns of one row; the last one may be shorter."""
-    pieces: list[np.ndarray] = []
-    starts: list[int] = []
-    held = number = 0
-    first = (0, 0)  # document and offset of the block's first token
-    for document, tokens in enumerate(documents):
-        starts.append(held)
-        taken = 0
-        while taken < len(tokens):
-            # A full block waits for the token after it.
-            if held == length:
-                yield _block(pieces, starts, int(tokens[taken]) if taken else IGNORED, first, number)
-                pieces, held, number = [], 0, number + 1
-                starts, first = ([] if taken else [0]), (document, taken)
-            part = tokens[taken : taken + length - held]
-            pieces.append(part)
-            held, taken = held + len(part), taken + len(part)
-    if held:
-        yield _block(pieces, starts, IGNORED, first, number)
+def token_type(vocab: int) -> np.dtype[Any]:
+    """The type of stored tokens of a vocabulary."""
+    return np.dtype(np.uint16 if vocab <= 1 << 16 else np.int32)
 
 
-def _block(pieces: list[np.ndarray], starts: list[int], following: int, first: tuple[int, int], number: int) -> Arrays:
-    tokens = np.concatenate(pieces).astype(np.int32)
-    inside = [start for start in starts if start < len(tokens)]
-    columns: dict[str, Any] = {"next": following, "document": first[0], "offset": first[1], "id": number}
-    arrays = {name: np.array([value], np.int64) for name, value in columns.items()}
-    return {"tokens": tokens[None], "starts": np.array([inside], np.int32)} | arrays
+def encodings(tokens: np.dtype[Any]) -> dict[str, str]:
+    """MDS encodings of the columns, given the type of the tokens. Positions are the bytes of little-endian numbers, since MDS refuses an array without elements."""
+    numbers = dict.fromkeys(("next", "document", "offset", "id"), "int")
+    return {"tokens": f"ndarray:{tokens}", "starts": "bytes", "prompts": "bytes"} | numbers
 
 
-def targets_of(tokens: np.ndarray, starts: np.ndarray, following: int) -> np.ndarray:
-    """The next token within the document at every position of a block [n], int32; -100 at the last token of a document."""
-    targets = np.append(tokens[1:], following).astype(np.int32)
+@dataclass(frozen=True)
+class Stream:
+    """Where the documents of a split lie in its stream of tokens."""
+
+    lengths: np.ndarray
+    """int64 [documents]: tokens of each, at least one."""
+    prompts: np.ndarray
+    """int64 [documents]: first tokens that no target predicts, beside the first one, which none does."""
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """int64 [documents]: the position after the last token of each."""
+        return self.lengths.cumsum()
+
+    @property
+    def tokens(self) -> int:
+        """All tokens."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def targets(self) -> int:
+        """Tokens that a target predicts."""
+        return int((self.lengths - np.maximum(self.prompts, 1)).sum())
+
+    def inside(self, start: int, stop: int) -> range:
+        """Numbers of the documents that have tokens in [start, stop)."""
+        first, last = np.searchsorted(self.ends, [start, stop - 1], side="right")
+        return range(int(first), int(last) + 1)
+
+    def block(self, number: int, length: int, tokens: np.ndarray) -> dict[str, Any]:
+        """Columns of block `number` of `length` tokens. `tokens` are those of the block and, where there is one, the token after it."""
+        start = number * length
+        stop = min(start + length, self.tokens)
+        documents = self.inside(start, stop)
+        part = slice(documents.start, documents.stop)
+        first = self.ends[part] - self.lengths[part] - start
+        spans = np.stack([first, first + self.prompts[part]], axis=1)
+        spans = np.clip(spans[self.prompts[part] > 0], 0, stop - start)
+        ends_here = stop == self.ends[documents[-1]]
+        following = IGNORED if ends_here or stop - start < first[-1] + self.prompts[part][-1] else int(tokens[stop - start])
+        return {
+            "tokens": tokens[: stop - start],
+            "starts": first[first >= 0].astype(np.int32),
+            "prompts": spans[spans[:, 0] < spans[:, 1]].astype(np.int32).reshape(-1),
+            "next": following, "document": documents.start, "offset": int(max(-first[0], 0)), "id": number,
+        }  # fmt: skip
+
+
+def blocks_of(documents: Sequence[np.ndarray], length: int, prompts: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    """All blocks of `length` tokens of some documents [tokens]."""
+    lengths = np.array([len(document) for document in documents])
+    stream = Stream(lengths, np.zeros_like(lengths) if prompts is None else np.array(prompts))
+    tokens = np.concatenate(documents)
+    return [
+        stream.block(number, length, tokens[start : start + length + 1])
+        for number, start in enumerate(range(0, stream.tokens, length))
+    ]
+
+
+def targets_of(block: dict[str, Any]) -> np.ndarray:
+    """The target of every position of a block, int32 [n]: the next token of the document, or -100."""
+    targets = np.append(block["tokens"][1:].astype(np.int32), np.int32(block["next"]))
+    starts = block["starts"]
     targets[starts[starts > 0] - 1] = IGNORED
+    for first, stop in block["prompts"].reshape(-1, 2):
+        targets[max(first - 1, 0) : stop - 1] = IGNORED
     return targets
+
+
+def to_shard(block: dict[str, Any]) -> dict[str, Any]:
+    """A block as MDS stores it."""
+    return block | {name: block[name].astype("<i4").tobytes() for name in ("starts", "prompts")}
 
 
 def from_shard(sample: dict[str, Any]) -> dict[str, Any]:
     """The columns of a block, from a sample as MDS stores it."""
-    return sample | {"starts": np.frombuffer(sample["starts"], "<i4")}
+    return sample | {name: np.frombuffer(sample[name], "<i4") for name in ("starts", "prompts")}
 
 
 def cut_row(block: dict[str, Any], start: int, row: int, pad: int) -> dict[str, Any]:
     """Tokens start..start+row-1 of a block as columns of a sample: tokens, targets, groups, starts (0 or 1), each int32 [row]."""
-    tokens, positions = block["tokens"], block["starts"]
+    positions = block["starts"]
     part = slice(start, start + row)
-    targets = targets_of(tokens, positions, block["next"])[part]
-    inside = positions[(positions >= start) & (positions < start + row)] - start
+    tokens, targets = block["tokens"][part], targets_of(block)[part]
     columns = {
         "tokens": np.full(row, pad, np.int32), "targets": np.full(row, IGNORED, np.int32),
         "starts": np.zeros(row, np.int32),
     }  # fmt: skip
-    columns["tokens"][: len(targets)] = tokens[part]
-    columns["targets"][: len(targets)] = targets
-    columns["starts"][inside] = 1
+    columns["tokens"][: len(tokens)] = tokens
+    columns["targets"][: len(tokens)] = targets
+    columns["starts"][positions[(positions >= start) & (positions < start + row)] - start] = 1
     columns["groups"] = np.where(columns["targets"] == IGNORED, NO_GROUP, 0).astype(np.int32)
     return columns

@@ -74,10 +74,6 @@ class Task(Protocol):
     def label(self) -> str | None:
         """Name of the quantity in `groups` ("t", "k"), or None if the task has a single group."""
 
-    @property
-    def block(self) -> int | None:
-        """Tokens of a block of a token stream (`stream.py`); None for a task with samples of fixed windows."""
-
     def labels(self) -> dict[str, str]:
         """Description of every label column, by its name without the prefix `label_`."""
 
@@ -88,17 +84,16 @@ class Task(Protocol):
         """Token ids and their meaning."""
 
     def windows(self) -> tuple[TaskWindow, ...]:
-        """Windows of every sample, in order and without gaps. Empty for a token stream, whose `block` tokens are cut when read."""
+        """Windows of every sample, in order and without gaps."""
 
     def inputs(self) -> str | None:
-        """Hash of the files that are read (documents, tokenizer); None for a generated task."""
+        """Hash of the files that are read; None if there is none."""
 
     def notes(self) -> list[str]:
         """What to tell the user about the inputs before they are read, such as files that are left out."""
 
     def blocks(self, split: str, samples: int | None, seed: int) -> Iterator[Arrays]:
-        """The first `samples` samples of a split (None: all of them), in blocks of any size, with ids 0, 1, 2, ... A token stream
-        yields the blocks of its first `samples` documents."""
+        """The first `samples` samples of a split (None: all of them), in blocks of any size, with ids 0, 1, 2, ..."""
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Accuracy of guessing, for each value in `groups`: see `baselines.py`."""

@@ -15,7 +15,7 @@ from sleep_data.text import Text
 TASKS: dict[str, type] = {"rule110": Rule110, "depo": Depo, "text": Text}
 
 
-def make(name: str, parameters: Mapping[str, Any]) -> Task:
+def make(name: str, parameters: Mapping[str, Any]) -> Task | Text:
     """The task `name` with these parameters, and defaults for all others. ValueError names the wrong parameter."""
     if name not in TASKS:
         raise ValueError(f"task {name!r} is not known{nearest(name, TASKS)}; the tasks are {', '.join(sorted(TASKS))}")

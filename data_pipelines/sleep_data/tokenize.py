@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,17 +14,36 @@ from sleep_data.task import Vocabulary
 
 TOKENIZER = "tokenizer.json"
 """Name of the copy of a tokenizer file in a folder of shards, and in the folder of a run."""
+PIECE = 1 << 20
+"""Bytes from which a long document is encoded in pieces."""
+CONTEXT = 256
+"""Characters on each side of a place by which is decided whether encoding may be divided there."""
 
 
 class Tokenizer(Protocol):
-    """Encodes the bytes of a document as token ids."""
+    """Encodes text as token ids."""
 
     bos: int
     """Id of the token that begins every document."""
     vocabulary: Vocabulary
 
-    def encode(self, document: bytes) -> np.ndarray:
-        """int32 [tokens]: BOS and the ids of a document."""
+    def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+        """The ids [tokens] of each text, without BOS."""
+
+    def pieces(self, text: Iterable[bytes]) -> Iterator[bytes]:
+        """A text that comes in chunks, in pieces whose ids one after the other are those of the whole text."""
+
+
+def encode_document(tokenizer: Tokenizer, document: bytes) -> np.ndarray:
+    """int32 [tokens]: BOS and the ids of a document."""
+    return np.concatenate([[tokenizer.bos], tokenizer.encode_all([document])[0]]).astype(np.int32)
+
+
+def open_tokenizer(path: str | None, ids: int | None = None) -> Tokenizer:
+    """The tokenizer of a file, that of bytes without one, or the vocabulary of `ids` ids of inputs that are tokenized already."""
+    if ids is not None:
+        return IdVocabulary(ids)
+    return ByteTokenizer() if path is None else FileTokenizer(path)
 
 
 class ByteTokenizer:
@@ -34,9 +55,29 @@ class ByteTokenizer:
         symbols = [chr(i) if 32 <= i < 127 else "\\n" if i == 10 else f"\\x{i:02x}" for i in range(256)]
         self.vocabulary = Vocabulary("bytes", (*symbols, "BOS", "PAD"), 258, 257)
 
-    def encode(self, document: bytes) -> np.ndarray:
-        """BOS, then one id for each byte."""
-        return np.concatenate([[self.bos], np.frombuffer(document, np.uint8)]).astype(np.int32)
+    def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+        """One id for each byte."""
+        return [np.frombuffer(text, np.uint8) for text in texts]
+
+    def pieces(self, text: Iterable[bytes]) -> Iterator[bytes]:
+        """The chunks as they are."""
+        yield from text
+
+
+class IdVocabulary:
+    """Ids 0 to `ids` - 1 of inputs that are tokenized already, followed by BOS and PAD. It encodes no text."""
+
+    def __init__(self, ids: int) -> None:
+        self.bos = ids
+        self.vocabulary = Vocabulary("ids", (), ids + 2, ids + 1)
+
+    def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+        """ValueError: there is no tokenizer."""
+        raise ValueError("vocab= says that all inputs are token ids, but this one is text; name a tokenizer instead")
+
+    def pieces(self, text: Iterable[bytes]) -> Iterator[bytes]:
+        """The chunks as they are."""
+        yield from text
 
 
 class FileTokenizer:
@@ -48,13 +89,15 @@ class FileTokenizer:
 
     def __init__(self, path: str) -> None:
         """Read the file; ValueError if it is no tokenizer.json."""
+        # Threads of the library would compete with the processes that encode.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
             from tokenizers import Tokenizer as LoadedTokenizer
         except ImportError:
             raise ValueError(f"tokenizer {path} needs the package tokenizers: pip install tokenizers") from None
         try:
             content = Path(path).expanduser().read_bytes()
-            self._tokenizer = LoadedTokenizer.from_str(content.decode())
+            self._tokenizer: Any = LoadedTokenizer.from_str(content.decode())
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"tokenizer {path} cannot be read as a tokenizer.json: {error}") from None
         self._tokenizer.no_truncation()
@@ -66,10 +109,55 @@ class FileTokenizer:
         source = hashlib.sha256(content).hexdigest()
         self.vocabulary = Vocabulary("file", (), self.bos + 2, self.bos + 1, source=source, content=content)
 
-    def encode(self, document: bytes) -> np.ndarray:
-        """BOS, then the ids of the text. Bytes that are not UTF-8 are decoded as the replacement character U+FFFD."""
-        ids = self._tokenizer.encode(document.decode(errors="replace"), add_special_tokens=False).ids
-        return np.array([self.bos, *ids], np.int32)
+    def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+        """The ids of texts. Bytes that are not UTF-8 are decoded as the replacement character U+FFFD."""
+        decoded = [text.decode(errors="replace") for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(decoded, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def pieces(self, text: Iterable[bytes]) -> Iterator[bytes]:
+        """Pieces of at least PIECE bytes, which end after a line where the tokenizer divides text by itself.
+
+        A text without such a place is one piece: with a tokenizer that does not divide text before it merges tokens, too.
+        """
+        held, looked_at = b"", 0
+        for chunk in text:
+            held += chunk
+            if len(held) < PIECE + looked_at:
+                continue
+            cut = self._last_cut(held)
+            if cut:
+                yield held[:cut]
+            held = held[cut:]
+            looked_at = len(held)
+        if held:
+            yield held
+
+    def _last_cut(self, text: bytes) -> int:
+        """Where a text can be divided, looked for in its last PIECE bytes; 0 if nowhere."""
+        at = len(text)
+        while (at := text.rfind(b"\n", max(0, len(text) - PIECE), at - 1) + 1) > 1:
+            if len(text) - at >= 4 * CONTEXT and self._divides(text[max(0, at - 4 * CONTEXT) : at], text[at : at + 4 * CONTEXT]):
+                return at
+        return 0
+
+    def _divides(self, before: bytes, after: bytes) -> bool:
+        """Whether encoding two neighbouring texts apart gives the ids of both together.
+
+        The normalizer must treat them apart, and the pre-tokenizer divide between them: the model merges within what it divides only.
+        """
+        left, right = before.decode(errors="ignore")[-CONTEXT:], after.decode(errors="ignore")[:CONTEXT]
+        if not left.strip() or left[-2:-1].isspace() or right[:1].isspace():
+            return False  # a run of spaces is divided by what follows it
+        normalizer, divider = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
+        if divider is None:
+            return False
+
+        def parts(text: str) -> list[str]:
+            text = text if normalizer is None else normalizer.normalize_str(text)
+            return [part for part, _ in divider.pre_tokenize_str(text)]
+
+        return parts(left) + parts(right) == parts(left + right)
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens included, without BOS and PAD."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sleep_data.tokenize import TOKENIZER, ByteTokenizer, FileTokenizer
+from sleep_data.tokenize import TOKENIZER, ByteTokenizer, FileTokenizer, encode_document
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
 
@@ -42,12 +42,14 @@ class Codec:
     def encode(self, prompt: str) -> list[int]:
         """The tokens of a prompt.
 
-        For text: the start-of-document token, then the text. For a task with symbols: its symbols, with or without spaces
-        between them. Raises UserError for an unknown symbol.
+        For text: the start-of-document token, then the text. For inputs that were tokenized already: that token, then ids between
+        spaces. For a task with symbols: its symbols, with or without spaces between them. Raises UserError for an unknown symbol.
         """
         if self._tokenizer is not None:
             # Python decodes bytes of the command line that are not UTF-8 to surrogates; this restores the bytes.
-            return self._tokenizer.encode(prompt.encode("utf-8", "surrogateescape")).tolist()
+            return encode_document(self._tokenizer, prompt.encode("utf-8", "surrogateescape")).tolist()
+        if self.kind == "ids":
+            return self._ids(prompt)
         known = {symbol: i for i, symbol in enumerate(self.symbols)}
         ids = []
         for word in prompt.split():
@@ -59,6 +61,16 @@ class Codec:
                 )
             ids += [known[part] for part in parts]
         return ids
+
+    def _ids(self, prompt: str) -> list[int]:
+        """BOS and the ids that a prompt names."""
+        bos = self.pad - 1
+        for word in prompt.split():
+            if not word.isdecimal() or int(word) >= bos:
+                raise UserError(
+                    f"--prompt: {word!r} is no token id from 0 to {bos - 1}; the data was tokenized already, without a tokenizer file"
+                )
+        return [bos, *map(int, prompt.split())]
 
     def decode(self, tokens: Iterable[int], prompt: Sequence[int] = ()) -> Iterator[str]:
         """The text of each token as it arrives after the tokens of `prompt`; an unfinished character waits for its rest.

@@ -8,7 +8,7 @@ from typing import Any
 
 from sleep_data.task import Vocabulary
 from sleep_data.tasks import make
-from sleep_data.tokenize import ByteTokenizer, FileTokenizer
+from sleep_data.tokenize import open_tokenizer
 from sleeptrain.config import Resolved
 from sleeptrain.data.config import is_remote
 from sleeptrain.data.manifest import WINDOWS, Manifest
@@ -73,7 +73,7 @@ def _of_task(recipe: Recipe, path: str, count: int | None) -> DataLayout:
         length = recipe.sleep.window
         count = count or (WINDOWS if recipe.data.row is None else max(1, recipe.data.row // length))
         windows = tuple(Window(i * length, (i + 1) * length, True) for i in range(count))
-        vocabulary = (FileTokenizer(given["tokenizer"]) if given.get("tokenizer") else ByteTokenizer()).vocabulary
+        vocabulary = open_tokenizer(given.get("tokenizer"), given.get("vocab")).vocabulary
     else:
         task = make(file["task"], given)
         windows = tuple(Window(w.start, w.stop, w.targets) for w in task.windows())

@@ -49,11 +49,11 @@ def check_streaming() -> Iterator[CheckResult]:
     import numpy as np
 
     from sleep_data import shards
-    from sleep_data.tasks import make
+    from sleep_data.rule110 import Rule110
     from sleeptrain.data.config import Data, Source
     from sleeptrain.data.evaluation import Evaluation
 
-    task = make("rule110", {})
+    task = Rule110()
     with tempfile.TemporaryDirectory(prefix="sleeptrain-doctor-") as folder:
         out = Path(folder, "shards")
         shards.build(task, out, {"train": 8})

@@ -1,0 +1,63 @@
+"""The folder in which a build writes, beside its destination: locked, and renamed when it is complete."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def staging(out: Path, *, keep: bool) -> Iterator[Path]:
+    """The staging folder of a build of `out`, one build at a time: another one waits until this one ends.
+
+    `keep`: an error leaves the folder, as a killed process does, so that the next build continues in it. Else it is removed, and a
+    folder that a killed build left is emptied.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = out.parent / f".{out.name}.building"
+    with _locked(out.parent / f".{out.name}.lock"):
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        try:
+            yield folder
+        except BaseException:
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which the kernel frees when the process ends. The file is removed with the lock."""
+    while True:
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Its holder may have removed the file while this process waited; then others lock a new one.
+            try:
+                current = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:
+                continue
+            if not current:
+                continue
+            try:
+                yield
+                return
+            finally:
+                path.unlink(missing_ok=True)
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Rename a complete folder to its destination, after its content is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    os.rename(folder, out)
