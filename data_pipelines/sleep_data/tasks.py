@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from sleep_data.copying import Copy
 from sleep_data.depo import Depo
 from sleep_data.rule110 import Rule110
 from sleep_data.task import Task
 from sleep_data.text import Text
 
-TASKS: dict[str, type] = {"rule110": Rule110, "depo": Depo, "text": Text}
+TASKS: dict[str, type] = {"rule110": Rule110, "depo": Depo, "copy": Copy, "text": Text}
 
 
 def make(name: str, parameters: Mapping[str, Any]) -> Task:
