@@ -27,12 +27,14 @@ the last two kinds) and its question. No test problem occurs in training, whatev
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from sleep_data.haystack import HaystackTask
 from sleep_data.recall_kinds import KINDS
 from sleep_data.task import raise_if
+from sleep_data.text_task import numbers
 from sleep_data.text_windows import TextProblem
 from sleep_data.word_lists import KEYS
 
@@ -47,26 +49,18 @@ class Recall(HaystackTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.sizes, int):
-            object.__setattr__(self, "sizes", tuple(self.sizes))
         raise_if(self.kind not in KINDS, f"kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
         sizes = self._sizes
-        raise_if(not sizes or min(sizes) < 1, f"sizes is {self.sizes}; give one or more numbers of at least 1")
-        raise_if(len(set(sizes)) < len(sizes), f"sizes is {list(sizes)}; a number is listed twice")
         raise_if(self.kind == "single" and sizes != (1,), f"sizes is {self.sizes}; kind single has one key: sizes=1")
-        raise_if(
-            self.kind in ("multi_key", "multi_query") and max(sizes) > KEYS,
-            f"sizes is {self.sizes}; there are {KEYS} different keys",
-        )
 
     name = "recall"
     version = 1
     label = "n"
 
-    @property
+    @cached_property
     def _sizes(self) -> tuple[int, ...]:
         """All values of n."""
-        return (self.sizes,) if isinstance(self.sizes, int) else self.sizes
+        return numbers("sizes", self.sizes, 1, KEYS)
 
     def labels(self) -> dict[str, str]:
         return {"n": f"number of what is told apart or listed: see kind {self.kind}"}

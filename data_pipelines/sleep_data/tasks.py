@@ -11,10 +11,18 @@ from sleep_data.copying import Copy
 from sleep_data.depo import Depo
 from sleep_data.recall import Recall
 from sleep_data.rule110 import Rule110
+from sleep_data.state_tracking import StateTracking
 from sleep_data.task import Task
 from sleep_data.text import Text
 
-TASKS: dict[str, type] = {"rule110": Rule110, "depo": Depo, "copy": Copy, "recall": Recall, "text": Text}
+TASKS: dict[str, type] = {
+    "rule110": Rule110,
+    "depo": Depo,
+    "copy": Copy,
+    "recall": Recall,
+    "state": StateTracking,
+    "text": Text,
+}
 
 
 def make(name: str, parameters: Mapping[str, Any]) -> Task:

@@ -149,6 +149,17 @@ class TextTask(ABC):
         raise ValueError(f"no problem of the {split} split of {self.name} was found; take a smaller holdout")
 
 
+def numbers(name: str, given: int | tuple[int, ...], least: int, most: int) -> tuple[int, ...]:
+    """The values of a parameter that is one number or several. ValueError if one is out of range or listed twice."""
+    values = (given,) if isinstance(given, int) else tuple(given)
+    raise_if(
+        not values or min(values) < least or max(values) > most,
+        f"{name} is {given}; give one or more numbers from {least} to {most}",
+    )
+    raise_if(len(set(values)) < len(values), f"{name} is {list(values)}; a number is listed twice")
+    return values
+
+
 def _is_test_instance(instance: str, holdout: int) -> bool:
     """Whether a problem belongs to the test split."""
     number = int.from_bytes(hashlib.blake2b(instance.encode(), digest_size=8).digest(), "little")

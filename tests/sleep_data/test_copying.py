@@ -17,10 +17,11 @@ def string_of(task: Copy, tokens: list[int]) -> list[int]:
     return context[:end]
 
 
+@pytest.mark.parametrize("samples", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("task", [Copy(), SMALL], ids=["default", "small"])
-def test_every_window_is_repeated(task, split):
-    rows = task.generate(split, 0, 5000, seed=2)
+def test_every_window_is_repeated(task, split, samples):
+    rows = task.generate(split, 0, samples, seed=2)
     room, seen = task.window * task.windows_of_string, set()
     for tokens, targets, groups, n in zip(
         *(rows[name].tolist() for name in ("tokens", "targets", "groups", "label_n")), strict=True
