@@ -14,15 +14,12 @@ from sleep_data.rule110 import Rule110
 from sleep_data.state_tracking import StateTracking
 from sleep_data.task import Task
 from sleep_data.text import Text
+from sleep_data.word_problems import WordProblems
 
 TASKS: dict[str, type] = {
-    "rule110": Rule110,
-    "depo": Depo,
-    "copy": Copy,
-    "recall": Recall,
-    "state": StateTracking,
+    "rule110": Rule110, "depo": Depo, "copy": Copy, "recall": Recall, "state": StateTracking, "word_problems": WordProblems,
     "text": Text,
-}
+}  # fmt: skip
 
 
 def make(name: str, parameters: Mapping[str, Any]) -> Task:
