@@ -36,16 +36,18 @@ class CycleSampler:
         cycles = np.full((len(n), self.nodes, self.max_length), GAP)
         missing = np.arange(len(n))
         while len(missing):
-            words, numbers = self._draw_words(random, n[missing])
-            words[np.arange(self.nodes) >= n[missing, None]] = GAP
+            numbers = self._draw_words(random, n[missing])
+            of_split = is_test(cycle_hash(numbers, n[missing]), self.holdout) == test
+            rows = missing[of_split]
+            words = self._tokens(numbers[of_split])
+            words[np.arange(self.nodes) >= n[rows, None]] = GAP
             fits = 1 + 2 * (words != GAP).sum(axis=(1, 2)) <= self.room
-            accepted = fits & (is_test(cycle_hash(numbers, n[missing]), self.holdout) == test)
-            cycles[missing[accepted]] = words[accepted]
-            missing = missing[~accepted]
+            cycles[rows[fits]] = words[fits]
+            missing = np.setdiff1d(missing, rows[fits])
         return cycles
 
-    def _draw_words(self, random: np.random.Generator, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct words in each row: token ids [rows, nodes, max_length] and a number for each word [rows, nodes].
+    def _draw_words(self, random: np.random.Generator, n: np.ndarray) -> np.ndarray:
+        """Numbers [rows, nodes] of distinct words in each row; the digits to the base names + 1 are the names of a word.
 
         The first n[row] words of a row are those that were drawn first, shuffled.
         """
@@ -55,21 +57,23 @@ class CycleSampler:
             lengths = random.integers(self.min_length, self.max_length + 1, size=(rows, draws, 1))
             letters = random.integers(1, self.names + 1, size=(rows, draws, self.max_length))
             position = np.arange(self.max_length)
-            letters = np.where(position < lengths, letters, 0)
-            numbers = letters @ (self.names + 1) ** position
+            numbers = np.where(position < lengths, letters, 0) @ (self.names + 1) ** position
             is_new = first_occurrences(numbers)
             if (is_new.sum(axis=1) >= self.nodes).all():
                 break
             draws *= 2
-        chosen = np.argsort(~is_new, axis=1, kind="stable")[:, : self.nodes]
+        chosen = np.nonzero(is_new & (is_new.cumsum(axis=1) <= self.nodes))[1].reshape(rows, self.nodes)
         # In the order of drawing short words come early, because the later draws repeat them. Shuffling removes this.
         keys = random.random(chosen.shape)
         keys[np.arange(self.nodes) >= n[:, None]] = 2
         chosen = np.take_along_axis(chosen, np.argsort(keys, axis=1, kind="stable"), axis=1)
-        letters = np.take_along_axis(letters, chosen[:, :, None], axis=1)
-        is_last = np.take_along_axis(lengths, chosen[:, :, None], axis=1) - 1 == position
-        ids = np.where(letters > 0, letters + BOS + np.where(is_last, self.names, 0), GAP)
-        return ids, np.take_along_axis(numbers, chosen, axis=1)
+        return np.take_along_axis(numbers, chosen, axis=1)
+
+    def _tokens(self, numbers: np.ndarray) -> np.ndarray:
+        """Token ids [rows, nodes, max_length] of words by their numbers; GAP stands after the last one of a word."""
+        letters = numbers[:, :, None] // (self.names + 1) ** np.arange(self.max_length + 1) % (self.names + 1)
+        letters, following = letters[:, :, :-1], letters[:, :, 1:]
+        return np.where(letters > 0, letters + BOS + np.where(following == 0, self.names, 0), GAP)
 
 
 def first_occurrences(numbers: np.ndarray) -> np.ndarray:

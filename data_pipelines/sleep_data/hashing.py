@@ -7,18 +7,21 @@ import numpy as np
 
 def mix(values: np.ndarray) -> np.ndarray:
     """The finalizer of splitmix64 (Steele, Lea, Flood 2014): a bijection uint64 -> uint64 that spreads every bit."""
-    with np.errstate(over="ignore"):
-        z = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    z = values.astype(np.uint64)  # a copy; arrays of unsigned integers wrap around
+    z += np.uint64(0x9E3779B97F4A7C15)
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def fold(columns: np.ndarray) -> np.ndarray:
     """Hash of each row of non-negative integers, [rows, n] -> uint64 [rows]; depends on order and length."""
     state = np.full(len(columns), columns.shape[1], np.uint64)
-    for column in columns.T:
-        state = mix(state ^ mix(column))
+    for column in mix(columns.T):
+        state = mix(state ^ column)
     return state
 
 

@@ -100,7 +100,7 @@ class Task(Protocol):
 
 
 def generator(name: str, seed: int, split: str, block: int) -> np.random.Generator:
-    """The random generator of one block of one split of one task."""
+    """The random generator of one block of samples, or of one sample, of one split of one task."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
     salt = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
@@ -120,13 +120,13 @@ def rows_from_blocks(generate_block: Callable[[int], Arrays], start: int, stop: 
 
 
 def in_blocks(
-    generate: Callable[[str, int, int, int], Arrays], split: str, samples: int | None, seed: int
+    generate: Callable[[str, int, int, int], Arrays], split: str, samples: int | None, seed: int, size: int = BLOCK
 ) -> Iterator[Arrays]:
-    """Samples [0, samples) from `generate(split, start, stop, seed)`, one block at a time."""
+    """Samples [0, samples) from `generate(split, start, stop, seed)`, `size` at a time."""
     if samples is None:
         raise ValueError("a generated task has no last sample: give the number of samples")
-    for start in range(0, samples, BLOCK):
-        yield generate(split, start, min(start + BLOCK, samples), seed)
+    for start in range(0, samples, size):
+        yield generate(split, start, min(start + size, samples), seed)
 
 
 def raise_if(wrong: bool, message: str) -> None:

@@ -7,12 +7,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from sleep_data.copying import Copy
 from sleep_data.depo import Depo
+from sleep_data.recall import Recall
 from sleep_data.rule110 import Rule110
+from sleep_data.state_tracking import StateTracking
 from sleep_data.task import Task
 from sleep_data.text import Text
+from sleep_data.word_problems import WordProblems
 
-TASKS: dict[str, type] = {"rule110": Rule110, "depo": Depo, "text": Text}
+TASKS: dict[str, type] = {
+    "rule110": Rule110, "depo": Depo, "copy": Copy, "recall": Recall, "state": StateTracking, "word_problems": WordProblems,
+    "text": Text,
+}  # fmt: skip
 
 
 def make(name: str, parameters: Mapping[str, Any]) -> Task | Text:

@@ -23,6 +23,7 @@ NEEDED = {"rule110-tiny", "rule110-small", "rule110", "depo", "text-small", "hyb
 TASKS = {
     "rule110": (["rule110", "strings=2", "width=8", "transitions=2", "holdout=8", "variant=paper"], 8),
     "depo": (["depo-tiny"], 16),
+    "recall": (["recall-tiny"], 64),
     "text": (["text", "paths=[documents]", "block=960", "holdout=6"], 8),
 }
 """Build arguments and window length of each task at toy size."""

@@ -25,11 +25,13 @@ def test_the_ring_is_periodic():
     assert step(np.array([1, 1, 0, 0, 1])).tolist() == [0, 1, 0, 1, 1]
 
 
-@pytest.mark.parametrize("t", [0, 1, 7, 32])
-def test_paper_layout(t):
+@pytest.mark.parametrize(
+    ("t", "samples"), [(0, 50), (1, 50), (7, 50), (32, 50), pytest.param(16, 10_000, marks=pytest.mark.slow)]
+)
+def test_paper_layout(t, samples):
     task = Rule110(strings=4, width=24, transitions=t)
-    rows = task.generate("train", 0, 50, seed=3)
-    assert rows["tokens"].shape == (50, 100)
+    rows = task.generate("train", 0, samples, seed=3)
+    assert rows["tokens"].shape == (samples, 100)
     for tokens, targets, groups in zip(rows["tokens"].tolist(), rows["targets"].tolist(), rows["groups"], strict=True):
         first = [simulate(tokens[24 * j : 24 * j + 24], t)[0] for j in range(4)]
         assert tokens[96:] == [2, *first[:3]]

@@ -4,16 +4,20 @@ import hashlib
 
 import pytest
 
+from sleep_data.copying import Copy
 from sleep_data.depo import Depo
+from sleep_data.recall import Recall
 from sleep_data.rule110 import Rule110
+from sleep_data.state_tracking import StateTracking
 from sleep_data.tasks import TASKS, make
+from sleep_data.word_problems import WordProblems
 
 
 def test_parameters_from_yaml():
     assert make("rule110", {"transitions": [1, 2], "width": 8}) == Rule110(transitions=(1, 2), width=8)
     assert make("rule110", {"transitions": 4}) == Rule110(transitions=4)
     assert make("depo", {}) == Depo()
-    assert sorted(TASKS) == ["depo", "rule110", "text"]
+    assert sorted(TASKS) == ["copy", "depo", "recall", "rule110", "state", "text", "word_problems"]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,11 @@ def test_wrong_requests(name, parameters, message):
         (Rule110(), 2, "0d0ce97b28e2dbe0"),
         (Rule110(width=10, transitions=(1, 3), variant="dense"), 2, "40de1565b8d6c8f8"),
         (Depo(), 2, "67f0f6491dbf1908"),
+        (Copy(), 1, "9230ed76792aa612"),
+        (Recall(kind="variables", sizes=(1, 2)), 1, "12fb9e340426a1be"),
+        (Recall(kind="frequent_words"), 1, "0d0d554525197098"),
+        (StateTracking(), 1, "451afbb45988482a"),
+        (WordProblems(), 1, "e6947877fe462fa0"),
     ],
 )
 def test_samples_of_a_version_do_not_change(task, version, sha):
