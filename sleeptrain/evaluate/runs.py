@@ -54,7 +54,14 @@ def evaluate(
     results: list[RunResult] = []
     for trained, batches, name in zip(runs, splits, _names(paths), strict=True):
         measured = [
-            measure(trained.model, trained.recipe.sleep, batches.manifest, _track(batches, f"{name} N={n}", quiet), n)
+            measure(
+                trained.model,
+                trained.recipe.sleep,
+                batches.manifest,
+                _track(batches, f"{name} N={n}", quiet),
+                n,
+                batches.names,
+            )
             for n in passes or [trained.recipe.sleep.max_passes]
         ]
         results.append(_result(trained, name, batches.manifest, measured))
