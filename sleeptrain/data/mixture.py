@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 
 from sleeptrain.config import Problem
@@ -43,22 +42,17 @@ class Mix:
 
     def shares(self, step: int) -> tuple[int, ...]:
         """Parts of `unit` that each source has in a row of a step (0-based); 0 exactly where its proportion is 0."""
-        return _shares(self, min(step, self.last))
+        proportions = self.proportions(step)
+        total = sum(proportions)
+        shares = [int(self.unit * proportion // total) for proportion in proportions]  # exact for whole numbers
+        largest = proportions.index(max(proportions))
+        shares[largest] += self.unit - sum(shares)
+        return tuple(shares)
 
     def zero_step(self) -> int | None:
         """The first step at which all proportions are 0; None if there is none."""
         steps = sorted({step for points in self.points for step, _ in points})
         return next((step for step in steps if not any(self.proportions(step))), None)
-
-
-@lru_cache(maxsize=1 << 15)
-def _shares(mix: Mix, step: int) -> tuple[int, ...]:
-    proportions = mix.proportions(step)
-    total = sum(proportions)
-    shares = [int(mix.unit * proportion // total) for proportion in proportions]  # exact for whole numbers
-    largest = proportions.index(max(proportions))
-    shares[largest] += mix.unit - sum(shares)
-    return tuple(shares)
 
 
 def _interpolate(points: Points, step: int) -> float:
@@ -101,23 +95,34 @@ class Mixer:
         self.mix, self.rows, self.step = mix, rows, step
         self.credits = list(credits or [0] * len(mix.points))
         """Shares so far less rows so far of every source, in units of the mix; their sum is 0."""
+        self._last = mix.last
+        self._ahead: dict[int, tuple[int, ...]] = {}
+        """Shares of steps to come, as far as they were looked at."""
         self._deadlines = [self._deadline(source, 0) for source in range(len(self.credits))]
 
     def next_step(self) -> list[int]:
         """The source of each row of the next step."""
-        shares, unit, sources = self.mix.shares(self.step), self.mix.unit, list[int]()
-        if len(shares) == 1:
+        if len(self.credits) == 1:
             self.step += 1
             return [0] * self.rows
+        shares, unit, sources = self._shares(self.step), self.mix.unit, list[int]()
         active = [source for source, share in enumerate(shares) if share]
         for row in range(1, self.rows + 1):
             self.credits = [credit + share for credit, share in zip(self.credits, shares, strict=True)]
-            source = min(active, key=lambda source: self._urgency(source))
+            source = min(active, key=self._urgency)
             self.credits[source] -= unit
             self._deadlines[source] = self._deadline(source, row)
             sources.append(source)
+        if self.step < self._last:
+            del self._ahead[self.step]
         self.step += 1
         return sources
+
+    def _shares(self, step: int) -> tuple[int, ...]:
+        step = min(step, self._last)
+        if step not in self._ahead:
+            self._ahead[step] = self.mix.shares(step)
+        return self._ahead[step]
 
     def _urgency(self, source: int) -> tuple[bool, float]:
         """The smallest of those of several sources is that of the one to get the next row."""
@@ -127,8 +132,8 @@ class Mixer:
     def _deadline(self, source: int, row: int) -> float:
         """The row of the run before whose end a source must get its next row, after `row` rows of the current step."""
         missing, at, left = self.mix.unit - self.credits[source], self.step * self.rows + row, self.rows - row
-        step, last = self.step, min(self.mix.last, self.step + LOOKAHEAD)
-        while step < last and missing > (added := self.mix.shares(step)[source] * left):
+        step, last = self.step, min(self._last, self.step + LOOKAHEAD)
+        while step < last and missing > (added := self._shares(step)[source] * left):
             missing, at, left, step = missing - added, at + left, self.rows, step + 1
-        share = self.mix.shares(step)[source]
+        share = self._shares(step)[source]
         return at + -(-missing // share) if share else math.inf
