@@ -119,7 +119,7 @@ class Reader:
         """Rows, real tokens and epochs that all ranks have read of every source, by its name, as metrics."""
         rows, sources = self._draws.rows, self._sources.opened
         epochs = [count / source.rows if source.rows else 0.0 for count, source in zip(rows, sources, strict=True)]
-        columns = {"rows": rows, "tokens": self._tokens, "epochs": epochs}
+        columns: dict[str, list[Any]] = {"rows": rows, "tokens": list(self._tokens), "epochs": epochs}
         return {f"{name}_by_source": dict(zip(self.names, column, strict=True)) for name, column in columns.items()}
 
     @property

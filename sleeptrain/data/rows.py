@@ -75,7 +75,7 @@ class RowDataset(StreamingDataset):
         self._unlink = weakref.finalize(self, _call_in_process, os.getpid(), _unlink_blocks, self._shared_memory)
         self._unlink.atexit = False  # type: ignore[misc]  # the library unlinks at exit
 
-    def _get_work(self, epoch: int, sample_in_epoch: int) -> WorkerRows:
+    def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
         """The order of this worker, which the library asks for where it begins an epoch."""
         assert self._reads is not None
         world = self._parallel_worker_world
@@ -89,7 +89,8 @@ class RowDataset(StreamingDataset):
             last_shard = int(np.searchsorted(self.sample_offset_per_shard, stop))
             seed = (self._reads.seed, number)
             first = 0 if number == 0 else int(self._stops[number - 1])
-            orders.append(SourceOrder(self.samples_per_shard[first_shard:last_shard], first, seed, self._reads.shuffle))
+            shards = self.samples_per_shard[first_shard:last_shard].tolist()
+            orders.append(SourceOrder(shards, first, seed, self._reads.shuffle))
             first_shard = last_shard
         return orders
 

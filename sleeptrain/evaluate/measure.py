@@ -98,10 +98,15 @@ class Measurement:
         """Mean loss over all targets, in nats."""
         return self.nll / max(1, self.targets)
 
-    def source_means(self, source: str) -> tuple[float, float] | None:
-        """Loss in nats per target and accuracy over the targets of a source; None where it has none."""
-        targets, nll, right = self.by_source.get(source, [0.0, 0.0, 0.0])
-        return (nll / targets, right / targets) if targets else None
+    def source_loss(self, name: str) -> float | None:
+        """Mean loss over the targets of a source, in nats; None where it has none."""
+        targets, nll, _ = self.by_source.get(name, [0.0, 0.0, 0.0])
+        return nll / targets if targets else None
+
+    def source_accuracy(self, name: str) -> float | None:
+        """Share of the targets of a source that are the likeliest token; None where it has none."""
+        targets, _, right = self.by_source.get(name, [0.0, 0.0, 0.0])
+        return right / targets if targets else None
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def _measurement_json(m: Measurement) -> dict[str, Any]:
     return {
         "passes": m.passes, "samples": m.samples, "loss": m.loss, "targets": m.targets, "residual": m.residual,
         "state_norm": m.state_norm, "retention": m.retention, "retention_by_head": m.retention_by_head,
-        "by_source": {name: dict(zip(("loss", "accuracy"), m.source_means(name) or (None, None), strict=True)) for name in m.by_source},
+        "by_source": {name: {"loss": m.source_loss(name), "accuracy": m.source_accuracy(name)} for name in m.by_source},
         "by_value": {str(value): tally.summary() for value, tally in sorted(m.by_value.items())},
     }  # fmt: skip
 
@@ -112,10 +112,7 @@ def table_rows(groups: Sequence[SeedGroup], manifest: Manifest) -> tuple[list[st
                 f"{group.first.tokens:,}", _number(group.seconds, "{:.0f}"), _number(loss, "{:.4f}"),
                 _number(residual, "{:.3f}"), _number(norm, "{:.3g}"), _number(retention, "{:.2g}"),
             ]  # fmt: skip
-            row += [
-                _number(mean_of(measured, lambda m, name=name: (m.source_means(name) or [None])[0]), "{:.4f}")
-                for name in names
-            ]
+            row += [_number(mean_of(measured, methodcaller("source_loss", name)), "{:.4f}") for name in names]
             for share in SHARES if manifest.label else ("accuracy",):
                 row += [str(summary(measured, value, share) or NONE) for value in values]
             rows.append(row)

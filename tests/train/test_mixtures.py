@@ -147,7 +147,7 @@ def test_held_out_sets_are_reported_by_name(folder: str, alone: Any) -> None:
     total = 0.0
     for name in NAMES:
         (single,), _ = evaluate([f"{folder}/alone"], None, f"{folder}/{name}/text", 8, None, quiet=True)
-        loss, accuracy = measured.source_means(name) or (None, None)
+        loss, accuracy = measured.source_loss(name), measured.source_accuracy(name)
         assert last["eval_loss_by_source"][name] == pytest.approx(loss, rel=1e-5)
         assert last["eval_accuracy_by_source"][name] == pytest.approx(accuracy)
         assert loss == pytest.approx(single.measured[0].loss, rel=1e-5)
