@@ -103,6 +103,9 @@ def test_what_is_left_out_neither_counts_nor_changes_the_mixture():
     without.leave_out([((4, 8), (2, 4)), ((8, 9), (0, 0))])
     without.leave_out([((4, 8), (2, 4))])
     assert len(without.left_out) == 2
+    state = json.loads(json.dumps(without.state_dict()))
+    without = Draws(mix, 6)
+    without.load_state_dict(state)
     for _ in range(5):
         ours, theirs = without.next_step(), plain.next_step()
         assert [source for source, _ in ours] == [source for source, _ in theirs]
