@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sleep_data.files import COMPRESSED, PLAIN
+from sleep_data.files import COMPRESSED, PLAIN, find
 from sleep_data.files import kind as kind_of
 from sleep_data.lines import chunks, lines
 from sleep_data.pieces import Fields, Piece, Span
@@ -50,6 +50,15 @@ def read(span: Span, fields: Fields, divide: Divide) -> Iterator[Piece]:
     if kind in (".parquet", ".arrow"):
         return _table(path, span, fields.text)
     return TOKEN_READERS[str(kind)](span, fields)
+
+
+def texts(paths: Sequence[str]) -> Iterator[bytes]:
+    """All texts under some paths, long ones in pieces. ValueError if a file cannot be read."""
+    for path in find(paths):
+        for span in spans(path):
+            for piece in read(span, Fields("text", None), iter):
+                if isinstance(piece.data, bytes) and piece.data:
+                    yield piece.data
 
 
 def _plain(path: Path, divide: Divide) -> Iterator[Piece]:

@@ -20,7 +20,9 @@ TOKENS = (".npy", ".idx")
 """Files of token ids: an array; the index of Megatron-LM's format, whose tokens are in the .bin file beside it."""
 MDS = "index.json"
 """The index of a folder of MDS shards."""
-READ = ".txt, .md, source code, .jsonl (these also .gz or .zst), .parquet, .arrow, .npy, .idx, and folders of MDS shards"
+READ = (
+    ".txt, .md, source code, .jsonl (these also .gz or .zst), .parquet, .arrow, .npy, .idx, and folders of MDS shards"
+)
 
 
 def kind(path: Path) -> str | None:

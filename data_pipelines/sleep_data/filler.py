@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sleep_data import documents
+from sleep_data.documents import texts
 
 SENTENCES = (
     "The rain stopped before noon.", "A narrow path leads along the river.", "Nobody had opened the windows for weeks.",
@@ -94,14 +94,13 @@ def sentences_of(paths: Sequence[str]) -> list[str]:
     if not paths:
         return list(SENTENCES)
     found, read = list[str](), 0
-    for path in documents.find(paths):
-        for document in documents.read(path):
-            text = document[: TEXT_LIMIT - read].decode(errors="replace")
-            read += len(document)
-            parts = (" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+|\n\s*\n", text))
-            found += [part for part in parts if SHORTEST <= len(part) <= LONGEST]
-            if read >= TEXT_LIMIT:
-                return found
+    for document in texts(paths):
+        text = document[: TEXT_LIMIT - read].decode(errors="replace")
+        read += len(document)
+        parts = (" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+|\n\s*\n", text))
+        found += [part for part in parts if SHORTEST <= len(part) <= LONGEST]
+        if read >= TEXT_LIMIT:
+            return found
     if not found:
         raise ValueError(
             f"filler: there is no sentence of {SHORTEST} to {LONGEST} characters under {', '.join(map(str, paths))}"

@@ -48,9 +48,7 @@ def columns(task: Task) -> dict[str, str]:
     return {"tokens": row, "targets": row, "groups": row, "id": "int"}
 
 
-def request(
-    task: Task | Text, seed: int, samples: dict[str, int | None], inputs: str | None = None
-) -> dict[str, Any]:
+def request(task: Task | Text, seed: int, samples: dict[str, int | None], inputs: str | None = None) -> dict[str, Any]:
     """Everything that determines the content of the shards, as JSON values; equal requests give equal folders.
 
     `inputs`: hash of the documents and the tokenizer; None for a generated task.

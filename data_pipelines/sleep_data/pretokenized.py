@@ -22,7 +22,9 @@ AT_ONCE = 1 << 20
 def _pieces(ids: np.ndarray, separator: int | None, path: str) -> Iterator[Piece]:
     """The documents of an array of ids, which end after each separator."""
     if ids.ndim != 1 or ids.dtype.kind not in "ui":
-        raise ValueError(f"{path} holds {ids.dtype} of shape {list(ids.shape)}; token ids are integers of one dimension")
+        raise ValueError(
+            f"{path} holds {ids.dtype} of shape {list(ids.shape)}; token ids are integers of one dimension"
+        )
     begins = True
     for start in range(0, len(ids), AT_ONCE):
         part = np.asarray(ids[start : start + AT_ONCE])
@@ -58,7 +60,9 @@ def _megatron(span: Span, fields: Fields) -> Iterator[Piece]:
     bounds = data.document_indices.tolist()
     for first, stop in zip(bounds, bounds[1:], strict=False):
         sequences = [np.asarray(data[number]) for number in range(first, stop)]
-        yield from _pieces(np.concatenate(sequences) if sequences else np.zeros(0, np.int32), fields.separator, span.path)
+        yield from _pieces(
+            np.concatenate(sequences) if sequences else np.zeros(0, np.int32), fields.separator, span.path
+        )
 
 
 def shard_sizes(index: Path) -> list[int]:
@@ -86,7 +90,9 @@ def _mds(span: Span, fields: Fields) -> Iterator[Piece]:
     column = next((name for name in ("tokens", fields.text) if name in description["column_names"]), None)
     if column is None:
         names = ", ".join(description["column_names"])
-        raise ValueError(f"{index} has no column 'tokens' or {fields.text!r}; its columns are {names}; name it with field=")
+        raise ValueError(
+            f"{index} has no column 'tokens' or {fields.text!r}; its columns are {names}; name it with field="
+        )
     with tempfile.TemporaryDirectory() as folder:
         where = index.parent
         raw, zipped = description["raw_data"]["basename"], description["zip_data"]
@@ -104,5 +110,9 @@ def _mds(span: Span, fields: Fields) -> Iterator[Piece]:
                 yield from _pieces(ids, fields.separator, str(where / raw))
 
 
-TOKEN_READERS: dict[str, Callable[[Span, Fields], Iterator[Piece]]] = {".npy": _npy, ".idx": _megatron, "index.json": _mds}
+TOKEN_READERS: dict[str, Callable[[Span, Fields], Iterator[Piece]]] = {
+    ".npy": _npy,
+    ".idx": _megatron,
+    "index.json": _mds,
+}
 """Readers by the kind of file."""

@@ -38,7 +38,9 @@ def run_all(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], processe
             future.result()
             yield numbers[future]
     except BrokenProcessPool:
-        raise ValueError("a process of the build was killed, perhaps since memory ran out; use fewer processes") from None
+        raise ValueError(
+            "a process of the build was killed, perhaps since memory ran out; use fewer processes"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -76,7 +76,9 @@ class Stream:
         spans = np.stack([first, first + self.prompts[part]], axis=1)
         spans = np.clip(spans[self.prompts[part] > 0], 0, stop - start)
         ends_here = stop == self.ends[documents[-1]]
-        following = IGNORED if ends_here or stop - start < first[-1] + self.prompts[part][-1] else int(tokens[stop - start])
+        following = (
+            IGNORED if ends_here or stop - start < first[-1] + self.prompts[part][-1] else int(tokens[stop - start])
+        )
         return {
             "tokens": tokens[: stop - start],
             "starts": first[first >= 0].astype(np.int32),
@@ -85,7 +87,9 @@ class Stream:
         }  # fmt: skip
 
 
-def blocks_of(documents: Sequence[np.ndarray], length: int, prompts: Sequence[int] | None = None) -> list[dict[str, Any]]:
+def blocks_of(
+    documents: Sequence[np.ndarray], length: int, prompts: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
     """All blocks of `length` tokens of some documents [tokens]."""
     lengths = np.array([len(document) for document in documents])
     stream = Stream(lengths, np.zeros_like(lengths) if prompts is None else np.array(prompts))

@@ -56,7 +56,8 @@ class Text:
         )
         raise_if(self.vocab is not None and self.vocab < 1, f"vocab is {self.vocab}; it must be at least 1")
         raise_if(
-            None not in (self.vocab, self.tokenizer), "vocab and tokenizer are both given; the tokenizer defines the vocabulary"
+            None not in (self.vocab, self.tokenizer),
+            "vocab and tokenizer are both given; the tokenizer defines the vocabulary",
         )
         files.find(paths)
 
@@ -118,13 +119,16 @@ def divide(digests: np.ndarray, tokens: np.ndarray, prompts: np.ndarray, holdout
     if test.any() and not test.all():
         chosen = {"train": kept[~test], "test": kept[test]}
         return {
-            name: Split(which, np.zeros_like(which), Stream(tokens[which], prompts[which])) for name, which in chosen.items()
+            name: Split(which, np.zeros_like(which), Stream(tokens[which], prompts[which]))
+            for name, which in chosen.items()
         }
     kept = kept[tokens[kept] > 1]  # not one whose text has no tokens
     held = np.maximum((tokens[kept] - 1) // holdout, 1)
     rest = tokens[kept] - held  # tokens of the training part, BOS included
     some = rest > 1
     return {
-        "train": Split(kept[some], np.zeros(int(some.sum()), np.int64), Stream(rest[some], np.minimum(prompts[kept], rest)[some])),
+        "train": Split(
+            kept[some], np.zeros(int(some.sum()), np.int64), Stream(rest[some], np.minimum(prompts[kept], rest)[some])
+        ),
         "test": Split(kept, rest, Stream(held + 1, np.clip(prompts[kept] - rest + 1, 0, held + 1))),
     }

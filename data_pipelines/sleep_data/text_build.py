@@ -19,8 +19,8 @@ import numpy as np
 from sleep_data import files, manifest
 from sleep_data.pieces import Span
 from sleep_data.processes import run_all
-from sleep_data.staging import publish, staging
 from sleep_data.shards import SHARD_BYTES, Progress, checked_samples
+from sleep_data.staging import publish, staging
 from sleep_data.stream import Stream, encodings, token_type
 from sleep_data.text import Split, Text, divide
 from sleep_data.text_shards import describe, write_shards
@@ -78,7 +78,9 @@ def build(
         for name, split in splits.items():
             write_shards(arrays, name, split.stream, task.block, target / name, shard_bytes, processes, progress)
         described = {name: describe(target / name, split.stream) for name, split in splits.items()}
-        body = manifest.compose(task, request, encodings(token_type(task.vocabulary().size)), described, _corpus(tables, digests))
+        body = manifest.compose(
+            task, request, encodings(token_type(task.vocabulary().size)), described, _corpus(tables, digests)
+        )
         if content := task.vocabulary().content:
             (target / TOKENIZER).write_bytes(content)
         (target / FILES).write_text(state)
@@ -153,4 +155,10 @@ def _corpus(tables: list[Table], digests: np.ndarray) -> dict[str, int]:
     """What was read: bytes, documents, and those of them that repeat one, are empty, or have bytes that are not UTF-8."""
     read, empty, invalid = (int(sum(table.counts[i] for table in tables)) for i in range(3))
     repeated = len(digests) - len(np.unique(digests, axis=0))
-    return {"bytes": read, "documents": len(digests) + empty, "repeated": repeated, "empty": empty, "not UTF-8": invalid}
+    return {
+        "bytes": read,
+        "documents": len(digests) + empty,
+        "repeated": repeated,
+        "empty": empty,
+        "not UTF-8": invalid,
+    }

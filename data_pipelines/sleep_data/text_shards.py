@@ -18,7 +18,14 @@ from sleep_data.token_files import TokenFiles
 
 
 def write_shards(
-    arrays: Path, name: str, stream: Stream, length: int, folder: Path, shard_bytes: int, processes: int, progress: Progress | None
+    arrays: Path,
+    name: str,
+    stream: Stream,
+    length: int,
+    folder: Path,
+    shard_bytes: int,
+    processes: int,
+    progress: Progress | None,
 ) -> None:
     """Write the shards of split `name` and their index to `folder`, in blocks of `length` tokens.
 

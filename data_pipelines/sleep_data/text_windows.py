@@ -90,7 +90,7 @@ class TextWindows:
         return EncodedProblem(problem, lead, [self.sentence(fact) for fact in problem.facts], turns)
 
     def _encode(self, segment: str) -> np.ndarray:
-        return self.tokenizer.encode(segment.encode())[1:]  # without BOS
+        return self.tokenizer.encode_all([segment.encode()])[0]
 
     def empty(self, rows: int) -> Arrays:
         """Rows of padding without targets: tokens, targets, groups int32 [rows, length]."""

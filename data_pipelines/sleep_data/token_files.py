@@ -29,7 +29,12 @@ class TokenFiles:
         """Write the arrays of the documents to a folder, from which processes map them into memory."""
         np.save(folder / "starts.npy", self.starts)
         for name, split in splits.items():
-            arrays = {"document": split.document, "offset": split.offset, "lengths": split.stream.lengths, "prompts": split.stream.prompts}
+            arrays = {
+                "document": split.document,
+                "offset": split.offset,
+                "lengths": split.stream.lengths,
+                "prompts": split.stream.prompts,
+            }
             for part, array in arrays.items():
                 np.save(folder / f"{name}.{part}.npy", array)
         np.savez(folder / "files.npz", first=self.first, paths=np.array(self.paths), bos=self.bos, kind=str(self.kind))
@@ -43,7 +48,11 @@ class TokenFiles:
 
         with np.load(folder / "files.npz", allow_pickle=False) as small:
             files = cls(
-                tuple(small["paths"].tolist()), small["first"], mapped("starts"), int(small["bos"]), np.dtype(str(small["kind"]))
+                tuple(small["paths"].tolist()),
+                small["first"],
+                mapped("starts"),
+                int(small["bos"]),
+                np.dtype(str(small["kind"])),
             )
         stream = Stream(mapped(f"{name}.lengths"), mapped(f"{name}.prompts"))
         return files, Split(mapped(f"{name}.document"), mapped(f"{name}.offset"), stream)

@@ -137,7 +137,9 @@ class FileTokenizer:
         """Where a text can be divided, looked for in its last PIECE bytes; 0 if nowhere."""
         at = len(text)
         while (at := text.rfind(b"\n", max(0, len(text) - PIECE), at - 1) + 1) > 1:
-            if len(text) - at >= 4 * CONTEXT and self._divides(text[max(0, at - 4 * CONTEXT) : at], text[at : at + 4 * CONTEXT]):
+            if len(text) - at >= 4 * CONTEXT and self._divides(
+                text[max(0, at - 4 * CONTEXT) : at], text[at : at + 4 * CONTEXT]
+            ):
                 return at
         return 0
 

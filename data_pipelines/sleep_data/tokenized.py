@@ -1,7 +1,7 @@
 """Tokens of parts of a corpus: each part is read and encoded by one process, and kept as files until the shards are written.
 
-    NAME.tokens     ids of all documents, BOS first in each
-    NAME.npz        a table of the documents, which is written last: a part with a table is complete
+NAME.tokens     ids of all documents, BOS first in each
+NAME.npz        a table of the documents, which is written last: a part with a table is complete
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ def add(subparsers: Any) -> None:
         "--passes", type=whole_numbers(1), metavar="N,N,...", help="numbers of passes to evaluate (default: as trained)"
     )
     parser.add_argument("--data", metavar="DIR", help="use another folder of shards of the same task")
-    parser.add_argument("--samples", type=_positive, metavar="N", help="evaluate only the first N samples of the split")
+    parser.add_argument(
+        "--samples", type=_positive, metavar="N", help="evaluate only the first N samples of every source"
+    )
     parser.add_argument("--rows", type=_positive, default=64, metavar="N", help="rows per batch (default: 64)")
     parser.add_argument("--fp32", action="store_true", help="compute in float32 (default: as trained, train.precision)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write report.md, report.json and a plot to DIR")

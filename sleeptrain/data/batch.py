@@ -36,6 +36,8 @@ class Batch:
     """[rows, ...] each: integers that describe the sample."""
     starts: Tensor | None = None
     """[rows, length], bool: true at the first token of every document in rows of several; None where each row is one sample."""
+    sources: Tensor | None = None
+    """[rows]: the number of each row's source; None where there is one source."""
 
     @property
     def rows(self) -> int:
@@ -76,8 +78,8 @@ class Batch:
         """Rows [start, stop), as views."""
         labels = {name: value[start:stop] for name, value in self.labels.items()}
         span = slice(start, stop)
-        starts = None if self.starts is None else self.starts[span]
-        return Batch(self.tokens[span], self.targets[span], self.groups[span], self.ids[span], labels, starts)
+        starts, sources = (None if part is None else part[span] for part in (self.starts, self.sources))
+        return Batch(self.tokens[span], self.targets[span], self.groups[span], self.ids[span], labels, starts, sources)
 
 
 def stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -97,7 +99,19 @@ def collate(columns: dict[str, Any]) -> Batch:
     labels = {name.removeprefix("label_"): tensor(columns[name]) for name in columns if name.startswith("label_")}
     tensors: dict[str, Any] = {name: tensor(columns[name]) for name in ("tokens", "targets", "groups")}
     starts = tensor(columns["starts"]).bool() if "starts" in columns else None
-    return Batch(**tensors, ids=tensor(columns["row"]), labels=labels, starts=starts)
+    sources = tensor(columns["source"]) if "source" in columns else None
+    return Batch(**tensors, ids=tensor(columns["row"]), labels=labels, starts=starts, sources=sources)
+
+
+def by_source(values: Tensor, sources: Tensor | None, count: int) -> Tensor:
+    """Sums over the rows of each of `count` sources of `values` [rows, ...], [sources, ...]; all rows where there is one source.
+
+    A row that is not finite does not change the sums of other sources.
+    """
+    if sources is None:
+        return values.sum(0, keepdim=True)
+    mine = sources == torch.arange(count, device=sources.device)[:, None]
+    return values.where(mine.reshape(*mine.shape, *[1] * (values.dim() - 1)), 0).sum(1)
 
 
 def check(batch: Batch, manifest: Manifest, where: Callable[[int], str] | None = None) -> None:

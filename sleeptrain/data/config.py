@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from sleeptrain.config import Problem
+from sleeptrain.data.mixture import Mix, Points, point_problems
 
 
 @dataclass(frozen=True)
@@ -14,17 +16,36 @@ class Source:
 
     path: str
     """A local folder, or a URL that mosaicml-streaming can download from (s3://, gs://, oci://, ...), with `data.cache`."""
-    proportion: float | None = None
-    """Relative share of this source in the samples of an epoch; null: every sample once in each epoch."""
+    proportion: float | list[tuple[int, float]] | None = None
+    """Relative share of this source in the rows of a step; or points [step, share], steps from 0 on, with straight lines between
+    them; null: the number of its rows, so that all sources are read at once, each row once in an epoch. 0: only evaluated."""
+    name: str | None = None
+    """Name in metrics and reports; null: the last part of the path."""
 
     def __post_init__(self) -> None:
         if not is_remote(self.path):
             object.__setattr__(self, "path", os.path.expanduser(self.path))
 
+    @property
+    def label(self) -> str:
+        """The name of this source, given or from its path."""
+        return self.path.rstrip("/").rpartition("/")[2] if self.name is None else self.name
+
+    @property
+    def points(self) -> Points:
+        """The proportion, where there is one, as points."""
+        match self.proportion:
+            case None:
+                raise ValueError(f"{self.label} has no proportion")
+            case list(points):
+                return tuple((step, share) for step, share in points)
+            case share:
+                return ((0, share),)
+
 
 @dataclass(frozen=True)
 class Data:
-    """Sources of samples. The length of an epoch is the number of samples of all sources, whatever their proportions."""
+    """Sources of samples, and how they are read."""
 
     sources: list[Source] = field(default_factory=list)
     split: str = "train"
@@ -35,7 +56,7 @@ class Data:
     """Tokens of a row of text: a multiple of sleep.window that divides the blocks of the data; null: eight windows. Data of tasks has
     rows of its own."""
     shuffle: bool = True
-    """Shuffle each epoch in another order; if false, samples come in the order in which they were written."""
+    """Shuffle each epoch of each source in another order; if false, samples of a source come in the order in which they were written."""
     workers: int = 0
     """Worker processes of each rank that prefetch batches; 0 reads in the training process."""
     cache: str | None = None
@@ -53,6 +74,17 @@ class Data:
         ]
         return replace(self, sources=sources, cache=None if self.cache is None else os.path.abspath(self.cache))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the sources."""
+        return tuple(source.label for source in self.sources)
+
+    def mix(self, rows: Sequence[int]) -> Mix:
+        """The shares of the sources in every step; `rows` are the rows of each source."""
+        if self.sources[0].proportion is None:
+            return Mix.by_size(rows)
+        return Mix(tuple(source.points for source in self.sources))
+
     def problems(self) -> list[Problem]:
         """Problems that can be found without opening any file."""
         problems = []
@@ -66,14 +98,20 @@ class Data:
         for i, source in enumerate(self.sources):
             if source.path in paths[:i]:
                 problems.append(Problem(f"sources.{i}.path", "is listed twice; list it once with a larger proportion"))
-            if source.proportion is not None and not source.proportion > 0:
-                problems.append(Problem(f"sources.{i}.proportion", "must be above 0"))
+            elif source.label in self.names[:i]:
+                problems.append(
+                    Problem(f"sources.{i}", f"is the second source called {source.label}; give it another name")
+                )
+            if source.proportion is not None:
+                problems += point_problems(f"sources.{i}.proportion", source.points)
             if is_remote(source.path) and self.cache is None:
                 problems.append(
                     Problem("cache", f"is required to download {source.path}; name a folder on a local disk")
                 )
         if len({source.proportion is None for source in self.sources}) > 1:
             problems.append(Problem("sources", "either all sources have a proportion, or none"))
+        elif self.sources and not problems and (step := self.mix(()).zero_step()) is not None:
+            problems.append(Problem("sources", f"all proportions are 0 at step {step}; a step needs a source to read"))
         return problems
 
 

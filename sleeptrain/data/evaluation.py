@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from sleep_data.task import IGNORED, NO_GROUP
@@ -20,8 +21,8 @@ class Evaluation:
     """Batches of `micro` rows for rank `rank` of `world`; batch i of rank r begins at row (i * world + r) * micro.
 
     All ranks get the same number of batches. The last batches are completed with fillers: copies of the last row with id -1
-    and without scored positions. `samples` limits evaluation to the first samples of the split. The number of batches is
-    rounded up to a multiple of `multiple`.
+    and without scored positions. `samples` limits evaluation to the first samples of the split of every source. The number of
+    batches is rounded up to a multiple of `multiple`.
     """
 
     def __init__(
@@ -39,7 +40,17 @@ class Evaluation:
         """Read manifests and indexes; UserError if the data cannot be read. `window` as for `Reader`."""
         self._sources = open_sources(data, data.eval_split if split is None else split, window)
         self._micro, self._rank, self._world, self._multiple = micro, rank, world, multiple
-        self.samples = self._sources.rows if samples is None else min(samples, self._sources.rows)
+        counts = np.array([source.rows for source in self._sources.opened])
+        first = counts.cumsum() - counts
+        counts = counts if samples is None else np.minimum(counts, samples)
+        self._numbers = np.repeat(first - counts.cumsum() + counts, counts) + np.arange(counts.sum())
+        """Numbers of the rows that are evaluated, source after source."""
+        self.samples = len(self._numbers)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the sources, which are the held-out sets."""
+        return tuple(source.name for source in self._sources.opened)
 
     @property
     def manifest(self) -> Manifest:
@@ -54,11 +65,14 @@ class Evaluation:
         """Read the batches; UserError if a shard is damaged or contradicts the manifest."""
         from sleeptrain.data.rows import RowDataset
 
+        if self.samples == 0:
+            return
         rows = RowDataset(self._sources)
         try:
             for number in range(len(self)):
                 first = (number * self._world + self._rank) * self._micro
-                columns = stack([rows[min(row, self.samples - 1)] for row in range(first, first + self._micro)])
+                places = np.minimum(np.arange(first, first + self._micro), self.samples - 1)
+                columns = stack([rows[row] for row in self._numbers[places].tolist()])
                 if "error" in columns:
                     raise UserError(columns["error"][0])
                 yield self._fill(collate(columns), first, rows.where)

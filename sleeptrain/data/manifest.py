@@ -114,15 +114,12 @@ def merge(manifests: Sequence[Manifest], paths: Sequence[str]) -> Manifest:
                 )
     if len(manifests) == 1:
         return first
-    shared = set.intersection(*(set(manifest.splits) for manifest in manifests))
     splits = {
         split: {
-            "samples": sum(manifest.splits[split]["samples"] for manifest in manifests),
-            "tokens": sum(manifest.splits[split]["tokens"] for manifest in manifests),
-            "targets": sum(manifest.splits[split]["targets"] for manifest in manifests),
+            count: sum(manifest.splits[split][count] for manifest in manifests if split in manifest.splits)
+            for count in ("samples", "tokens", "targets")
         }
-        for split in first.splits
-        if split in shared
+        for split in dict.fromkeys(split for manifest in manifests for split in manifest.splits)
     }
     baselines = first.baselines
     values = sorted({value for manifest in manifests for value in manifest.label_values})

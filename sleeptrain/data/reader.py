@@ -1,9 +1,8 @@
-"""Training batches of one data-parallel rank: an endless stream, shuffled by epoch, with exact resume.
+"""Training batches of one data-parallel rank: an endless stream of steps, mixed from the sources, with exact resume.
 
-The dataset of mosaicml-streaming derives the order of an epoch from seed and epoch, and its data loader reads it. Row i of a
-global batch goes to rank i % world, which fills its micro-batches in order. So a global batch has the same rows, whatever the
-number of ranks, micro-batches and workers. Rows at the end of an epoch that do not fill a global batch are dropped: the
-library would repeat rows there, and how many depends on the number of ranks.
+`Draws` says which rows a step has. The dataset of mosaicml-streaming, in worker processes, takes that for the order of an epoch
+without end and reads, downloads and decompresses ahead of it. Row i of a global batch goes to rank i % world, which fills its
+micro-batches in order. So a global batch has the same rows, whatever the number of ranks, micro-batches and workers.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import multiprocessing
 import signal
 import weakref
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ import torch
 from sleep_launch.parent import signal_at_parents_death
 from sleeptrain.data.batch import Batch, check, collate, stack
 from sleeptrain.data.config import Data
+from sleeptrain.data.draws import Draws, Spans, span_drawn
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.sources import open_sources
 from sleeptrain.errors import UserError
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
     from sleeptrain.data.rows import RowDataset
 
-Position = tuple[int, int]
-"""An epoch, and the first row of a step in it."""
+VERSION = 2
+"""Version of `Reader.state_dict`."""
 GRACE = 30.0
 """Seconds that a worker lives on after SIGTERM: SLURM signals all processes at once, and the main one saves first."""
 
@@ -64,9 +65,6 @@ class Reader:
         self._data, self._micro, self._accumulation = data, micro, accumulation
         self._rank, self._world, self._seed = rank, world, seed
         self._sources = open_sources(data, self.split, window)
-        self._epoch = 0
-        self._sample = 0
-        self._left_out: list[tuple[int, int, int]] = []
         self._rows: RowDataset | None = None
         self._loader: StreamingDataLoader | None = None
         self._iterator: Iterator[dict[str, Any]] | None = None
@@ -77,6 +75,16 @@ class Reader:
                 f"the {self.split} split has {self.samples_per_epoch} samples, fewer than one step's {self.rows_per_step} "
                 f"({micro} rows x {accumulation} micro-batches x {world} ranks); use a smaller batch or more data"
             )
+        mix = data.mix([source.rows for source in self._sources.opened])
+        for source, points in zip(self._sources.opened, mix.points, strict=True):
+            if source.rows == 0 and any(share for _, share in points):
+                raise UserError(
+                    f"the source {source.name} has no samples in its {self.split} split; give it proportion 0, or build it with some"
+                )
+        self._draws = Draws(mix, self.rows_per_step)
+        self._tokens = [0] * len(self.names)
+        self.last_read: Spans = ()
+        """What the last step has read; empty before the first one."""
 
     @property
     def manifest(self) -> Manifest:
@@ -84,71 +92,70 @@ class Reader:
         return self._sources.manifest
 
     @property
-    def samples_per_epoch(self) -> int:
-        """Rows of an epoch, including those at its end that do not fill a step."""
-        return self._sources.rows
+    def names(self) -> tuple[str, ...]:
+        """The names of the sources."""
+        return self._data.names
 
     @property
-    def epoch(self) -> int:
-        """Epoch of the next step."""
-        return self.position[0]
+    def samples_per_epoch(self) -> int:
+        """Rows of all sources."""
+        return self._sources.rows
 
     def next_step(self) -> list[Batch]:
         """The next `accumulation` micro-batches of this rank. UserError if a shard is damaged or contradicts the manifest."""
-        epoch, sample = self.position
-        if sample != (self._sample if epoch == self._epoch else 0):
-            self._iterator = None  # rows are left out
-        new_epoch, self._epoch, self._sample = epoch > self._epoch, epoch, sample
         try:
-            batches = self._read(new_epoch)
+            batches = self._read()
         except BaseException:
             self.close()  # garbage collection would take seconds to end the workers
             raise
-        self._sample += self.rows_per_step
+        self.last_read = span_drawn(self._draws.next_step(), len(self.names))
         return batches
 
-    def skip(self, steps: int) -> None:
-        """Skip the next `steps` steps without reading them."""
-        for _ in range(steps):
-            self._epoch, self._sample = self.position
-            self._sample += self.rows_per_step
-        self._iterator = None
+    def count_tokens(self, tokens: Sequence[int]) -> None:
+        """Count the real tokens of each source in the last step of all ranks, which only the caller knows."""
+        self._tokens = [before + more for before, more in zip(self._tokens, tokens, strict=True)]
+
+    def seen(self) -> dict[str, dict[str, Any]]:
+        """Rows, real tokens and epochs that all ranks have read of every source, by its name, as metrics."""
+        rows, sources = self._draws.rows, self._sources.opened
+        epochs = [count / source.rows if source.rows else 0.0 for count, source in zip(rows, sources, strict=True)]
+        columns: dict[str, list[Any]] = {"rows": rows, "tokens": list(self._tokens), "epochs": epochs}
+        return {f"{name}_by_source": dict(zip(self.names, column, strict=True)) for name, column in columns.items()}
 
     @property
-    def left_out(self) -> list[tuple[int, int, int]]:
-        """Rows that are not read: epoch, first row, the one after the last."""
-        return list(self._left_out)
+    def left_out(self) -> list[Spans]:
+        """What is not read, besides what comes before it."""
+        return list(self._draws.left_out)
 
-    def leave_out(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Do not read these rows, besides those that are left out already."""
-        self._left_out += [one for one in rows if one not in self._left_out]
-
-    def rows_at(self, positions: Sequence[Position]) -> list[tuple[int, int, int]]:
-        """The rows of the steps at these positions."""
-        return [(epoch, sample, sample + self.rows_per_step) for epoch, sample in positions]
+    def leave_out(self, steps: Sequence[Spans]) -> None:
+        """Do not read what steps have read (`last_read`), besides what is left out already."""
+        self._draws.leave_out(steps)
+        self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Position of the next step and what is left out, as JSON values; equal for any number of ranks and workers."""
-        return {
-            "version": 1, "epoch": self._epoch, "sample": self._sample, "seed": self._seed, "data": self.manifest.hash,
-            "left_out": [list(rows) for rows in self._left_out],
-        }  # fmt: skip
+        """What was read and what is left out, as JSON values; equal for any number of ranks and workers."""
+        own = {"version": VERSION, "seed": self._seed, "data": self.manifest.hash, "tokens": list(self._tokens)}
+        return own | self._draws.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at the position of a `state_dict`. UserError if it belongs to other data or another seed."""
+        """Go on after a `state_dict`. UserError if it belongs to other data, another seed or another version."""
         current = self.state_dict()
-        for name, meaning in (("data", "other data"), ("seed", "another seed")):
+        for name, meaning in (
+            ("version", "another version of the data's order"),
+            ("data", "other data"),
+            ("seed", "another seed"),
+        ):
             if state[name] != current[name]:
                 raise UserError(
                     f"the checkpoint was trained on {meaning} ({name} {state[name]}, now {current[name]}); "
                     "resume with the same, or start a new run"
                 )
-        self._epoch, self._sample = state["epoch"], state["sample"]
-        self._left_out = [(epoch, start, stop) for epoch, start, stop in state["left_out"]]
-        self._iterator = None
+        self._draws.load_state_dict(state)
+        self._tokens = list(state["tokens"])
+        self.close()
 
     def close(self) -> None:
-        """Stop the workers and release shared memory. A later `next_step` opens the data again at the same position."""
+        """Stop the workers and release shared memory. A later `next_step` opens the data again where it stands."""
         if self._loader is not None:
             # Explicitly, since a stack trace may keep the loader alive until Python exits, which then takes long.
             self._loader.__del__()
@@ -156,37 +163,14 @@ class Reader:
             self._rows.release()
         self._iterator = self._loader = self._rows = None
 
-    @property
-    def position(self) -> Position:
-        """Where the next step begins: in the next epoch if this one has no complete step left, and after rows that are left out."""
-        epoch, sample = self._epoch, self._sample
-        while True:
-            if sample + self.rows_per_step > self.samples_per_epoch:
-                epoch, sample = epoch + 1, 0
-            after = [
-                stop for at, start, stop in self._left_out
-                if at == epoch and start < sample + self.rows_per_step and sample < stop
-            ]  # fmt: skip
-            if not after:
-                return epoch, sample
-            sample = max(after)
-
-    def _read(self, new_epoch: bool) -> list[Batch]:
-        """The micro-batches of the step at the current position; `new_epoch` if it is the first one of its epoch."""
-        if self._loader is None or self._rows is None:
+    def _read(self) -> list[Batch]:
+        """The micro-batches of the next step."""
+        if self._rows is None or self._iterator is None:
             self._rows, self._loader = self._open()
-        if self._iterator is None:
-            self._rows.start_at(self._epoch, self._sample)
-            self._iterator = iter(self._loader)
-        elif new_epoch:
-            self._rows.continue_with_next_epoch()
             self._iterator = iter(self._loader)
         batches = []
         for _ in range(self._accumulation):
-            columns = next(
-                self._iterator,
-                {"error": ["the shards hold fewer samples than their manifest says; build the data again"]},
-            )
+            columns = next(self._iterator)
             if "error" in columns:
                 raise UserError(columns["error"][0])
             batch = collate(columns)
@@ -197,12 +181,24 @@ class Reader:
     def _open(self) -> tuple[RowDataset, StreamingDataLoader]:
         """The dataset and its data loader, which starts the workers."""
         from sleeptrain.data.rows import RowDataset, StreamingDataLoader
+        from sleeptrain.data.worker_rows import RankRows
 
         workers = self._data.workers
-        rows = RowDataset(
-            self._sources, batch=self._micro, shuffle=self._data.shuffle, seed=self._seed, weighted=True,
-            rank=self._rank, world=self._world,
-        )  # fmt: skip
+        reads = RankRows(
+            deepcopy(self._draws),
+            self._seed,
+            self._data.shuffle,
+            self._micro,
+            self._accumulation,
+            self._rank,
+            self._world,
+        )
+        rows = RowDataset(self._sources, reads)
+        if rows.num_samples != self._sources.rows:
+            rows.release()
+            raise UserError(
+                f"the shards hold {rows.num_samples:,} samples and their manifests say {self._sources.rows:,}; build the data again"
+            )
         loader = StreamingDataLoader(
             rows,
             batch_size=self._micro,
@@ -212,7 +208,6 @@ class Reader:
             # A fork server, which Python 3.14 has by default, would be the workers' parent, and a worker ends without its own.
             multiprocessing_context="fork" if workers and multiprocessing.get_start_method() == "forkserver" else None,
             prefetch_factor=4 if workers else None,
-            persistent_workers=workers > 0,
             # Seeds of workers, which nothing uses. From the global generator, every start of a reader would draw a number.
             generator=torch.Generator(),
         )

@@ -30,19 +30,16 @@ import_streaming()  # in spawned workers, too
 import streaming.base.dataset  # noqa: E402
 from streaming import StreamingDataLoader, StreamingDataset  # noqa: E402
 from streaming.base.shared import SharedMemory  # noqa: E402
-from streaming.base.world import World  # noqa: E402
 
+from sleeptrain.data.order import SourceOrder  # noqa: E402
 from sleeptrain.data.shards import ShardStream, decompressed_path  # noqa: E402
 from sleeptrain.data.sources import Sources  # noqa: E402
+from sleeptrain.data.worker_rows import RankRows, WorkerRows  # noqa: E402
 
 __all__ = ["RowDataset", "StreamingDataLoader"]
 
-SHUFFLE_BLOCK = 1 << 18
-"""Rows of a shuffle block, within which each shard is spread: about 200 shards of 4,096-token samples at 64 MiB a shard."""
 PREDOWNLOAD = 16
 """Batches by which shards are downloaded and decompressed ahead."""
-SEED_STRIDE = 1 << 32
-"""Factor between seeds: the library shuffles epoch e with seed + e, so that seed s + 1 would repeat the epochs of seed s."""
 NAMES = 10**10
 """Number of prefixes of names in shared memory; with one of ten digits the longest name has 30 characters, of 31 that macOS allows."""
 ONE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
@@ -52,62 +49,50 @@ NO_DISTRIBUTED = SimpleNamespace(is_available=lambda: False)
 
 
 class RowDataset(StreamingDataset):
-    """Samples of one split of all sources: dicts of their columns and "row", the number of the row; or {"error": message}.
+    """Samples of one split of all sources: dicts of their columns, "row", the number of the row, and where there are several
+    sources "source", the number of its own; or {"error": message}.
 
-    Iteration yields the rows of rank `rank` of `world`: positions rank, rank + world, ... of the order of an epoch, which is
-    equal on all ranks. Indexing returns any row by its number.
+    Indexing returns any row by its number. Iteration has no end; it yields what the rank `reads`.
     """
 
-    def __init__(
-        self,
-        sources: Sources,
-        *,
-        batch: int = 1,
-        shuffle: bool = False,
-        seed: int = 0,
-        weighted: bool = False,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        """Open the sources, `weighted` by their proportions or not; `batch` is the batch size of the data loader."""
+    def __init__(self, sources: Sources, reads: RankRows | None = None) -> None:
+        """Open the sources that have rows."""
         lock_folder = tempfile.mkdtemp(prefix="sleeptrain-locks-")
         self._remove_locks = weakref.finalize(self, _call_in_process, os.getpid(), shutil.rmtree, lock_folder, True)
+        micro = 1 if reads is None else reads.micro
         with _single_process(lock_folder):
             super().__init__(
-                streams=[ShardStream(source, sources.split, weighted) for source in sources.opened],
-                num_canonical_nodes=1,  # one order, whatever the number of machines
-                batch_size=batch,
-                predownload=PREDOWNLOAD * batch,
-                shuffle=shuffle,
-                shuffle_algo="py1e",
-                shuffle_seed=seed * SEED_STRIDE,
-                shuffle_block_size=SHUFFLE_BLOCK,
+                streams=[ShardStream(source, sources.split) for source in sources.opened if source.rows],
+                num_canonical_nodes=1,
+                batch_size=micro,
+                predownload=PREDOWNLOAD * micro,
             )
-        self._parallel_rank_world = World(num_nodes=1, ranks_per_node=world, workers_per_rank=1, worker=rank)
+        self._reads = reads
+        self._stops = np.cumsum([source.rows for source in sources.opened])
         self._prepared: set[int] = set()
         arrays = (self._next_epoch.arr, self._cache_usage.arr, self._shard_states, self._shard_access_times)
         self._shared_memory = [self._locals_shm, self._shared_barrier._arr.shm, *(array.shm for array in arrays)]
         self._unlink = weakref.finalize(self, _call_in_process, os.getpid(), _unlink_blocks, self._shared_memory)
         self._unlink.atexit = False  # type: ignore[misc]  # the library unlinks at exit
 
-    def start_at(self, epoch: int, sample: int) -> None:
-        """Start the next iteration at a position of an epoch, counted over all ranks."""
-        self.continue_with_next_epoch()
-        self.next_epoch = epoch  # the library ignores the state of an epoch before its next one
-        state = {"epoch": epoch, "sample_in_epoch": sample, "num_canonical_nodes": 1, "initial_physical_nodes": 1}
-        self.load_state_dict(state | {"shuffle_seed": self.shuffle_seed})
-        self._shared_memory.append(self._resume_shm)
+    def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
+        """The order of this worker, which the library asks for where it begins an epoch."""
+        assert self._reads is not None
+        world = self._parallel_worker_world
+        return WorkerRows(self._reads, self._orders(), world.worker_of_rank, world.workers_per_rank, PREDOWNLOAD + 3)
 
-    def continue_with_next_epoch(self) -> None:
-        """Start the next iteration at the epoch after this one, which all workers have begun.
-
-        The library does so by default, but opens the shared memory of the resume position again in each epoch and never
-        closes it. Here it is unlinked.
-        """
-        if hasattr(self, "_resume_shm"):
-            self._shared_memory.remove(self._resume_shm)
-            _unlink_blocks([self._resume_shm])
-            del self._resume_shm
+    def _orders(self) -> list[SourceOrder]:
+        """The order of every source; one that has no rows has no place in any."""
+        assert self._reads is not None
+        orders, first_shard = [], 0
+        for number, stop in enumerate(self._stops):
+            last_shard = int(np.searchsorted(self.sample_offset_per_shard, stop))
+            seed = (self._reads.seed, number)
+            first = 0 if number == 0 else int(self._stops[number - 1])
+            shards = self.samples_per_shard[first_shard:last_shard].tolist()
+            orders.append(SourceOrder(shards, first, seed, self._reads.shuffle))
+            first_shard = last_shard
+        return orders
 
     def release(self) -> None:
         """End the background threads and unlink the shared memory; the dataset cannot be read afterwards."""
@@ -149,7 +134,10 @@ class RowDataset(StreamingDataset):
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """One row, or {"error": message}: an exception would show the stack trace of a worker, or end the epoch silently."""
         try:
-            return super().get_item(int(sample_id), retry) | {"row": int(sample_id)}
+            sample = super().get_item(int(sample_id), retry) | {"row": int(sample_id)}
+            if len(self._stops) > 1:
+                sample["source"] = int(np.searchsorted(self._stops, sample_id, side="right"))
+            return sample
         except Exception as error:
             shard_id, _ = self.spanner[sample_id]
             stream, path = self.streams[self.stream_per_shard[shard_id]], decompressed_path(self.shards[shard_id])

@@ -29,9 +29,9 @@ class ShardStream(Stream):
     and takes the leftovers of a killed job for a running one.
     """
 
-    def __init__(self, source: OpenedSource, split: str, weighted: bool) -> None:
+    def __init__(self, source: OpenedSource, split: str) -> None:
         options: dict[str, Any] = {"local": source.folder, "split": split, "validate_hash": "xxh64"}
-        super().__init__(**options, proportion=source.proportion if weighted else None)
+        super().__init__(**options)
         options |= {"keep_zip": source.remote is None, "download_retry": 2, "download_timeout": 300}
         self._download_stream = Stream(remote=source.remote, **options)
         self._cut = source.cut

@@ -32,7 +32,8 @@ class OpenedSource:
     """Folder of its index and decompressed shards."""
     remote: str | None
     """URL or folder to download missing shards from; None if the source is read in place."""
-    proportion: float | None
+    name: str
+    rows: int
     cut: RowCut | None
     """How rows are cut from its blocks; None for samples."""
 
@@ -62,9 +63,11 @@ def open_sources(data: Data, split: str, window: int | None = None) -> Sources:
     opened = []
     for source, folder, one in zip(data.sources, folders, cut, strict=True):
         remote = None if data.cache is None else source.path
-        _check_index(source.path, remote is not None, folder / split / "index.json", one.splits[split]["hash"])
-        rows_of = None if one.block is None else RowCut(one.block, one.length, one.samples(split), one.pad)
-        opened.append(OpenedSource(str(folder), remote, source.proportion, rows_of))
+        if split in one.splits:
+            _check_index(source.path, remote is not None, folder / split / "index.json", one.splits[split]["hash"])
+        count = one.samples(split) if split in one.splits else 0
+        rows_of = None if one.block is None else RowCut(one.block, one.length, count, one.pad)
+        opened.append(OpenedSource(str(folder), remote, source.label, count, rows_of))
     return Sources(manifest, split, rows, tuple(opened))
 
 

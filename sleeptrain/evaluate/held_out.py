@@ -1,8 +1,9 @@
-"""Evaluation while a model trains: loss by window and accuracy by label on held-out data, on all ranks in the training layout."""
+"""Evaluation while a model trains: loss by window and source and accuracy by label on held-out data, on all ranks in the training
+layout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from sleep_data.task import NO_GROUP
-from sleeptrain.data.batch import IGNORED, Batch
+from sleeptrain.data.batch import IGNORED, Batch, by_source
 from sleeptrain.data.evaluation import Evaluation
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
@@ -50,7 +51,7 @@ def evaluate_held_out(context: StepContext, data: Evaluation, beat: Callable[[],
     A collective over all ranks. Raises UserError on all ranks where one cannot read its batches.
     """
     began, process, layout = perf_counter(), context.engine.process, context.layout
-    program, group, counts = layout.program(), layout.batch.group, Counts(data.manifest)
+    program, group, counts = layout.program(), layout.batch.group, Counts(data.manifest, data.names)
     # Only the last pipeline stage has losses and predictions, and all tensor-parallel ranks have the same.
     counted = context.axes.pipe.rank == context.axes.pipe.size - 1 and context.axes.tensor.rank == 0
     batches = iter(data)
@@ -68,12 +69,14 @@ def evaluate_held_out(context: StepContext, data: Evaluation, beat: Callable[[],
 
 
 class Counts:
-    """Targets, losses and correct predictions by window and by label value."""
+    """Targets, losses and correct predictions by window, by source and by label value."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
+    def __init__(self, manifest: Manifest, names: Sequence[str]) -> None:
+        self._manifest, self._names = manifest, names
         self._windows = torch.zeros(len(manifest.windows), 3, dtype=torch.float64)
         """Targets, sum of their losses, and targets that are the likeliest token."""
+        self._sources = torch.zeros(len(names), 3, dtype=torch.float64)
+        """The same by source."""
         self._labels: dict[int, list[int]] = {}
         """The same without losses, by label value."""
 
@@ -84,6 +87,8 @@ class Counts:
         right = (output.predicted.cpu() == batch.targets) & scored
         columns = (scored, output.nll.cpu(), right)
         self._windows += torch.stack([by_window(column, self._manifest.windows) for column in columns], 1)
+        by_row = torch.stack([column.sum(1, dtype=torch.float64) for column in columns], 1)
+        self._sources += by_source(by_row, batch.sources, len(self._names))
         if self._manifest.label is not None:
             for value in batch.groups[scored].unique().tolist():
                 inside = scored & (batch.groups == value)
@@ -93,17 +98,24 @@ class Counts:
     def sum_over_ranks(self, world: int) -> None:
         """Add the counts of all ranks, in the order of ranks. A collective."""
         ranks: list[Any] = [None] * world
-        dist.all_gather_object(ranks, (self._windows.tolist(), self._labels))
-        self._windows = sum((torch.tensor(windows, dtype=torch.float64) for windows, _ in ranks), start=torch.zeros(()))
-        values = sorted({value for _, labels in ranks for value in labels})
-        self._labels = {v: [sum(labels.get(v, [0, 0])[i] for _, labels in ranks) for i in range(2)] for v in values}
+        dist.all_gather_object(ranks, (self._windows, self._sources, self._labels))
+        self._windows = sum((windows for windows, _, _ in ranks), start=torch.zeros(()))
+        self._sources = sum((sources for _, sources, _ in ranks), start=torch.zeros(()))
+        tables = [labels for _, _, labels in ranks]
+        values = sorted({value for labels in tables for value in labels})
+        self._labels = {v: [sum(labels.get(v, [0, 0])[i] for labels in tables) for i in range(2)] for v in values}
 
     def row(self) -> dict[str, Any]:
-        """Entries of a row of metrics; None where there are no targets."""
+        """Entries of a row of metrics, by source where there are several; None where there are no targets."""
         targets, nll, right = self._windows.sum(0).tolist()
-        return {
+        row = {
             "eval_loss": nll / targets if targets else None, "eval_accuracy": right / targets if targets else None,
             "eval_loss_by_window": [loss / n if n else None for n, loss, _ in self._windows.tolist()],
             "eval_accuracy_by_label": {str(v): right / n for v, (n, right) in sorted(self._labels.items()) if v != NO_GROUP},
             "eval_targets": round(targets),
         }  # fmt: skip
+        if len(self._names) > 1:
+            sources = list(zip(self._names, self._sources.tolist(), strict=True))
+            row["eval_loss_by_source"] = {name: loss / n if n else None for name, (n, loss, _) in sources}
+            row["eval_accuracy_by_source"] = {name: hits / n if n else None for name, (n, _, hits) in sources}
+        return row

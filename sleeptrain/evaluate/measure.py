@@ -1,4 +1,5 @@
-"""Measurement of a model over a split at one number of passes: accuracy and loss by label value, residual and retention."""
+"""Measurement of a model over a split at one number of passes: accuracy and loss by label value, loss by source, residual and
+retention."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sleep_data.task import NO_GROUP
-from sleeptrain.data.batch import FILLER, Batch
+from sleeptrain.data.batch import FILLER, Batch, by_source
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.evaluate.intervals import share_interval
 from sleeptrain.evaluate.retention import Retention, best_head
@@ -89,18 +90,35 @@ class Measurement:
     """Largest retention of any head of any layer: see `Retention`."""
     retention_by_head: dict[int, list[float]] = field(default_factory=dict)
     """For each layer the retention of each value head."""
+    by_source: dict[str, list[float]] = field(default_factory=dict)
+    """For each of several sources, by name: targets, sum of their losses, and targets that are the likeliest token."""
 
     @property
     def loss(self) -> float:
         """Mean loss over all targets, in nats."""
         return self.nll / max(1, self.targets)
 
+    def source_loss(self, name: str) -> float | None:
+        """Mean loss over the targets of a source, in nats; None where it has none."""
+        targets, nll, _ = self.by_source.get(name, [0.0, 0.0, 0.0])
+        return nll / targets if targets else None
+
+    def source_accuracy(self, name: str) -> float | None:
+        """Share of the targets of a source that are the likeliest token; None where it has none."""
+        targets, _, right = self.by_source.get(name, [0.0, 0.0, 0.0])
+        return right / targets if targets else None
+
 
 @torch.no_grad()
 def measure(
-    model: LanguageModel, sleep: Sleep, manifest: Manifest, batches: Iterable[Batch], passes: int
+    model: LanguageModel,
+    sleep: Sleep,
+    manifest: Manifest,
+    batches: Iterable[Batch],
+    passes: int,
+    names: Sequence[str] = (),
 ) -> Measurement:
-    """Run the model over all batches with `passes` passes and count its correct predictions.
+    """Run the model over all batches with `passes` passes and count its correct predictions; `names` are those of the sources.
 
     An answer is a run of consecutive positions of one group within one window; it is exact if all its tokens are right.
     """
@@ -122,6 +140,8 @@ def measure(
             output = run(model, micro_batch, program, sleep, recompute=retention.recompute(unbroken), predict="tokens")
             assert output.predicted is not None
             _count(measurement, batch, output.predicted.cpu(), output.nll.double().cpu(), manifest)
+            if batch.sources is not None:
+                _count_sources(measurement, batch, output.predicted.cpu(), output.nll.double().cpu(), names)
             measurement.samples += int(is_sample.sum())
             changes = output.residual.double().cpu()[:, is_sample]
             residuals += changes[~changes.isnan()].tolist()
@@ -151,6 +171,18 @@ def _count(measurement: Measurement, batch: Batch, predicted: Tensor, nll: Tenso
             for row in inside.any(1).nonzero()[:, 0].tolist():
                 problem = _problem(batch.tokens[row], number, manifest)
                 measurement.by_value.setdefault(value, Tally()).add(problem, counts[row].tolist())
+
+
+def _count_sources(
+    measurement: Measurement, batch: Batch, predicted: Tensor, nll: Tensor, names: Sequence[str]
+) -> None:
+    """Add targets, losses and correct predictions of the sources of a batch; `predicted` and `nll` are [rows, length]."""
+    scored = batch.targets != IGNORED
+    columns = (scored, nll * scored, (predicted == batch.targets) & scored)
+    by_row = torch.stack([column.sum(1, dtype=torch.float64) for column in columns], 1)
+    for name, sums in zip(names, by_source(by_row, batch.sources, len(names)).tolist(), strict=True):
+        before = measurement.by_source.get(name, [0.0] * len(sums))
+        measurement.by_source[name] = [a + b for a, b in zip(before, sums, strict=True)]
 
 
 def _problem(tokens: Tensor, window: int, manifest: Manifest) -> bytes:

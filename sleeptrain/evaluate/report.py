@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def _measurement_json(m: Measurement) -> dict[str, Any]:
     return {
         "passes": m.passes, "samples": m.samples, "loss": m.loss, "targets": m.targets, "residual": m.residual,
         "state_norm": m.state_norm, "retention": m.retention, "retention_by_head": m.retention_by_head,
+        "by_source": {name: {"loss": m.source_loss(name), "accuracy": m.source_accuracy(name)} for name in m.by_source},
         "by_value": {str(value): tally.summary() for value, tally in sorted(m.by_value.items())},
     }  # fmt: skip
 
@@ -89,17 +90,18 @@ def _group_json(group: SeedGroup) -> Iterator[dict[str, Any]]:
 
 def table_rows(groups: Sequence[SeedGroup], manifest: Manifest) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table: baselines first, then accuracy with its 95 % interval for each label value."""
-    values = _label_values(groups)
+    values, names = _label_values(groups), _source_names(groups)
     header = [
         *COLUMNS,
+        *(f"loss of {name}" for name in names),
         *(f"{manifest.label}={v}" if manifest.label else "accuracy" for v in values),
         *(f"{manifest.label}={v} exact" for v in values if manifest.label),
     ]
     baselines = [
-        _baseline_row(manifest, values, kind, exact)
+        _baseline_row(manifest, values, kind, exact, len(names))
         for kind, exact in (("chance", "exact_chance"), ("majority", "exact_majority"))
     ]
-    rows = [row for row in baselines if any(cell != NONE for cell in row[len(COLUMNS) :])]
+    rows = [row for row in baselines if any(cell != NONE for cell in row[len(COLUMNS) + len(names) :])]
     for group in groups:
         for passes, measured in group.by_passes():
             loss, residual, norm, retention = (
@@ -110,6 +112,7 @@ def table_rows(groups: Sequence[SeedGroup], manifest: Manifest) -> tuple[list[st
                 f"{group.first.tokens:,}", _number(group.seconds, "{:.0f}"), _number(loss, "{:.4f}"),
                 _number(residual, "{:.3f}"), _number(norm, "{:.3g}"), _number(retention, "{:.2g}"),
             ]  # fmt: skip
+            row += [_number(mean_of(measured, methodcaller("source_loss", name)), "{:.4f}") for name in names]
             for share in SHARES if manifest.label else ("accuracy",):
                 row += [str(summary(measured, value, share) or NONE) for value in values]
             rows.append(row)
@@ -121,11 +124,16 @@ def _label_values(groups: Sequence[SeedGroup]) -> list[int]:
     return sorted({value for group in groups for r in group.runs for m in r.measured for value in m.by_value})
 
 
-def _baseline_row(manifest: Manifest, values: Sequence[int], kind: str, exact: str) -> list[str]:
+def _source_names(groups: Sequence[SeedGroup]) -> list[str]:
+    """The names of the sources that were measured, in their order."""
+    return list(dict.fromkeys(name for group in groups for r in group.runs for m in r.measured for name in m.by_source))
+
+
+def _baseline_row(manifest: Manifest, values: Sequence[int], kind: str, exact: str, sources: int) -> list[str]:
     tables = [manifest.baselines.get(str(v), {}) for v in values]
     cells = [_number(t.get(kind), "{:.3f}") for t in tables]
     cells += [_number(t.get(exact), "{:.3g}") for t in tables] if manifest.label else []
-    return [f"({kind})", *[NONE] * (len(COLUMNS) - 1), *cells]
+    return [f"({kind})", *[NONE] * (len(COLUMNS) - 1 + sources), *cells]
 
 
 def _number(value: float | None, form: str) -> str:

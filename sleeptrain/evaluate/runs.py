@@ -35,7 +35,7 @@ def evaluate(
     passes    numbers of passes; None for the number that each run was trained with
     data      folder of shards to read instead of the recipe's
     rows      rows of a batch
-    samples   evaluate the first samples of the split only; None for all
+    samples   evaluate the first samples of every source only; None for all
     quiet     show no progress bar
     fp32      compute in float32 what was trained in bfloat16
 
@@ -54,7 +54,14 @@ def evaluate(
     results: list[RunResult] = []
     for trained, batches, name in zip(runs, splits, _names(paths), strict=True):
         measured = [
-            measure(trained.model, trained.recipe.sleep, batches.manifest, _track(batches, f"{name} N={n}", quiet), n)
+            measure(
+                trained.model,
+                trained.recipe.sleep,
+                batches.manifest,
+                _track(batches, f"{name} N={n}", quiet),
+                n,
+                batches.names,
+            )
             for n in passes or [trained.recipe.sleep.max_passes]
         ]
         results.append(_result(trained, name, batches.manifest, measured))

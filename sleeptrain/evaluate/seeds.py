@@ -112,6 +112,8 @@ def differences(one: RunResult, other: RunResult) -> list[str]:
     """Dotted paths of the fields in which two runs differ, without the seed and what changes nothing that is learned."""
     a, b = (dict(_leaves(asdict(run.recipe))) for run in (one, other))
     found = [path for path in a | b if a.get(path) != b.get(path) and not NOT_LEARNED.fullmatch(path)]
+    proportions = [[source.proportion for source in run.recipe.data.sources] for run in (one, other)]
+    found += ["data.sources.proportion"] if proportions[0] != proportions[1] else []
     return [*found, "data"] if one.data != other.data else found
 
 

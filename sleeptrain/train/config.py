@@ -121,7 +121,7 @@ class Eval:
     """Steps between evaluations, of which there is one after the last step, too; 0: none. Of the checkpoints of evaluated steps,
     the one with the lowest loss is kept for ever."""
     samples: int | None = None
-    """Number of samples of `data.eval_split`, from the first on; null: all."""
+    """Number of samples of `data.eval_split` of every source, from the first on; null: all."""
 
     def problems(self) -> list[Problem]:
         """Problems of this section alone."""

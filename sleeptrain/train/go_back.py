@@ -27,11 +27,8 @@ def go_back(setup: Setup, step: int) -> int:
     found = resume(setup.engine, setup.reader, guard, setup.folder)
     if found is None:
         raise RunFailed(f"{what}, and there is no checkpoint to go back to; {way_out}")
-    setup.reader.leave_out([*left_out, *setup.reader.rows_at(streak)])
+    setup.reader.leave_out([*left_out, *streak])
     guard.streak, guard.rollbacks_left = [], guard.rollbacks_left - 1
     if setup.process.rank == 0:
-        rows = f"epoch {streak[0][0]}, from sample {streak[0][1]:,}"
-        print(
-            f"warning: {what}; going back to step {found[0]}, without the data of these steps ({rows})", file=sys.stderr
-        )
+        print(f"warning: {what}; going back to step {found[0]}, without the data of these steps", file=sys.stderr)
     return found[0]

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from sleeptrain.data.reader import Position
+from sleeptrain.data.draws import Spans, spans_of
 
 RECENT, ENOUGH = 100, 20
 """Steps whose norms are compared with, and how many there must be."""
@@ -23,8 +23,8 @@ class Guard:
     limit: int
     """Length of a streak."""
     rollbacks_left: int
-    streak: list[Position] = field(default_factory=list)
-    """Where the steps of the current streak begin in the data."""
+    streak: list[Spans] = field(default_factory=list)
+    """What the steps of the current streak have read."""
     spike: float | None = None
     """A finite norm of more than this many times the median is a spike; None: never."""
     norms: list[float] = field(default_factory=list)
@@ -47,21 +47,21 @@ class Guard:
             f"median of the last {len(self.norms)} steps (train.guard.spike)"
         )
 
-    def observe(self, grad_norm: float | None, position: Position) -> bool:
-        """Note a step that read the data at `position`; its norm is None if a loss or gradient was not finite.
+    def observe(self, grad_norm: float | None, read: Spans) -> bool:
+        """Note a step that has `read` this data; its norm is None if a loss or gradient was not finite.
 
         Whether the trainer has to go back.
         """
-        self.streak = [*self.streak, position] if grad_norm is None else []
+        self.streak = [*self.streak, read] if grad_norm is None else []
         if grad_norm is not None and self.spike is not None:
             self.norms = [*self.norms, grad_norm][-RECENT:]
         return len(self.streak) >= self.limit
 
     def state_dict(self) -> dict[str, Any]:
         """The streak and the recent norms, as JSON values."""
-        return {"streak": [list(position) for position in self.streak], "norms": self.norms}
+        return {"streak": [[list(span) for span in read] for read in self.streak], "norms": self.norms}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the streak of a run that was stopped in it."""
-        self.streak = [(epoch, sample) for epoch, sample in state["streak"]]
+        self.streak = [spans_of(read) for read in state["streak"]]
         self.norms = list(state.get("norms", []))

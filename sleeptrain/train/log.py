@@ -121,9 +121,11 @@ def held_out_note(row: dict[str, Any]) -> str:
     """What a row of metrics says of held-out data, in short."""
     if row["eval_loss"] is None:
         return "no targets"
+    losses = row.get("eval_loss_by_source", {}).items()
+    sources = ", ".join(f"{name}: {loss:.4f}" for name, loss in losses if loss is not None)
     labels = ", ".join(f"{label}: {share:.3f}" for label, share in row["eval_accuracy_by_label"].items())
-    by_label = f" ({labels})" if labels else ""
-    return f"loss {row['eval_loss']:.4f}  accuracy {row['eval_accuracy']:.3f}{by_label}  {row['eval_seconds']:.1f} s"
+    by_source, by_label = (f" ({shown})" if shown else "" for shown in (sources, labels))
+    return f"loss {row['eval_loss']:.4f}{by_source}  accuracy {row['eval_accuracy']:.3f}{by_label}  {row['eval_seconds']:.1f} s"
 
 
 def wandb_mode(log: Log) -> Literal["online", "offline", "disabled"]:

@@ -61,7 +61,7 @@ def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -
         if step == 0 and not quiet:
             warn_of_growth(setup)
         while step < steps and not stop.agreed(setup.process.device):
-            began, position = perf_counter(), setup.reader.position
+            began = perf_counter()
             watchdog.beat(step + 1, "reading data")
             program, batches = setup.layout.program_at(step), read_step(setup.reader)
             watchdog.beat(step + 1, "computing")
@@ -71,12 +71,13 @@ def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -
             step += 1
             if report.skipped and report.grad_norm is not None and announce:
                 print(guard.spike_warning(step, report.grad_norm), file=sys.stderr)
+            setup.reader.count_tokens(report.tokens_by_source)
             row = metrics(setup, step, program, report, rate, perf_counter() - began)
             if evaluate is not None and (step % setup.job.eval.every == 0 or step == steps):
                 row |= evaluate(partial(watchdog.beat, step, "evaluating"))
             logs.write(row)
             eval_loss = row.get("eval_loss")
-            if guard.observe(report.grad_norm, position):
+            if guard.observe(report.grad_norm, setup.reader.last_read):
                 watchdog.beat(step, "going back")
                 step = saved = go_back(setup, step)
                 logs.rewind(step)

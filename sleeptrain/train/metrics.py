@@ -15,10 +15,13 @@ from sleeptrain.train.throughput import mfu, peak_memory, row_flops
 def metrics(
     setup: Setup, step: int, program: Program, report: StepReport, rate: float, seconds: float
 ) -> dict[str, Any]:
-    """One line of metrics.jsonl. Losses in nats per target; rates per second; FLOPs per second over all processes."""
-    job, tokens = setup.job, setup.layout.tokens_per_step
+    """One line of metrics.jsonl. Losses in nats per target; rates per second; FLOPs per second over all processes.
+
+    The loss by source is there where there are several; rows, real tokens and epochs by source are those of the run so far.
+    """
+    job, tokens, names = setup.job, setup.layout.tokens_per_step, setup.reader.names
     flops_per_second = row_flops(job.model, program, job.sleep) * job.train.batch / seconds
-    return {
+    row = {
         "step": step, "tokens": setup.tokens_at(step), "loss": report.loss, "grad_norm": report.grad_norm, "lr": rate * job.optim.lr,
         "tokens_per_second": tokens / seconds, "passes": program.passes,
         "loss_by_window": report.loss_by_window, "targets": report.targets, "residual": report.residual,
@@ -28,3 +31,5 @@ def metrics(
         "memory_bytes": peak_memory(),
         "perplexity": math.exp(min(report.loss, 50.0)) if math.isfinite(report.loss) else None,
     }  # fmt: skip
+    losses = {"loss_by_source": dict(zip(names, report.loss_by_source, strict=True))} if len(names) > 1 else {}
+    return row | losses | setup.reader.seen()

@@ -133,7 +133,9 @@ def set_up(
     engine = build_engine(model, job.optim, _engine_spec(layout, model, axes))
     if job.train.compile:
         compile_blocks(model)
-    context = StepContext(engine, make_forward(layout, axes, engine.grad_buffers), layout, axes, manifest.pad)
+    context = StepContext(
+        engine, make_forward(layout, axes, engine.grad_buffers), layout, axes, manifest.pad, len(reader.names)
+    )
     limits = job.train.guard
     guard = Guard(limits.streak, limits.rollbacks, spike=limits.spike)
     found = resume(engine, reader, guard, folder)

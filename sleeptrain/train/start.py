@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from sleeptrain.data.config import Data
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.model.counts import parameters
 from sleeptrain.model.deltanet import DeltaNet
@@ -30,10 +31,24 @@ def start_lines(layout: Layout, manifest: Manifest, process: Process) -> Iterato
     paths = ", ".join(source.path for source in job.data.sources)
     unit = "samples" if manifest.block is None else "rows"
     yield f"data    {paths}: {rows:,} {unit} of {layout.length:,} tokens in {several(len(layout.windows), 'window')}"
+    if len(job.data.sources) > 1:
+        yield f"mixture {mixture(job.data, layout.steps)}"
     passes = f"N = {job.sleep.max_passes}" if isinstance(job.sleep.passes, int) else f"N up to {job.sleep.max_passes}"
     yield (
         f"step    {job.train.batch:,} samples, {layout.tokens_per_step:,} tokens, {passes}, {job.optim.name}, "
         f"recompute {job.train.recompute}{', compiled' if job.train.compile else ''}; {layout.steps:,} steps"
+    )
+
+
+def mixture(data: Data, steps: int) -> str:
+    """The shares of the sources in the first step, and in the last one where they are others."""
+    if data.sources[0].proportion is None:
+        return f"{', '.join(data.names)}: every row once in each epoch"
+    mix = data.mix(())
+    first, last = ([share / mix.unit for share in mix.shares(step)] for step in (0, steps - 1))
+    return ", ".join(
+        f"{name} {a:.1%}" + (f" to {b:.1%}" if a != b else "")
+        for name, a, b in zip(data.names, first, last, strict=True)
     )
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sleeptrain.data.batch import IGNORED, Batch
+from sleeptrain.data.batch import IGNORED, Batch, by_source
 from sleeptrain.data.reader import Reader
 from sleeptrain.engine.engine import Engine
 from sleeptrain.errors import UserError
@@ -45,6 +45,8 @@ class StepContext:
     axes: MeshAxes
     pad: int
     """The token id of padding."""
+    sources: int = 1
+    """Number of sources of the data."""
 
     @property
     def model(self) -> LanguageModel:
@@ -58,6 +60,10 @@ class StepReport:
 
     loss: float
     loss_by_window: list[float | None]
+    loss_by_source: list[float | None]
+    """None where a source has no targets in this step."""
+    tokens_by_source: list[int]
+    """Real tokens of this step."""
     targets: int
     grad_norm: float | None
     residual: float | None
@@ -93,25 +99,30 @@ def train_step(
     """
     engine, axes, windows = context.engine, context.axes, context.layout.windows
     device, group = engine.process.device, context.layout.batch.group
-    counts = sum_over_ranks(_count_targets(batches, windows).to(device) / axes.model_parallel_size)
+    counts = sum_over_ranks(_count(batches, context).to(device) / axes.model_parallel_size)
     if isinstance(batches, UserError) or counts.isnan().any():
         raise _gather_errors(engine.process, batches)
-    total = max(1, round(float(counts.sum())))
-    measures = torch.zeros(2 * len(windows) + 3, dtype=torch.float64, device=device)
+    targets, source_targets, source_tokens = counts.split([len(windows), context.sources, context.sources])
+    total = max(1, round(float(targets.sum())))
+    by_sources = context.sources if context.sources > 1 else 0
+    measures = torch.zeros(2 * len(windows) + 3 + by_sources, dtype=torch.float64, device=device)
     for first in range(0, len(batches), group):
         micro_batches = [
             to_micro_batch(batch, context, engine.adjoint_scale(total)) for batch in batches[first : first + group]
         ]
         outputs = context.forward(context.model, micro_batches, program)
         engine.backward(torch.stack([output.nll.sum() for output in outputs]).sum() * engine.scale(total))
-        for output in outputs:
-            measures += _measure(output, windows, axes)
+        for batch, output in zip(batches[first : first + group], outputs, strict=True):
+            measures += _measure(output, batch, context)
     result = engine.step(lr_multiplier, max_norm)
-    rows, residual, changes, squares, *by_window = sum_over_ranks(measures).tolist()
-    losses, adjoint = by_window[: len(windows)], by_window[len(windows) :]
+    rows, residual, changes, squares, *more = sum_over_ranks(measures).tolist()
+    losses, adjoint = more[: len(windows)], more[len(windows) : 2 * len(windows) - 1]
+    source_losses = more[2 * len(windows) - 1 :] or [sum(losses)]
     return StepReport(
         loss=sum(losses) / total,
-        loss_by_window=[loss / n if n else None for loss, n in zip(losses, counts.tolist(), strict=True)],
+        loss_by_window=_means(losses, targets),
+        loss_by_source=_means(source_losses, source_targets),
+        tokens_by_source=source_tokens.round().long().tolist(),
         targets=total,
         grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
         residual=residual / changes if changes else None,
@@ -121,11 +132,25 @@ def train_step(
     )
 
 
-def _count_targets(batches: Sequence[Batch] | UserError, windows: Sequence[Window]) -> Tensor:
-    """Targets of each window, float64. NaN where there is no batch: the sum over ranks carries it to all of them."""
+def _means(losses: Sequence[float], counts: Tensor) -> list[float | None]:
+    """Losses by target; None where there are no targets."""
+    return [loss / n if n else None for loss, n in zip(losses, counts.tolist(), strict=True)]
+
+
+def _count(batches: Sequence[Batch] | UserError, context: StepContext) -> Tensor:
+    """Targets of each window, targets of each source and real tokens of each source, float64.
+
+    NaN where there is no batch: the sum over ranks carries it to all of them.
+    """
+    windows, sources = context.layout.windows, context.sources
     if isinstance(batches, UserError):
-        return torch.full((len(windows),), math.nan, dtype=torch.float64)
-    return torch.stack([by_window((batch.targets != IGNORED).float(), windows) for batch in batches]).sum(0)
+        return torch.full((len(windows) + 2 * sources,), math.nan, dtype=torch.float64)
+    counts = []
+    for batch in batches:
+        scored, real = batch.targets != IGNORED, batch.tokens != context.pad
+        by_row = torch.stack([scored.sum(1), real.sum(1)], 1)
+        counts.append(torch.cat([by_window(scored, windows), by_source(by_row, batch.sources, sources).T.flatten()]))
+    return torch.stack(counts).sum(0)
 
 
 def _gather_errors(process: Process, batches: Sequence[Batch] | UserError) -> UserError:
@@ -146,22 +171,27 @@ def to_micro_batch(batch: Batch, context: StepContext, loss_scale: float) -> Mic
     return MicroBatch(batch.tokens, batch.targets, state, valid, loss_scale, starts)
 
 
-def _measure(output: ProgramOutput, windows: Sequence[Window], axes: MeshAxes) -> Tensor:
-    """Rows, sum and number of residuals, squared state norm, loss sums by window and squared norms of the gradients of S
-    between windows: one float64 vector, so that one copy leaves the device.
+def _measure(output: ProgramOutput, batch: Batch, context: StepContext) -> Tensor:
+    """Rows, sum and number of residuals, squared state norm, loss sums by window, squared norms of the gradients of S between
+    windows, and where there are several sources loss sums by source: one float64 vector, so that one copy leaves the device.
 
     The vector is summed over all processes. Where several processes hold the same number, each contributes its share. Losses
     and residuals are known to one pipeline stage (elsewhere they are 0); every process has its own part of the state.
     """
-    losses = by_window(output.nll.detach(), windows) / axes.tensor.size
-    rows = losses.new_tensor(output.nll.shape[0] / axes.model_parallel_size)
+    axes, nll = context.axes, output.nll.detach()
+    losses = by_window(nll, context.layout.windows) / axes.tensor.size
+    rows = losses.new_tensor(nll.shape[0] / axes.model_parallel_size)
     residuals = output.residual.double() / axes.tensor.size
     present = ~residuals.isnan()
     residual, changes = residuals.nan_to_num().sum(), present.double().sum() / axes.tensor.size
     fast = [output.state[leaf.name].detach() for leaf in output.state.spec if leaf.kind == "fast"]
     squares = sum((s.double().square().sum() for s in fast), losses.new_zeros(()))
     adjoint = output.adjoint.squares(losses.device)
-    return torch.cat([torch.stack([rows, residual, changes, squares]), losses, adjoint])
+    parts = [torch.stack([rows, residual, changes, squares]), losses, adjoint]
+    if batch.sources is not None:
+        sources = batch.sources.to(nll.device, non_blocking=True)
+        parts.append(by_source(nll.sum(1, dtype=torch.float64), sources, context.sources) / axes.tensor.size)
+    return torch.cat(parts)
 
 
 def by_window(values: Tensor, windows: Sequence[Window]) -> Tensor:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from sleeptrain.data import Data, Source
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.evaluate.compare import compare
 from sleeptrain.evaluate.measure import Measurement, Tally
@@ -128,6 +129,29 @@ def test_json_has_every_run_and_every_group():
     assert group["seeds"] == [0, 1]
     exact = group["measured"][0]["by_value"]["1"]["exact"]
     assert exact["values"] == [0.6, 0.62] and exact["mean"] == pytest.approx(0.61)
+
+
+def test_held_out_sets_have_a_column_each():
+    run = run_result("a", 1, 300)
+    run.measured[0].by_source |= {"code": [200.0, 100.0, 150.0], "web": [0.0, 0.0, 0.0]}
+    header, rows = table_rows(group_by_recipe([run]), MANIFEST)
+    assert len({len(header), *map(len, rows)}) == 1
+    cells = dict(zip(header, rows[-1], strict=True))
+    assert cells["loss of code"] == "0.5000" and cells["loss of web"] == "–" and cells["t=1"].startswith("0.600")
+    body = json.loads(json.dumps(to_json([run], MANIFEST, {}, "command")))
+    assert body["runs"][0]["measured"][0]["by_source"] == {
+        "code": {"loss": 0.5, "accuracy": 0.75}, "web": {"loss": None, "accuracy": None},
+    }  # fmt: skip
+
+
+def test_runs_of_other_proportions_are_other_recipes():
+    one, other = (run_result("a", 1, 300, seed=seed) for seed in (0, 1))
+
+    def on(run, *sources):
+        return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, data=Data([*sources])))
+
+    plain, moved, mixed = on(one, Source("here", 1.0)), on(other, Source("there", 1.0)), on(other, Source("here", 2.0))
+    assert len(group_by_recipe([plain, moved])) == 1 and len(group_by_recipe([plain, mixed])) == 2
 
 
 def test_report_on_the_terminal_has_a_column_for_each_recipe(capsys):

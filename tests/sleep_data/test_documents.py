@@ -72,7 +72,10 @@ def test_rows_of_tables_are_documents(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"body": "wrong"}', r"the line at byte 17 has no field 'text' with a string \(it has body\); name the field with field="),
+        (
+            '{"body": "wrong"}',
+            r"the line at byte 17 has no field 'text' with a string \(it has body\); name the field with field=",
+        ),
         ('{"text": 5}', "has no field 'text' with a string"),
         ("[1]", r"has no field 'text' with a string \(it has none\)"),
         ("{", "the line at byte 17 is not valid JSON"),

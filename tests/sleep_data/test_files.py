@@ -10,7 +10,18 @@ def names(*paths):
 
 
 def test_files_are_read_by_their_suffix_in_the_order_of_their_names(tmp_path):
-    for name in ("b.md", "a.py", "c.jsonl", "d.bin", ".hidden.txt", "e.txt.gz", "f.jsonl.zst", "g.gz", "cache-1.arrow", "index.json"):
+    for name in (
+        "b.md",
+        "a.py",
+        "c.jsonl",
+        "d.bin",
+        ".hidden.txt",
+        "e.txt.gz",
+        "f.jsonl.zst",
+        "g.gz",
+        "cache-1.arrow",
+        "index.json",
+    ):
         (tmp_path / name).write_text("{}")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "A.TXT").write_text("text")

@@ -58,5 +58,7 @@ def test_a_line_that_does_not_fit_into_memory_is_an_error(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "LONGEST_LINE", 20)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"x" * 20 + b"\n" + b"y" * 40)
-    with pytest.raises(ValueError, match=r"a\.jsonl: the line at byte 21 is longer than 0 MiB; put a document of that size"):
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl: the line at byte 21 is longer than 0 MiB; put a document of that size"
+    ):
         list(lines(path, 0, END))

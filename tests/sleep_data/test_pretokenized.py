@@ -74,14 +74,18 @@ def test_mds_shards(tmp_path, compression):
     samples = [np.arange(n, dtype=np.int64) for n in (5, 1, 40)]
     for encoding, value in (("bytes", lambda ids: ids.tobytes()), ("ndarray:int32", lambda ids: ids.astype(np.int32))):
         folder = tmp_path / encoding[:5]
-        with MDSWriter(out=str(folder), columns={"tokens": encoding}, compression=compression, size_limit=200) as writer:
+        with MDSWriter(
+            out=str(folder), columns={"tokens": encoding}, compression=compression, size_limit=200
+        ) as writer:
             for ids in samples:
                 writer.write({"tokens": value(ids)})
         assert len(spans(folder / "index.json")) > 1
         assert documents(folder / "index.json") == [ids.tolist() for ids in samples]
     with MDSWriter(out=str(tmp_path / "text"), columns={"text": "str"}, compression=compression) as writer:
         writer.write({"text": "naïve"})
-    [piece] = [piece for span in spans(tmp_path / "text" / "index.json") for piece in read(span, Fields("text", None), iter)]
+    [piece] = [
+        piece for span in spans(tmp_path / "text" / "index.json") for piece in read(span, Fields("text", None), iter)
+    ]
     assert piece.data == "naïve".encode()
     with MDSWriter(out=str(tmp_path / "other"), columns={"image": "bytes"}) as writer:
         writer.write({"image": b""})

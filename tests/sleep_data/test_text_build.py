@@ -49,7 +49,9 @@ def test_every_document_is_in_one_split_and_repeated_ones_are_read_once(tmp_path
         entry = body["splits"][split]
         assert entry["documents"] == len(found) > 5 and entry["tokens"] == sum(map(len, found)) + len(found)
         assert entry["targets"] == sum(map(len, found)) and entry["samples"] == -(-entry["tokens"] // 16)
-        assert entry["lengths"] == [sum(len(text) + 1 in range(1 << k, 2 << k) for text in found) for k in range(len(entry["lengths"]))]
+        assert entry["lengths"] == [
+            sum(len(text) + 1 in range(1 << k, 2 << k) for text in found) for k in range(len(entry["lengths"]))
+        ]
     size = sum(map(len, texts)) + 2 * len(texts[5])
     assert body["corpus"] == {"bytes": size, "documents": 42, "repeated": 2, "empty": 1, "not UTF-8": 0}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "out"]
@@ -99,7 +101,10 @@ def test_inputs_that_are_tokenized_already(tmp_path):
     ends = [*(np.flatnonzero(ids == 0) + 1).tolist(), len(ids)]
     expected = [ids[start:stop].tolist() for start, stop in zip([0, *ends], ends, strict=False) if stop > start]
     assert sorted(found[0] + found[1]) == sorted(expected) and min(map(len, found)) > 10
-    for parameters, message in (({"vocab": 100}, r"a\.npy: it holds the token id \d+; the vocabulary has the ids 0 to 99"), ({}, "name their tokenizer")):
+    for parameters, message in (
+        ({"vocab": 100}, r"a\.npy: it holds the token id \d+; the vocabulary has the ids 0 to 99"),
+        ({}, "name their tokenizer"),
+    ):
         with pytest.raises(ValueError, match=message):
             build(text_of(tmp_path / "a.npy", **parameters), tmp_path / "bad", ALL)
 
@@ -122,7 +127,12 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path, monkeypatch):
     os.utime(corpus / "000.txt")
     reported = []
     divided = build(
-        text_of(corpus), tmp_path / "divided", ALL, processes=3, shard_bytes=256, progress=lambda *values: reported.append(values)
+        text_of(corpus),
+        tmp_path / "divided",
+        ALL,
+        processes=3,
+        shard_bytes=256,
+        progress=lambda *values: reported.append(values),
     )
     assert hashes(tmp_path / "whole") == hashes(tmp_path / "divided") and whole == divided
     assert len(hashes(tmp_path / "whole")) > 12
@@ -152,7 +162,7 @@ def test_a_killed_build_continues(tmp_path, monkeypatch, calls, processes):
     """Parts and shards that are complete are not made again, and all bytes are those of an undisturbed build."""
     corpus = corpus_of_parts(tmp_path / "corpus", monkeypatch)
     command = [sys.executable, "-c", KILLED, str(corpus), str(tmp_path / "out"), str(calls), str(processes)]
-    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     staging = tmp_path / ".out.building"
     done = {path: path.stat().st_mtime_ns for path in staging.rglob("*.npz") if path.parent == staging}
     assert len(done) >= min(calls, 10) and not (tmp_path / "out").exists()
@@ -177,7 +187,9 @@ def test_after_an_error_the_build_continues_with_the_parts_that_are_whole(tmp_pa
     assert len(kept) > 3 and not (tmp_path / "out").exists()
     (corpus / "zz.jsonl").write_text('{"text": "3"}')
     read = []
-    monkeypatch.setattr("sleep_data.text_build.run_all", lambda work, calls, processes: read.extend(calls) or _run(work, calls))
+    monkeypatch.setattr(
+        "sleep_data.text_build.run_all", lambda work, calls, processes: read.extend(calls) or _run(work, calls)
+    )
     build(text_of(corpus), tmp_path / "out", ALL)
     assert {f"{call[-1].name}.npz" for call in read if isinstance(call[-1], Path)}.isdisjoint(kept) and len(read) == 1
 
@@ -196,12 +208,12 @@ def test_a_folder_of_the_same_documents_is_not_written_again_and_another_is_an_e
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     os.utime(corpus / "003.txt", (1, 1))  # touched, with the same content
     build(text_of(corpus), tmp_path / "out", ALL)
-    with pytest.raises(ValueError, match="holds other data .*block"):
+    with pytest.raises(ValueError, match=r"holds other data .*block"):
         build(text_of(corpus, block=8), tmp_path / "out", ALL)
-    with pytest.raises(ValueError, match="holds other data .*samples"):
+    with pytest.raises(ValueError, match=r"holds other data .*samples"):
         build(text_of(corpus), tmp_path / "out", ALL | {"train": 3})
     (corpus / "003.txt").write_bytes(b"another")
-    with pytest.raises(ValueError, match="holds other data .*inputs"):
+    with pytest.raises(ValueError, match=r"holds other data .*inputs"):
         build(text_of(corpus), tmp_path / "out", ALL)
 
 
@@ -234,6 +246,8 @@ def test_wrong_requests(tmp_path):
         with pytest.raises(ValueError, match=message):
             text_of(corpus, **parameters)
     one = write_files(tmp_path / "one", [b"x"])
-    with pytest.raises(ValueError, match="the train split of text is empty; ask for 0 train samples, or change the holdout"):
+    with pytest.raises(
+        ValueError, match="the train split of text is empty; ask for 0 train samples, or change the holdout"
+    ):
         build(text_of(one), tmp_path / "out", ALL)
     assert BOS == 256 and not (tmp_path / "out").exists()

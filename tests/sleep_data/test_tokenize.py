@@ -78,7 +78,9 @@ def bpe(folder, divider, normalizer=None):
     tokenizer.pre_tokenizer, tokenizer.decoder = divider, decoders.ByteLevel()
     if normalizer is not None:
         tokenizer.normalizer = normalizer
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator(TEXT * 3, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     return FileTokenizer(str(folder / "tokenizer.json"))

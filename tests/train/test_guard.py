@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sleeptrain.data.draws import Spans
 from sleeptrain.errors import RunFailed
 from sleeptrain.train.guard import Guard
 from tests.distributed import run
@@ -18,20 +21,21 @@ COMMON = [
     "sleep.window=16", "sleep.loop.trigger=every", "train.batch=8", "train.steps=12", "optim.schedule.name=constant",
     "checkpoint.every=3",
 ]  # fmt: skip
-BAD = [(0, 40), (0, 48), (0, 56)]
-"""Steps 6 to 8 of an epoch of eight-row steps."""
+BAD = [((40, 48),), ((48, 56),), ((56, 64),)]
+"""What steps 6 to 8 read: eight rows each of one source."""
 
 
-def poisoned(positions: list[tuple[int, int]], rank: int) -> Any:
-    """Gradients of one rank are NaN in the steps that read the data at these positions."""
+def poisoned(spans: Collection[Spans], rank: int) -> Any:
+    """Gradients of one rank are NaN in the steps that read this data."""
 
     def spoil(setup: Any) -> None:
         reader, now = setup.reader, {"bad": False}
         read = reader.next_step
 
         def next_step() -> Any:
-            now["bad"] = reader.position in positions
-            return read()
+            batches = read()
+            now["bad"] = reader.last_read in spans
+            return batches
 
         reader.next_step = next_step
         if setup.process.rank == rank:
@@ -52,7 +56,7 @@ def with_bad_data(folder: str) -> tuple[list[Any], list[Any], list[Any]]:
     bad, _ = trained(where, "bad", where / "text", COMMON, spoil=spoil)
 
     def leave_out(setup: Any) -> None:
-        setup.reader.leave_out(setup.reader.rows_at(BAD))
+        setup.reader.leave_out(BAD)
 
     good, _ = trained(where, "good", where / "text", COMMON, spoil=leave_out)
     return bad, good, left[0].left_out
@@ -72,13 +76,13 @@ def test_a_run_goes_back_and_leaves_out_the_data_of_a_streak(folder: str, world:
     assert [row["step"] for row in bad] == list(range(1, 13)) and not any(row["skipped"] for row in bad)
     for key in ("loss", "grad_norm", "targets"):
         assert [row[key] for row in bad] == [row[key] for row in good]
-    assert left == [(0, first, first + 8) for _, first in BAD]
+    assert left == BAD
 
 
 def always_bad(folder: str, name: str, more: list[str]) -> str:
     """The message of a run whose data is bad from the sixth step on."""
     where = Path(folder)
-    everything = [(epoch, first) for epoch in range(9) for first in range(0 if epoch else 40, 1000, 8)]
+    everything = [((first, first + 8),) for first in range(40, 9000, 8)]
     with pytest.raises(RunFailed) as caught:
         trained(where, name, where / "text", [*COMMON, *more], spoil=poisoned(everything, 0))
     return str(caught.value)
@@ -114,12 +118,12 @@ def test_a_streak_goes_on_after_a_stop(folder: str) -> None:
 
 def test_a_finite_step_ends_a_streak() -> None:
     guard = Guard(limit=2, rollbacks_left=1)
-    assert [guard.observe(norm, (0, at)) for at, norm in enumerate([None, 1.0, None, None])] == [
+    assert [guard.observe(norm, ((at, at + 1),)) for at, norm in enumerate([None, 1.0, None, None])] == [
         False, False, False, True,
     ]  # fmt: skip
-    assert guard.streak == [(0, 2), (0, 3)]
+    assert guard.streak == [((2, 3),), ((3, 4),)]
     other = Guard(limit=2, rollbacks_left=1)
-    other.load_state_dict(guard.state_dict())
+    other.load_state_dict(json.loads(json.dumps(guard.state_dict())))
     assert other.streak == guard.streak
 
 
@@ -127,16 +131,16 @@ def test_the_limit_of_the_norm_follows_the_median() -> None:
     """None before there are enough steps; steps that are not finite do not count; state is kept."""
     guard = Guard(limit=3, rollbacks_left=1, spike=10.0)
     for at in range(19):
-        guard.observe(1.0 + at % 2, (0, at))
-    guard.observe(None, (0, 19))
+        guard.observe(1.0 + at % 2, ((at, at + 1),))
+    guard.observe(None, ((19, 20),))
     assert guard.max_norm == math.inf
-    guard.observe(500.0, (0, 20))
+    guard.observe(500.0, ((20, 21),))
     assert guard.max_norm == 15.0, "ten norms of 1, nine of 2 and one of 500"
     other = Guard(limit=3, rollbacks_left=1, spike=10.0)
     other.load_state_dict(guard.state_dict())
     assert other.max_norm == guard.max_norm
     for at in range(200):
-        guard.observe(500.0, (1, at))
+        guard.observe(500.0, ((at, at + 1),))
     assert guard.max_norm == 5000.0 and len(guard.norms) == 100
     assert Guard(limit=3, rollbacks_left=1).max_norm == math.inf
 
