@@ -41,8 +41,11 @@ def documents(length: int, tokens: int) -> list[np.ndarray]:
 
 def packed(texts: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Rows of the stream of all documents."""
-    blocks = ({name: column[0] for name, column in block.items()} for block in blocks_of(texts, 64 * ROW))
-    return [cut_row(block, at, ROW, PAD) for block in blocks for at in range(0, len(block["tokens"]), ROW)]
+    return [
+        cut_row(block, at, ROW, PAD)
+        for block in blocks_of(texts, 64 * ROW)
+        for at in range(0, len(block["tokens"]), ROW)
+    ]
 
 
 def alone(texts: list[np.ndarray]) -> list[dict[str, np.ndarray]]:

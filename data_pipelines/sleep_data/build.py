@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from sleep_data import shards, text_build
+from sleep_data.task import Task
 from sleep_data.tasks import make, nearest
 from sleep_data.text import Text
 
@@ -32,6 +33,24 @@ def read_task_file(path: Path) -> dict[str, Any]:
         if key not in KEYS:
             raise ValueError(f"{path}: {key!r} is not known{nearest(key, KEYS)}; the keys are {', '.join(KEYS)}")
     return content
+
+
+def build(
+    task: Task | Text,
+    out: Path,
+    samples: dict[str, int | None],
+    seed: int = 0,
+    *,
+    processes: int = 1,
+    progress: shards.Progress | None = None,
+    shard_bytes: int = shards.SHARD_BYTES,
+) -> dict[str, Any]:
+    """Write the shards of a task, by `text_build.build` or `shards.build`, and return their manifest."""
+    if isinstance(task, Text):
+        return text_build.build(
+            task, out, samples, seed, processes=processes, progress=progress, shard_bytes=shard_bytes
+        )
+    return shards.build(task, out, samples, seed, progress=progress, shard_bytes=shard_bytes)
 
 
 def build_task(
@@ -65,9 +84,7 @@ def build_task(
         if note is not None:
             for line in task.notes():
                 note(line)
-        if isinstance(task, Text):
-            return text_build.build(task, Path(out), samples, settings["seed"], processes=processes, progress=progress)
-        return shards.build(task, Path(out), samples, settings["seed"], progress=progress)
+        return build(task, Path(out), samples, settings["seed"], processes=processes, progress=progress)
     except OSError as error:
         raise ValueError(f"task {task_file['task']} cannot be built in {out}: {error}") from error
 

@@ -52,11 +52,11 @@ def read(span: Span, fields: Fields, divide: Divide) -> Iterator[Piece]:
     return TOKEN_READERS[str(kind)](span, fields)
 
 
-def texts(paths: Sequence[str]) -> Iterator[bytes]:
+def texts(paths: Sequence[str], field: str = "text") -> Iterator[bytes]:
     """All texts under some paths, long ones in pieces. ValueError if a file cannot be read."""
     for path in find(paths):
         for span in spans(path):
-            for piece in read(span, Fields("text", None), iter):
+            for piece in read(span, Fields(field, None), iter):
                 if isinstance(piece.data, bytes) and piece.data:
                     yield piece.data
 

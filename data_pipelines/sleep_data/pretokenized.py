@@ -6,6 +6,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _megatron(span: Span, fields: Fields) -> Iterator[Piece]:
         from megatron.core.datasets.indexed_dataset import IndexedDataset
     data = IndexedDataset(span.path.removesuffix(".idx"))
     bounds = data.document_indices.tolist()
-    for first, stop in zip(bounds, bounds[1:], strict=False):
+    for first, stop in pairwise(bounds):
         sequences = [np.asarray(data[number]) for number in range(first, stop)]
         yield from _pieces(
             np.concatenate(sequences) if sequences else np.zeros(0, np.int32), fields.separator, span.path

@@ -5,12 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
-
-from sleep_launch.parent import signal_at_parents_death
 
 
 def available() -> int:
@@ -47,4 +47,10 @@ def run_all(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], processe
 
 def _end_with_parent(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the work
-    signal_at_parents_death(signal.SIGKILL, parent)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # a process that waits for work would wait for ever
+
+    threading.Thread(target=watch, daemon=True).start()

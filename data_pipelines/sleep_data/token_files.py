@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class TokenFiles:
         follows = (np.diff(documents) == 1) & (np.diff(files) == 0) & (np.diff(self.starts[documents]) == lengths[:-1])
         breaks = np.flatnonzero(~(follows & (offsets[1:] == 0) & (offsets[:-1] == 0))) + 1
         bounds: Sequence[int] = [0, *breaks.tolist(), len(documents)]
-        for low, high in zip(bounds, bounds[1:], strict=False):
+        for low, high in pairwise(bounds):
             first = int(ends[low] - lengths[low])
             at = int(self.starts[documents[low]] + offsets[low])
             yield int(files[low]), at, first, int(ends[high - 1]) - first, bool(offsets[low])

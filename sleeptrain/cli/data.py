@@ -1,10 +1,11 @@
-"""`sleeptrain data`: build shards of a task and inspect them."""
+"""`sleeptrain data`: build shards of a task, inspect them, train a tokenizer."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from sleeptrain.cli.help import add_command
@@ -24,13 +25,18 @@ EXAMPLES = {
         "sleeptrain data inspect runs/data/rule110-tiny --samples 4",
         "sleeptrain data inspect runs/data/rule110-tiny --json",
     ],
+    "tokenizer": ["sleeptrain data tokenizer documents --vocab 1024 --out tokenizer.json"],
 }
 
 
 def add(subparsers: Any) -> None:
     """Add this command to the program's parser."""
     parser = add_command(
-        subparsers, "data", "build or inspect shards", "Build shards, or inspect them.", EXAMPLES["data"]
+        subparsers,
+        "data",
+        "build or inspect shards",
+        "Build shards, inspect them, or train a tokenizer.",
+        EXAMPLES["data"],
     )
     actions = parser.add_subparsers(title="actions", dest="action", required=True, metavar="ACTION")
 
@@ -47,6 +53,12 @@ def add(subparsers: Any) -> None:
         help="parameters of the task; train and test (number of samples); seed",
     )
     build.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    build.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="processes that read text (default: the cores that this process may use)",
+    )
     build.add_argument("--json", action="store_true", help="print the manifest")
     build.set_defaults(run=run_build)
 
@@ -59,19 +71,38 @@ def add(subparsers: Any) -> None:
         "--samples", type=int, default=2, metavar="N", help="samples of each split to show (default 2)"
     )
     inspect.add_argument("--json", action="store_true", help="print the manifest and the samples as JSON")
+    inspect.add_argument("--plot", metavar="PNG", help="draw the lengths of the documents of a text")
     inspect.set_defaults(run=run_inspect)
+
+    tokenizer = add_command(
+        actions, "tokenizer", "train a tokenizer",
+        "Train a byte-level BPE tokenizer on the documents under some paths, and write its tokenizer.json.", EXAMPLES["tokenizer"],
+    )  # fmt: skip
+    tokenizer.add_argument("paths", nargs="+", metavar="PATH", help="files and folders, as for the task text")
+    tokenizer.add_argument("--out", required=True, metavar="FILE", help="file to write")
+    tokenizer.add_argument("--vocab", type=int, default=32_768, metavar="N", help="number of ids (default 32768)")
+    tokenizer.add_argument(
+        "--field", default="text", help="field of lines, and column of tables, with the text (default text)"
+    )
+    tokenizer.set_defaults(run=run_tokenizer)
 
 
 def run_build(args: argparse.Namespace) -> int:
     """Build the shards and print their counts or manifest. Returns 0."""
+    if args.processes is not None and args.processes < 1:
+        raise UserError(f"--processes {args.processes}: must be at least 1")
     parameters = parse_parameters(args.overrides)
     from sleep_data.build import build_task
+    from sleep_data.processes import available
+    from sleeptrain.cli.progress import with_progress
     from sleeptrain.recipe.task_files import task_file
 
     task = task_file(args.task)
+    processes = args.processes or available()
     try:
-        manifest = _with_progress(
-            lambda show: build_task(task, args.out, parameters, progress=show, note=print_note), args.json
+        manifest = with_progress(
+            lambda show: build_task(task, args.out, parameters, processes=processes, progress=show, note=print_note),
+            args.json,
         )
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -84,6 +115,25 @@ def run_build(args: argparse.Namespace) -> int:
         for split, entry in sorted(manifest["splits"].items(), reverse=True)
     )
     print(f"{args.out}: {manifest['task']}, {counts}")
+    if manifest["corpus"]:
+        from sleeptrain.data.inspect import describe_corpus
+        from sleeptrain.data.manifest import Manifest
+
+        print(f"read: {describe_corpus(Manifest.from_json(manifest))}")
+    return 0
+
+
+def run_tokenizer(args: argparse.Namespace) -> int:
+    """Train a tokenizer and write its file. Returns 0."""
+    from sleep_data.train_tokenizer import train_tokenizer
+
+    try:
+        trained = train_tokenizer(args.paths, args.vocab, Path(args.out), args.field)
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from None
+    print(
+        f"{args.out}: {trained.ids:,} ids, {trained.bytes_per_token:.2f} bytes a token in the {trained.bytes:,} bytes it was trained on"
+    )
     return 0
 
 
@@ -103,6 +153,8 @@ def run_inspect(args: argparse.Namespace) -> int:
         contents = inspect(args.path, args.samples)
     except UserError as error:
         raise UserError(with_build_command(error)) from None
+    if args.plot:
+        contents.plot_lengths(Path(args.plot))
     print(json.dumps(contents.to_json(), indent=1) if args.json else contents.text())
     return 0
 
@@ -117,22 +169,3 @@ def parse_parameters(words: list[str]) -> dict[str, Any]:
     if errors:
         raise UserError(errors)
     return {key: value for one in parsed for key, value in plain(one).items()}
-
-
-def _with_progress(work: Any, quiet: bool) -> Any:
-    """Run `work(show)` with a progress bar on the terminal's error stream, or `work(None)` if there is none or `quiet`."""
-    if quiet or not sys.stderr.isatty():
-        return work(None)
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        bar_of: dict[str, Any] = {}
-
-        def show(split: str, done: int, total: int | None) -> None:
-            if split not in bar_of:
-                bar_of[split] = bars.add_task(split, total=total)
-            bars.update(bar_of[split], completed=done, total=total)
-
-        return work(show)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sleep_data.tokenize import TOKENIZER, FileTokenizer
 from sleeptrain.data.config import Data, Source
 from sleeptrain.data.evaluation import Evaluation
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.sources import local_manifest
+from sleeptrain.errors import UserError
 
 SHOWN = 128
 """Tokens of a row of text that are shown, at most."""
@@ -31,6 +34,28 @@ class Inspection:
         """As JSON values."""
         return {"path": self.path, "manifest": self.manifest.body, "samples": self.samples}
 
+    def plot_lengths(self, path: Path) -> None:
+        """Draw how many documents have which length. UserError if there are no documents."""
+        if self.manifest.block is None:
+            raise UserError(f"{self.path} holds samples of fixed length; --plot draws the lengths of documents of text")
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+        for (split, entry), style in zip(sorted(self.manifest.splits.items(), reverse=True), ("-", "--"), strict=False):
+            counts = entry["lengths"]
+            axes.stairs(counts, [1 << k for k in range(len(counts) + 1)], label=split, ls=style, lw=2, baseline=None)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set(
+            xlabel="tokens of a document, BOS included", ylabel="documents", title=f"{self.path}: lengths of documents"
+        )
+        axes.legend()
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
+
     def text(self) -> str:
         """For the terminal."""
         manifest = self.manifest
@@ -45,9 +70,11 @@ class Inspection:
             f"  tokens      {size}{manifest.vocab} ids ({kind}), padding {manifest.pad}",
         ]
         lines += [f"  windows     {windows}"] if manifest.block is None else []
+        lines += [f"  corpus      {describe_corpus(manifest)}"] if manifest.body["corpus"] else []
         for split, entry in sorted(manifest.splits.items(), reverse=True):
+            documents = f"{entry['documents']:,} documents, " if "documents" in entry else ""
             lines.append(
-                f"  {split:<10}  {entry['samples']:,} {unit}, {entry['tokens']:,} tokens, {entry['targets']:,} scored"
+                f"  {split:<10}  {documents}{entry['samples']:,} {unit}, {entry['tokens']:,} tokens, {entry['targets']:,} scored"
             )
         for value, baseline in manifest.baselines.items():
             shown = "  ".join(f"{name} {score:.4g}" for name, score in baseline.items())
@@ -60,29 +87,50 @@ class Inspection:
 def inspect(path: str | Path, samples: int = 2) -> Inspection:
     """Read the manifest and the first `samples` samples of each split of a local folder. UserError if it holds no shards."""
     manifest = Manifest.from_json(local_manifest(Path(path)))
+    symbols = _symbols(manifest, Path(path))
     shown = None if manifest.block is None else max(n for n in range(1, SHOWN + 1) if manifest.block % n == 0)
     rendered: dict[str, list[str]] = {}
     for split in sorted(manifest.splits, reverse=True) if samples else ():
         rows = Evaluation(Data([Source(str(path))], row=shown), micro=1, split=split, samples=samples, window=shown)
-        rendered[split] = [render(rows.manifest, row.tokens[0].numpy(), row.targets[0].numpy()) for row in rows]
+        rendered[split] = [
+            render(rows.manifest, row.tokens[0].numpy(), row.targets[0].numpy(), symbols) for row in rows
+        ]
     return Inspection(str(path), manifest, rendered)
 
 
-def render(manifest: Manifest, tokens: np.ndarray, targets: np.ndarray) -> str:
+def describe_corpus(manifest: Manifest) -> str:
+    """What was read for a token stream, in words."""
+    corpus = manifest.body["corpus"]
+    counts = [f"{corpus[name]:,} {name}" for name in ("repeated", "empty", "not UTF-8") if corpus[name]]
+    left_out = f" ({', '.join(counts)})" if counts else ""
+    return f"{corpus['documents']:,} documents{left_out} of {corpus['bytes']:,} bytes"
+
+
+def render(manifest: Manifest, tokens: np.ndarray, targets: np.ndarray, symbols: Callable[[int], str]) -> str:
     """One sample as text.
 
-    Windows are separated by '|'. A scored position is written as `token>target`, except in data where every window is
-    scored: there the target is the next token.
+    Windows are separated by '|'. A scored position is written as `token>target`. In data where every window is scored the target is
+    the next token; there tokens of prompts, which no target predicts, are in brackets.
     """
     windows = []
     for window in manifest.windows:
         span = slice(window.start, window.stop)
-        words = [symbol(manifest, int(token)) for token in tokens[span]]
+        words = [symbols(int(token)) for token in tokens[span]]
         if not manifest.all_scored:
-            answers = [f">{symbol(manifest, int(target))}" if target >= 0 else "" for target in targets[span]]
+            answers = [f">{symbols(int(target))}" if target >= 0 else "" for target in targets[span]]
             words = [word + answer for word, answer in zip(words, answers, strict=True)]
-        windows.append(_join(words, symbol(manifest, manifest.pad)))
+        elif manifest.block is not None:
+            words = _bracketed(words, tokens[span], np.append(0, targets[:-1])[span] < 0, manifest)
+        windows.append(_join(words, symbols(manifest.pad)))
     return " | ".join(windows)
+
+
+def _bracketed(words: list[str], tokens: np.ndarray, unpredicted: np.ndarray, manifest: Manifest) -> list[str]:
+    """The words, with "[" and "]" around runs of tokens that no target predicts; BOS and padding are no prompts."""
+    prompt = unpredicted & (tokens < manifest.pad - 1)
+    before, after = np.append(False, prompt[:-1]), np.append(prompt[1:], False)
+    opening, closing = prompt & ~before, prompt & ~after
+    return [f"{'[' * opening[i]}{word}{']' * closing[i]}" for i, word in enumerate(words)]
 
 
 def _join(words: list[str], pad: str) -> str:
@@ -97,7 +145,13 @@ def _join(words: list[str], pad: str) -> str:
     return text
 
 
-def symbol(manifest: Manifest, token: int) -> str:
-    """A token as text: its symbol, or `#id` where a tokenizer file decides."""
-    symbols = manifest.tokenizer["vocabulary"]
-    return symbols[token] if symbols else f"#{token}"
+def _symbols(manifest: Manifest, folder: Path) -> Callable[[int], str]:
+    """The text of a token: its symbol; what a tokenizer file decodes it to, as in Python; or `#id`."""
+    symbols: list[str] = manifest.tokenizer["vocabulary"]
+    if symbols:
+        return symbols.__getitem__
+    special = {manifest.pad: "PAD", manifest.pad - 1: "BOS"} if manifest.block is not None else {}
+    if not (folder / TOKENIZER).is_file():
+        return lambda token: special.get(token, f"#{token}")
+    tokenizer = FileTokenizer(str(folder / TOKENIZER))
+    return lambda token: special.get(token) or repr(tokenizer.decode([token]))[1:-1].replace(" ", "_") or f"#{token}"

@@ -20,7 +20,8 @@ def untrained(folder: Path, name: str, data: Path, *changes: str) -> Path:
     run = folder / name
     words = [f"data.sources=[{{path: {data}}}]", *TINY, f"run_dir={run}", *changes]
     manifest = Manifest.from_json(json.loads((data / "manifest.json").read_text()))
-    resolved = complete(load_recipe(str(recipe), words), manifest)
+    loaded = load_recipe(str(recipe), words)
+    resolved = complete(loaded, manifest.cut(loaded.value.sleep.window, loaded.value.data.row))
     open_run(resolved, name, manifest)
     model = LanguageModel(resolved.value.model)
     initialise(model, 0, resolved.value.model.deltanet.horizon or 1)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sleep_data import shards
+from sleep_data.build import build
 from sleep_data.rule110 import Rule110
 from tests.cli.lines import TINY, Line, run_named
 from tests.distributed import run
@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, kind, seed in (
         ("data", Rule110, 0), ("one", OneWindow, 0), ("spoiled", Spoiled, 0), ("elsewhere/data", Rule110, 1)
     ):  # fmt: skip
-        shards.build(kind(**sizes), made / name, {"train": 64, "test": 8}, seed)
+        build(kind(**sizes), made / name, {"train": 64, "test": 8}, seed)
     for process in (made, made / "elsewhere"):
         (process / "small.yaml").write_text("sleep: {window: 9}\ntrain: {steps: 2, batch: 8}\n")
     return made

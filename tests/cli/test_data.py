@@ -10,6 +10,7 @@ import pytest
 
 from sleeptrain.cli.data import parse_parameters
 from sleeptrain.errors import UserError
+from tests.sleep_data.corpora import write_files
 
 
 def test_the_examples_run(examples: Any, sleeptrain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,9 +32,28 @@ def test_json_of_build_is_the_manifest(sleeptrain: Any, tmp_path: Path) -> None:
     assert json.loads(ran.out)["splits"]["train"]["samples"] == 8
 
 
+def test_text_of_your_own(examples: Any, sleeptrain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path / "documents", [b"a line of text\n" * n for n in range(1, 30)])
+    [words] = examples("data tokenizer")
+    ran = sleeptrain(*words)
+    assert ran.status == 0 and " bytes a token in the 6,525 bytes it was trained on" in ran.out, ran.err
+    build = ["data", "build", "text", "--out", "shards", "paths=[documents]", "tokenizer=tokenizer.json", "holdout=4"]
+    for processes in ("2", "1"):
+        ran = sleeptrain(*build, "--processes", processes)
+        assert ran.status == 0 and "read: 29 documents of 6,525 bytes" in ran.out, ran.err
+    ran = sleeptrain("data", "inspect", "shards", "--plot", "lengths.png")
+    assert ran.status == 0 and "train 0: BOS a" in ran.out and (tmp_path / "lengths.png").is_file()
+    ran = sleeptrain(*words)
+    assert ran.status == 2 and "tokenizer.json exists; remove it, or name another file" in ran.err
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
+        (["data", "build", "rule110-tiny", "--out", "x", "--processes", "0"], ["--processes 0: must be at least 1"]),
+        (["data", "tokenizer", "nowhere", "--out", "x"], ["nowhere does not exist"]),
+        (["data", "tokenizer", ".", "--out", "x", "--vocab", "10"], ["vocab is 10"]),
         (["data", "build", "rule11", "--out", "x"], ["'rule11'", "rule110"]),
         (["data", "build", "rule110-tiny", "--out", "x", "widht=3"], ["'widht'", "width"]),
         (["data", "build", "rule110-tiny", "--out", "x", "train=-3"], ["train=-3"]),

@@ -1,7 +1,14 @@
 """The content of a folder of shards as text."""
 
+import json
+import re
+
+import pytest
+
 from sleep_data.build import build_task
+from sleep_data.train_tokenizer import train_tokenizer
 from sleeptrain.data.inspect import inspect
+from sleeptrain.errors import UserError
 
 
 def test_inspect_shows_samples(folder):
@@ -22,3 +29,29 @@ def test_inspect_shows_text(tmp_path):
     build_task({"task": "text", "parameters": parameters, "train": 10_000, "test": 0}, tmp_path / "d")
     [row] = [row for rows in inspect(tmp_path / "d").samples.values() for row in rows]
     assert row == r"BOS so \n it| \xc3 \xa9 PAD"
+
+
+def test_inspect_shows_prompts_documents_and_the_corpus(tmp_path):
+    """Tokens that no target predicts are in brackets, and a tokenizer file decodes its ids."""
+    lines = [{"prompt": "two and two is", "answer": " four"}, {"text": "one"}, {"text": "one"}, {"text": ""}]
+    lines += [{"text": f"number {i}"} for i in range(9)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    train_tokenizer([str(tmp_path)], 280, tmp_path / "tokenizer.json")
+    parameters = {"paths": [str(tmp_path / "a.jsonl")], "holdout": 3, "tokenizer": str(tmp_path / "tokenizer.json")}
+    build_task({"task": "text", "parameters": parameters, "train": None, "test": None}, tmp_path / "d")
+    inspection = inspect(tmp_path / "d", samples=1)
+    shown = " ".join(row for rows in inspection.samples.values() for row in rows)
+    assert re.search(r"BOS \[t.* is\] _", shown) and "BOS number _8" in shown, shown
+    text = inspection.text()
+    assert (
+        "corpus      13 documents (1 repeated, 1 empty) of 97 bytes" in text
+        and "documents, 1 blocks of 65,536 tokens" in text
+    )
+    inspection.plot_lengths(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_samples_have_no_lengths_to_draw(folder, tmp_path):
+    with pytest.raises(UserError, match="--plot draws the lengths of documents of text"):
+        inspect(folder, samples=0).plot_lengths(tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()

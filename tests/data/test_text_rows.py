@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sleep_data import shards
+from sleep_data.build import build
 from sleep_data.text import Text
 from sleeptrain.data import Data, Source
 from sleeptrain.data.evaluation import Evaluation
@@ -29,7 +29,7 @@ def text(documents, tmp_path_factory) -> Data:
     folder = tmp_path_factory.mktemp("text")
     for i, document in enumerate(documents):
         (folder / f"{i:03}.txt").write_bytes(document)
-    shards.build(
+    build(
         Text(paths=(str(folder),), block=BLOCK, holdout=8),
         folder / "out",
         {"train": None, "test": None},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sleep_data import shards
+from sleep_data.build import build
 from sleep_data.tasks import make
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
@@ -15,7 +15,7 @@ from sleeptrain.inference.text import Codec
 
 
 def manifest(task: str, folder: Path, **parameters: object) -> Manifest:
-    shards.build(make(task, parameters), folder, {"train": 4, "test": 2}, 0)
+    build(make(task, parameters), folder, {"train": 4, "test": 2}, 0)
     return Manifest.from_json(json.loads((folder / "manifest.json").read_text()))
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,18 @@ def test_a_changed_manifest_is_an_error(tmp_path):
 
 
 def test_concurrent_builds(tmp_path):
-    out = tmp_path / "a"
-    first = build(TASK, out, SAMPLES, 7, progress=lambda split, written, count: build(TASK, out, SAMPLES, 7))
-    assert first == manifest.read(out) and [path.name for path in tmp_path.iterdir()] == ["a"]
+    """The second build waits for the first one and finds its folder."""
+    code = "from pathlib import Path; from sleep_data.shards import build; from sleep_data.rule110 import Rule110; "
+    code += "build(Rule110(strings=2, width=8, transitions=(1, 2)), Path({!r}), dict(train=1500, test=40), 7)"
+    command = [sys.executable, "-c", code.format(str(tmp_path / "a"))]
+    builds = [subprocess.Popen(command) for _ in range(3)]
+    assert [one.wait() for one in builds] == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert manifest.read(tmp_path / "a")["seed"] == 7
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path):
+    (tmp_path / ".a.building" / "shards").mkdir(parents=True)
+    (tmp_path / ".a.building" / "shards" / "left").write_text("")
+    build(TASK, tmp_path / "a", SAMPLES, 7)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and not (tmp_path / "a" / "left").exists()

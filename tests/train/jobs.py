@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sleep_data import shards
+from sleep_data.build import build
 from sleep_data.tasks import make
 from sleeptrain.evaluate.held_out import evaluate_held_out, open_held_out
 from sleeptrain.parallel.collectives import on_first_rank
@@ -37,7 +37,7 @@ def text_data(folder: Path) -> Path:
         words = torch.randint(97, 110, (int(torch.randint(5, 150, (1,), generator=generator)),), generator=generator)
         (source / f"{i}.txt").write_text("".join(map(chr, words.tolist())))
     out = folder / "text"
-    shards.build(
+    build(
         make("text", {"paths": [str(source)], "block": 384, "holdout": 10}),
         out,
         {"train": None, "test": None},
@@ -50,7 +50,7 @@ def rule110_data(folder: Path, **parameters) -> Path:
     """A small Rule 110 data set; `parameters` override its sizes."""
     sizes = {"strings": 2, "width": 8, "transitions": (1, 2), "variant": "dense", "holdout": 8} | parameters
     out = folder / "rule110"
-    shards.build(make("rule110", sizes), out, {"train": 512, "test": 64}, 0)
+    build(make("rule110", sizes), out, {"train": 512, "test": 64}, 0)
     return out
 
 

@@ -1,0 +1,58 @@
+"""Trains a byte-level BPE tokenizer with Hugging Face's `tokenizers`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sleep_data.documents import texts
+
+SMALLEST = 257
+"""Ids of a vocabulary, at least: the 256 bytes and one merge."""
+
+
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """Counts of a tokenizer and of what it was trained on."""
+
+    ids: int
+    bytes: int
+    tokens: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Mean length of a token in the text it was trained on."""
+        return self.bytes / self.tokens
+
+
+def train_tokenizer(paths: Sequence[str], vocab: int, out: Path, field: str = "text") -> TrainedTokenizer:
+    """Train a tokenizer of at most `vocab` ids on all documents under `paths`, and write it to `out`.
+
+    Text is divided as by GPT-2's tokenizer, and every byte can be encoded. ValueError if there is no text or `out` exists.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if vocab < SMALLEST:
+        raise ValueError(f"vocab is {vocab}; a vocabulary of bytes has at least {SMALLEST} ids")
+    if out.exists():
+        raise ValueError(f"{out} exists; remove it, or name another file")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator((text.decode(errors="replace") for text in texts(paths, field)), trainer)
+    size = tokens = 0
+    for text in texts(paths, field):
+        size += len(text)
+        tokens += len(tokenizer.encode_batch_fast([text.decode(errors="replace")])[0].ids)
+    if not size:
+        raise ValueError(f"there is no text in the files under {', '.join(map(str, paths))}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    tokenizer.save(str(partial))
+    os.replace(partial, out)
+    return TrainedTokenizer(tokenizer.get_vocab_size(), size, tokens)
