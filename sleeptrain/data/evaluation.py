@@ -38,6 +38,7 @@ class Evaluation:
     ) -> None:
         """Read manifests and indexes; UserError if the data cannot be read. `window` as for `Reader`."""
         self._sources = open_sources(data, data.eval_split if split is None else split, window)
+        self._sources.check_cache(1)
         self._micro, self._rank, self._world, self._multiple = micro, rank, world, multiple
         self.samples = self._sources.rows if samples is None else min(samples, self._sources.rows)
 

@@ -64,6 +64,7 @@ class Reader:
         self._data, self._micro, self._accumulation = data, micro, accumulation
         self._rank, self._world, self._seed = rank, world, seed
         self._sources = open_sources(data, self.split, window)
+        self._sources.check_cache(micro * accumulation)
         self._epoch = 0
         self._sample = 0
         self._left_out: list[tuple[int, int, int]] = []

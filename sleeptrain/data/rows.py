@@ -29,6 +29,7 @@ import_streaming()  # in spawned workers, too
 
 import streaming.base.dataset  # noqa: E402
 from streaming import StreamingDataLoader, StreamingDataset  # noqa: E402
+from streaming.base.dataset import _ShardState  # noqa: E402
 from streaming.base.shared import SharedMemory  # noqa: E402
 from streaming.base.world import World  # noqa: E402
 
@@ -84,7 +85,6 @@ class RowDataset(StreamingDataset):
                 shuffle_block_size=SHUFFLE_BLOCK,
             )
         self._parallel_rank_world = World(num_nodes=1, ranks_per_node=world, workers_per_rank=1, worker=rank)
-        self._prepared: set[int] = set()
         arrays = (self._next_epoch.arr, self._cache_usage.arr, self._shard_states, self._shard_access_times)
         self._shared_memory = [self._locals_shm, self._shared_barrier._arr.shm, *(array.shm for array in arrays)]
         self._unlink = weakref.finalize(self, _call_in_process, os.getpid(), _unlink_blocks, self._shared_memory)
@@ -136,10 +136,13 @@ class RowDataset(StreamingDataset):
                 self._iterator.non_blocking_exit()
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Prepare a shard once; the library would take a file lock and check the file system for every sample."""
-        if blocking or shard_id not in self._prepared:
-            super().prepare_shard(shard_id, blocking)
-            self._prepared.add(shard_id)
+        """Prepare a shard for this process.
+
+        The library would do so once for all workers of a rank, take a file lock for every sample, and remove shards from a cache
+        without knowing of other ranks and jobs.
+        """
+        self.streams[self.stream_per_shard[shard_id]].prepare_shard(self.shards[shard_id])
+        self._shard_states[shard_id] = _ShardState.LOCAL  # no other worker waits for it
 
     def where(self, row: int) -> str:
         """The shard of a row, and its number in the shard."""
@@ -148,11 +151,14 @@ class RowDataset(StreamingDataset):
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """One row, or {"error": message}: an exception would show the stack trace of a worker, or end the epoch silently."""
+        shard_id, _ = self.spanner[sample_id]
+        stream, path = self.streams[self.stream_per_shard[shard_id]], decompressed_path(self.shards[shard_id])
+        self.prepare_shard(shard_id)  # the library reads a file that is there without asking whether it is verified
+        if path in stream.failures:
+            return {"error": stream.failures[path]}
         try:
             return super().get_item(int(sample_id), retry) | {"row": int(sample_id)}
         except Exception as error:
-            shard_id, _ = self.spanner[sample_id]
-            stream, path = self.streams[self.stream_per_shard[shard_id]], decompressed_path(self.shards[shard_id])
             return {"error": stream.failures.get(path) or stream.read_failure(path, error)}
 
 
