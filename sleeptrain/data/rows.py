@@ -84,6 +84,7 @@ class RowDataset(StreamingDataset):
                 shuffle_seed=seed * SEED_STRIDE,
                 shuffle_block_size=SHUFFLE_BLOCK,
             )
+        self._prepared: set[int] = set()
         self._parallel_rank_world = World(num_nodes=1, ranks_per_node=world, workers_per_rank=1, worker=rank)
         arrays = (self._next_epoch.arr, self._cache_usage.arr, self._shard_states, self._shard_access_times)
         self._shared_memory = [self._locals_shm, self._shared_barrier._arr.shm, *(array.shm for array in arrays)]
@@ -136,13 +137,16 @@ class RowDataset(StreamingDataset):
                 self._iterator.non_blocking_exit()
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Prepare a shard for this process.
+        """Prepare a shard for this process; `blocking` is false ahead of time, for every sample, and true where it cannot be read.
 
         The library would do so once for all workers of a rank, take a file lock for every sample, and remove shards from a cache
         without knowing of other ranks and jobs.
         """
-        self.streams[self.stream_per_shard[shard_id]].prepare_shard(self.shards[shard_id])
-        self._shard_states[shard_id] = _ShardState.LOCAL  # no other worker waits for it
+        stream = self.streams[self.stream_per_shard[shard_id]]
+        if blocking or stream.cached or shard_id not in self._prepared:
+            stream.prepare_shard(self.shards[shard_id])
+            self._prepared.add(shard_id)
+            self._shard_states[shard_id] = _ShardState.LOCAL  # no other worker waits for it
 
     def where(self, row: int) -> str:
         """The shard of a row, and its number in the shard."""
@@ -152,13 +156,17 @@ class RowDataset(StreamingDataset):
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """One row, or {"error": message}: an exception would show the stack trace of a worker, or end the epoch silently."""
         shard_id, _ = self.spanner[sample_id]
-        stream, path = self.streams[self.stream_per_shard[shard_id]], decompressed_path(self.shards[shard_id])
-        self.prepare_shard(shard_id)  # the library reads a file that is there without asking whether it is verified
-        if path in stream.failures:
-            return {"error": stream.failures[path]}
+        stream, shard = self.streams[self.stream_per_shard[shard_id]], self.shards[shard_id]
+        if (
+            shard_id not in self._prepared
+        ):  # the library reads a file that is there without asking whether it is verified
+            self.prepare_shard(shard_id)
+        if stream.failures and (failure := stream.failures.get(decompressed_path(shard))):
+            return {"error": failure}
         try:
             return super().get_item(int(sample_id), retry) | {"row": int(sample_id)}
         except Exception as error:
+            path = decompressed_path(shard)
             return {"error": stream.failures.get(path) or stream.read_failure(path, error)}
 
 

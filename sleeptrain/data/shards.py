@@ -50,6 +50,11 @@ class ShardStream(Stream):
         self.failures: dict[Path, str] = {}
         """Error messages of the shards that this process could not prepare, by the path of the decompressed shard."""
 
+    @property
+    def cached(self) -> bool:
+        """Whether the shards are in a cache, from which another process may remove them."""
+        return self._cache is not None
+
     def get_shards(self, world: Any, allow_unsafe_types: bool) -> list[Any]:
         """The readers of the shards, whose samples are rows where the shards hold blocks of a token stream."""
         shards: list[Any] = super().get_shards(world, allow_unsafe_types)
