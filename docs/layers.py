@@ -40,6 +40,7 @@ LAYERS: dict[int, dict[str, str]] = {
         "program": "the passes over the windows of a sample",
         "config": "YAML recipes with sources and types",
         "errors": "the two errors without a stack trace",
+        "sizes": "numbers of bytes with their unit",
     },
 }
 """Packages of `sleeptrain` and their subjects by layer; some do not exist yet. A package may import packages of lower layers, and

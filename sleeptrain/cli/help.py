@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
+
+from sleeptrain.sizes import read_size
 
 PROGRAM = "sleeptrain"
 
@@ -36,20 +37,12 @@ def whole_numbers(least: int) -> Callable[[str], list[int]]:
     return read
 
 
-UNITS = {
-    "B": 1,
-    **{f"{k}iB": 1024**n for n, k in enumerate("KMGT", 1)},
-    **{f"{k}B": 1000**n for n, k in enumerate("KMGT", 1)},
-}
-"""Bytes of a unit."""
-
-
-def memory_size(text: str) -> float:
+def memory_size(text: str) -> int:
     """A type of an option: a number of bytes with its unit, such as 80GiB."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)", text)
-    if found is None or float(found[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size with its unit, such as 80GiB")
-    return float(found[1]) * UNITS[found[2]]
+    try:
+        return read_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_command(subparsers: Any, name: str, summary: str, description: str, examples: Sequence[str]) -> Parser:

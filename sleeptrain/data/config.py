@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from sleeptrain.config import Problem
 from sleeptrain.data.mixture import Mix, Points, point_problems
+from sleeptrain.sizes import read_size
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Source:
     """One folder of shards, as `sleeptrain data build` writes it."""
 
     path: str
-    """A local folder, or a URL that mosaicml-streaming can download from (s3://, gs://, oci://, ...), with `data.cache`."""
+    """A local folder, or a URL: http://, https://, or one that mosaicml-streaming can download from (s3://, gs://, oci://, ...). A URL
+    needs `data.cache`."""
     proportion: float | list[tuple[int, float]] | None = None
     """Relative share of this source in the rows of a step; or points [step, share], steps from 0 on, with straight lines between
     them; null: the number of its rows, so that all sources are read at once, each row once in an epoch. 0: only evaluated."""
@@ -61,10 +63,17 @@ class Data:
     """Worker processes of each rank that prefetch batches; 0 reads in the training process."""
     cache: str | None = None
     """Local folder of each machine for downloaded shards, and for decompressed ones if the sources are read-only."""
+    cache_limit: int | str | None = None
+    """Bytes that the shards in the cache may take, or a size such as 200GB: those used longest ago are removed for others."""
 
     def __post_init__(self) -> None:
         if self.cache is not None:
             object.__setattr__(self, "cache", os.path.expanduser(self.cache))
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """`cache_limit` in bytes. ValueError if it is no size."""
+        return read_size(self.cache_limit) if isinstance(self.cache_limit, str) else self.cache_limit
 
     def located(self) -> Data:
         """This section with absolute paths, which mean the same in every current folder."""
@@ -94,6 +103,7 @@ class Data:
             problems.append(Problem("row", "must be at least 1 token"))
         if self.workers < 0:
             problems.append(Problem("workers", "must be 0 or more"))
+        problems += self._cache_limit_problems()
         paths = [source.path for source in self.sources]
         for i, source in enumerate(self.sources):
             if source.path in paths[:i]:
@@ -113,6 +123,17 @@ class Data:
         elif self.sources and not problems and (step := self.mix(()).zero_step()) is not None:
             problems.append(Problem("sources", f"all proportions are 0 at step {step}; a step needs a source to read"))
         return problems
+
+    def _cache_limit_problems(self) -> list[Problem]:
+        if self.cache_limit is None:
+            return []
+        try:
+            size = self.cache_bytes
+        except ValueError as error:
+            return [Problem("cache_limit", str(error).removeprefix(f"{self.cache_limit!r} "))]
+        if size is None or size < 1:
+            return [Problem("cache_limit", "must be at least 1 byte")]
+        return [] if self.cache else [Problem("cache_limit", "limits data.cache, which is not set; name its folder")]
 
 
 def is_remote(path: str) -> bool:

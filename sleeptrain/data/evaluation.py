@@ -39,6 +39,7 @@ class Evaluation:
     ) -> None:
         """Read manifests and indexes; UserError if the data cannot be read. `window` as for `Reader`."""
         self._sources = open_sources(data, data.eval_split if split is None else split, window)
+        self._sources.check_cache(1)
         self._micro, self._rank, self._world, self._multiple = micro, rank, world, multiple
         counts = np.array([source.rows for source in self._sources.opened])
         first = counts.cumsum() - counts

@@ -65,6 +65,7 @@ class Reader:
         self._data, self._micro, self._accumulation = data, micro, accumulation
         self._rank, self._world, self._seed = rank, world, seed
         self._sources = open_sources(data, self.split, window)
+        self._sources.check_cache(micro * accumulation)
         self._rows: RowDataset | None = None
         self._loader: StreamingDataLoader | None = None
         self._iterator: Iterator[dict[str, Any]] | None = None

@@ -29,6 +29,7 @@ import_streaming()  # in spawned workers, too
 
 import streaming.base.dataset  # noqa: E402
 from streaming import StreamingDataLoader, StreamingDataset  # noqa: E402
+from streaming.base.dataset import _ShardState  # noqa: E402
 from streaming.base.shared import SharedMemory  # noqa: E402
 
 from sleeptrain.data.order import SourceOrder  # noqa: E402
@@ -121,10 +122,16 @@ class RowDataset(StreamingDataset):
                 self._iterator.non_blocking_exit()
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Prepare a shard once; the library would take a file lock and check the file system for every sample."""
-        if blocking or shard_id not in self._prepared:
-            super().prepare_shard(shard_id, blocking)
+        """Prepare a shard for this process; `blocking` is false ahead of time, for every sample, and true where it cannot be read.
+
+        The library would do so once for all workers of a rank, take a file lock for every sample, and remove shards from a cache
+        without knowing of other ranks and jobs.
+        """
+        stream = self.streams[self.stream_per_shard[shard_id]]
+        if blocking or stream.cached or shard_id not in self._prepared:
+            stream.prepare_shard(self.shards[shard_id])
             self._prepared.add(shard_id)
+            self._shard_states[shard_id] = _ShardState.LOCAL  # no other worker waits for it
 
     def where(self, row: int) -> str:
         """The shard of a row, and its number in the shard."""
@@ -133,14 +140,21 @@ class RowDataset(StreamingDataset):
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """One row, or {"error": message}: an exception would show the stack trace of a worker, or end the epoch silently."""
+        shard_id, _ = self.spanner[sample_id]
+        stream, shard = self.streams[self.stream_per_shard[shard_id]], self.shards[shard_id]
+        if (
+            shard_id not in self._prepared
+        ):  # the library reads a file that is there without asking whether it is verified
+            self.prepare_shard(shard_id)
+        if stream.failures and (failure := stream.failures.get(decompressed_path(shard))):
+            return {"error": failure}
         try:
             sample = super().get_item(int(sample_id), retry) | {"row": int(sample_id)}
             if len(self._stops) > 1:
                 sample["source"] = int(np.searchsorted(self._stops, sample_id, side="right"))
             return sample
         except Exception as error:
-            shard_id, _ = self.spanner[sample_id]
-            stream, path = self.streams[self.stream_per_shard[shard_id]], decompressed_path(self.shards[shard_id])
+            path = decompressed_path(shard)
             return {"error": stream.failures.get(path) or stream.read_failure(path, error)}
 
 

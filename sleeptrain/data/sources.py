@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sleep_data import manifest as manifests
+from sleep_data.tokenize import TOKENIZER
+from sleeptrain.data.cache import ShardCache
 from sleeptrain.data.config import Data, Source, is_remote
 from sleeptrain.data.manifest import Manifest, merge
+from sleeptrain.data.origin import Origin
 from sleeptrain.data.row_cut import RowCut
 from sleeptrain.errors import UserError
+
+INDEX = "index.json"
 
 
 class DataMissing(UserError):
@@ -32,10 +38,14 @@ class OpenedSource:
     """Folder of its index and decompressed shards."""
     remote: str | None
     """URL or folder to download missing shards from; None if the source is read in place."""
+    cache: ShardCache | None
+    """The cache that holds `folder`; None if the source is read in place."""
     name: str
     rows: int
     cut: RowCut | None
     """How rows are cut from its blocks; None for samples."""
+    shards: tuple[int, ...]
+    """Bytes of every shard, compressed and decompressed."""
 
 
 @dataclass(frozen=True)
@@ -47,27 +57,44 @@ class Sources:
     rows: int
     opened: tuple[OpenedSource, ...]
 
+    def check_cache(self, rows: int) -> None:
+        """UserError if the cache may not hold the shards of a step of `rows` rows, each of which may be in another shard."""
+        largest = sorted((size for source in self.opened for size in source.shards), reverse=True)[:rows]
+        limit = None if self.opened[0].cache is None else self.opened[0].cache.limit
+        if limit is not None and limit < sum(largest):
+            raise UserError(
+                f"data.cache_limit is {limit:,} bytes, and a step of {rows:,} rows on one rank reads up to {len(largest):,} shards, "
+                f"which take {sum(largest):,} bytes while they are decompressed; raise it to that at least"
+            )
+
 
 def open_sources(data: Data, split: str, window: int | None = None) -> Sources:
     """Read and check manifests and indexes, but no shards. UserError names a file that is missing, damaged or foreign.
 
     `window`: tokens of the windows of a token stream, whose rows have `data.row` tokens.
     """
-    folders = [_folder(source, data.cache) for source in data.sources]
-    bodies = [_manifest(source.path, folder) for source, folder in zip(data.sources, folders, strict=True)]
-    whole, paths = [Manifest.from_json(body) for body in bodies], [source.path for source in data.sources]
+    cache = None if data.cache is None else ShardCache(Path(data.cache), data.cache_bytes)
+    paths = [source.path for source in data.sources]
+    bodies = [_manifest(path) for path in paths]
+    whole = [Manifest.from_json(body) for body in bodies]
     merge(whole, paths)  # what does not fit together is named before how its rows would be cut
     cut = [manifest.cut(window, data.row) for manifest in whole]
     manifest = merge(cut, paths)
     rows = manifest.samples(split)
     opened = []
-    for source, folder, one in zip(data.sources, folders, cut, strict=True):
-        remote = None if data.cache is None else source.path
+    for source, one in zip(data.sources, cut, strict=True):
+        folder = _in_place(source) if cache is None else _in_cache(source.path, cache, one, split)
+        remote = None if cache is None else source.path
+        count, shards = 0, ()
         if split in one.splits:
-            _check_index(source.path, remote is not None, folder / split / "index.json", one.splits[split]["hash"])
-        count = one.samples(split) if split in one.splits else 0
+            count = one.samples(split)
+            content = _checked_index(source.path, folder / split / INDEX, one.splits[split]["hash"])
+            shards = tuple(
+                sum(file["bytes"] for file in (shard["raw_data"], shard["zip_data"]) if file)
+                for shard in json.loads(content)["shards"]
+            )
         rows_of = None if one.block is None else RowCut(one.block, one.length, count, one.pad)
-        opened.append(OpenedSource(str(folder), remote, source.label, count, rows_of))
+        opened.append(OpenedSource(str(folder), remote, cache, source.label, count, rows_of, shards))
     return Sources(manifest, split, rows, tuple(opened))
 
 
@@ -77,13 +104,23 @@ def local_manifest(folder: Path) -> dict[str, Any]:
         raise DataMissing(folder, "does not exist; build it")
     if folder.is_dir() and not any(folder.iterdir()):
         raise DataMissing(folder, "is empty; remove it, then build it")
-    return _read_manifest(folder)
+    try:
+        return manifests.read(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
-def _folder(source: Source, cache: str | None) -> Path:
-    """Folder of the decompressed shards of a source: the source itself, or its own folder in the cache."""
-    if cache is not None:
-        return Path(cache) / hashlib.sha256(source.path.encode()).hexdigest()[:16]
+def tokenizer_file(data: Data, manifest: Manifest) -> Path:
+    """Where the tokenizer of the first source is, if its data has one."""
+    path = data.sources[0].path
+    remote = is_remote(path) and data.cache is not None
+    return (
+        ShardCache(Path(data.cache or ""), None).folder_of(manifest.body["hash"]) if remote else Path(path)
+    ) / TOKENIZER
+
+
+def _in_place(source: Source) -> Path:
+    """The folder of a source that is read where it is."""
     folder = Path(source.path)
     if folder.is_dir() and not os.access(folder, os.W_OK):
         raise UserError(
@@ -92,53 +129,65 @@ def _folder(source: Source, cache: str | None) -> Path:
     return folder
 
 
-def _manifest(path: str, folder: Path) -> dict[str, Any]:
+def _in_cache(path: str, cache: ShardCache, manifest: Manifest, split: str) -> Path:
+    """The folder of a source in the cache, with its index and its tokenizer."""
+    folder = cache.folder_of(manifest.hash)
+    index = folder / split / INDEX
+    if not index.exists() or _sha256(index.read_bytes()) != manifest.splits[split]["hash"]:
+        _copy(path, f"{split}/{INDEX}", index)
+    if is_remote(path) and manifest.tokenizer["kind"] == "file" and not (folder / TOKENIZER).exists():
+        _copy(path, TOKENIZER, folder / TOKENIZER)
+    return folder
+
+
+def _manifest(path: str) -> dict[str, Any]:
     """The checked manifest of a source."""
     if not is_remote(path):
         return local_manifest(Path(path))
-    url = f"{path.rstrip('/')}/{manifests.NAME}"
-    _download(url, folder / manifests.NAME, lambda reason: UserError(f"{url} cannot be downloaded ({reason})"))
-    return _read_manifest(folder)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
+    content = _download(path, manifests.NAME)
     try:
-        return manifests.read(folder)
+        return manifests.check(content.decode(errors="replace"), Origin(path).url(manifests.NAME))
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
-def _check_index(path: str, cached: bool, index: Path, expected: str) -> None:
-    """Compare the index of a split with its hash in the manifest; download it first if the cache lacks it."""
-    split = index.parent.name
-
-    def unreadable(reason: object) -> UserError:
-        return UserError(f"{path} has no readable index of its {split} split ({reason}); build the data again")
-
-    if cached and not index.exists():
-        _download(f"{path.rstrip('/')}/{split}/{index.name}", index, unreadable)
+def _checked_index(path: str, index: Path, expected: str) -> bytes:
+    """The index of a split, whose hash is in the manifest."""
     try:
         content = index.read_bytes()
     except OSError as error:
-        raise unreadable(error) from error
-    if hashlib.sha256(content).hexdigest() != expected:
-        stale = "; remove the cached copy, which may be old" if cached else ""
-        raise UserError(f"{index} does not belong to the manifest of {path}{stale}, or build the data again")
+        raise UserError(
+            f"{path} has no readable index of its {index.parent.name} split ({error}); build the data again"
+        ) from error
+    if _sha256(content) != expected:
+        raise UserError(
+            f"the {index.name} of the {index.parent.name} split does not belong to the manifest of {path}: the data is being "
+            "built or copied now, or its copy is damaged; wait, copy it or build it again"
+        )
+    return content
 
 
-def _download(url: str, target: Path, failure: Callable[[str], UserError]) -> None:
-    """Download one small file, replacing it atomically. `failure` makes the error from a reason."""
-    from sleep_data.patches.streaming_import import import_streaming
-
-    import_streaming()
-    from streaming.base.storage.download import CloudDownloader
-
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
+def _copy(path: str, name: str, target: Path) -> None:
+    """Download one small file of a source, replacing `target` atomically."""
+    content = _download(path, name)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        CloudDownloader.direct_download(url, str(partial))
+        partial.write_bytes(content)
         os.replace(partial, target)
-    except Exception as error:  # storage backends raise errors of any type
-        raise failure(f"{type(error).__name__}: {error}") from error
+    except OSError as error:
+        raise UserError(f"data.cache: {target} cannot be written ({error.strerror})") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _download(path: str, name: str) -> bytes:
+    origin = Origin(path)
+    try:
+        return origin.read(name)
+    except Exception as error:  # storage backends raise errors of any type
+        raise UserError(f"{origin.url(name)} cannot be downloaded ({type(error).__name__}: {error})") from error
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

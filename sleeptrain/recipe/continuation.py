@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sleep_data.tokenize import TOKENIZER
 from sleeptrain.config import Resolved
 from sleeptrain.data.manifest import Manifest
+from sleeptrain.data.sources import tokenizer_file
 from sleeptrain.engine.lr_schedule import lr_multiplier
 from sleeptrain.errors import UserError
 from sleeptrain.recipe.completion import paths_of
@@ -22,7 +22,7 @@ from sleeptrain.train.job import Job
 from sleeptrain.train.layout import Layout
 
 FREE = re.compile(
-    r"run_dir|init_from|mesh\..*|train\.(micro|recompute|offload|kernels|compile|cuda_graphs|profile)|data\.(workers|cache|sources\.\d+\.(path|name))"
+    r"run_dir|init_from|mesh\..*|train\.(micro|recompute|offload|kernels|compile|cuda_graphs|profile)|data\.(workers|cache|cache_limit|sources\.\d+\.(path|name))"
 )
 """Fields that a continuation may change because they change nothing that is learned, rounding aside. Data may have moved, since
 its hash is compared."""
@@ -58,7 +58,7 @@ def open_run(resolved: Resolved[Recipe], name: str, manifest: Manifest) -> Path:
         # Paths of the data are saved so that they are right from every folder. The folder of a run is where its config.yaml is.
         located = dataclasses.replace(resolved.value, data=resolved.value.data.located(), run_dir=None)
         config = dataclasses.replace(resolved, value=located).to_yaml()
-        write_run_folder(folder, config, manifest.body, Path(located.data.sources[0].path) / TOKENIZER)
+        write_run_folder(folder, config, manifest.body, tokenizer_file(located.data, manifest))
     return folder
 
 

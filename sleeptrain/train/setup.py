@@ -30,7 +30,7 @@ from sleeptrain.train.kernels import use_kernels
 from sleeptrain.train.layout import Layout
 from sleeptrain.train.step import StepContext
 
-MACHINE_SPECIFIC = ("data.cache", "data.workers")
+MACHINE_SPECIFIC = ("data.cache", "data.cache_limit", "data.workers")
 """Fields that may differ between ranks, since they describe a machine."""
 
 

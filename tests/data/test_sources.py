@@ -1,16 +1,23 @@
 """Sources: cached, remote, read-only and damaged shards, and folders without shards."""
 
+import hashlib
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from sleep_data.build import build_task
+from sleep_data.manifest import digest
 from sleeptrain.data import Data, Evaluation, Reader, Source
 from sleeptrain.data.sources import DataMissing, open_sources
 from sleeptrain.errors import UserError
 from sleeptrain.recipe.task_files import with_build_command
+from tests.system import needs_system
 
 
 @pytest.fixture
@@ -71,7 +78,7 @@ def test_a_missing_folder_names_the_command_that_builds_it(tmp_path):
         open_sources(Data([Source(str(tmp_path / "nothing"))]), "train")
     [line] = with_build_command(caught.value)
     assert (
-        f"build it with: sleeptrain data build TASK --out {tmp_path / 'nothing'}  (TASK is a file or one of depo,"
+        f"build it with: sleeptrain data build TASK --out {tmp_path / 'nothing'}  (TASK is a file or one of "
         in line
     )
     path.mkdir()
@@ -93,9 +100,9 @@ def test_a_damaged_shard_is_named(copy, workers, capfd):
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(UserError, match=r"shard .*shard\.00002\.mds is damaged"):
+    with pytest.raises(UserError, match=r"shard .*shard\.00002\.mds\.zstd is damaged"):
         all_tokens(Data([Source(str(copy))]))
-    with pytest.raises(UserError, match=r"shard .*shard\.00002\.mds is damaged") as caught:
+    with pytest.raises(UserError, match=r"shard .*shard\.00002\.mds\.zstd is damaged") as caught:
         reader = Reader(Data([Source(str(copy))], workers=workers), micro=4, seed=0)
         for _ in range(25):
             reader.next_step()
@@ -112,6 +119,87 @@ def test_an_incomplete_shard_is_decompressed_again(copy, data):
     (copy / "train" / "shard.00001.mds").write_bytes(b"incomplete")
     (copy / "train" / "shard.00002.mds.tmp").write_bytes(b"also incomplete")
     assert (all_tokens(Data([Source(str(copy))])) == all_tokens(data)).all()
+
+
+def test_a_decompressed_shard_that_was_altered_is_made_again(copy, data, caplog):
+    source = Data([Source(str(copy))])
+    expected = all_tokens(source)
+    shard = copy / "train" / "shard.00001.mds"
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    assert (all_tokens(source) == expected).all() and (expected == all_tokens(data)).all()
+    assert "shard.00001.mds is damaged (its checksum does not match); it is made again from" in caplog.text
+    shard.write_bytes(content)
+    shard.with_name("shard.00001.mds.zstd").unlink()
+    with pytest.raises(UserError, match=r"shard .*shard\.00001\.mds\.zstd is missing; build or copy the data again"):
+        all_tokens(source)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_shards_without_compression(copy, data, tmp_path, cached):
+    """As the library writes them on request: the file that is downloaded is the one that is read."""
+    expected = all_tokens(data)
+    assert (all_tokens(Data([Source(str(copy))])) == expected).all()
+    for path in (copy / "train").glob("*.zstd"):
+        path.unlink()
+    index = copy / "train" / "index.json"
+    body = json.loads(index.read_text())
+    for shard in body["shards"]:
+        shard["zip_data"] = shard["compression"] = None
+    index.write_text(json.dumps(body))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["splits"]["train"]["hash"] = hashlib.sha256(index.read_bytes()).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"hash": digest(manifest)}))
+    source = Data([Source(str(copy))], cache=str(tmp_path / "cache") if cached else None)
+    assert (all_tokens(source) == expected).all()
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    shard = copy / "train" / "shard.00001.mds"
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    tried = ", downloaded twice" if cached else ""
+    with pytest.raises(UserError, match=rf"shard {shard} is damaged \(its checksum does not match\){tried};"):
+        all_tokens(source)
+
+
+def test_a_build_that_failed_is_not_taken_for_whole(copy, tmp_path):
+    """What a killed build leaves: a folder beside the destination with shards and perhaps indexes, without a manifest."""
+    staging = tmp_path / ".r110.killed.staging"
+    copy.rename(staging)
+    (staging / "manifest.json").unlink()
+    with pytest.raises(
+        UserError, match=r"has no manifest\.json: it is not a folder of shards, or its build was interr"
+    ):
+        open_sources(Data([Source(str(staging))]), "train")
+    with pytest.raises(DataMissing, match="does not exist; build it"):
+        open_sources(Data([Source(str(tmp_path / "r110"))]), "train")
+
+
+DISK_FULL = """
+import sys
+from sleeptrain.data import Data, Evaluation, Source
+from sleeptrain.errors import UserError
+try:
+    list(Evaluation(Data([Source(sys.argv[1])], cache=sys.argv[2]), micro=1, split="train"))
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk(copy, tmp_path):
+    """A real tmpfs, mounted where only the test sees it."""
+    unshare = needs_system("unshare", package="util-linux")
+    if os.geteuid() != 0:
+        pytest.skip("NOT CHECKED: only root may mount a file system")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    script = f'mount -t tmpfs -o size=32k tmpfs {cache} && exec "$@"'
+    command = [unshare, "--mount", "sh", "-c", script, "sh", sys.executable, "-c", DISK_FULL, str(copy), str(cache)]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    expected = r"shard \S+\.mds cannot be written \(the disk is full\); free space, or bound the cache with data\.cache_limit\n"
+    assert re.fullmatch(expected, ran.stdout), ran.stdout + ran.stderr
 
 
 def test_shards_of_another_manifest(copy, other):
