@@ -14,7 +14,7 @@ FILES = layers.package_files(ROOT)
 DEPENDENCIES = layers.dependencies(ROOT)
 EXTERNAL = {
     "sleep_kernels": {"torch", "triton"},
-    "sleep_data": {"numpy", "streaming", "tokenizers", "torch", "filelock", "yaml", "pyarrow"},
+    "sleep_data": {"numpy", "streaming", "tokenizers", "torch", "filelock", "yaml", "pyarrow", "zstandard", "megatron"},
     "sleep_launch": set(),
 }
 """Other projects that an independent package may import."""

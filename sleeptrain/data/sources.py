@@ -133,7 +133,9 @@ def _in_cache(path: str, cache: ShardCache, manifest: Manifest, split: str) -> P
     """The folder of a source in the cache, with its index and its tokenizer."""
     folder = cache.folder_of(manifest.hash)
     index = folder / split / INDEX
-    if not index.exists() or _sha256(index.read_bytes()) != manifest.splits[split]["hash"]:
+    if split in manifest.splits and (
+        not index.exists() or _sha256(index.read_bytes()) != manifest.splits[split]["hash"]
+    ):
         _copy(path, f"{split}/{INDEX}", index)
     if is_remote(path) and manifest.tokenizer["kind"] == "file" and not (folder / TOKENIZER).exists():
         _copy(path, TOKENIZER, folder / TOKENIZER)
