@@ -77,10 +77,7 @@ def test_a_missing_folder_names_the_command_that_builds_it(tmp_path):
     with pytest.raises(DataMissing) as caught:
         open_sources(Data([Source(str(tmp_path / "nothing"))]), "train")
     [line] = with_build_command(caught.value)
-    assert (
-        f"build it with: sleeptrain data build TASK --out {tmp_path / 'nothing'}  (TASK is a file or one of "
-        in line
-    )
+    assert f"build it with: sleeptrain data build TASK --out {tmp_path / 'nothing'}  (TASK is a file or one of " in line
     path.mkdir()
     with pytest.raises(UserError, match="is empty"):
         open_sources(Data([Source(str(path))]), "train")
