@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sleep_data import shards
+from sleep_data.build import build
 from sleep_data.tasks import make
 from sleeptrain.data.batch import Batch
 from sleeptrain.data.evaluation import Evaluation
@@ -38,7 +38,7 @@ def text(folder: Path, seed: int, documents: int) -> None:
         letters = torch.randint(97 + 8 * seed, 105 + 8 * seed, (length,), generator=generator)
         (source / f"{i}.txt").write_text("".join(map(chr, letters.tolist())))
     task = make("text", {"paths": [str(source)], "block": 384, "holdout": 6})
-    shards.build(task, folder / "text", {"train": None, "test": None}, 0)
+    build(task, folder / "text", {"train": None, "test": None}, 0)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,137 @@
+"""Building text: bytes a second of CPU time, the overhead over the tokenizer alone, two processes against one, memory, real tokens.
+
+The corpus is the source of Python's standard library, and documents of 50 bytes. Memory is that of a process that builds one file.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from figures import Figure, interleaved, part
+
+from sleep_data.text import Text
+from sleep_data.text_build import build
+from sleep_data.tokenize import FileTokenizer
+from sleep_data.train_tokenizer import train_tokenizer
+
+LIBRARY = Path(sysconfig.get_path("stdlib"))
+SPLITS = {"train": None, "test": None}
+ROW = 8192
+MEMORY = "import resource, sys; sys.argv.pop(0); {}; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+
+
+def corpora(folder: Path, megabytes: int) -> dict[str, Path]:
+    """Files of lines: the standard library's sources, repeated with a number in front, and short documents."""
+    sources = [path.read_text(errors="replace") for path in sorted(LIBRARY.glob("*.py"))]
+    size, documents = 0, []
+    while size < megabytes << 20:
+        for source in sources:
+            documents.append(f"# {len(documents)}\n{source}")
+            size += len(source)
+    random = np.random.default_rng(0)
+    short = ["".join(map(chr, random.integers(97, 123, 50))) for _ in range((megabytes << 20) // 200)]
+    files = {"sources": folder / "sources.jsonl", "documents of 50 bytes": folder / "short.jsonl"}
+    for path, texts in zip(files.values(), (documents, short), strict=True):
+        path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return files
+
+
+def timed(path: Path, folder: Path, processes: int = 1, tokenizer: Path | None = None) -> Callable[[], float]:
+    """A function that builds a corpus and returns the seconds it took."""
+
+    def run() -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            task = Text(paths=(str(path),), tokenizer=None if tokenizer is None else str(tokenizer))
+            began = time.perf_counter()
+            build(task, Path(out, "shards"), SPLITS, processes=processes)
+            return time.perf_counter() - began
+
+    return run
+
+
+def encoding(path: Path, tokenizer: Path) -> Callable[[], float]:
+    """A function that encodes the texts of a corpus with the tokenizer and returns the seconds it took."""
+    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    loaded = FileTokenizer(str(tokenizer))._tokenizer
+
+    def run() -> float:
+        began = time.perf_counter()
+        for start in range(0, len(texts), 256):
+            loaded.encode_batch_fast(texts[start : start + 256], add_special_tokens=False)
+        return time.perf_counter() - began
+
+    return run
+
+
+def peak(path: Path, folder: Path) -> float:
+    """Mebibytes of a process that builds the bytes of a file, beyond those of one that only imports."""
+    imports = (
+        "from pathlib import Path; from sleep_data.patches.streaming_import import import_streaming; import_streaming(); "
+        "import streaming; from sleep_data.text import Text; from sleep_data.text_build import build"
+    )
+    out = folder / "memory"
+    whole = f"{imports}; build(Text(paths=({str(path)!r},)), Path({str(out)!r}), dict(train=None, test=None))"
+    sizes = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", MEMORY.format(code)], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for code in (imports, whole)
+    ]
+    return (sizes[1] - sizes[0]) / 1024
+
+
+def figures(quick: bool) -> list[Figure]:
+    """All figures; a quick run builds 1 MB instead of 48."""
+    megabytes, rounds = (1, 1) if quick else (48, 3)
+    found = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = corpora(folder, megabytes)
+        tokenizer = folder / "tokenizer.json"
+        train_tokenizer([str(LIBRARY / "asyncio")], 2048, tokenizer)
+        for kind, path in files.items():
+            seconds = statistics.median(interleaved({"one": timed(path, folder)}, rounds)["one"])
+            rate = path.stat().st_size / 1e6 / seconds
+            found.append(
+                Figure(f"bytes, one process: {kind}", rate, "MB/s", at_least=5.0 if kind == "sources" else None)
+            )
+            body = build(Text(paths=(str(path),)), folder / f"{path.stem}-shards", SPLITS)
+            entry = body["splits"]["train"]
+            rows = -(-entry["tokens"] // ROW)
+            found.append(
+                Figure(f"real tokens of rows of {ROW}: {kind}", entry["tokens"] / (rows * ROW), "", at_least=0.97)
+            )
+        path = files["sources"]
+        pair = interleaved({"alone": encoding(path, tokenizer), "build": timed(path, folder, 1, tokenizer)}, rounds)
+        ratios = [alone / whole for alone, whole in zip(pair["alone"], pair["build"], strict=True)]
+        found.append(
+            Figure(
+                "BPE: speed of a build over that of `tokenizers` alone", statistics.median(ratios), "x", at_least=0.8
+            )
+        )
+        pair = interleaved({n: timed(path, folder, int(n), tokenizer) for n in "12"}, rounds)
+        ratios = [one / two for one, two in zip(pair["1"], pair["2"], strict=True)]
+        found.append(Figure("BPE: two processes over one", statistics.median(ratios), "x", at_least=1.7))
+        large = folder / "large.txt"
+        with large.open("wb") as file:
+            for _ in range(1 if quick else 1024):
+                file.write(bytes(range(32, 127)) * ((1 << 20) // 95))
+        found.append(
+            Figure(f"memory for a file of {large.stat().st_size >> 20} MiB", peak(large, folder), "MiB", at_most=1024)
+        )
+    return found
+
+
+if __name__ == "__main__":
+    part(figures, __doc__, ["numpy", "tokenizers", "mosaicml-streaming"])
