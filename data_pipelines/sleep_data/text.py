@@ -111,10 +111,18 @@ class Split:
     stream: Stream
 
 
-def divide(digests: np.ndarray, tokens: np.ndarray, prompts: np.ndarray, holdout: int) -> dict[str, Split]:
-    """The splits of all documents, given the digest [documents, 2], the tokens and the prompt of each. Repeated ones belong to none."""
-    _, first = np.unique(digests, axis=0, return_index=True)
-    kept = np.sort(first)
+def first_of_equal(digests: np.ndarray) -> np.ndarray:
+    """Numbers of the documents [n], ascending, that no earlier document equals, given the digest [documents, 2] of each."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable, so that the first of equal ones comes first
+    ordered = digests[order]
+    differs = np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))[: len(digests)]
+    return np.sort(order[differs])
+
+
+def divide(
+    kept: np.ndarray, digests: np.ndarray, tokens: np.ndarray, prompts: np.ndarray, holdout: int
+) -> dict[str, Split]:
+    """The splits of the `kept` documents, given the digest [documents, 2], the tokens and the prompt of each document."""
     test = is_test(digests[kept, 0], holdout)
     if test.any() and not test.all():
         chosen = {"train": kept[~test], "test": kept[test]}

@@ -22,7 +22,7 @@ from sleep_data.processes import run_all
 from sleep_data.shards import SHARD_BYTES, Progress, checked_samples
 from sleep_data.staging import publish, staging
 from sleep_data.stream import Stream, encodings, token_type
-from sleep_data.text import Split, Text, divide
+from sleep_data.text import Split, Text, divide, first_of_equal
 from sleep_data.text_shards import describe, write_shards
 from sleep_data.token_files import TokenFiles
 from sleep_data.tokenize import TOKENIZER
@@ -69,7 +69,8 @@ def build(
         if not len(digests):
             raise ValueError(f"there is no text in the files under {', '.join(task.paths)}")
         tokens, prompts = (np.concatenate([getattr(table, name) for table in tables]) for name in ("tokens", "prompts"))
-        splits = _limited(divide(digests, tokens, prompts, task.holdout), samples)
+        kept = first_of_equal(digests)
+        splits = _limited(divide(kept, digests, tokens, prompts, task.holdout), samples)
         key = hashlib.sha256(json.dumps([request, shard_bytes], sort_keys=True).encode()).hexdigest()[:24]
         target = _emptied(folder, keep=f"shards-{key}")
         arrays = folder / "documents"
@@ -79,7 +80,11 @@ def build(
             write_shards(arrays, name, split.stream, task.block, target / name, shard_bytes, processes, progress)
         described = {name: describe(target / name, split.stream) for name, split in splits.items()}
         body = manifest.compose(
-            task, request, encodings(token_type(task.vocabulary().size)), described, _corpus(tables, digests)
+            task,
+            request,
+            encodings(token_type(task.vocabulary().size)),
+            described,
+            _corpus(tables, len(digests), len(kept)),
         )
         if content := task.vocabulary().content:
             (target / TOKENIZER).write_bytes(content)
@@ -151,14 +156,8 @@ def _emptied(folder: Path, keep: str) -> Path:
     return folder / keep
 
 
-def _corpus(tables: list[Table], digests: np.ndarray) -> dict[str, int]:
+def _corpus(tables: list[Table], documents: int, kept: int) -> dict[str, int]:
     """What was read: bytes, documents, and those of them that repeat one, are empty, or have bytes that are not UTF-8."""
     read, empty, invalid = (int(sum(table.counts[i] for table in tables)) for i in range(3))
-    repeated = len(digests) - len(np.unique(digests, axis=0))
-    return {
-        "bytes": read,
-        "documents": len(digests) + empty,
-        "repeated": repeated,
-        "empty": empty,
-        "not UTF-8": invalid,
-    }
+    counts = {"repeated": documents - kept, "empty": empty, "not UTF-8": invalid}
+    return {"bytes": read, "documents": documents + empty} | counts

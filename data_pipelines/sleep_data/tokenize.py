@@ -120,20 +120,20 @@ class FileTokenizer:
 
         A text without such a place is one piece: with a tokenizer that does not divide text before it merges tokens, too.
         """
-        held, looked_at = b"", 0
+        held, looked_at = bytearray(), 0
         for chunk in text:
             held += chunk
             if len(held) < PIECE + looked_at:
                 continue
             cut = self._last_cut(held)
             if cut:
-                yield held[:cut]
-            held = held[cut:]
+                yield bytes(held[:cut])
+                del held[:cut]
             looked_at = len(held)
         if held:
-            yield held
+            yield bytes(held)
 
-    def _last_cut(self, text: bytes) -> int:
+    def _last_cut(self, text: bytearray) -> int:
         """Where a text can be divided, looked for in its last PIECE bytes; 0 if nowhere."""
         at = len(text)
         while (at := text.rfind(b"\n", max(0, len(text) - PIECE), at - 1) + 1) > 1:
@@ -143,7 +143,7 @@ class FileTokenizer:
                 return at
         return 0
 
-    def _divides(self, before: bytes, after: bytes) -> bool:
+    def _divides(self, before: bytearray, after: bytearray) -> bool:
         """Whether encoding two neighbouring texts apart gives the ids of both together.
 
         The normalizer must treat them apart, and the pre-tokenizer divide between them: the model merges within what it divides only.

@@ -17,6 +17,9 @@ from typing import Any, Literal
 from sleeptrain.errors import UserError
 from sleeptrain.train.config import Log
 
+SHOWN_PADDING = 0.05
+"""Share of padding from which a progress line shows it."""
+
 
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per step, flushed after every write."""
@@ -95,6 +98,8 @@ class Progress:
         self._times.append(perf_counter())
         norm = "n/a" if row["grad_norm"] is None else f"{row['grad_norm']:.2f}"
         note = f"loss {row['loss']:.4f}  grad {norm}  {row['tokens_per_second']:,.0f} tokens/s"
+        if row["padding"] >= SHOWN_PADDING:
+            note += f"  padding {row['padding']:.0%}"
         if self._bar:
             self._bar[0].update(self._bar[1], completed=step, note=note)
         elif not self.quiet and (step % self.every == 0 or step == self.steps):

@@ -17,13 +17,15 @@ def metrics(
 ) -> dict[str, Any]:
     """One line of metrics.jsonl. Losses in nats per target; rates per second; FLOPs per second over all processes.
 
-    The loss by source is there where there are several; rows, real tokens and epochs by source are those of the run so far.
+    `tokens` are all tokens of the run so far, and `padding` is their share in this step that is padding; `tokens_per_second` are real
+    tokens. The loss by source is there where there are several; rows, real tokens and epochs by source are those of the run so far.
     """
     job, tokens, names = setup.job, setup.layout.tokens_per_step, setup.reader.names
+    real = sum(report.tokens_by_source)
     flops_per_second = row_flops(job.model, program, job.sleep) * job.train.batch / seconds
     row = {
         "step": step, "tokens": setup.tokens_at(step), "loss": report.loss, "grad_norm": report.grad_norm, "lr": rate * job.optim.lr,
-        "tokens_per_second": tokens / seconds, "passes": program.passes,
+        "tokens_per_second": real / seconds, "padding": 1 - real / tokens, "passes": program.passes,
         "loss_by_window": report.loss_by_window, "targets": report.targets, "residual": report.residual,
         "state_norm": report.state_norm, "state_gradient": report.state_gradient,
         "state_gradient_growth": growth(report.state_gradient), "skipped": report.skipped, "seconds": seconds,

@@ -19,7 +19,14 @@ from sleeptrain.train.log import Logs, MetricsFile, Progress, check_wandb, read_
 
 
 def row(step: int, loss: float = 1.5) -> dict[str, Any]:
-    return {"step": step, "loss": loss, "grad_norm": 0.5, "tokens_per_second": 10.0, "loss_by_window": [None, loss]}
+    return {
+        "step": step,
+        "loss": loss,
+        "grad_norm": 0.5,
+        "tokens_per_second": 10.0,
+        "padding": 0.0,
+        "loss_by_window": [None, loss],
+    }
 
 
 def test_rows_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
@@ -63,11 +70,14 @@ def test_non_finite_values_are_null(tmp_path: Path, value: float) -> None:
 def test_progress_lines_without_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress("run", 0, 5, every=2)
     for step in range(1, 6):
-        progress.update(step, row(step) | {"grad_norm": None if step == 4 else 0.5})
+        progress.update(
+            step, row(step) | {"grad_norm": None if step == 4 else 0.5, "padding": 0.25 if step == 4 else 0.04}
+        )
     progress.close()
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("  ")[1] for line in lines] == ["step 2/5", "step 4/5", "step 5/5"]
     assert "loss 1.5000  grad 0.50  10 tokens/s" in lines[0] and "grad n/a" in lines[1]
+    assert "10 tokens/s  padding 25%  " in lines[1] and "padding" not in lines[0]
     assert all(line.endswith(" s left") for line in lines)
 
 

@@ -106,6 +106,11 @@ def test_loss_falls_and_every_step_is_in_the_metrics(one):
     }
     assert keys <= rows[0].keys() and rows[0]["tokens"] == 8 * 48 and rows[0]["mfu"] is None
     assert len({row["targets"] for row in rows}) > 1  # the number of targets varies
+    real = [sum(row["tokens_by_source"].values()) for row in rows]
+    for row, before, after in zip(rows, [0, *real], real, strict=False):
+        assert row["padding"] == pytest.approx(1 - (after - before) / (8 * 48))
+        assert row["tokens_per_second"] * row["seconds"] == pytest.approx(after - before)
+    assert max(row["padding"] for row in rows) > 0  # in the last row of an epoch
 
 
 def test_recompute_is_bit_identical(one):
