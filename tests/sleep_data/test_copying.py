@@ -17,7 +17,7 @@ def string_of(task: Copy, tokens: list[int]) -> list[int]:
     return context[:end]
 
 
-@pytest.mark.parametrize("samples", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("samples", [500, pytest.param(10_000, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("task", [Copy(), SMALL], ids=["default", "small"])
 def test_every_window_is_repeated(task, split, samples):

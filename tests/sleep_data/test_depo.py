@@ -57,7 +57,7 @@ class Sample:
 TINY = Depo(nodes=7, hops=5, queries=4, names=6, min_length=1, max_length=3, window=32, windows_of_graph=2)
 
 
-@pytest.mark.parametrize("samples", [40, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("samples", [40, pytest.param(10_000, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("task", [Depo(), TINY], ids=["paper", "tiny"])
 def test_answers_follow_the_cycle(task, split, samples):

@@ -48,7 +48,7 @@ def solve(sample: TextSample) -> list[str]:
     return [word for word, _ in ranked[:-1]]
 
 
-@pytest.mark.parametrize("samples", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("samples", [200, pytest.param(10_000, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_follow_from_the_text(kind, samples):
     task = task_of(kind)

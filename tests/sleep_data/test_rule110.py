@@ -26,7 +26,7 @@ def test_the_ring_is_periodic():
 
 
 @pytest.mark.parametrize(
-    ("t", "samples"), [(0, 50), (1, 50), (7, 50), (32, 50), pytest.param(16, 10_000, marks=pytest.mark.slow)]
+    ("t", "samples"), [(0, 50), (1, 50), (7, 50), (32, 50), pytest.param(16, 10_000, marks=pytest.mark.exhaustive)]
 )
 def test_paper_layout(t, samples):
     task = Rule110(strings=4, width=24, transitions=t)

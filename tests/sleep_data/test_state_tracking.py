@@ -61,7 +61,7 @@ def story_of(sample: TextSample) -> list[str]:
     return [sentence for sentence in sentences(sample.context) if sentence not in OTHER]
 
 
-@pytest.mark.parametrize("samples", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("samples", [300, pytest.param(10_000, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("task", [StateTracking(), StateTracking(events=(20, 30), window=384)], ids=["short", "long"])
 def test_answers_follow_from_the_story(task, samples):
     for split, count in (("train", samples), ("test", samples // 4)):

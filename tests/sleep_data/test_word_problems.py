@@ -98,7 +98,7 @@ def solver_of(sample: TextSample) -> Solver:
 TASKS = [WordProblems(), WordProblems(operations=(3, 12, 20), question="before", window=512, modes="forward")]
 
 
-@pytest.mark.parametrize("samples", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("samples", [200, pytest.param(10_000, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("task", TASKS, ids=["after", "before"])
 def test_answers_and_operations_follow_from_the_text(task, samples):
     for split, count in (("train", samples), ("test", samples // 4)):
