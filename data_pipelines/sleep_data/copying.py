@@ -73,7 +73,6 @@ class Copy:
         )
 
     name = "copy"
-    block = None
     version = 1
     label = "n"
 

@@ -16,7 +16,7 @@ from sleep_data.filler import Passage, collect
 from sleep_data.hashing import is_test
 from sleep_data.task import BLOCK, Arrays, TaskWindow, Vocabulary, generator, in_blocks, raise_if
 from sleep_data.text_windows import EncodedProblem, TextProblem, TextWindows
-from sleep_data.tokenize import ByteTokenizer, FileTokenizer
+from sleep_data.tokenize import open_tokenizer
 
 TRIES, MISFITS = 100, 100
 """Problems that are drawn for a sample, times `holdout`, and those of the split that do not fit, before it is given up."""
@@ -45,7 +45,6 @@ class TextTask(ABC):
     name: ClassVar[str]
     version: ClassVar[int]
     label: ClassVar[str]
-    block: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         for name in ("window", "windows_of_context", "window_of_question"):
@@ -69,8 +68,9 @@ class TextTask(ABC):
     @cached_property
     def layout(self) -> TextWindows:
         """The windows, with the tokenizer. ValueError if its file cannot be read."""
-        tokenizer = ByteTokenizer() if self.tokenizer is None else FileTokenizer(self.tokenizer)
-        return TextWindows(self.window, self.windows_of_context, self.window_of_question, tokenizer)
+        return TextWindows(
+            self.window, self.windows_of_context, self.window_of_question, open_tokenizer(self.tokenizer)
+        )
 
     def parameters(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
