@@ -109,9 +109,9 @@ def run_build(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(manifest, indent=1))
         return 0
-    unit = "samples" if manifest["block"] is None else "blocks"
+    counted = "samples" if manifest["block"] is None else "documents"
     counts = ", ".join(
-        f"{split} {entry['samples']:,} {unit} of {entry['tokens']:,} tokens"
+        f"{split} {entry[counted]:,} {counted} of {entry['tokens']:,} tokens"
         for split, entry in sorted(manifest["splits"].items(), reverse=True)
     )
     print(f"{args.out}: {manifest['task']}, {counts}")

@@ -46,9 +46,11 @@ class Inspection:
         figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
         for (split, entry), style in zip(sorted(self.manifest.splits.items(), reverse=True), ("-", "--"), strict=False):
             counts = entry["lengths"]
-            axes.stairs(counts, [1 << k for k in range(len(counts) + 1)], label=split, ls=style, lw=2, baseline=None)
+            first = next(k for k, count in enumerate(counts) if count)
+            edges = [1 << k for k in range(first, len(counts) + 1)]
+            axes.stairs(counts[first:], edges, label=split, ls=style, lw=2, baseline=0)
         axes.set_xscale("log", base=2)
-        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(bottom=0)
         axes.set(
             xlabel="tokens of a document, BOS included", ylabel="documents", title=f"{self.path}: lengths of documents"
         )
