@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "figures"), [("text_build", 8), ("packing", 1)])
+@pytest.mark.parametrize(("name", "figures"), [("text_build", 7), ("packing", 1)])
 def test_quick_form(tmp_path, name, figures):
     words = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick"]
     made = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
