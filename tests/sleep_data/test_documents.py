@@ -4,9 +4,7 @@ import gzip
 import json
 import sys
 
-import pyarrow
 import pytest
-from pyarrow import ipc, parquet
 
 from sleep_data import documents as module
 from sleep_data.documents import read, spans
@@ -60,6 +58,9 @@ def test_prompts_and_answers(tmp_path):
 
 
 def test_rows_of_tables_are_documents(tmp_path):
+    import pyarrow
+    from pyarrow import ipc, parquet
+
     table = pyarrow.table({"text": ["one", None, "two", "three"], "n": [1, 2, 3, 4]})
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
     assert len(spans(tmp_path / "a.parquet")) == 2
@@ -102,6 +103,9 @@ def test_wrong_lines(tmp_path, line, message):
 )
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 def test_wrong_tables(tmp_path, suffix, content, message):
+    import pyarrow
+    from pyarrow import ipc, parquet
+
     path = tmp_path / f"bad{suffix}"
     if content is None:
         path.write_bytes(b"PAR1")

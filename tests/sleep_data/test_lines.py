@@ -4,7 +4,6 @@ import gzip
 import random
 
 import pytest
-import zstandard
 
 from sleep_data import lines as module
 from sleep_data.lines import chunks, lines
@@ -13,6 +12,8 @@ END = 1 << 62
 
 
 def zst(data):
+    import zstandard
+
     return zstandard.ZstdCompressor().compress(data)
 
 
