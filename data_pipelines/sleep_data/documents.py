@@ -13,7 +13,7 @@ from sleep_data.lines import chunks, lines
 from sleep_data.pieces import Fields, Piece, Span
 from sleep_data.pretokenized import TOKEN_READERS, shard_sizes
 
-SPAN = 1 << 26
+SPAN = 1 << 24
 """Bytes of a file that one process reads at a time, about, where a file can be divided."""
 
 
