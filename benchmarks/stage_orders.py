@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -32,6 +31,7 @@ from sleeptrain.program import Program
 from sleeptrain.schedule import ScheduleAction
 from sleeptrain.train.build_model import new_model
 from sleeptrain.train.step import StepContext, train_step
+from sleeptrain.train.throughput import peak_memory
 
 StepObserver = Callable[[StageExecutor, str, Any], None]
 """Called with the executor, the event (begin, end or arrived), and the action or value."""
@@ -104,7 +104,7 @@ class _BenchmarkProcess:
         """
         _reset_peak()
         self.step(policy)
-        resident, source = _peak()
+        resident, source = peak_memory(), "allocated" if torch.cuda.is_available() else "resident"
         measured = {"kept": 0, "peak": 0}
 
         def observe(stage: StageExecutor, event: str, subject: Any) -> None:
@@ -163,14 +163,3 @@ def _reset_peak() -> None:
         return
     with suppress(OSError):  # without permission, the peak is that of all steps so far
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> tuple[int, str]:
-    """Peak bytes of the process and their source: allocated (by torch on the GPU) or resident (by the system)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated(), "allocated"
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024, "resident"
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "resident"

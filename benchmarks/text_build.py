@@ -26,8 +26,7 @@ from sleep_data.train_tokenizer import train_tokenizer
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 SPLITS = {"train": None, "test": None}
 ROW = 8192
-MEMORY = "{}; print([int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
-"""Prints the peak memory in KiB. Linux hands ru_maxrss of getrusage on from the process that starts another one."""
+MEMORY = "{}; from sleeptrain.train.throughput import peak_memory; print(peak_memory())"
 
 
 def corpora(folder: Path, megabytes: int) -> dict[str, Path]:
@@ -85,7 +84,7 @@ def peak(path: Path, folder: Path) -> float:
         )
         for code in (imports, whole)
     ]
-    return (sizes[1] - sizes[0]) / 1024
+    return (sizes[1] - sizes[0]) / (1 << 20)
 
 
 def figures(quick: bool) -> list[Figure]:

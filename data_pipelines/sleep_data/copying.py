@@ -15,7 +15,6 @@ the share of windows repeated without an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from string import ascii_lowercase
 from typing import Any
@@ -28,17 +27,16 @@ from sleep_data.task import (
     IGNORED,
     NO_GROUP,
     Arrays,
+    GeneratedTask,
     TaskWindow,
     Vocabulary,
     generator,
-    in_blocks,
     raise_if,
-    rows_from_blocks,
 )
 
 
 @dataclass(frozen=True)
-class Copy:
+class Copy(GeneratedTask):
     """Parameters of the task."""
 
     lengths: int | tuple[int, ...] = (32, 64, 96, 128)
@@ -92,12 +90,6 @@ class Copy:
     def parameters(self) -> dict[str, Any]:
         return asdict(self) | {"lengths": self.lengths if isinstance(self.lengths, int) else list(self._lengths)}
 
-    def inputs(self) -> None:
-        return None
-
-    def notes(self) -> list[str]:
-        return []
-
     def vocabulary(self) -> Vocabulary:
         letters = ascii_lowercase if self.symbols <= len(ascii_lowercase) else map(str, range(self.symbols))
         symbols = [*letters][: self.symbols] + ["PAD", *(f"Q{j}" for j in range(self.windows_of_string))]
@@ -108,13 +100,6 @@ class Copy:
         context = (TaskWindow(j * size, (j + 1) * size, False) for j in range(count))
         answers = (TaskWindow(j * size, (j + 1) * size, True, (j - count,)) for j in range(count, 2 * count))
         return (*context, *answers)
-
-    def generate(self, split: str, start: int, stop: int, seed: int = 0) -> Arrays:
-        """Samples [start, stop) of a split."""
-        return rows_from_blocks(lambda block: self._block(split, block, seed), start, stop)
-
-    def blocks(self, split: str, samples: int | None, seed: int) -> Iterator[Arrays]:
-        return in_blocks(self.generate, split, samples, seed)
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Of a random guess. All symbols are equally frequent, so that always giving one of them is right as often."""
@@ -128,9 +113,9 @@ class Copy:
             }  # fmt: skip
         return table
 
-    def _block(self, split: str, block: int, seed: int) -> Arrays:
+    def block(self, split: str, number: int, seed: int) -> Arrays:
         """The samples of one block, without ids."""
-        random = generator(self.name, seed, split, block)
+        random = generator(self.name, seed, split, number)
         n = random.choice(self._lengths, size=BLOCK).astype(np.int32)
         string = self._draw_strings(random, n, split == "test")
         pad = self.symbols

@@ -26,7 +26,6 @@ seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any
@@ -41,17 +40,16 @@ from sleep_data.task import (
     IGNORED,
     NO_GROUP,
     Arrays,
+    GeneratedTask,
     TaskWindow,
     Vocabulary,
     generator,
-    in_blocks,
     raise_if,
-    rows_from_blocks,
 )
 
 
 @dataclass(frozen=True)
-class Depo:
+class Depo(GeneratedTask):
     """Parameters of the task; the defaults are those of the sleep paper."""
 
     nodes: int = 75
@@ -117,12 +115,6 @@ class Depo:
     def parameters(self) -> dict[str, Any]:
         return asdict(self)
 
-    def inputs(self) -> None:
-        return None
-
-    def notes(self) -> list[str]:
-        return []
-
     def vocabulary(self) -> Vocabulary:
         inside = [f"{i}-" for i in range(1, self.names + 1)]
         ends = [f"{i}." for i in range(1, self.names + 1)]
@@ -134,13 +126,6 @@ class Depo:
         graph = [TaskWindow(i * size, (i + 1) * size, False) for i in range(self.windows_of_graph)]
         return (*graph, TaskWindow(graph[-1].stop, graph[-1].stop + self._query_length, True))
 
-    def generate(self, split: str, start: int, stop: int, seed: int = 0) -> Arrays:
-        """Samples [start, stop) of a split."""
-        return rows_from_blocks(lambda block: self._block(split, block, seed), start, stop)
-
-    def blocks(self, split: str, samples: int | None, seed: int) -> Iterator[Arrays]:
-        return in_blocks(self.generate, split, samples, seed)
-
     def baselines(self) -> dict[str, dict[str, float]]:
         """Chance is one of the nodes of a test cycle; the frequencies of tokens and words are those of test samples."""
         rows = self.generate("test", 0, 2 * BLOCK)
@@ -151,9 +136,9 @@ class Depo:
             k: {"chance": chance[k], "exact_chance": 1 / self.nodes} | majority[k] for k in sorted(majority, key=int)
         }
 
-    def _block(self, split: str, block: int, seed: int) -> Arrays:
+    def block(self, split: str, number: int, seed: int) -> Arrays:
         """The samples of one block, without ids."""
-        random = generator(self.name, seed, split, block)
+        random = generator(self.name, seed, split, number)
         n, hops = self._draw_sizes(random, split)
         sampler = CycleSampler(self.nodes, self.names, self.min_length, self.max_length, self.holdout, self._room)
         words = sampler.draw(random, n, split == "test")

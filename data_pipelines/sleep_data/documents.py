@@ -9,7 +9,7 @@ from typing import Any
 
 from sleep_data.files import COMPRESSED, PLAIN, find
 from sleep_data.files import kind as kind_of
-from sleep_data.lines import chunks, lines
+from sleep_data.lines import chunks, lines, whole_lines
 from sleep_data.pieces import Fields, Piece, Span
 from sleep_data.pretokenized import TOKEN_READERS, shard_sizes
 
@@ -53,10 +53,10 @@ def read(span: Span, fields: Fields, divide: Divide) -> Iterator[Piece]:
 
 
 def texts(paths: Sequence[str], field: str = "text") -> Iterator[bytes]:
-    """All texts under some paths, long ones in pieces. ValueError if a file cannot be read."""
+    """All texts under some paths, long ones in pieces that end after a line. ValueError if a file cannot be read."""
     for path in find(paths):
         for span in spans(path):
-            for piece in read(span, Fields(field, None), iter):
+            for piece in read(span, Fields(field, None), whole_lines):
                 if isinstance(piece.data, bytes) and piece.data:
                     yield piece.data
 

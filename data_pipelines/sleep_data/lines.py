@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,20 @@ def _decompressor(path: Path) -> tuple[Any, tuple[type[Exception], ...]]:
     except ImportError:
         raise ValueError(f"{path} needs the package zstandard: pip install zstandard") from None
     return zstandard.ZstdDecompressor().decompressobj, (zstandard.ZstdError,)
+
+
+def whole_lines(data: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces that end after a line, so that no character is divided; the last piece ends where they end."""
+    rest = bytearray()
+    for chunk in data:
+        cut = chunk.rfind(b"\n") + 1
+        rest += chunk[:cut]
+        if cut:
+            yield bytes(rest)
+            rest.clear()
+        rest += chunk[cut:]
+    if rest:
+        yield bytes(rest)
 
 
 def lines(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:

@@ -28,7 +28,7 @@ def run_all(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], processe
             work(*call)
             yield number
         return
-    # A forked process has the libraries that this one has imported. It starts no threads of theirs.
+    # A forked process has the libraries that this process has imported; a spawned one would import them for seconds.
     context = multiprocessing.get_context("fork")
     start = (os.getpid(),)
     pool = ProcessPoolExecutor(min(processes, len(calls)), context, initializer=_end_with_parent, initargs=start)

@@ -21,7 +21,6 @@ are different strings, and may belong to the other split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,19 +33,18 @@ from sleep_data.task import (
     IGNORED,
     NO_GROUP,
     Arrays,
+    GeneratedTask,
     TaskWindow,
     Vocabulary,
     generator,
-    in_blocks,
     raise_if,
-    rows_from_blocks,
 )
 
 QUERY, PAD = 2, 3
 
 
 @dataclass(frozen=True)
-class Rule110:
+class Rule110(GeneratedTask):
     """Parameters of the task; the defaults are those of the sleep paper (arXiv 2605.26099, section 6.1)."""
 
     strings: int = 4
@@ -101,12 +99,6 @@ class Rule110:
         fixed = isinstance(self.transitions, int)
         return asdict(self) | {"transitions": self.transitions if fixed else list(self._steps)}
 
-    def inputs(self) -> None:
-        return None
-
-    def notes(self) -> list[str]:
-        return []
-
     def vocabulary(self) -> Vocabulary:
         symbols = ["0", "1", "Q", "PAD"]
         if self._shows_t:
@@ -125,19 +117,12 @@ class Rule110:
         queries = (TaskWindow(end + j * length, end + (j + 1) * length, True, (j,)) for j in range(self.strings))
         return (*context, *queries)
 
-    def generate(self, split: str, start: int, stop: int, seed: int = 0) -> Arrays:
-        """Samples [start, stop) of a split."""
-        return rows_from_blocks(lambda block: self._block(split, block, seed), start, stop)
-
-    def blocks(self, split: str, samples: int | None, seed: int) -> Iterator[Arrays]:
-        return in_blocks(self.generate, split, samples, seed)
-
     def baselines(self) -> dict[str, dict[str, float]]:
         return baselines.rule110(self.width, self._steps, self.strings, dense=self.variant == "dense")
 
-    def _block(self, split: str, block: int, seed: int) -> Arrays:
+    def block(self, split: str, number: int, seed: int) -> Arrays:
         """The samples of one block, without ids."""
-        random = generator(self.name, seed, split, block)
+        random = generator(self.name, seed, split, number)
         cells = self._draw_strings(random, split == "test")
         step_index = random.integers(len(self._steps), size=BLOCK)
         t = np.array(self._steps, np.int32)[step_index]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_LOG = logging.getLogger("sleep_data")
 
 
 @contextmanager
@@ -15,7 +18,7 @@ def staging(out: Path, *, keep: bool) -> Iterator[Path]:
     """The staging folder of a build of `out`, one build at a time: another one waits until this one ends.
 
     `keep`: an error leaves the folder, as a killed process does, so that the next build continues in it. Else it is removed, and a
-    folder that a killed build left is emptied.
+    folder that a killed build left is emptied. The log says when a build waits, and where what is done is kept.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.parent / f".{out.name}.building"
@@ -26,7 +29,9 @@ def staging(out: Path, *, keep: bool) -> Iterator[Path]:
         try:
             yield folder
         except BaseException:
-            if not keep:
+            if keep:
+                _LOG.warning("what is done is kept in %s; the same build continues with it", folder)
+            else:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
@@ -35,9 +40,16 @@ def staging(out: Path, *, keep: bool) -> Iterator[Path]:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock, which the kernel frees when the process ends. The file is removed with the lock."""
+    told = False
     while True:
         with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    _LOG.warning("another process builds this folder; waiting until it ends (it holds %s)", path)
+                    told = True
+                fcntl.flock(file, fcntl.LOCK_EX)
             # Its holder may have removed the file while this process waited; then others lock a new one.
             try:
                 current = os.path.samestat(os.fstat(file.fileno()), path.stat())

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,15 +40,15 @@ def encodings(tokens: np.dtype[Any]) -> dict[str, str]:
 class Stream:
     """Where the documents of a split lie in its stream of tokens."""
 
-    lengths: np.ndarray
-    """int64 [documents]: tokens of each, at least one."""
+    ends: np.ndarray
+    """int64 [documents]: the position after the last token of each, which has at least one."""
     prompts: np.ndarray
     """int64 [documents]: first tokens that no target predicts, beside the first one, which none does."""
 
-    @cached_property
-    def ends(self) -> np.ndarray:
-        """int64 [documents]: the position after the last token of each."""
-        return self.lengths.cumsum()
+    @classmethod
+    def of(cls, lengths: np.ndarray, prompts: np.ndarray) -> Stream:
+        """From the tokens of each document."""
+        return cls(lengths.cumsum(), prompts)
 
     @property
     def tokens(self) -> int:
@@ -57,28 +56,35 @@ class Stream:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     @property
+    def lengths(self) -> np.ndarray:
+        """int64 [documents]: tokens of each."""
+        return np.diff(self.ends, prepend=0)
+
+    @property
     def targets(self) -> int:
         """Tokens that a target predicts."""
         return int((self.lengths - np.maximum(self.prompts, 1)).sum())
 
-    def inside(self, start: int, stop: int) -> range:
-        """Numbers of the documents that have tokens in [start, stop)."""
+    def inside(self, start: int, stop: int) -> slice:
+        """The documents that have tokens in [start, stop)."""
         first, last = np.searchsorted(self.ends, [start, stop - 1], side="right")
-        return range(int(first), int(last) + 1)
+        return slice(int(first), int(last) + 1)
+
+    def firsts(self, documents: slice) -> np.ndarray:
+        """int64: the position of the first token of each of some documents."""
+        before = self.ends[documents.start - 1] if documents.start else 0
+        return np.append(before, self.ends[documents.start : documents.stop - 1])
 
     def block(self, number: int, length: int, tokens: np.ndarray) -> dict[str, Any]:
         """Columns of block `number` of `length` tokens. `tokens` are those of the block and, where there is one, the token after it."""
         start = number * length
         stop = min(start + length, self.tokens)
         documents = self.inside(start, stop)
-        part = slice(documents.start, documents.stop)
-        first = self.ends[part] - self.lengths[part] - start
-        spans = np.stack([first, first + self.prompts[part]], axis=1)
-        spans = np.clip(spans[self.prompts[part] > 0], 0, stop - start)
-        ends_here = stop == self.ends[documents[-1]]
-        following = (
-            IGNORED if ends_here or stop - start < first[-1] + self.prompts[part][-1] else int(tokens[stop - start])
-        )
+        first, prompts = self.firsts(documents) - start, self.prompts[documents]
+        spans = np.stack([first, first + prompts], axis=1)
+        spans = np.clip(spans[prompts > 0], 0, stop - start)
+        ends_here = stop == self.ends[documents.stop - 1]
+        following = IGNORED if ends_here or stop - start < first[-1] + prompts[-1] else int(tokens[stop - start])
         return {
             "tokens": tokens[: stop - start],
             "starts": first[first >= 0].astype(np.int32),
@@ -92,7 +98,7 @@ def blocks_of(
 ) -> list[dict[str, Any]]:
     """All blocks of `length` tokens of some documents [tokens]."""
     lengths = np.array([len(document) for document in documents])
-    stream = Stream(lengths, np.zeros_like(lengths) if prompts is None else np.array(prompts))
+    stream = Stream.of(lengths, np.zeros_like(lengths) if prompts is None else np.array(prompts))
     tokens = np.concatenate(documents)
     return [
         stream.block(number, length, tokens[start : start + length + 1])
@@ -100,13 +106,17 @@ def blocks_of(
     ]
 
 
-def targets_of(block: dict[str, Any]) -> np.ndarray:
-    """The target of every position of a block, int32 [n]: the next token of the document, or -100."""
-    targets = np.append(block["tokens"][1:].astype(np.int32), np.int32(block["next"]))
+def targets_of(block: dict[str, Any], start: int = 0, stop: int | None = None) -> np.ndarray:
+    """The target of each position [start, stop) of a block, int32: the next token of the document, or -100."""
+    size = len(block["tokens"])
+    stop = size if stop is None else min(stop, size)
+    targets = block["tokens"][start + 1 : stop + 1].astype(np.int32)
+    if stop == size:
+        targets = np.append(targets, np.int32(block["next"]))
     starts = block["starts"]
-    targets[starts[starts > 0] - 1] = IGNORED
-    for first, stop in block["prompts"].reshape(-1, 2):
-        targets[max(first - 1, 0) : stop - 1] = IGNORED
+    targets[starts[(starts > start) & (starts <= stop)] - 1 - start] = IGNORED
+    for first, end in block["prompts"].reshape(-1, 2) - 1 - start:
+        targets[max(first, 0) : max(end, 0)] = IGNORED
     return targets
 
 
@@ -123,8 +133,7 @@ def from_shard(sample: dict[str, Any]) -> dict[str, Any]:
 def cut_row(block: dict[str, Any], start: int, row: int, pad: int) -> dict[str, Any]:
     """Tokens start..start+row-1 of a block as columns of a sample: tokens, targets, groups, starts (0 or 1), each int32 [row]."""
     positions = block["starts"]
-    part = slice(start, start + row)
-    tokens, targets = block["tokens"][part], targets_of(block)[part]
+    tokens, targets = block["tokens"][start : start + row], targets_of(block, start, start + row)
     columns = {
         "tokens": np.full(row, pad, np.int32), "targets": np.full(row, IGNORED, np.int32),
         "starts": np.zeros(row, np.int32),

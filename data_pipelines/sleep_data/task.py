@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -97,6 +98,30 @@ class Task(Protocol):
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Accuracy of guessing, for each value in `groups`: see `baselines.py`."""
+
+
+class GeneratedTask(ABC):
+    """What tasks share that read no files and draw BLOCK samples at a time."""
+
+    @abstractmethod
+    def block(self, split: str, number: int, seed: int) -> Arrays:
+        """The samples of one block of a split, without ids."""
+
+    def inputs(self) -> str | None:
+        """None: no files are read."""
+        return None
+
+    def notes(self) -> list[str]:
+        """None."""
+        return []
+
+    def generate(self, split: str, start: int, stop: int, seed: int = 0) -> Arrays:
+        """Samples [start, stop) of a split."""
+        return rows_from_blocks(lambda number: self.block(split, number, seed), start, stop)
+
+    def blocks(self, split: str, samples: int | None, seed: int) -> Iterator[Arrays]:
+        """The first `samples` samples of a split, in blocks, with ids 0, 1, 2, ..."""
+        return in_blocks(self.generate, split, samples, seed)
 
 
 def generator(name: str, seed: int, split: str, block: int) -> np.random.Generator:

@@ -127,7 +127,7 @@ def divide(
     if test.any() and not test.all():
         chosen = {"train": kept[~test], "test": kept[test]}
         return {
-            name: Split(which, np.zeros_like(which), Stream(tokens[which], prompts[which]))
+            name: Split(which, np.zeros_like(which), Stream.of(tokens[which], prompts[which]))
             for name, which in chosen.items()
         }
     kept = kept[tokens[kept] > 1]  # not one whose text has no tokens
@@ -136,7 +136,9 @@ def divide(
     some = rest > 1
     return {
         "train": Split(
-            kept[some], np.zeros(int(some.sum()), np.int64), Stream(rest[some], np.minimum(prompts[kept], rest)[some])
+            kept[some],
+            np.zeros(int(some.sum()), np.int64),
+            Stream.of(rest[some], np.minimum(prompts[kept], rest)[some]),
         ),
-        "test": Split(kept, rest, Stream(held + 1, np.clip(prompts[kept] - rest + 1, 0, held + 1))),
+        "test": Split(kept, rest, Stream.of(held + 1, np.clip(prompts[kept] - rest + 1, 0, held + 1))),
     }

@@ -23,7 +23,7 @@ from sleep_data.shards import SHARD_BYTES, Progress, checked_samples
 from sleep_data.staging import publish, staging
 from sleep_data.stream import Stream, encodings, token_type
 from sleep_data.text import Split, Text, divide, first_of_equal
-from sleep_data.text_shards import describe, write_shards
+from sleep_data.text_shards import write_shards
 from sleep_data.token_files import TokenFiles
 from sleep_data.tokenize import TOKENIZER
 from sleep_data.tokenized import Table, parts_of, tokenize_part
@@ -76,9 +76,10 @@ def build(
         arrays = folder / "documents"
         arrays.mkdir()
         _token_files(task, tables, names, folder).save(arrays, splits)
-        for name, split in splits.items():
-            write_shards(arrays, name, split.stream, task.block, target / name, shard_bytes, processes, progress)
-        described = {name: describe(target / name, split.stream) for name, split in splits.items()}
+        described = {
+            name: write_shards(arrays, name, task.block, target / name, shard_bytes, processes, progress)
+            for name in splits
+        }
         body = manifest.compose(
             task,
             request,
@@ -132,7 +133,7 @@ def _limited(splits: dict[str, Split], samples: dict[str, int | None]) -> dict[s
         if count == 0:
             continue
         split = splits[name]
-        stream = Stream(split.stream.lengths[:count], split.stream.prompts[:count])
+        stream = Stream(split.stream.ends[:count], split.stream.prompts[:count])
         chosen[name] = Split(split.document[:count], split.offset[:count], stream)
         if not stream.tokens:
             raise ValueError(f"the {name} split of text is empty; ask for 0 {name} samples, or change the holdout")

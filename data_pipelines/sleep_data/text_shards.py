@@ -18,26 +18,19 @@ from sleep_data.token_files import TokenFiles
 
 
 def write_shards(
-    arrays: Path,
-    name: str,
-    stream: Stream,
-    length: int,
-    folder: Path,
-    shard_bytes: int,
-    processes: int,
-    progress: Progress | None,
-) -> None:
-    """Write the shards of split `name` and their index to `folder`, in blocks of `length` tokens.
+    arrays: Path, name: str, length: int, folder: Path, shard_bytes: int, processes: int, progress: Progress | None
+) -> dict[str, Any]:
+    """Write the shards of split `name` and their index to `folder`, in blocks of `length` tokens; return its entry in the manifest.
 
     arrays        folder of `TokenFiles.save`
     shard_bytes   bytes of the tokens of a shard before compression
     """
     from sleep_data.patches.streaming_import import import_streaming
 
-    import_streaming()  # once, before processes are forked
+    import_streaming()  # here, so that forked processes have it
     folder.mkdir(exist_ok=True)
-    blocks = -(-stream.tokens // length)
-    token_files, _ = TokenFiles.load(arrays, name)
+    token_files, split = TokenFiles.load(arrays, name)
+    blocks = -(-split.stream.tokens // length)
     of_shard = max(1, shard_bytes // (length * token_files.kind.itemsize))
     ranges = [range(first, min(first + of_shard, blocks)) for first in range(0, blocks, of_shard)]
     left = [i for i in range(len(ranges)) if not _entry(folder, i).exists()]
@@ -48,9 +41,11 @@ def write_shards(
         if progress is not None:
             progress(f"{name} blocks", done, blocks)
     entries = [json.loads(_entry(folder, i).read_text()) for i in range(len(ranges))]
-    (folder / "index.json").write_text(json.dumps({"shards": entries, "version": 2}, sort_keys=True))
+    index = json.dumps({"shards": entries, "version": 2}, sort_keys=True)
+    (folder / "index.json").write_text(index)
     for i in range(len(ranges)):
         _entry(folder, i).unlink()
+    return {"samples": blocks, "hash": hashlib.sha256(index.encode()).hexdigest()} | _counts(split.stream)
 
 
 def _entry(folder: Path, number: int) -> Path:
@@ -84,12 +79,7 @@ def _write_shard(arrays: Path, name: str, number: int, blocks: range, length: in
     os.replace(partial, _entry(folder, number))
 
 
-def describe(folder: Path, stream: Stream) -> dict[str, Any]:
-    """The entry of a split in the manifest. `lengths` counts documents of 1, 2..3, 4..7, ... tokens."""
-    index = folder / "index.json"
-    blocks = sum(shard["samples"] for shard in json.loads(index.read_text())["shards"])
-    return {
-        "samples": blocks, "tokens": stream.tokens, "targets": stream.targets,
-        "hash": hashlib.sha256(index.read_bytes()).hexdigest(), "documents": len(stream.lengths),
-        "lengths": np.bincount(np.log2(stream.lengths).astype(int)).tolist(),
-    }  # fmt: skip
+def _counts(stream: Stream) -> dict[str, Any]:
+    """Counts of a split. `lengths` counts documents of 1, 2..3, 4..7, ... tokens."""
+    lengths = np.bincount(np.log2(stream.lengths).astype(int)).tolist()
+    return {"tokens": stream.tokens, "targets": stream.targets, "documents": len(stream.ends), "lengths": lengths}

@@ -33,7 +33,7 @@ class TokenFiles:
             arrays = {
                 "document": split.document,
                 "offset": split.offset,
-                "lengths": split.stream.lengths,
+                "ends": split.stream.ends,
                 "prompts": split.stream.prompts,
             }
             for part, array in arrays.items():
@@ -55,42 +55,36 @@ class TokenFiles:
                 int(small["bos"]),
                 np.dtype(str(small["kind"])),
             )
-        stream = Stream(mapped(f"{name}.lengths"), mapped(f"{name}.prompts"))
+        stream = Stream(mapped(f"{name}.ends"), mapped(f"{name}.prompts"))
         return files, Split(mapped(f"{name}.document"), mapped(f"{name}.offset"), stream)
 
     def tokens(self, split: Split, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of the stream of a split."""
         result = np.empty(stop - start, self.kind)
-        opened: dict[int, np.ndarray] = {}
-        for part, at, first, count, bos in self._runs(split, start, stop):
+        opened, file = -1, result
+        for part, at, first, end, bos in self._runs(split, start, stop):
+            if part != opened:
+                opened, file = part, np.memmap(self.paths[part], self.kind, "r").view(np.ndarray)
             if bos:
-                _copy(result, np.array([self.bos], self.kind), first - start)
-                first, count = first + 1, count - 1
-            if part not in opened:
-                opened = {part: np.memmap(self.paths[part], self.kind, "r").view(np.ndarray)}
-            low, high = max(first, start), min(first + count, stop)
-            if low < high:
-                result[low - start : high - start] = opened[part][at + low - first : at + high - first]
+                if start <= first < stop:
+                    result[first - start] = self.bos
+                first += 1
+            low, high = max(first, start), min(end, stop)
+            result[low - start : max(low, high) - start] = file[at + low - first : at + max(low, high) - first]
         return result
 
     def _runs(self, split: Split, start: int, stop: int) -> Iterator[tuple[int, int, int, int, bool]]:
-        """Documents that follow each other in a file and in the stream: part, position in its file, position in the stream, number
-        of tokens, and whether a BOS is put before what is read."""
+        """Documents that follow each other in a file and in the stream: part, position in its file, first position in the stream and
+        the one after the last, and whether a BOS is put before what is read."""
         inside = split.stream.inside(start, stop)
-        part = slice(inside.start, inside.stop)
-        documents, offsets = split.document[part], split.offset[part]
-        ends, lengths = split.stream.ends[part], split.stream.lengths[part]
+        documents, offsets = split.document[inside], split.offset[inside]
+        ends, firsts = split.stream.ends[inside], split.stream.firsts(inside)
         files = np.searchsorted(self.first, documents, side="right") - 1
-        follows = (np.diff(documents) == 1) & (np.diff(files) == 0) & (np.diff(self.starts[documents]) == lengths[:-1])
+        follows = (
+            (np.diff(documents) == 1) & (np.diff(files) == 0) & (np.diff(self.starts[documents]) == np.diff(firsts))
+        )
         breaks = np.flatnonzero(~(follows & (offsets[1:] == 0) & (offsets[:-1] == 0))) + 1
         bounds: Sequence[int] = [0, *breaks.tolist(), len(documents)]
         for low, high in pairwise(bounds):
-            first = int(ends[low] - lengths[low])
             at = int(self.starts[documents[low]] + offsets[low])
-            yield int(files[low]), at, first, int(ends[high - 1]) - first, bool(offsets[low])
-
-
-def _copy(target: np.ndarray, values: np.ndarray, at: int) -> None:
-    """Write values at a position that may lie outside."""
-    if 0 <= at < len(target):
-        target[at : at + len(values)] = values
+            yield int(files[low]), at, int(firsts[low]), int(ends[high - 1]), bool(offsets[low])

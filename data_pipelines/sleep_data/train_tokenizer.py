@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,13 @@ from sleep_data.documents import texts
 
 SMALLEST = 257
 """Ids of a vocabulary, at least: the 256 bytes and one merge."""
+SAMPLE = 1 << 24
+"""Bytes of text on which the mean length of a token is measured."""
 
 
 @dataclass(frozen=True)
 class TrainedTokenizer:
-    """Counts of a tokenizer and of what it was trained on."""
+    """Counts of a tokenizer and of the beginning of what it was trained on."""
 
     ids: int
     bytes: int
@@ -23,7 +25,7 @@ class TrainedTokenizer:
 
     @property
     def bytes_per_token(self) -> float:
-        """Mean length of a token in the text it was trained on."""
+        """Mean length of a token in that text."""
         return self.bytes / self.tokens
 
 
@@ -44,15 +46,23 @@ def train_tokenizer(paths: Sequence[str], vocab: int, out: Path, field: str = "t
     trainer = trainers.BpeTrainer(
         vocab_size=vocab, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator((text.decode(errors="replace") for text in texts(paths, field)), trainer)
-    size = tokens = 0
-    for text in texts(paths, field):
-        size += len(text)
-        tokens += len(tokenizer.encode_batch_fast([text.decode(errors="replace")])[0].ids)
-    if not size:
+    sample: list[str] = []
+
+    def corpus() -> Iterator[str]:
+        size = 0
+        for text in texts(paths, field):
+            decoded = text.decode(errors="replace")
+            if size < SAMPLE:
+                sample.append(decoded)
+                size += len(text)
+            yield decoded
+
+    tokenizer.train_from_iterator(corpus(), trainer)
+    if not sample:
         raise ValueError(f"there is no text in the files under {', '.join(map(str, paths))}")
+    tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(sample))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     tokenizer.save(str(partial))
     os.replace(partial, out)
-    return TrainedTokenizer(tokenizer.get_vocab_size(), size, tokens)
+    return TrainedTokenizer(tokenizer.get_vocab_size(), sum(len(text.encode()) for text in sample), tokens)

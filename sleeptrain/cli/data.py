@@ -132,7 +132,7 @@ def run_tokenizer(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from None
     print(
-        f"{args.out}: {trained.ids:,} ids, {trained.bytes_per_token:.2f} bytes a token in the {trained.bytes:,} bytes it was trained on"
+        f"{args.out}: {trained.ids:,} ids, {trained.bytes_per_token:.2f} bytes a token in the first {trained.bytes:,} bytes it was trained on"
     )
     return 0
 

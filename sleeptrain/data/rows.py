@@ -142,9 +142,8 @@ class RowDataset(StreamingDataset):
         """One row, or {"error": message}: an exception would show the stack trace of a worker, or end the epoch silently."""
         shard_id, _ = self.spanner[sample_id]
         stream, shard = self.streams[self.stream_per_shard[shard_id]], self.shards[shard_id]
-        if (
-            shard_id not in self._prepared
-        ):  # the library reads a file that is there without asking whether it is verified
+        # The library reads a file that is there without asking whether it is verified.
+        if shard_id not in self._prepared:
             self.prepare_shard(shard_id)
         if stream.failures and (failure := stream.failures.get(decompressed_path(shard))):
             return {"error": failure}

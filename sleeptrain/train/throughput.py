@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import resource
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
@@ -37,4 +39,9 @@ def peak_memory() -> int:
     """Peak bytes of this process: allocated on its GPU, or resident on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    # On Linux, ru_maxrss of a new program is not less than the memory of the process that started it.
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

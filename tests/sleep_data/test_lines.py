@@ -6,7 +6,7 @@ import random
 import pytest
 
 from sleep_data import lines as module
-from sleep_data.lines import chunks, lines
+from sleep_data.lines import chunks, lines, whole_lines
 
 END = 1 << 62
 
@@ -31,6 +31,15 @@ def test_every_line_belongs_to_one_part(tmp_path, monkeypatch, chunk):
         found = [one for at in range(0, len(text), size) for one in lines(path, at, at + size)]
         assert [line for _, line in found] == expected
         assert [text[at : at + len(line)] for at, line in found] == expected
+
+
+@pytest.mark.parametrize("size", [1, 3, 11, 1000])
+def test_pieces_of_whole_lines_divide_no_character(size):
+    for text in ("naïve ü\n東京\n\n— end", "ü" * 40, "\n", ""):
+        data = text.encode()
+        pieces = list(whole_lines(data[at : at + size] for at in range(0, len(data), size)))
+        assert b"".join(pieces) == data and all(piece.endswith(b"\n") for piece in pieces[:-1])
+        assert "".join(piece.decode() for piece in pieces) == text
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])

@@ -50,7 +50,7 @@ def test_rows_of_every_length_hold_the_stream(block):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_counts(seed):
     docs, prompts = documents(seed)
-    stream = Stream(np.array([len(document) for document in docs]), np.array(prompts))
+    stream = Stream.of(np.array([len(document) for document in docs]), np.array(prompts))
     tokens, targets, _ = expected(docs, prompts)
     assert stream.tokens == len(tokens) and stream.targets == sum(target != -100 for target in targets)
     assert sum(int((targets_of(block) != -100).sum()) for block in blocks_of(docs, 7, prompts)) == stream.targets

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sleep_data import documents, tokenized
+from sleep_data.staging import _locked
 from sleep_data.text import Text
 from sleep_data.text_build import build
 from tests.sleep_data.corpora import BOS, documents_in, predicted_in, texts_in, write_files
@@ -143,6 +144,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from sleep_data import documents, tokenized
+from sleep_data.staging import _locked
 from sleep_data.text import Text
 from sleep_data.text_build import build
 documents.SPAN = tokenized.SPAN = 400
@@ -178,11 +180,12 @@ def test_a_killed_build_continues(tmp_path, monkeypatch, calls, processes):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "out", "undisturbed"]
 
 
-def test_after_an_error_the_build_continues_with_the_parts_that_are_whole(tmp_path, monkeypatch):
+def test_after_an_error_the_build_continues_with_the_parts_that_are_whole(tmp_path, monkeypatch, caplog):
     corpus = corpus_of_parts(tmp_path / "corpus", monkeypatch)
     (corpus / "zz.jsonl").write_text('{"text": 3}')
     with pytest.raises(ValueError, match=r"zz\.jsonl, the line at byte 0 has no field 'text'"):
         build(text_of(corpus), tmp_path / "out", ALL)
+    assert f"what is done is kept in {tmp_path / '.out.building'}; the same build continues with it" in caplog.text
     kept = {path.name for path in (tmp_path / ".out.building").glob("*.npz")}
     assert len(kept) > 3 and not (tmp_path / "out").exists()
     (corpus / "zz.jsonl").write_text('{"text": "3"}')
@@ -220,8 +223,14 @@ def test_a_folder_of_the_same_documents_is_not_written_again_and_another_is_an_e
 def test_two_builds_at_once_give_one_folder(tmp_path):
     corpus = write_files(tmp_path / "corpus", random_texts())
     command = [sys.executable, "-c", KILLED, str(corpus), str(tmp_path / "out"), "-1", "1"]
-    builds = [subprocess.Popen(command) for _ in range(3)]
-    assert [one.wait() for one in builds] == [0, 0, 0]
+    with _locked(tmp_path / ".out.lock"):
+        builds = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+        for one in builds:
+            assert (
+                f"another process builds this folder; waiting until it ends (it holds {tmp_path / '.out.lock'})"
+                in one.stderr.readline()
+            )
+    assert [(one.wait(), one.stderr.read()) for one in builds] == [(0, "")] * 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "out"]
 
 
