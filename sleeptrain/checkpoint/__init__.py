@@ -1,12 +1,14 @@
 """Saves and loads checkpoints: named tensors in slices, whole or refused, in the background, for any layout."""
 
+from sleeptrain.checkpoint.carried import CarriedSlice
 from sleeptrain.checkpoint.choose import newest_whole
 from sleeptrain.checkpoint.folder import KeepPolicy, best, checkpoints, latest
-from sleeptrain.checkpoint.load import Loaded, load, load_initial_weights, load_weights, weight_shapes
+from sleeptrain.checkpoint.load import Loaded, load, load_carried, load_initial_weights, load_weights, weight_shapes
 from sleeptrain.checkpoint.random import random_state, set_random_state
 from sleeptrain.checkpoint.save import Saver
 
 __all__ = [
+    "CarriedSlice",
     "KeepPolicy",
     "Loaded",
     "Saver",
@@ -14,6 +16,7 @@ __all__ = [
     "checkpoints",
     "latest",
     "load",
+    "load_carried",
     "load_initial_weights",
     "load_weights",
     "newest_whole",

@@ -3,6 +3,7 @@
 step-00000100/
     part-00000.weights.safetensors    slices of parameters that rank 0 keeps, as fp32 vectors
     part-00000.moments.safetensors    the moments of the optimizer for these slices, which evaluation does not read
+    part-00000.carried.safetensors    the state that its rows carry to the next step, if rows are lanes
     part-00000.json                   the place of every slice in its tensor, and the rank's own state
     config.yaml                       the resolved configuration, if it was given
     checkpoint.json                   the index: step, optimizer, state of the run, size and hash of every other file; and its own hash
@@ -25,10 +26,12 @@ from torch import Tensor
 from sleeptrain.engine.state import MASTER
 from sleeptrain.errors import UserError
 
-Kind = Literal["weights", "moments"]
+Kind = Literal["weights", "moments", "carried"]
+CARRIED: Literal["carried"] = "carried"
+"""The key of the values of a slice of the state that rows carry to the next step."""
 VERSION = 1
 INDEX, CONFIG = "checkpoint.json", "config.yaml"
-FILE_NAME = re.compile(r"part-\d{5}\.(weights\.safetensors|moments\.safetensors|json)|config\.yaml")
+FILE_NAME = re.compile(r"part-\d{5}\.((weights|moments|carried)\.safetensors|json)|config\.yaml")
 """The names that an index may list: no path leads out of the folder of the checkpoint."""
 CHUNK = 64 << 20
 """Bytes that are hashed and written at a time."""
@@ -74,16 +77,20 @@ def tensor_file(rank: int, kind: Kind) -> str:
 
 
 def kind_of(key: str) -> Kind:
-    """In which of a rank's two files the values of a key are."""
-    return "weights" if key == MASTER else "moments"
+    """In which of a rank's files the values of a key are."""
+    return "weights" if key == MASTER else "carried" if key == CARRIED else "moments"
 
 
 def check_files(folder: Path, index: Index, *, weights_only: bool = False, share: tuple[int, int] = (0, 1)) -> None:
-    """Read the files that an index lists, those with moments left out if `weights_only`. Raises Damaged at the first that differs.
+    """Read the files that an index lists, only those with weights and places if `weights_only`. Raises Damaged at the first that differs.
 
     `share` (i, n): every n-th file from the i-th on.
     """
-    names = [name for name in sorted(index.files) if not (weights_only and ".moments." in name)]
+    names = [
+        name
+        for name in sorted(index.files)
+        if not (weights_only and name.endswith((".moments.safetensors", ".carried.safetensors")))
+    ]
     for name in names[share[0] :: share[1]]:
         check_file(folder / name, index.files[name])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sleeptrain.checkpoint.carried import CarriedSlice
 from sleeptrain.checkpoint.folder import checkpoints
-from sleeptrain.checkpoint.format import Damaged, Index, check_files, kind_of, places_file, read_index, tensor_file
+from sleeptrain.checkpoint.format import (
+    CARRIED,
+    Damaged,
+    Index,
+    check_files,
+    kind_of,
+    places_file,
+    read_index,
+    tensor_file,
+)
 from sleeptrain.checkpoint.place import Place, common, rectangle
 from sleeptrain.checkpoint.save import placed_slices
 from sleeptrain.engine.engine import Engine
 from sleeptrain.engine.state import MASTER
 from sleeptrain.errors import UserError
 from sleeptrain.parallel.collectives import on_every_rank, on_first_rank
+from sleeptrain.parallel.process import Process
 
 
 @dataclass(frozen=True)
@@ -49,14 +61,14 @@ class Parts:
                 self._slices.setdefault(piece["tensor"], []).append((rank, place, piece["keys"]))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor, by name."""
-        return {name: slices[0][1].shape for name, slices in self._slices.items()}
+        """The shape of every parameter, by name."""
+        return {name: slices[0][1].shape for name, slices in self._slices.items() if MASTER in slices[0][2]}
 
     def read(self, name: str, key: str, place: Place, into: Tensor) -> None:
         """Fill `into` with the values `key` of a slice of a tensor, and padding after it with zeros. Raises Damaged if some are missing."""
         into[place.count :].zero_()
         found = 0
-        for rank, source, keys in self._slices[name]:
+        for rank, source, keys in self._slices.get(name, []):
             parts = list(common(source, place))
             if not parts or key not in keys:
                 continue
@@ -125,6 +137,20 @@ def _fill(engine: Engine, path: Path, index: Index) -> Parts:
     except Damaged as error:
         raise UserError(str(error)) from None
     return parts
+
+
+def load_carried(process: Process, path: Path, index: Index, slices: Sequence[CarriedSlice]) -> None:
+    """Fill the state that rows carry from a checkpoint of any layout. A collective; UserError on all ranks if some of it is missing."""
+
+    def fill() -> None:
+        try:
+            parts = Parts(path, index)
+            for piece in slices:
+                parts.read(piece.name, CARRIED, piece.place, piece.values)
+        except Damaged as error:
+            raise UserError(str(error)) from None
+
+    on_every_rank(process, fill)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,8 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sleeptrain.checkpoint.carried import CarriedSlice
 from sleeptrain.checkpoint.folder import KEEP_ALL, KeepPolicy, commit, latest, prune, staging_folder
 from sleeptrain.checkpoint.format import (
+    CARRIED,
     CONFIG,
     FileRecord,
     Index,
@@ -75,14 +77,21 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._outcome: BaseException | None = None
 
-    def save(self, step: int, state: dict[str, Any], own_state: dict[str, Any], eval_loss: float | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        own_state: dict[str, Any],
+        eval_loss: float | None = None,
+        carried: Sequence[CarriedSlice] = (),
+    ) -> None:
         """Write the checkpoint of `step`. Waits for the save before, and raises as `wait` does.
 
         `state` is equal on all ranks, and `own_state` is this rank's. Both must be JSON-serializable. `eval_loss` is the loss on
-        held-out data, where the step was evaluated.
+        held-out data, where the step was evaluated. `carried` is this rank's state of rows that go on in the next step.
         """
         self.wait()
-        part, optimizer_step = self._snapshot(own_state), self._engine.optimizer_step
+        part, optimizer_step = self._snapshot(own_state, carried), self._engine.optimizer_step
         name = type(self._engine.optimizer).__name__.lower()
         index = Index(step, self._engine.process.world, name, optimizer_step, state, eval_loss=eval_loss)
         name = f"the checkpoint of step {step}"
@@ -108,7 +117,7 @@ class Saver:
         if outcome is not None:
             raise outcome
 
-    def _snapshot(self, own_state: dict[str, Any]) -> Part:
+    def _snapshot(self, own_state: dict[str, Any], carried: Sequence[CarriedSlice]) -> Part:
         """A copy of this rank's slices on the host; of a slice that several ranks have, one rank copies."""
         tensors: dict[Kind, dict[str, Tensor]] = {"weights": {}, "moments": {}}
         places = []
@@ -117,6 +126,11 @@ class Saver:
             for key, values in piece.values.items():
                 tensors[kind_of(key)][keys[key]] = self._copy(keys[key], values.narrow(0, 0, place.count))
             places.append({"tensor": piece.name, "place": asdict(place), "keys": keys})
+        for row in carried:
+            if row.owned:
+                key = f"{row.name}/{CARRIED}"
+                tensors.setdefault(CARRIED, {})[key] = self._copy(key, row.values)
+                places.append({"tensor": row.name, "place": asdict(row.place), "keys": {CARRIED: key}})
         if self._engine.process.device.type == "cuda":
             torch.cuda.synchronize(self._engine.process.device)
         return Part(tensors, places, own_state)

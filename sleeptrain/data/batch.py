@@ -38,6 +38,8 @@ class Batch:
     """[rows, length], bool: true at the first token of every document in rows of several; None where each row is one sample."""
     sources: Tensor | None = None
     """[rows]: the number of each row's source; None where there is one source."""
+    continued: Tensor | None = None
+    """[rows], bool: whether a row continues the one at its place in the step before; None where rows are not lanes."""
 
     @property
     def rows(self) -> int:
@@ -57,7 +59,7 @@ class Batch:
     def starts_by_window(self, windows: Sequence[Window]) -> dict[int, Tensor]:
         """The first tokens of documents, for windows in which some begin (`MicroBatch.starts`); call it on the CPU.
 
-        The first token of a row does not count: the row begins with an empty state.
+        The first token of a row does not count: a row begins with an empty state, unless it continues a document.
         """
         if self.starts is None:
             return {}
@@ -78,8 +80,8 @@ class Batch:
         """Rows [start, stop), as views."""
         labels = {name: value[start:stop] for name, value in self.labels.items()}
         span = slice(start, stop)
-        starts, sources = (None if part is None else part[span] for part in (self.starts, self.sources))
-        return Batch(self.tokens[span], self.targets[span], self.groups[span], self.ids[span], labels, starts, sources)
+        optional = (None if part is None else part[span] for part in (self.starts, self.sources, self.continued))
+        return Batch(self.tokens[span], self.targets[span], self.groups[span], self.ids[span], labels, *optional)
 
 
 def stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -57,6 +57,9 @@ class Data:
     row: int | None = None
     """Tokens of a row of text: a multiple of sleep.window that divides the blocks of the data; null: eight windows. Data of tasks has
     rows of its own."""
+    lane: int | None = None
+    """Tokens of text that a row of the batch, a lane, reads one after the other over several steps, at most, and at least half as many.
+    The state is carried from step to step. A multiple of a row's tokens; null: every row begins with an empty state."""
     shuffle: bool = True
     """Shuffle each epoch of each source in another order; if false, samples of a source come in the order in which they were written."""
     workers: int = 0
@@ -101,6 +104,8 @@ class Data:
             problems.append(Problem("sources", "is empty; give at least one, such as [{path: runs/data/rule110-tiny}]"))
         if self.row is not None and self.row < 1:
             problems.append(Problem("row", "must be at least 1 token"))
+        if self.lane is not None and self.lane < 1:
+            problems.append(Problem("lane", "must be at least 1 token"))
         if self.workers < 0:
             problems.append(Problem("workers", "must be 0 or more"))
         problems += self._cache_limit_problems()

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sleeptrain.data.mixture import Mix, Mixer
 
 Spans = tuple[tuple[int, int], ...]
 """For each source the positions in its stream from which a step reads: the first, and the one after the last."""
+
+
+class Drawn(NamedTuple):
+    """A row of a step."""
+
+    source: int
+    position: int
+    """Of the row, or of its run, in the stream of the source."""
+    offset: int = 0
+    """Number of the row in its run."""
 
 
 class Draws:
@@ -33,15 +43,12 @@ class Draws:
         """The next step, from 0 on."""
         return self._mixer.step
 
-    def next_step(self) -> list[tuple[int, int]]:
-        """For each row of the next global batch, its source and its position in the stream of that source."""
+    def next_step(self) -> list[Drawn]:
+        """The rows of the next global batch."""
         drawn = []
         for source in self._mixer.next_step():
-            position = self._next[source]
-            for start, stop in sorted(spans[source] for spans in self.left_out):
-                if start <= position < stop:
-                    position = stop
-            drawn.append((source, position))
+            position = not_left_out(self._next[source], source, self.left_out)
+            drawn.append(Drawn(source, position))
             self._next[source] = position + 1
             self.rows[source] += 1
         return drawn
@@ -64,12 +71,20 @@ class Draws:
         self.left_out = [spans_of(spans) for spans in state["left_out"]]
 
 
+def not_left_out(position: int, source: int, left_out: Sequence[Spans]) -> int:
+    """The first position in the stream of a source, from `position` on, that is not left out."""
+    for start, stop in sorted(spans[source] for spans in left_out):
+        if start <= position < stop:
+            position = stop
+    return position
+
+
 def spans_of(drawn: Sequence[Sequence[int]]) -> Spans:
     """Spans from their JSON values."""
     return tuple((start, stop) for start, stop in drawn)
 
 
-def span_drawn(drawn: Sequence[tuple[int, int]], sources: int) -> Spans:
+def span_drawn(drawn: Sequence[Drawn], sources: int) -> Spans:
     """The spans of rows that were drawn; empty, at 0, for a source without rows."""
-    positions = [[position for source, position in drawn if source == one] for one in range(sources)]
+    positions = [[row.position for row in drawn if row.source == one] for one in range(sources)]
     return tuple((min(some), max(some) + 1) if some else (0, 0) for some in positions)

@@ -1,8 +1,9 @@
 """Training batches of one data-parallel rank: an endless stream of steps, mixed from the sources, with exact resume.
 
-`Draws` says which rows a step has. The dataset of mosaicml-streaming, in worker processes, takes that for the order of an epoch
-without end and reads, downloads and decompresses ahead of it. Row i of a global batch goes to rank i % world, which fills its
-micro-batches in order. So a global batch has the same rows, whatever the number of ranks, micro-batches and workers.
+`Draws` says which rows a step has, or `LaneDraws` where rows continue those of the step before. The dataset of
+mosaicml-streaming, in worker processes, takes that for the order of an epoch without end and reads, downloads and decompresses
+ahead of it. Row i of a global batch goes to rank i % world, which fills its micro-batches in order. So a global batch has the
+same rows, whatever the number of ranks, micro-batches and workers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import weakref
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +22,10 @@ import torch
 from sleep_launch.parent import signal_at_parents_death
 from sleeptrain.data.batch import Batch, check, collate, stack
 from sleeptrain.data.config import Data
-from sleeptrain.data.draws import Draws, Spans, span_drawn
+from sleeptrain.data.draws import Drawn, Spans, span_drawn
+from sleeptrain.data.lane_draws import LaneDraws
 from sleeptrain.data.manifest import Manifest
+from sleeptrain.data.reading_order import reading_order
 from sleeptrain.data.sources import open_sources
 from sleeptrain.errors import UserError
 
@@ -82,7 +86,7 @@ class Reader:
                 raise UserError(
                     f"the source {source.name} has no samples in its {self.split} split; give it proportion 0, or build it with some"
                 )
-        self._draws = Draws(mix, self.rows_per_step)
+        self._orders, self._draws = reading_order(data, self._sources, mix, self.rows_per_step, seed)
         self._tokens = [0] * len(self.names)
         self.last_read: Spans = ()
         """What the last step has read; empty before the first one."""
@@ -109,8 +113,15 @@ class Reader:
         except BaseException:
             self.close()  # garbage collection would take seconds to end the workers
             raise
-        self.last_read = span_drawn(self._draws.next_step(), len(self.names))
-        return batches
+        drawn = self._draws.next_step()
+        self.last_read = span_drawn(drawn, len(self.names))
+        return self._with_continued(batches, drawn) if isinstance(self._draws, LaneDraws) else batches
+
+    def _with_continued(self, batches: Sequence[Batch], drawn: Sequence[Drawn]) -> list[Batch]:
+        """The batches, which know which of their rows continue those of the step before."""
+        continued = torch.tensor([row.offset > 0 for row in drawn[self._rank :: self._world]])
+        parts = continued.split(self._micro)
+        return [replace(batch, continued=part) for batch, part in zip(batches, parts, strict=True)]
 
     def count_tokens(self, tokens: Sequence[int]) -> None:
         """Count the real tokens of each source in the last step of all ranks, which only the caller knows."""
@@ -135,8 +146,8 @@ class Reader:
 
     def state_dict(self) -> dict[str, Any]:
         """What was read and what is left out, as JSON values; equal for any number of ranks and workers."""
-        own = {"version": VERSION, "seed": self._seed, "data": self.manifest.hash, "tokens": list(self._tokens)}
-        return own | self._draws.state_dict()
+        own = {"version": VERSION, "seed": self._seed, "data": self.manifest.hash, "lane": self._data.lane}
+        return own | {"tokens": list(self._tokens)} | self._draws.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after a `state_dict`. UserError if it belongs to other data, another seed or another version."""
@@ -145,12 +156,18 @@ class Reader:
             ("version", "another version of the data's order"),
             ("data", "other data"),
             ("seed", "another seed"),
+            ("lane", "runs of rows in lanes of another length"),
         ):
-            if state[name] != current[name]:
+            if state.get(name) != current[name]:
                 raise UserError(
-                    f"the checkpoint was trained on {meaning} ({name} {state[name]}, now {current[name]}); "
+                    f"the checkpoint was trained on {meaning} ({name} {state.get(name)}, now {current[name]}); "
                     "resume with the same, or start a new run"
                 )
+        if isinstance(self._draws, LaneDraws) and len(state["lanes"]) != self.rows_per_step:
+            raise UserError(
+                f"train.batch is {self.rows_per_step}, and the checkpoint has {len(state['lanes'])} lanes, one for each row of a step; "
+                "resume with the same train.batch, or start a new run"
+            )
         self._draws.load_state_dict(state)
         self._tokens = list(state["tokens"])
         self.close()
@@ -185,15 +202,9 @@ class Reader:
         from sleeptrain.data.worker_rows import RankRows
 
         workers = self._data.workers
-        reads = RankRows(
-            deepcopy(self._draws),
-            self._seed,
-            self._data.shuffle,
-            self._micro,
-            self._accumulation,
-            self._rank,
-            self._world,
-        )
+        # Copied together, since draws read orders, and threads of the dataset are ahead of this one.
+        draws, orders = deepcopy((self._draws, self._orders))
+        reads = RankRows(draws, orders, self._micro, self._accumulation, self._rank, self._world)
         rows = RowDataset(self._sources, reads)
         if rows.num_samples != self._sources.rows:
             rows.release()

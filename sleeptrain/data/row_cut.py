@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,11 @@ class RowCut:
     def per_block(self) -> int:
         """Rows of a full block."""
         return self.block // self.length
+
+    def by_shard(self, blocks: Sequence[int]) -> tuple[int, ...]:
+        """The rows of every shard, from its blocks."""
+        full = [count * self.per_block for count in blocks]
+        return (*full[:-1], self.rows - sum(full[:-1])) if full else ()
 
     def row(self, block: dict[str, Any], number: int) -> dict[str, Any]:
         """Row `number` of a block, a sample as its shard stores it, as columns of a sample."""

@@ -32,7 +32,6 @@ from streaming import StreamingDataLoader, StreamingDataset  # noqa: E402
 from streaming.base.dataset import _ShardState  # noqa: E402
 from streaming.base.shared import SharedMemory  # noqa: E402
 
-from sleeptrain.data.order import SourceOrder  # noqa: E402
 from sleeptrain.data.shards import ShardStream, decompressed_path  # noqa: E402
 from sleeptrain.data.sources import Sources  # noqa: E402
 from sleeptrain.data.worker_rows import RankRows, WorkerRows  # noqa: E402
@@ -80,20 +79,7 @@ class RowDataset(StreamingDataset):
         """The order of this worker, which the library asks for where it begins an epoch."""
         assert self._reads is not None
         world = self._parallel_worker_world
-        return WorkerRows(self._reads, self._orders(), world.worker_of_rank, world.workers_per_rank, PREDOWNLOAD + 3)
-
-    def _orders(self) -> list[SourceOrder]:
-        """The order of every source; one that has no rows has no place in any."""
-        assert self._reads is not None
-        orders, first_shard = [], 0
-        for number, stop in enumerate(self._stops):
-            last_shard = int(np.searchsorted(self.sample_offset_per_shard, stop))
-            seed = (self._reads.seed, number)
-            first = 0 if number == 0 else int(self._stops[number - 1])
-            shards = self.samples_per_shard[first_shard:last_shard].tolist()
-            orders.append(SourceOrder(shards, first, seed, self._reads.shuffle))
-            first_shard = last_shard
-        return orders
+        return WorkerRows(self._reads, world.worker_of_rank, world.workers_per_rank, PREDOWNLOAD + 3)
 
     def release(self) -> None:
         """End the background threads and unlink the shared memory; the dataset cannot be read afterwards."""

@@ -46,6 +46,8 @@ class OpenedSource:
     """How rows are cut from its blocks; None for samples."""
     shards: tuple[int, ...]
     """Bytes of every shard, compressed and decompressed."""
+    shard_rows: tuple[int, ...]
+    """Rows of every shard."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,18 @@ def open_sources(data: Data, split: str, window: int | None = None) -> Sources:
     for source, one in zip(data.sources, cut, strict=True):
         folder = _in_place(source) if cache is None else _in_cache(source.path, cache, one, split)
         remote = None if cache is None else source.path
-        count, shards = 0, ()
+        count, shards, samples = 0, (), ()
         if split in one.splits:
             count = one.samples(split)
             content = _checked_index(source.path, folder / split / INDEX, one.splits[split]["hash"])
+            listed = json.loads(content)["shards"]
             shards = tuple(
-                sum(file["bytes"] for file in (shard["raw_data"], shard["zip_data"]) if file)
-                for shard in json.loads(content)["shards"]
+                sum(file["bytes"] for file in (shard["raw_data"], shard["zip_data"]) if file) for shard in listed
             )
+            samples = tuple(shard["samples"] for shard in listed)
         rows_of = None if one.block is None else RowCut(one.block, one.length, count, one.pad)
-        opened.append(OpenedSource(str(folder), remote, cache, source.label, count, rows_of, shards))
+        shard_rows = samples if rows_of is None else rows_of.by_shard(samples)
+        opened.append(OpenedSource(str(folder), remote, cache, source.label, count, rows_of, shards, shard_rows))
     return Sources(manifest, split, rows, tuple(opened))
 
 

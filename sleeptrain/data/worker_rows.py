@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 
-from sleeptrain.data.draws import Draws
-from sleeptrain.data.order import SourceOrder
+from sleeptrain.data.draws import Drawn, Draws
+from sleeptrain.data.lane_draws import LaneDraws
+from sleeptrain.data.order import RunOrder, SourceOrder
 
 PASSED = -1
 """Stands for a row that was read long ago; the library skips it."""
@@ -19,10 +20,10 @@ PASSED = -1
 class RankRows:
     """How a rank reads steps: from which row on, and which of their rows."""
 
-    draws: Draws
+    draws: Draws | LaneDraws
     """As they stand before the first step that is read."""
-    seed: int
-    shuffle: bool
+    orders: Sequence[SourceOrder] | Sequence[RunOrder]
+    """Of every source."""
     micro: int
     accumulation: int
     rank: int
@@ -36,10 +37,10 @@ class WorkerRows(Sequence[int]):
     a rank in turn.
     """
 
-    def __init__(self, read: RankRows, orders: Sequence[SourceOrder], worker: int, workers: int, kept: int) -> None:
+    def __init__(self, read: RankRows, worker: int, workers: int, kept: int) -> None:
         """For worker `worker` of `workers`. The newest `kept` micro-batches are kept for threads that are behind."""
-        self._read, self._orders, self._worker, self._workers = read, orders, worker, workers
-        self._drawn: list[tuple[int, int]] = []
+        self._read, self._worker, self._workers = read, worker, workers
+        self._drawn: list[Drawn] = []
         """Rows of the rank in the newest step."""
         self._rank_batches = 0
         """Micro-batches of the rank in all steps so far."""
@@ -67,5 +68,5 @@ class WorkerRows(Sequence[int]):
             self._rank_batches += read.accumulation
         first = (number % read.accumulation) * read.micro
         rows = self._drawn[first : first + read.micro]
-        self._batches.append([self._orders[source].row(position) for source, position in rows])
+        self._batches.append([read.orders[source].row(position, offset) for source, position, offset in rows])
         self._made += 1

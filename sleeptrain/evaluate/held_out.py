@@ -51,7 +51,7 @@ def evaluate_held_out(context: StepContext, data: Evaluation, beat: Callable[[],
     A collective over all ranks. Raises UserError on all ranks where one cannot read its batches.
     """
     began, process, layout = perf_counter(), context.engine.process, context.layout
-    program, group, counts = layout.program(), layout.batch.group, Counts(data.manifest, data.names)
+    program, group, counts = layout.program_of_rows_alone(), layout.batch.group, Counts(data.manifest, data.names)
     # Only the last pipeline stage has losses and predictions, and all tensor-parallel ranks have the same.
     counted = context.axes.pipe.rank == context.axes.pipe.size - 1 and context.axes.tensor.rank == 0
     batches = iter(data)

@@ -25,6 +25,7 @@ from sleeptrain.execute.stored_bytes import ByteCounter, count_stored
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput
+from sleeptrain.model.state import State
 from sleeptrain.program import Pass
 from sleeptrain.schedule import Edge, ScheduleAction, Value
 
@@ -47,7 +48,9 @@ class StageExecutor:
         self.predict, self.offload = predict, plan.schedule.recompute.offload and not predict
         self.store = ActivationStore(Offloader(self.offload))
         for micro, batch in enumerate(micro_batches):
-            self.store.put(Value("S", -1, micro, plan.index), dict(batch.state.detach().tensors))
+            for value in plan.initial_state:
+                if value.micro == micro:
+                    self.store.put(value, _leaves_of(value, batch.state.detach()))
         if graph_cache is None:
             self.runner = ActionRunner(model, micro_batches, plan, self.store, self.grads, predict)
         else:
@@ -140,3 +143,8 @@ class StageExecutor:
     def _flush(self) -> None:
         if self.p2p is not None:
             self.p2p.flush()
+
+
+def _leaves_of(value: Value, state: State) -> dict[str, Tensor]:
+    """The leaves of the state that belong to a value: caches to `kv`, the others to `S`."""
+    return {leaf.name: state[leaf.name] for leaf in state.spec if (leaf.kind == "kv") == (value.kind == "kv")}

@@ -15,6 +15,7 @@ from sleeptrain.schedule import (
     StageSchedule,
     Value,
     build_schedule,
+    inputs,
     outputs,
     stage_blocks,
 )
@@ -34,6 +35,11 @@ class StagePlan:
     def stage(self) -> StageSchedule:
         """The ops and actions of the stage."""
         return self.schedule.stages[self.index]
+
+    @cached_property
+    def initial_state(self) -> tuple[Value, ...]:
+        """The values of the state with which every micro-batch begins."""
+        return tuple(sorted(inputs(self.index, self.stage.ops, self.schedule.group)))
 
     @cached_property
     def final_state(self) -> tuple[Value, ...]:

@@ -15,7 +15,8 @@ from sleeptrain.engine.optimizers import Kind
 from sleeptrain.engine.settings import LARGEST_BUCKET
 from sleeptrain.plan.activations import ActivationMemory, SegmentMemory
 from sleeptrain.plan.ownership import StageParameters
-from sleeptrain.schedule import StageEstimate
+from sleeptrain.program import kept_tokens
+from sleeptrain.schedule import StageEstimate, ValueSizes
 from sleeptrain.train.job import Job
 from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.layout import Layout
@@ -56,6 +57,8 @@ class ProcessMemory:
     """Saved activations on the device between forward and backward, by component."""
     host: float
     """Saved activations offloaded to the host's memory."""
+    lanes: float = 0.0
+    """State that rows carry from step to step, before and after a step."""
 
     @property
     def peak(self) -> StepPhase:
@@ -65,11 +68,11 @@ class ProcessMemory:
     @property
     def total(self) -> float:
         """Bytes at the peak."""
-        return self.parameters + self.optimizer + self.peak.total
+        return self.parameters + self.optimizer + self.lanes + self.peak.total
 
 
 def memory_of(
-    layout: Layout, held: StageParameters, stage: StageEstimate, activations: ActivationMemory
+    layout: Layout, held: StageParameters, stage: StageEstimate, activations: ActivationMemory, sizes: ValueSizes
 ) -> ProcessMemory:
     """Bytes of a process that holds the parameters `held` and runs one stage."""
     job, partition = layout.job, held.partition(layout.batch.data)
@@ -80,7 +83,15 @@ def memory_of(
     backward = StepPhase("backward", gradients["backward"], stage.peak, _work(job, held, activations))
     rest = [StepPhase(name, size, {}) for name, size in gradients.items() if name != "backward"]
     parameters = DTYPES[job.train.precision].itemsize * elements
-    return ProcessMemory(parameters, optimizer, (backward, *rest), stage.kept, stage.host)
+    lanes = 2 * lane_bytes(layout, sizes, held.blocks) if job.data.lane is not None else 0.0
+    return ProcessMemory(parameters, optimizer, (backward, *rest), stage.kept, stage.host, lanes)
+
+
+def lane_bytes(layout: Layout, sizes: ValueSizes, blocks: tuple[int, int]) -> float:
+    """Bytes of the state that the rows of a process carry from step to step, for these blocks."""
+    cached = kept_tokens(layout.job.sleep)
+    per_row = sum(sizes.fast[b] + sizes.conv[b] + sizes.kv[b] * cached for b in range(*blocks))
+    return layout.batch.micro * layout.batch.micro_batches * per_row
 
 
 def _work(job: Job, held: StageParameters, activations: ActivationMemory) -> float:

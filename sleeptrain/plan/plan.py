@@ -76,7 +76,7 @@ def make_plan(layout: Layout, data_layout: DataLayout, speed: float | None = Non
     stages = list(enumerate(zip(parameters.stages, estimated.stages, strict=True)))
     return Plan(
         layout, data_layout, speed, parameters, costs, estimated,
-        tuple(memory_of(layout, held, stage, activations) for _, (held, stage) in stages),
+        tuple(memory_of(layout, held, stage, activations, costs.sizes) for _, (held, stage) in stages),
         tuple(traffic_of(layout, index, held, costs, estimated) for index, (held, _) in stages),
         step_flops(layout.job.model, layout.program(), layout.job.sleep) * layout.job.train.batch,
     )  # fmt: skip

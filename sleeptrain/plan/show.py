@@ -57,6 +57,7 @@ def _memory(plan: Plan) -> Iterator[str]:
     rows: list[tuple[str, Sequence[float]]] = [
         ("parameters", [m.parameters for m in plan.memory]),
         ("optimizer", [m.optimizer for m in plan.memory]),
+        ("lanes", [m.lanes for m in plan.memory]),
         ("gradients", [phase.gradients for phase in peaks]),
     ]
     for name, word in KEPT.items():
@@ -168,6 +169,7 @@ def _stage(plan: Plan, s: int, memory: ProcessMemory, traffic: Traffic) -> dict[
         "flops": {"forward": stage.forward, "recompute": stage.recompute, "backward": stage.backward}, "idle": stage.bubble,
         "memory": {
             "all": memory.total, "parameters": memory.parameters, "optimizer": memory.optimizer, "host": memory.host,
+            "lanes": memory.lanes,
             "peak_during": memory.peak.name, "saved_activations": dict(memory.saved),
             "phases": {
                 phase.name: {"gradients": phase.gradients, "kept": dict(phase.kept), "work": phase.work}

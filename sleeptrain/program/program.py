@@ -85,7 +85,7 @@ class Program:
         return hashlib.sha256(repr((self.span, self.clip_state, self.ops)).encode()).hexdigest()[:16]
 
     def by_window(self) -> Iterator[tuple[list[Pass], Boundary | None]]:
-        """The passes of every window with the boundary after it (None after the last window)."""
+        """The passes of every window with the boundary after it (None after the last window, unless its state is carried)."""
         passes: list[Pass] = []
         for op in self.ops:
             if isinstance(op, Pass):
@@ -99,7 +99,12 @@ class Program:
     @property
     def windows(self) -> int:
         """Number of windows."""
-        return sum(isinstance(op, Boundary) for op in self.ops) + 1
+        return 1 + max(op.window for op in self.ops)
+
+    @property
+    def carried(self) -> bool:
+        """Whether the state after the last window goes on in the next step."""
+        return isinstance(self.ops[-1], Boundary)
 
     @cached_property
     def passes(self) -> int:
@@ -112,13 +117,19 @@ class Program:
         return sum(op.stop - op.start for op in self.ops if isinstance(op, Pass) and op.layers == "loop")
 
 
-def compile(sleep: Sleep, windows: Sequence[Window], depth: int, passes: int | None = None) -> Program:
+def compile(
+    sleep: Sleep, windows: Sequence[Window], depth: int, passes: int | None = None, *, carried: bool = False
+) -> Program:
     """Compiles the program of one step.
 
     `depth` is the number of blocks of the stack. `passes` overrides N: the value of a ramp or draw at this step, or of a
     sweep at test time. With trigger `context` the program sleeps on windows without targets and predicts the others in
     one pass (arXiv 2605.26099, Algorithm 1). With trigger `every` it predicts each window in pass 1 and then sleeps on
     it, except on the last window.
+
+    `carried`: the state begins with that of the step before and is carried to the next one. Then the last window sleeps too, and
+    is evicted; its later passes have no gradient, since no loss of the step reads what they write. Under sliding eviction the
+    rotary positions of the carried keys are 0..L-2.
 
     Raises ValueError for an empty layout and for empty windows or windows longer than `sleep.window`.
     """
@@ -132,9 +143,10 @@ def compile(sleep: Sleep, windows: Sequence[Window], depth: int, passes: int | N
     every = sleep.gradient.windows
     for i, window in enumerate(windows):
         last = i == len(windows) - 1
-        ops += _window_passes(sleep, i, window, _window_pass_count(sleep, window, n, last), depth, last)
-        if not last:
-            ops.append(Boundary(i, kept_tokens(sleep), detach=every != "all" and (i + 1) % every == 0))
+        evicted = not last or carried
+        ops += _window_passes(sleep, i, window, _window_pass_count(sleep, window, n, evicted), depth, last, carried)
+        if evicted:
+            ops.append(Boundary(i, kept_tokens(sleep), detach=last or (every != "all" and (i + 1) % every == 0)))
     return Program(tuple(ops), sleep.window, sleep.gradient.clip_state)
 
 
@@ -161,34 +173,39 @@ def pairs_seen(program: Program, op: Pass, attention_window: int | None = None) 
     `attention_window`, if that is less).
     """
     span, tokens = min(program.span, attention_window or program.span), op.stop - op.start
-    cached = min(span - 1, op.start) if op.kv_read else 0
+    cached = min(span - 1, op.position0) if op.kv_read else 0
     if cached + tokens <= span:
         return tokens * cached + tokens * (tokens + 1) / 2
     growing = max(0, span - cached)
     return (tokens - growing) * span + sum(range(cached + 1, cached + growing + 1))
 
 
-def _window_pass_count(sleep: Sleep, window: Window, n: int, last: bool) -> int:
+def _window_pass_count(sleep: Sleep, window: Window, n: int, evicted: bool) -> int:
     """Number of passes over a window: n if it sleeps, else 1."""
-    sleeps = not window.targets if sleep.loop.trigger == "context" else not last
+    sleeps = not window.targets if sleep.loop.trigger == "context" else evicted
     return n if sleeps else 1
 
 
-def _window_passes(sleep: Sleep, index: int, window: Window, n: int, depth: int, last: bool) -> Iterator[Pass]:
+def _window_passes(
+    sleep: Sleep, index: int, window: Window, n: int, depth: int, last: bool, carried: bool
+) -> Iterator[Pass]:
     """Prelude once, looped range n times, coda once: after the last pass with `context`, in pass 1 with `every`."""
     first, stop = loop_range(sleep, depth)
     has_prelude, has_coda = first > 0, stop < depth
     sliding = sleep.evict.mode == "sliding"
     k = n if sleep.gradient.passes == "all" else min(n, sleep.gradient.passes)
+    if last and carried:
+        k = 0
+    before = kept_tokens(sleep) if carried else 0
     coda_at = n if sleep.loop.trigger == "context" else 1
 
     def make(layers: Layers, i: int, reads: Reads, loss: bool, final: bool) -> Pass:
         own_loss = window.targets and i == 1
         return Pass(
-            window=index, start=window.start, stop=window.stop, position0=window.start if sliding else 0,
+            window=index, start=window.start, stop=window.stop, position0=window.start + before if sliding else 0,
             index=i, of=n, layers=layers, reads=reads, loss=loss,
             grad=i > n - k or own_loss, detach=layers == "loop" and i > 1 and i == n - k + 1,
-            kv_read=sliding and index > 0, kv_write=sliding and final and not last,
+            kv_read=sliding and (index > 0 or carried), kv_write=sliding and final and (not last or carried),
         )  # fmt: skip
 
     if has_prelude:

@@ -6,7 +6,7 @@ from sleeptrain.schedule.check import check, checked
 from sleeptrain.schedule.draw import Picture, draw
 from sleeptrain.schedule.estimate import Costs, Estimate, StageEstimate, estimate
 from sleeptrain.schedule.memory import ValueSizes
-from sleeptrain.schedule.reads_writes import outputs, reads_writes
+from sleeptrain.schedule.reads_writes import inputs, outputs, reads_writes
 from sleeptrain.schedule.schedule import (
     RECOMPUTE_POLICIES,
     Edge,
@@ -24,5 +24,5 @@ from sleeptrain.schedule.schedule import (
 __all__ = [
     "RECOMPUTE_POLICIES", "Balance", "Costs", "Edge", "Estimate", "Picture", "Producer", "RecomputePolicy", "Schedule",
     "ScheduleAction", "StageBlocks", "StageEstimate", "StageOp", "StageSchedule", "Value", "ValueSizes", "balance",
-    "build_schedule", "channel_per_edge", "check", "checked", "draw", "estimate", "outputs", "reads_writes", "stage_blocks",
+    "build_schedule", "channel_per_edge", "check", "checked", "draw", "estimate", "inputs", "outputs", "reads_writes", "stage_blocks",
 ]  # fmt: skip

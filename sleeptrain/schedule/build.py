@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from sleeptrain.program import Pass, Program
 from sleeptrain.schedule.dataflow import stage_ops
-from sleeptrain.schedule.reads_writes import outputs, reads_writes
+from sleeptrain.schedule.reads_writes import inputs, outputs, reads_writes
 from sleeptrain.schedule.schedule import (
     Edge,
     RecomputePolicy,
@@ -176,7 +176,7 @@ def _with_frees(stage: _StageContext, schedule: StageSchedule) -> StageSchedule:
 
     Outputs of the schedule are never freed. Gradients are accumulated, so writing one again does not free it.
     """
-    last_use: dict[Value, int] = {Value("S", -1, m, stage.index): 0 for m in range(stage.group)}
+    last_use: dict[Value, int] = dict.fromkeys(inputs(stage.index, stage.ops, stage.group), 0)
     frees: dict[int, list[Value]] = {}
     accumulated, final = ("dh", "dS", "dkv"), outputs(stage.index, schedule, stage.group)
     actions, backward_start = (*schedule.forward, *schedule.backward), len(schedule.forward)

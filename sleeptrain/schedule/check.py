@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from sleeptrain.schedule.reads_writes import outputs, reads_writes
+from sleeptrain.schedule.reads_writes import inputs, outputs, reads_writes
 from sleeptrain.schedule.schedule import ActionKind, Schedule, ScheduleAction, StageSchedule, Value
 from sleeptrain.schedule.simulate import describe, simulate
 
@@ -69,7 +69,7 @@ def _keys(actions: tuple[ScheduleAction, ...], kind: ActionKind) -> list[tuple[i
 
 def _check_values(schedule: Schedule, s: int, stage: StageSchedule) -> Iterator[str]:
     """Walks a stage's actions with the set of values that it holds."""
-    held = {Value("S", -1, m, s) for m in range(schedule.group)}
+    held = inputs(s, stage.ops, schedule.group)
     freed_by: dict[Value, ScheduleAction] = {}
     for n, action in enumerate((*stage.forward, *stage.backward)):
         if action.edge is None and action.op not in stage.ops:

@@ -111,7 +111,7 @@ def _inputs(passes: Mapping[int, Pass], paths: Mapping[Layers, Sequence[int]]) -
         else:
             h = (newest_loop, paths["loop"][-1])
         for s in paths[op.layers]:
-            kv = (newest_cache[op.layers], s) if op.kv_read else None
+            kv = (newest_cache.get(op.layers, -1), s) if op.kv_read else None
             inputs[i, s] = _Inputs(h, (newest_state.get(op.layers, -1), s), kv)
             h = (i, s)
         newest_state[op.layers] = i

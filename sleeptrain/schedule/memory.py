@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sleeptrain.program import Pass
-from sleeptrain.schedule.reads_writes import outputs, reads_writes
+from sleeptrain.schedule.reads_writes import inputs, outputs, reads_writes
 from sleeptrain.schedule.schedule import Schedule, StageOp, StageSchedule, Value
 
 BytesByComponent = Mapping[str, float]
@@ -112,7 +112,7 @@ def liveness(schedule: Schedule, s: int) -> Iterator[Lifetime]:
     """Lifetime of every value that stage `s` holds, in the order in which values are freed."""
     stage = schedule.stages[s]
     backward_start, actions = len(stage.forward), (*stage.forward, *stage.backward)
-    made_at = {Value("S", -1, m, s): -1 for m in range(schedule.group)}
+    made_at = dict.fromkeys(inputs(s, stage.ops, schedule.group), -1)
     last_forward_use: dict[Value, int] = {}
     first_backward_use: dict[Value, int] = {}
     for n, action in enumerate(actions):
@@ -158,10 +158,10 @@ class _SizeTable:
         if kind in ("S", "dS"):
             fast, conv = (sum(per_block[b] for b in blocks) for per_block in (sizes.fast, sizes.conv))
             return [("S", fast), ("conv", conv)] if kind == "S" else [("gradients", fast + conv)]
-        assert stage_op is not None
         if kind in ("kv", "dkv"):
             cache = sum(sizes.kv[b] for b in blocks) * self._cached_tokens(stage_op)
             return [("kv" if kind == "kv" else "gradients", cache)]
+        assert stage_op is not None
         if kind == "blocks":
             return [("body", (len(blocks) - 1) * sizes.h * self._tokens(op))]
         if kind == "head":
@@ -174,7 +174,7 @@ class _SizeTable:
         if stage_op.kv is not None:
             op = self.schedule.program.ops[stage_op.op]
             assert isinstance(op, Pass)
-            cache_read = min(op.start, self.schedule.program.span - 1)
+            cache_read = min(op.position0, self.schedule.program.span - 1)
         reads_cache = cache_read and self.sizes.cached
         per_block = [
             self.sizes.graph[b] * tokens + (self.sizes.cached[b] * cache_read if reads_cache else 0.0) for b in blocks
@@ -191,8 +191,11 @@ class _SizeTable:
         assert isinstance(found, Pass)
         return found.stop - found.start
 
-    def _cached_tokens(self, stage_op: StageOp) -> int:
-        """Tokens in the attention cache that leaves a stage op."""
+    def _cached_tokens(self, stage_op: StageOp | None) -> int:
+        """Tokens in the attention cache that leaves a stage op; None: the cache with which the step begins."""
+        if stage_op is None:
+            return self.schedule.program.span - 1
         op = self.schedule.program.ops[stage_op.op]
         assert isinstance(op, Pass)
-        return min(op.stop, stage_op.boundary.keep_kv if stage_op.boundary else op.stop)
+        cached = op.position0 + op.stop - op.start
+        return min(cached, stage_op.boundary.keep_kv if stage_op.boundary else cached)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 from sleeptrain.schedule.schedule import RecomputePolicy, ScheduleAction, StageOp, StageSchedule, Value
@@ -70,6 +71,15 @@ def _compute(
             local = tuple((kind, i, stage) for kind, exists in gradients if exists)
             writes = [(f"d{kind}", p.op, p.stage) for kind, p in producers if p is not None and p.grad]
             return (("graph", i, stage), *block_inputs, *inputs, *local, *received), tuple(writes)
+
+
+def inputs(stage: int, ops: Mapping[int, StageOp], group: int) -> set[Value]:
+    """Values that a stage holds before its first action: the state with which every micro-batch begins.
+
+    The attention cache belongs to it where the first window reads what an earlier step left.
+    """
+    kinds = {"S"} | {"kv" for stage_op in ops.values() if stage_op.kv is not None and stage_op.kv.op < 0}
+    return {Value(kind, -1, m, stage) for kind in kinds for m in range(group)}
 
 
 def outputs(stage: int, stage_schedule: StageSchedule, group: int) -> set[Value]:

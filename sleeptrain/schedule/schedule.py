@@ -58,7 +58,7 @@ class Value(NamedTuple):
 
     - `h`: features leaving `op` on stage `stage`, computed on this stage or received
     - `S`: fast weights and convolution tails leaving `op`; `op` is -1 for the initial state of the step
-    - `kv`: attention cache leaving `op`
+    - `kv`: attention cache leaving `op`; `op` is -1 for the cache with which the step begins
     - `dh`, `dS`, `dkv`: gradients of these
     - `rdh`: gradient received from stage `stage` for the features leaving `op` on this stage
     - `graph`: saved autograd graph of `op`

@@ -24,7 +24,7 @@ def go_back(setup: Setup, step: int) -> int:
         limit = setup.job.train.guard.rollbacks
         raise RunFailed(f"{what}, after going back {limit} times (train.guard.rollbacks); {way_out}")
     left_out = setup.reader.left_out
-    found = resume(setup.engine, setup.reader, guard, setup.folder)
+    found = resume(setup.context, setup.reader, guard, setup.folder)
     if found is None:
         raise RunFailed(f"{what}, and there is no checkpoint to go back to; {way_out}")
     setup.reader.leave_out([*left_out, *streak])

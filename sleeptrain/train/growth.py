@@ -100,7 +100,7 @@ def growth_at_start(context: StepContext, seed: int) -> Growth | None:
     gradients without accumulating them.
     """
     layout, model = context.layout, context.model
-    program, device = layout.program(), context.engine.process.device
+    program, device = layout.program_of_rows_alone(), context.engine.process.device
     vocab = layout.job.model.vocab
     assert vocab is not None
     generator = torch.Generator().manual_seed(seed)

@@ -65,8 +65,15 @@ class Layout:
 
     def program(self, passes: int | None = None) -> Program:
         """The program of a step of `passes` passes; None: the largest number of any step."""
+        return self._compile(passes, carried=self.job.data.lane is not None)
+
+    def program_of_rows_alone(self, passes: int | None = None) -> Program:
+        """The program of rows that begin with an empty state, as in evaluation, of `passes` passes or the largest number."""
+        return self._compile(passes, carried=False)
+
+    def _compile(self, passes: int | None, carried: bool) -> Program:
         passes = self.job.sleep.max_passes if passes is None else passes
-        return _compiled(self.job.sleep, self.windows, len(self.job.model.pattern), passes)
+        return _compiled(self.job.sleep, self.windows, len(self.job.model.pattern), passes, carried)
 
     def program_at(self, step: int) -> Program:
         """The program of a step (0-based)."""
@@ -101,6 +108,6 @@ def resolve_layout(job: Job, windows: Sequence[Window], batch: BatchLayout) -> L
 
 
 @lru_cache(maxsize=64)
-def _compiled(sleep: Sleep, windows: tuple[Window, ...], depth: int, passes: int) -> Program:
+def _compiled(sleep: Sleep, windows: tuple[Window, ...], depth: int, passes: int, carried: bool) -> Program:
     """A program compiled once for all steps with the same number of passes."""
-    return compile(sleep, windows, depth, passes)
+    return compile(sleep, windows, depth, passes, carried=carried)

@@ -27,6 +27,7 @@ from sleeptrain.train.build_model import looped_elements, make_forward, new_mode
 from sleeptrain.train.guard import Guard
 from sleeptrain.train.job import Job
 from sleeptrain.train.kernels import use_kernels
+from sleeptrain.train.lanes import Lanes
 from sleeptrain.train.layout import Layout
 from sleeptrain.train.step import StepContext
 
@@ -133,12 +134,13 @@ def set_up(
     engine = build_engine(model, job.optim, _engine_spec(layout, model, axes))
     if job.train.compile:
         compile_blocks(model)
+    lanes = new_lanes(layout, model) if job.data.lane is not None else None
     context = StepContext(
-        engine, make_forward(layout, axes, engine.grad_buffers), layout, axes, manifest.pad, len(reader.names)
+        engine, make_forward(layout, axes, engine.grad_buffers), layout, axes, manifest.pad, len(reader.names), lanes
     )
     limits = job.train.guard
     guard = Guard(limits.streak, limits.rollbacks, spike=limits.spike)
-    found = resume(engine, reader, guard, folder)
+    found = resume(context, reader, guard, folder)
     if found is None and init_from is not None:
         checkpoint.load_initial_weights(engine, init_from)
     step, tokens = found or (0, 0)
@@ -151,6 +153,13 @@ def set_up(
     return Setup(context, reader, process, folder, flat_config, step, tokens, saver, guard, watchdog)
 
 
+def new_lanes(layout: Layout, model: LanguageModel) -> Lanes:
+    """The lanes of this process before the first step."""
+    job, batch = layout.job, layout.batch
+    empty = model.zero_state(job.sleep, batch.micro)
+    return Lanes(empty, batch.micro_batches, layout.length, job.model.attention)
+
+
 def _engine_spec(layout: Layout, model: LanguageModel, axes: MeshAxes) -> EngineSpec:
     job, batch = layout.job, layout.batch
     return EngineSpec(
@@ -159,14 +168,22 @@ def _engine_spec(layout: Layout, model: LanguageModel, axes: MeshAxes) -> Engine
     )  # fmt: skip
 
 
-def resume(engine: Engine, reader: Reader, guard: Guard, folder: Path) -> tuple[int, int] | None:
-    """Load the newest whole checkpoint into engine, reader, guard and random generators; its steps and tokens, None without one."""
+def resume(context: StepContext, reader: Reader, guard: Guard, folder: Path) -> tuple[int, int] | None:
+    """Load the newest whole checkpoint into engine, lanes, reader, guard and random generators.
+
+    Returns its steps and tokens, None without one. A collective.
+    """
+    engine, lanes = context.engine, context.lanes
     found = checkpoint.newest_whole(engine.process, folder / CHECKPOINTS)
     if found is None:
         return None
     loaded = checkpoint.load(engine, *found)
     reader.load_state_dict(loaded.state["data"])
     guard.load_state_dict(loaded.state["guard"])
+    if lanes is not None:
+        slices = lanes.slices(context.axes)
+        checkpoint.load_carried(engine.process, *found, slices)
+        lanes.load(slices)
     if loaded.own_state is not None:
         checkpoint.set_random_state(loaded.own_state["random"])
     return loaded.step, loaded.state["tokens"]

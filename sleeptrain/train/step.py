@@ -18,9 +18,11 @@ from sleeptrain.errors import UserError
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput
+from sleeptrain.model.state import State
 from sleeptrain.parallel.mesh import MeshAxes
 from sleeptrain.parallel.process import Process
 from sleeptrain.program import Program, Window
+from sleeptrain.train.lanes import Lanes
 from sleeptrain.train.layout import Layout
 
 
@@ -47,6 +49,8 @@ class StepContext:
     """The token id of padding."""
     sources: int = 1
     """Number of sources of the data."""
+    lanes: Lanes | None = None
+    """The state that rows carry from step to step; None where every row begins with an empty state."""
 
     @property
     def model(self) -> LanguageModel:
@@ -93,9 +97,10 @@ def train_step(
 ) -> StepReport:
     """Forward and backward of this rank's micro-batches, one group at a time, then one optimizer step.
 
-    `lr_multiplier` is the share of the full learning rate. A step whose gradient norm is above `max_norm` is skipped. Targets are counted over the global batch first, so that the loss
-    is the sum over targets divided by their number, whatever the split over ranks and micro-batches. Raises UserError on all
-    ranks where one rank could not read its micro-batches.
+    `lr_multiplier` is the share of the full learning rate. A step whose gradient norm is above `max_norm` is skipped; then lanes keep
+    the state that they had before it. Targets are counted over the global batch first, so that the loss is the sum over targets
+    divided by their number, whatever the split over ranks and micro-batches. Raises UserError on all ranks where one rank could not
+    read its micro-batches.
     """
     engine, axes, windows = context.engine, context.axes, context.layout.windows
     device, group = engine.process.device, context.layout.batch.group
@@ -106,15 +111,20 @@ def train_step(
     total = max(1, round(float(targets.sum())))
     by_sources = context.sources if context.sources > 1 else 0
     measures = torch.zeros(2 * len(windows) + 3 + by_sources, dtype=torch.float64, device=device)
+    states = list[State]()
     for first in range(0, len(batches), group):
         micro_batches = [
-            to_micro_batch(batch, context, engine.adjoint_scale(total)) for batch in batches[first : first + group]
+            to_micro_batch(batch, context, engine.adjoint_scale(total), _initial_state(context, number, batch))
+            for number, batch in enumerate(batches[first : first + group], first)
         ]
         outputs = context.forward(context.model, micro_batches, program)
         engine.backward(torch.stack([output.nll.sum() for output in outputs]).sum() * engine.scale(total))
         for batch, output in zip(batches[first : first + group], outputs, strict=True):
             measures += _measure(output, batch, context)
+        states += [output.state for output in outputs] if context.lanes else []
     result = engine.step(lr_multiplier, max_norm)
+    if context.lanes and not result.skipped:
+        context.lanes.keep(states)
     rows, residual, changes, squares, *more = sum_over_ranks(measures).tolist()
     losses, adjoint = more[: len(windows)], more[len(windows) : 2 * len(windows) - 1]
     source_losses = more[2 * len(windows) - 1 :] or [sum(losses)]
@@ -162,11 +172,17 @@ def _gather_errors(process: Process, batches: Sequence[Batch] | UserError) -> Us
     return UserError(list(dict.fromkeys(line for lines in gathered for line in lines)) if process.rank == 0 else [])
 
 
-def to_micro_batch(batch: Batch, context: StepContext, loss_scale: float) -> MicroBatch:
-    """A micro-batch on the device, with the zero state that it starts from."""
+def _initial_state(context: StepContext, number: int, batch: Batch) -> State | None:
+    """The state with which micro-batch `number` of a step begins; None where it is empty."""
+    return None if context.lanes is None else context.lanes.begin(number, batch)
+
+
+def to_micro_batch(batch: Batch, context: StepContext, loss_scale: float, state: State | None = None) -> MicroBatch:
+    """A micro-batch on the device, with the state that it starts from; None: the empty one."""
     device, valid = context.engine.process.device, batch.real(context.pad)
     starts = {number: first.to(device) for number, first in batch.starts_by_window(context.layout.windows).items()}
-    batch, state = batch.to(device), context.model.zero_state(context.layout.job.sleep, batch.rows)
+    batch = batch.to(device)
+    state = context.model.zero_state(context.layout.job.sleep, batch.rows) if state is None else state
     valid = None if valid is None else valid.to(device)
     return MicroBatch(batch.tokens, batch.targets, state, valid, loss_scale, starts)
 

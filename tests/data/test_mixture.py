@@ -93,7 +93,7 @@ def test_draws_go_on_from_any_state(mix, rows, stops):
         found.append(resumed.next_step())
     assert found == expected and resumed.state_dict() == whole.state_dict()
     for source in range(len(mix.points)):
-        drawn = [position for step in expected for one, position in step if one == source]
+        drawn = [position for step in expected for one, position, _ in step if one == source]
         assert drawn == list(range(whole.rows[source]))
 
 
@@ -108,8 +108,8 @@ def test_what_is_left_out_neither_counts_nor_changes_the_mixture():
     without.load_state_dict(state)
     for _ in range(5):
         ours, theirs = without.next_step(), plain.next_step()
-        assert [source for source, _ in ours] == [source for source, _ in theirs]
-        for source, position in ours:
+        assert [row.source for row in ours] == [row.source for row in theirs]
+        for source, position, _ in ours:
             assert position not in ((4, 5, 6, 7, 8), (2, 3))[source]
     assert without.rows == plain.rows == [20, 10]
 

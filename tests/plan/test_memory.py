@@ -19,12 +19,15 @@ from sleeptrain.model.compile_blocks import compile_blocks
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
+from sleeptrain.model.state import State, leaves
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
+from sleeptrain.parallel.tensor import local_config
 from sleeptrain.plan.activations import measure_activations
 from sleeptrain.program import Pass
 from sleeptrain.train.build_model import looped_elements, make_forward, new_model
 from sleeptrain.train.kernels import DTYPES
+from sleeptrain.train.lanes import Lanes
 from sleeptrain.train.step import StepContext, train_step
 from tests.distributed import run
 from tests.plan.plans import plan_of
@@ -363,3 +366,25 @@ def test_memory_of_a_step_matches_the_plan(world, sampled):
             print(f"{world} processes, {name}: {measured / planned:.3f} of the planned memory")
             # Below 1 where graphs are released while gradients are allocated: the plan adds both.
             assert 0.93 < measured / planned < 1.03, name
+
+
+@pytest.mark.parametrize("changes", [[], ["sleep.evict.mode=sliding", "train.precision=bf16"], ["mesh.tensor=2"]])
+def test_the_state_of_lanes_is_planned(changes):
+    """Bytes of the tensors that lanes of that shape hold, before and after a step."""
+    plan = plan_of("sleep.loop.trigger=every", "data.row=48", "data.lane=96", *changes)
+    layout = plan.layout
+    config = local_config(layout.job.model, layout.job.mesh.tensor)
+    dtype = torch.bfloat16 if "bf16" in str(changes) else torch.float32
+    empty = State.zeros(leaves(config, layout.job.sleep, dtype), layout.batch.micro)
+    lanes = Lanes(empty, layout.batch.micro_batches, layout.length, config.attention)
+    held = sum(state.nbytes("fast", "conv") for state in lanes.states)
+    keys = sum(t.nbytes for s in lanes.states for name, t in s.tensors.items() if name.endswith(("key", "value")))
+    masks = sum(t.nbytes for s in lanes.states for name, t in s.tensors.items() if name.endswith("seen"))
+    assert plan.memory[0].lanes == 2 * (held + keys + masks) and held > 0
+    assert plan.memory[0].total == plan_total_without(plan) + plan.memory[0].lanes
+    assert plan_of("sleep.loop.trigger=every", "data.row=48", *changes).memory[0].lanes == 0
+
+
+def plan_total_without(plan):
+    memory = plan.memory[0]
+    return memory.parameters + memory.optimizer + memory.peak.total
