@@ -2,14 +2,16 @@
 
 from sleeptrain.checkpoint.choose import newest_whole
 from sleeptrain.checkpoint.folder import KeepPolicy, best, checkpoints, latest
-from sleeptrain.checkpoint.load import Loaded, load, load_initial_weights, load_weights, weight_shapes
+from sleeptrain.checkpoint.load import Loaded, WeightReader, load, load_initial_weights, load_weights, weight_shapes
 from sleeptrain.checkpoint.random import random_state, set_random_state
 from sleeptrain.checkpoint.save import Saver
+from sleeptrain.checkpoint.weights import write_weights
 
 __all__ = [
     "KeepPolicy",
     "Loaded",
     "Saver",
+    "WeightReader",
     "best",
     "checkpoints",
     "latest",
@@ -20,4 +22,5 @@ __all__ = [
     "random_state",
     "set_random_state",
     "weight_shapes",
+    "write_weights",
 ]

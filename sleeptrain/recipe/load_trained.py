@@ -31,22 +31,47 @@ class Trained:
     """The run folder."""
 
 
+@dataclass(frozen=True)
+class RunFiles:
+    """What describes a trained model: its recipe, the manifest of its data, and which checkpoint has its weights."""
+
+    run: Path
+    """The run folder."""
+    checkpoint: Path
+    """The folder of the checkpoint."""
+    resolved: Resolved[Recipe]
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+        return int(self.checkpoint.name.rsplit("-", 1)[-1])
+
+
 def open_trained(path: str | Path, overrides: Sequence[str] = (), *, as_trained: bool = False) -> Trained:
     """Load the newest checkpoint of a run folder, or one checkpoint in it, on the GPU if there is one.
 
     Weights are float32, or with `as_trained` of the dtype that training computed with (`train.precision`). Raises UserError if the run does not exist, has no checkpoint, or the weights do not fit its configuration.
     """
-    run, folder = find_checkpoint(Path(path))
-    recipe = load_recipe(str(run / "config.yaml"), overrides).value
+    opened = open_run_files(Path(path), overrides)
+    recipe, folder, run = opened.resolved.value, opened.checkpoint, opened.run
+    model = _load_weights(LanguageModel(recipe.model, gated=recipe.sleep.gated, seed=None), folder, run)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if as_trained and recipe.train.precision == "bf16" else torch.float32
+    return Trained(recipe, model.to(device, dtype).eval(), opened.manifest, opened.step, run)
+
+
+def open_run_files(path: Path, overrides: Sequence[str] = ()) -> RunFiles:
+    """A run folder with its newest checkpoint, or one checkpoint in a run, without its weights. Raises UserError as `open_trained`."""
+    run, folder = find_checkpoint(path)
+    resolved = load_recipe(str(run / "config.yaml"), overrides)
+    recipe = resolved.value
     try:
         manifest = Manifest.from_json(json.loads((run / "manifest.json").read_text()))
         manifest = manifest.cut(recipe.sleep.window, recipe.data.row)
     except (OSError, ValueError, LookupError) as error:
         raise UserError(f"{run / 'manifest.json'} cannot be read ({error}); copy the run folder again") from None
-    model = _load_weights(LanguageModel(recipe.model, gated=recipe.sleep.gated, seed=None), folder, run)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if as_trained and recipe.train.precision == "bf16" else torch.float32
-    return Trained(recipe, model.to(device, dtype).eval(), manifest, int(folder.name.rsplit("-", 1)[-1]), run)
+    return RunFiles(run, folder, resolved, manifest)
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Path]:
