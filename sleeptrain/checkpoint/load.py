@@ -97,7 +97,9 @@ def load(engine: Engine, path: Path, index: Index) -> Loaded:
     def fill() -> Loaded:
         name = type(engine.optimizer).__name__.lower()
         if index.optimizer == NO_OPTIMIZER:
-            raise UserError(f"{path} holds weights without moments; start a new run from it: init_from=... and run_dir=...")
+            raise UserError(
+                f"{path} holds weights without moments; start a new run from it: init_from=... and run_dir=..."
+            )
         if index.optimizer != name:
             raise UserError(f"{path} was written with optim.name={index.optimizer}, and this run has {name}")
         engine.set_optimizer_step(index.optimizer_step)

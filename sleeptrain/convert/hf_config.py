@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sleeptrain.errors import UserError
@@ -66,12 +67,11 @@ def full_attention_interval(pattern: str) -> int | None:
 
 def read_model(config: Mapping[str, Any], source: str) -> Model:
     """The section `model:` of a config.json. Raises UserError, with `source`, for what sleeptrain cannot express."""
-    try:
-        problems = list(_differences(config))
-        if problems:
-            raise UserError([f"{source}: {problem}" for problem in problems])
+    with _naming(source):
+        if differences := _differences(config):
+            raise UserError([f"{source}: {difference}" for difference in differences])
         rope = config.get("rope_parameters") or config
-        return Model(
+        model = Model(
             width=config["hidden_size"],
             layers="".join(LETTERS[name] for name in layer_types(config)),
             attention=AttentionConfig(
@@ -86,20 +86,33 @@ def read_model(config: Mapping[str, Any], source: str) -> Model:
             tie=config.get("tie_word_embeddings", False), eps=config.get("rms_norm_eps", 1e-6),
             init_std=config.get("initializer_range", 0.02),
         )  # fmt: skip
-    except KeyError as error:
-        raise UserError(f"{source} has no {error.args[0]!r}; it is no complete config.json of Qwen3.5") from None
+        if problems := model.problems():
+            raise UserError([f"{source}: model.{problem.field} {problem.message}" for problem in problems])
+        return model
 
 
-def read_sleep(section: Mapping[str, Any] | None, depth: int) -> Sleep:
-    """The section `sleep:` of a recipe; without one, one pass over windows of 2,048 tokens."""
+def read_sleep(section: Mapping[str, Any] | None, depth: int, source: str) -> Sleep:
+    """The section `sleep:` of a recipe; without one, one pass over windows of 2,048 tokens. Raises UserError with `source`."""
     if section is None:
         return Sleep(window=2048, loop=Loop(trigger="every"))
-    layers = tuple(section["layers"])
-    return Sleep(
-        section["window"], section["passes"],
-        Loop("all" if layers == (0, depth) else layers, section["feedback"], section["trigger"]),
-        Evict(section["eviction"], section["conv_carry"]),
-    )  # fmt: skip
+    with _naming(source):
+        layers = tuple(section["layers"])
+        return Sleep(
+            section["window"], section["passes"],
+            Loop("all" if layers == (0, depth) else layers, section["feedback"], section["trigger"]),
+            Evict(section["eviction"], section["conv_carry"]),
+        )  # fmt: skip
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """Raises UserError with `source` where its values are missing or of another type."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"{source} has no {error.args[0]!r}; it is no complete config.json of Qwen3.5") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{source} has a value of a wrong type ({error}); restore the file") from None
 
 
 def layer_types(config: Mapping[str, Any]) -> list[str]:

@@ -102,9 +102,7 @@ def initial_weights(resolved: Resolved[Recipe], name: str) -> Path | None:
         return None
     try:
         folder = find_checkpoint(Path(recipe.init_from))[1]
-        with torch.device("meta"):
-            model = LanguageModel(recipe.model, gated=recipe.sleep.gated, seed=None)
-        _check_fit(checkpoint.weight_shapes(folder), model, folder, "the configuration")
+        check_fit(checkpoint.weight_shapes(folder), parameter_shapes(recipe), folder, "the configuration")
     except UserError as error:
         raise UserError([f"{resolved.at('init_from')}: {line}" for line in error.errors]) from None
     return folder
@@ -113,20 +111,29 @@ def initial_weights(resolved: Resolved[Recipe], name: str) -> Path | None:
 def _load_weights(model: LanguageModel, folder: Path, run: Path) -> LanguageModel:
     """Load the weights of the checkpoint in `folder` into `model`, after a comparison of names and shapes."""
     weights = checkpoint.load_weights(folder)
-    _check_fit({name: tuple(weight.shape) for name, weight in weights.items()}, model, folder, str(run / "config.yaml"))
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    check_fit({name: tuple(w.shape) for name, w in weights.items()}, expected, folder, str(run / "config.yaml"))
     model.load_state_dict(weights)
     return model
 
 
-def _check_fit(shapes: Mapping[str, tuple[int, ...]], model: LanguageModel, folder: Path, config: str) -> None:
+def parameter_shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a recipe's model, by name."""
+    with torch.device("meta"):
+        model = LanguageModel(recipe.model, gated=recipe.sleep.gated, seed=None)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def check_fit(shapes: Shapes, expected: Shapes, folder: Path, config: str) -> None:
     """Raise UserError unless the weights in `folder` have the names and shapes of the model that `config` describes."""
-    parameters = dict(model.named_parameters())
-    for name in sorted(shapes.keys() | parameters.keys()):
-        if name not in shapes or name not in parameters:
+    for name in sorted(shapes.keys() | expected.keys()):
+        if name not in shapes or name not in expected:
             raise UserError(f"{folder} does not fit {config}: parameter {name} is in one of them only")
-        if shapes[name] != tuple(parameters[name].shape):
-            saved, expected = list(shapes[name]), list(parameters[name].shape)
+        if shapes[name] != expected[name]:
             raise UserError(
-                f"{folder} does not fit {config}: the shape of parameter {name} is {saved} in the checkpoint and "
-                f"{expected} in the configuration"
+                f"{folder} does not fit {config}: the shape of parameter {name} is {list(shapes[name])} in the checkpoint and "
+                f"{list(expected[name])} in the configuration"
             )
