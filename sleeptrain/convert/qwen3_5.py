@@ -113,7 +113,11 @@ def _deltanet(model: Model, ours: str, theirs: str) -> Iterator[MappedTensor]:
     rows = [keys, keys, values]
     projections = tuple(f"{ours}.{name}.weight" for name in "qkv")
     yield MappedTensor(
-        f"{base}.in_proj_qkv.weight", (sum(rows), width), projections, torch.cat, lambda t: t.split(rows)
+        f"{base}.in_proj_qkv.weight",
+        (sum(rows), width),
+        projections,
+        lambda parts: torch.cat(tuple(parts)),
+        lambda t: t.split(rows),
     )
     for name, count in (("z", values), ("b", g.value_heads), ("a", g.value_heads)):
         yield _same(f"{base}.in_proj_{name}.weight", f"{ours}.{name}.weight", (count, width))
