@@ -123,7 +123,7 @@ class ModelCard:
         else:
             yield f"Attention is every block whose number, counted from 1, {interval} divides; `layer_types` and `full_attention_interval` say so."
         if "A" not in pattern:
-            yield "It has no attention block: transformers 5.23 generates with the plain model only with `use_cache=False`."
+            yield "It has no attention block: transformers 5.23 runs the plain model only with `use_cache=False`."
 
     def _licence(self) -> Iterator[str]:
         yield "## Licence"

@@ -34,7 +34,7 @@ def test_logits_and_fast_weights_equal_a_session(loop, trigger, mode):
     sleep = Sleep(window=8, loop=Loop(trigger=trigger, **LOOPS[loop]), evict=Evict(mode))
     other, ours = pair(sleep)
     tokens = random_tokens(2, 3 * 8 + 5)
-    for passes in (1, 2, 4):
+    for passes in (1, 2, 4) if loop in ("all", "range") else (4,):
         session = SleepSession(ours, sleep, batch=2, passes=passes)
         expected = session.feed(tokens)
         cache = other.sleep(tokens[:, :11], passes)
