@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sleep_data.manifest import FORMAT, digest
+from sleep_data import manifest as manifests
 from sleep_data.staging import publish, staging
 from sleep_data.tokenize import TOKENIZER, FileTokenizer
 from sleeptrain.checkpoint import write_weights
@@ -31,7 +31,7 @@ from sleeptrain.errors import UserError
 from sleeptrain.model.config import Model
 from sleeptrain.recipe.load_trained import parameter_shapes
 from sleeptrain.recipe.recipe import Recipe, load_recipe
-from sleeptrain.run.folder import CHECKPOINTS, CONFIG, MANIFEST, write_run_folder
+from sleeptrain.run.folder import CHECKPOINTS, CONFIG, write_run_folder
 from sleeptrain.train.config import Train
 
 DROPPED = {
@@ -119,7 +119,10 @@ def _origin(folder: Path, model: Model) -> tuple[Resolved[Recipe], dict[str, Any
         raise UserError(
             f"{origin / CONFIG} describes another model than {folder / 'config.json'}; remove {origin} to import without it"
         )
-    return resolved, _read_json(origin / MANIFEST), origin / TOKENIZER
+    try:
+        return resolved, manifests.read(origin), origin / TOKENIZER
+    except ValueError as error:
+        raise UserError(f"{error}; or remove {origin} to import without it") from None
 
 
 def _described(folder: Path, config: dict[str, Any], model: Model) -> tuple[Resolved[Recipe], dict[str, Any], Path]:
@@ -139,12 +142,12 @@ def _described(folder: Path, config: dict[str, Any], model: Model) -> tuple[Reso
     recipe = Recipe(model, sleep, Data([Source("runs/data/text")]), train=Train(steps=1000))
     token = {"kind": "file", "vocabulary": [], "size": vocabulary.size, "hash": vocabulary.hash}
     body = {
-        "format": FORMAT, "task": "text", "version": 0, "parameters": {"tokenizer": str(path.resolve())}, "seed": 0,
+        "format": manifests.FORMAT, "task": "text", "version": 0, "parameters": {"tokenizer": str(path.resolve())}, "seed": 0,
         "inputs": None, "samples": {}, "tokenizer": token, "vocab": vocabulary.size, "pad": vocabulary.pad, "query": None,
         "block": WINDOWS * sleep.window, "length": None, "corpus": None, "windows": [], "columns": {}, "label": None,
         "labels": {}, "baselines": {}, "splits": {},
     }  # fmt: skip
-    return Resolved(recipe, {}), body | {"hash": digest(body)}, path
+    return Resolved(recipe, {}), body | {"hash": manifests.digest(body)}, path
 
 
 def _check_recipe(written: Path, source: Path) -> None:

@@ -63,6 +63,20 @@ def test_an_import_of_an_export_is_the_run_bit_for_bit(case: str, tmp_path: Path
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
+def test_a_changed_recipe_or_manifest_of_an_export_is_refused(tmp_path: Path) -> None:
+    export_hf(write(tmp_path, layers="GA"), out := tmp_path / "hf", FP32, 1 << 30)
+    manifest, config = out / "sleeptrain" / "manifest.json", out / "sleeptrain" / "config.yaml"
+    before = manifest.read_text(), config.read_text()
+    manifest.write_text(before[0].replace('"pad": 257', '"pad": 255'))
+    with pytest.raises(UserError, match=r"manifest.json was changed .* or remove .*sleeptrain to import without it"):
+        import_hf(out, tmp_path / "back")
+    manifest.write_text(before[0])
+    config.write_text(before[1].replace("width: 48", "width: 32"))
+    with pytest.raises(UserError, match=r"config.yaml describes another model than .*config.json"):
+        import_hf(out, tmp_path / "back")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "hf"}
+
+
 def test_folded_branches_and_bf16_are_imported_as_they_were_written(tmp_path: Path) -> None:
     run = write(tmp_path, layers="GA", residual_scale=0.3)
     export_hf(run, tmp_path / "hf", BF16, 1 << 30)

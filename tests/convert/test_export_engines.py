@@ -1,5 +1,6 @@
 """Exported folders in transformers 5: native loading, logits, greedy tokens, the class that sleeps, tokenizers."""
 
+import shutil
 import sys
 
 import pytest
@@ -7,9 +8,12 @@ import torch
 
 from sleep_data.tokenize import ByteTokenizer, FileTokenizer, encode_document
 from sleeptrain.convert.export import export_hf
+from sleeptrain.convert.import_hf import import_hf
+from sleeptrain.errors import UserError
 from sleeptrain.inference import SleepSession
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig
 from sleeptrain.program import Evict, Loop, Sleep
+from sleeptrain.recipe.load_trained import open_trained
 from tests.convert.runs import BYTES, SYMBOLS, TEXTS, train_tokenizer, write_run
 from tests.convert.toys import small
 
@@ -77,6 +81,20 @@ def test_the_class_of_the_folder_sleeps_as_a_session(sleep, tmp_path, monkeypatc
         torch.testing.assert_close(last, expected[:, -1:], rtol=0, atol=1e-4)
         found = model.generate(tokens, max_new_tokens=64, do_sample=False, eos_token_id=None, passes=passes)
         assert torch.equal(found[:, 29:], torch.stack(list(session.generate(64)), 1))
+
+
+def test_a_model_that_transformers_saves_again_is_imported_bit_for_bit(tmp_path):
+    ours = small(vocab=BYTES.size, layers="AGG", tie=True, gated=True)
+    folder = export(tmp_path, ours, GATED)
+    load(folder).save_pretrained(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"imported with its subfolder sleeptrain"):
+        shutil.copy(folder / "tokenizer.json", tmp_path / "saved")
+        import_hf(tmp_path / "saved", tmp_path / "back")
+    shutil.copytree(folder / "sleeptrain", tmp_path / "saved" / "sleeptrain")
+    import_hf(tmp_path / "saved", tmp_path / "back")
+    back = open_trained(tmp_path / "back")
+    assert back.recipe.sleep == GATED
+    assert all(torch.equal(p, back.model.get_parameter(name)) for name, p in ours.named_parameters())
 
 
 def test_bf16_differs_no_more_than_bf16_itself(tmp_path):
