@@ -3,15 +3,25 @@
 from sleeptrain.checkpoint.carried import CarriedSlice
 from sleeptrain.checkpoint.choose import newest_whole
 from sleeptrain.checkpoint.folder import KeepPolicy, best, checkpoints, latest
-from sleeptrain.checkpoint.load import Loaded, load, load_carried, load_initial_weights, load_weights, weight_shapes
+from sleeptrain.checkpoint.load import (
+    Loaded,
+    WeightReader,
+    load,
+    load_carried,
+    load_initial_weights,
+    load_weights,
+    weight_shapes,
+)
 from sleeptrain.checkpoint.random import random_state, set_random_state
 from sleeptrain.checkpoint.save import Saver
+from sleeptrain.checkpoint.weights import write_weights
 
 __all__ = [
     "CarriedSlice",
     "KeepPolicy",
     "Loaded",
     "Saver",
+    "WeightReader",
     "best",
     "checkpoints",
     "latest",
@@ -23,4 +33,5 @@ __all__ = [
     "random_state",
     "set_random_state",
     "weight_shapes",
+    "write_weights",
 ]

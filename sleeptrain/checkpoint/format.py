@@ -14,8 +14,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +35,10 @@ VERSION = 1
 INDEX, CONFIG = "checkpoint.json", "config.yaml"
 FILE_NAME = re.compile(r"part-\d{5}\.((weights|moments|carried)\.safetensors|json)|config\.yaml")
 """The names that an index may list: no path leads out of the folder of the checkpoint."""
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""The names of dtypes in a safetensors file."""
+NO_OPTIMIZER = ""
+"""`Index.optimizer` of a checkpoint of weights alone."""
 CHUNK = 64 << 20
 """Bytes that are hashed and written at a time."""
 
@@ -58,12 +64,26 @@ class Index:
     processes: int
     """Number of ranks that wrote a part."""
     optimizer: str
+    """Its name; NO_OPTIMIZER where there are weights alone, without moments."""
     optimizer_step: int
     state: dict[str, Any]
     """What the caller saved for all ranks together."""
     files: dict[str, FileRecord] = field(default_factory=dict)
     eval_loss: float | None = None
     """The loss on held-out data at this step; None where it was not evaluated."""
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """Dtype and shape of a tensor in a file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
 def places_file(rank: int) -> str:
@@ -96,20 +116,34 @@ def check_files(folder: Path, index: Index, *, weights_only: bool = False, share
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
-    """Write fp32 vectors on the CPU as a safetensors file, and flush it to the disk.
+    """Write tensors on the CPU as a safetensors file, and flush it to the disk."""
+    layouts = {name: TensorLayout(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return stream_tensors(path, layouts, tensors.values())
 
-    The library's own function hashes nothing and holds Python's global lock while it writes; this one lets training go on.
+
+def stream_tensors(path: Path, layouts: Mapping[str, TensorLayout], tensors: Iterable[Tensor]) -> FileRecord:
+    """Write a safetensors file with `tensors`, which come one at a time in the order of `layouts`, and flush it to the disk.
+
+    The library's own function hashes nothing, holds Python's global lock while it writes, so that training would wait, and needs
+    all tensors at once.
     """
-    header, position = dict[str, Any](), 0
-    for name, tensor in tensors.items():
-        assert tensor.dtype == torch.float32 and tensor.ndim == 1 and tensor.is_contiguous(), name
-        stop = position + tensor.nbytes
-        header[name] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [position, stop]}
+    header, position = dict[str, Any]({"__metadata__": {"format": "pt"}}), 0
+    for name, layout in layouts.items():
+        stop = position + layout.nbytes
+        offsets = [position, stop]
+        header[name] = {"dtype": DTYPES[layout.dtype], "shape": list(layout.shape), "data_offsets": offsets}
         position = stop
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    data = (tensor.numpy().data.cast("B") for tensor in tensors.values() if tensor.numel())
-    return _write(path, [len(text).to_bytes(8, "little") + text, *data])
+    return _write(path, chain([len(text).to_bytes(8, "little") + text], _values(layouts, tensors)))
+
+
+def _values(layouts: Mapping[str, TensorLayout], tensors: Iterable[Tensor]) -> Iterator[memoryview]:
+    """The bytes of each tensor, which must be as its layout says."""
+    for (name, layout), tensor in zip(layouts.items(), tensors, strict=True):
+        assert (tensor.dtype, tuple(tensor.shape)) == (layout.dtype, layout.shape), name
+        if tensor.numel():
+            yield tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def write_json(path: Path, body: Any) -> FileRecord:

@@ -15,6 +15,7 @@ from sleeptrain.checkpoint.carried import CarriedSlice
 from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.checkpoint.format import (
     CARRIED,
+    NO_OPTIMIZER,
     Damaged,
     Index,
     check_files,
@@ -99,6 +100,10 @@ def load(engine: Engine, path: Path, index: Index) -> Loaded:
 
     def fill() -> Loaded:
         name = type(engine.optimizer).__name__.lower()
+        if index.optimizer == NO_OPTIMIZER:
+            raise UserError(
+                f"{path} holds weights without moments; start a new run from it: init_from=... and run_dir=..."
+            )
         if index.optimizer != name:
             raise UserError(f"{path} was written with optim.name={index.optimizer}, and this run has {name}")
         engine.set_optimizer_step(index.optimizer_step)
@@ -153,23 +158,36 @@ def load_carried(process: Process, path: Path, index: Index, slices: Sequence[Ca
     on_every_rank(process, fill)
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Every full parameter by name, in fp32 on the CPU. Needs neither DeepSpeed nor a process group.
+class WeightReader:
+    """The parameters of a checkpoint of any layout, each read when it is asked for. Needs neither DeepSpeed nor a process group."""
 
-    Raises UserError if `path` is not a checkpoint, or if one of its files is not what was written.
-    """
-    index, weights = _index(path), {}
-    _verify(path, index, (0, 1))
-    try:
-        parts = Parts(path, index)
-        for name, shape in parts.shapes().items():
-            weights[name] = torch.empty(shape)
-            count = weights[name].numel()
-            width = count // shape[0] if shape else 1
-            parts.read(name, MASTER, Place(shape, (0, width), 0, count), weights[name].view(-1))
-    except Damaged as error:
-        raise UserError(str(error)) from None
-    return weights
+    def __init__(self, path: Path) -> None:
+        """Verify the files. Raises UserError if `path` is not a checkpoint, or if one of its files is not what was written."""
+        self.index = _index(path)
+        _verify(path, self.index, (0, 1))
+        try:
+            self._parts = Parts(path, self.index)
+        except Damaged as error:
+            raise UserError(str(error)) from None
+        self.shapes = self._parts.shapes()
+        """The shape of every full parameter, by name."""
+
+    def read(self, name: str) -> Tensor:
+        """A full parameter, in fp32 on the CPU. Raises UserError where the checkpoint lacks a part of it."""
+        shape = self.shapes[name]
+        value = torch.empty(shape)
+        width = value.numel() // shape[0] if shape else 1
+        try:
+            self._parts.read(name, MASTER, Place(shape, (0, width), 0, value.numel()), value.view(-1))
+        except Damaged as error:
+            raise UserError(str(error)) from None
+        return value
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Every full parameter by name, in fp32 on the CPU. Raises UserError as `WeightReader` does."""
+    reader = WeightReader(path)
+    return {name: reader.read(name) for name in reader.shapes}
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:

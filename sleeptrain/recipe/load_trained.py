@@ -31,22 +31,47 @@ class Trained:
     """The run folder."""
 
 
+@dataclass(frozen=True)
+class RunFiles:
+    """What describes a trained model: its recipe, the manifest of its data, and which checkpoint has its weights."""
+
+    run: Path
+    """The run folder."""
+    checkpoint: Path
+    """The folder of the checkpoint."""
+    resolved: Resolved[Recipe]
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+        return int(self.checkpoint.name.rsplit("-", 1)[-1])
+
+
 def open_trained(path: str | Path, overrides: Sequence[str] = (), *, as_trained: bool = False) -> Trained:
     """Load the newest checkpoint of a run folder, or one checkpoint in it, on the GPU if there is one.
 
     Weights are float32, or with `as_trained` of the dtype that training computed with (`train.precision`). Raises UserError if the run does not exist, has no checkpoint, or the weights do not fit its configuration.
     """
-    run, folder = find_checkpoint(Path(path))
-    recipe = load_recipe(str(run / "config.yaml"), overrides).value
+    opened = open_run_files(Path(path), overrides)
+    recipe, folder, run = opened.resolved.value, opened.checkpoint, opened.run
+    model = _load_weights(LanguageModel(recipe.model, gated=recipe.sleep.gated, seed=None), folder, run)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if as_trained and recipe.train.precision == "bf16" else torch.float32
+    return Trained(recipe, model.to(device, dtype).eval(), opened.manifest, opened.step, run)
+
+
+def open_run_files(path: Path, overrides: Sequence[str] = ()) -> RunFiles:
+    """A run folder with its newest checkpoint, or one checkpoint in a run, without its weights. Raises UserError as `open_trained`."""
+    run, folder = find_checkpoint(path)
+    resolved = load_recipe(str(run / "config.yaml"), overrides)
+    recipe = resolved.value
     try:
         manifest = Manifest.from_json(json.loads((run / "manifest.json").read_text()))
         manifest = manifest.cut(recipe.sleep.window, recipe.data.row)
     except (OSError, ValueError, LookupError) as error:
         raise UserError(f"{run / 'manifest.json'} cannot be read ({error}); copy the run folder again") from None
-    model = _load_weights(LanguageModel(recipe.model, gated=recipe.sleep.gated, seed=None), folder, run)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if as_trained and recipe.train.precision == "bf16" else torch.float32
-    return Trained(recipe, model.to(device, dtype).eval(), manifest, int(folder.name.rsplit("-", 1)[-1]), run)
+    return RunFiles(run, folder, resolved, manifest)
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Path]:
@@ -77,9 +102,7 @@ def initial_weights(resolved: Resolved[Recipe], name: str) -> Path | None:
         return None
     try:
         folder = find_checkpoint(Path(recipe.init_from))[1]
-        with torch.device("meta"):
-            model = LanguageModel(recipe.model, gated=recipe.sleep.gated, seed=None)
-        _check_fit(checkpoint.weight_shapes(folder), model, folder, "the configuration")
+        check_fit(checkpoint.weight_shapes(folder), parameter_shapes(recipe), folder, "the configuration")
     except UserError as error:
         raise UserError([f"{resolved.at('init_from')}: {line}" for line in error.errors]) from None
     return folder
@@ -88,20 +111,29 @@ def initial_weights(resolved: Resolved[Recipe], name: str) -> Path | None:
 def _load_weights(model: LanguageModel, folder: Path, run: Path) -> LanguageModel:
     """Load the weights of the checkpoint in `folder` into `model`, after a comparison of names and shapes."""
     weights = checkpoint.load_weights(folder)
-    _check_fit({name: tuple(weight.shape) for name, weight in weights.items()}, model, folder, str(run / "config.yaml"))
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    check_fit({name: tuple(w.shape) for name, w in weights.items()}, expected, folder, str(run / "config.yaml"))
     model.load_state_dict(weights)
     return model
 
 
-def _check_fit(shapes: Mapping[str, tuple[int, ...]], model: LanguageModel, folder: Path, config: str) -> None:
+def parameter_shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a recipe's model, by name."""
+    with torch.device("meta"):
+        model = LanguageModel(recipe.model, gated=recipe.sleep.gated, seed=None)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def check_fit(shapes: Shapes, expected: Shapes, folder: Path, config: str) -> None:
     """Raise UserError unless the weights in `folder` have the names and shapes of the model that `config` describes."""
-    parameters = dict(model.named_parameters())
-    for name in sorted(shapes.keys() | parameters.keys()):
-        if name not in shapes or name not in parameters:
+    for name in sorted(shapes.keys() | expected.keys()):
+        if name not in shapes or name not in expected:
             raise UserError(f"{folder} does not fit {config}: parameter {name} is in one of them only")
-        if shapes[name] != tuple(parameters[name].shape):
-            saved, expected = list(shapes[name]), list(parameters[name].shape)
+        if shapes[name] != expected[name]:
             raise UserError(
-                f"{folder} does not fit {config}: the shape of parameter {name} is {saved} in the checkpoint and "
-                f"{expected} in the configuration"
+                f"{folder} does not fit {config}: the shape of parameter {name} is {list(shapes[name])} in the checkpoint and "
+                f"{list(expected[name])} in the configuration"
             )

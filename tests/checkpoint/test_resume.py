@@ -124,6 +124,16 @@ def test_another_optimizer_and_other_parameters_are_refused(tmp_path: Path) -> N
         checkpoint.load_weights(tmp_path)
 
 
+def test_weights_alone_are_a_start_and_are_not_resumed(tmp_path: Path) -> None:
+    engine = fresh("adamw", "fp32", 1)
+    weights = {name: torch.full_like(value, 0.5) for name, value in full_weights(engine).items()}
+    path = checkpoint.write_weights(tmp_path, 0, {n: tuple(w.shape) for n, w in weights.items()}, weights.__getitem__)
+    with pytest.raises(UserError, match=r"holds weights without moments; start a new run from it: init_from="):
+        load(engine, tmp_path)
+    checkpoint.load_initial_weights(engine, path)
+    assert same([*full_weights(engine).values()], [*weights.values()])
+
+
 def test_random_states_survive_json() -> None:
     def draw() -> list[float]:
         return [

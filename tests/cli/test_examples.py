@@ -35,7 +35,19 @@ def text_run() -> list[list[str]]:
 
 def test_every_example_runs_after_the_previous_ones(folder: Path, parsers: Any, examples: Any) -> None:
     # `doctor` creates a process group, which fails after a training in the same process; its examples run in test_doctor.py.
-    commands = ["", "data", "data build", "data inspect", "data tokenizer", "plan", "train", "eval", "generate"]
+    commands = [
+        "",
+        "data",
+        "data build",
+        "data inspect",
+        "data tokenizer",
+        "plan",
+        "train",
+        "eval",
+        "generate",
+        "export",
+        "import",
+    ]
     known = {prog.removeprefix("sleeptrain").strip() for prog in parsers}
     assert known == {*commands, "doctor"}, "add a new command to this order"
     lines = [words for command in commands for words in examples(command) if words[0] != "doctor"]
