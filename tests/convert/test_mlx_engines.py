@@ -1,5 +1,7 @@
 """Exported folders in mlx-lm on a CPU: logits and greedy tokens of the plain model."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,13 @@ from tests.convert.runs import BYTES, write_run
 from tests.convert.toys import small
 
 pytestmark = pytest.mark.engines
-mx = pytest.importorskip("mlx.core", reason="mlx-lm is not installed in .venv-engines")
 
 
 @pytest.mark.parametrize("layers", ["GGGA", "GAGA"])
 def test_mlx_has_our_logits_and_greedy_tokens(layers, tmp_path):
+    if "CI" not in os.environ:  # where a missing engine fails
+        pytest.importorskip("mlx.core", reason="mlx-lm is not installed in .venv-engines")
+    import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import load_model
 
