@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sleeptrain.inference.rows import FILL, join_rows, push_right, put_rows, session_leaves, trim
 from sleeptrain.inference.sampling import GREEDY, Sampling
-from sleeptrain.inference.window import Piece, evict_window, read_piece
+from sleeptrain.inference.window import NextTokens, evict_window, read_piece
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.state import State
 from sleeptrain.program import Sleep
@@ -133,7 +133,7 @@ class SleepSession:
     @torch.no_grad()
     def _pieces(
         self, tokens: Tensor, lengths: Tensor | None, scored: bool, real: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor, Piece, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor, NextTokens, Tensor]]:
         """Read tokens in pieces, each up to the end of its row's window, so that rows reach window ends together from the second on.
 
         Yields the rows [n] of a piece, its columns in `tokens` [n, time], the piece, and its features [n, time, width].
@@ -148,7 +148,7 @@ class SleepSession:
             present = columns < (done[rows] + count)[:, None]
             index = columns.clamp_max(tokens.shape[1] - 1)
             valid = present if real is None else present & real[rows].gather(1, index)
-            piece = Piece(tokens[rows].gather(1, index).masked_fill(~present, 0), present, valid, scored)
+            piece = NextTokens(tokens[rows].gather(1, index).masked_fill(~present, 0), present, valid, scored)
             features, state = read_piece(self.model, self.sleep, state, piece)
             last = features[torch.arange(len(rows), device=tokens.device), count - 1]
             state = state.replace({"live.logits": self.model.logits(last[:, None])[:, 0]})

@@ -19,7 +19,7 @@ from sleeptrain.program import Boundary, Layers, Pass, Sleep, Window, blocks_of,
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class NextTokens:
     """The next tokens of unfinished windows, [rows, time], at the left end of each row."""
 
     tokens: Tensor
@@ -32,7 +32,7 @@ class Piece:
     """Whether the tokens are targets or generated."""
 
 
-def read_piece(model: LanguageModel, sleep: Sleep, state: State, piece: Piece) -> tuple[Tensor, State]:
+def read_piece(model: LanguageModel, sleep: Sleep, state: State, piece: NextTokens) -> tuple[Tensor, State]:
     """Pass 1 over a piece, which fits into the windows: the features after the last block [rows, time, width], and the state.
 
     Rows that are shorter than the piece have padding after their newest token in the returned state (`push_right` removes it).
