@@ -89,7 +89,7 @@ class SleepSession:
 
     @torch.no_grad()
     def feed(
-        self, tokens: Tensor, *, lengths: Tensor | None = None, scored: bool = False, real: Tensor | None = None
+        self, tokens: Tensor, lengths: Tensor | None = None, *, scored: bool = False, real: Tensor | None = None
     ) -> Tensor:
         """Read `tokens` [batch, time] and return the logits of the token after each, [batch, time, vocab].
 
@@ -106,7 +106,7 @@ class SleepSession:
         return logits
 
     def prefill(
-        self, tokens: Tensor, *, lengths: Tensor | None = None, scored: bool = False, real: Tensor | None = None
+        self, tokens: Tensor, lengths: Tensor | None = None, *, scored: bool = False, real: Tensor | None = None
     ) -> Tensor:
         """Read tokens as `feed` does and return the logits after each row's last token, [batch, vocab]. No others are computed."""
         for _ in self._pieces(tokens, lengths, scored, real):
@@ -128,7 +128,7 @@ class SleepSession:
             yield token
             if bool(ended.all()):
                 return
-            self.prefill(token[:, None], lengths=(~ended).long(), scored=True)
+            self.prefill(token[:, None], (~ended).long(), scored=True)
 
     @torch.no_grad()
     def _pieces(
