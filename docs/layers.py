@@ -21,6 +21,7 @@ LAYERS: dict[int, dict[str, str]] = {
         "evaluate": "accuracy by label, retention, reports",
         "convert": "export and import of other formats",
         "plan": "memory, FLOPs and traffic of a recipe, before it runs",
+        "serve": "completions over HTTP, with sessions that sleep",
     },
     7: {"recipe": "all sections of a recipe, and the rules across them"},
     6: {"train": "the training loop, its setup and its log", "inference": "sessions that generate tokens"},

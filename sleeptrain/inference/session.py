@@ -5,165 +5,187 @@ Memory is bounded by the window: nothing of an evicted window is stored but the 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from sleeptrain.inference.rows import FILL, join_rows, push_right, put_rows, session_leaves, trim
 from sleeptrain.inference.sampling import GREEDY, Sampling
-from sleeptrain.model.language import IGNORED, LanguageModel
-from sleeptrain.model.sleep import LoopFeatures, RunContext, run_window
-from sleeptrain.model.state import State, leaves
-from sleeptrain.model.token_mask import TokenMask
-from sleeptrain.program import Boundary, Layers, Pass, Sleep, Window, blocks_of, compile, kept_tokens
+from sleeptrain.inference.window import NextTokens, evict_window, read_piece
+from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.state import State
+from sleeptrain.program import Sleep
 
 
 class SleepSession:
-    """A batch of rows that advance together. Predicting a token costs one pass, whatever N is.
+    """A batch of rows, each with a length of its own. Predicting a token costs one pass, whatever N is.
 
-    A full window is evicted when the next token arrives. Before that it sleeps if the trainer's program would: always under
-    `every`, and under `context` unless it holds scored or generated tokens. For the windows of a training sequence the
-    session computes the trainer's logits.
+    A row computes what it computes alone. Its full window is evicted when its next token arrives. Before that the window sleeps
+    if the trainer's program would let it: always under `every`, and under `context` unless it holds scored or generated tokens.
+    For the windows of a training sequence the session computes the trainer's logits.
     """
 
     def __init__(self, model: LanguageModel, sleep: Sleep, *, batch: int = 1, passes: int | None = None) -> None:
         """`passes` overrides N, which is the largest of `sleep.passes` by default. Raises ValueError for sizes below 1."""
-        if batch < 1 or (passes is not None and passes < 1):
-            raise ValueError(f"batch = {batch} and passes = {passes} must be at least 1; the first pass is counted")
         model.check_feedback(sleep)
         self.model, self.sleep = model, sleep
         self.passes = passes if passes is not None else sleep.max_passes
+        if batch < 1:
+            raise ValueError(f"batch = {batch} must be at least 1")
         weight = model.embed.weight
-        spec = leaves(model.config, sleep, weight.dtype, live=True)
-        self._state = State.zeros(spec, batch, weight.device)
+        self._state = State.zeros(session_leaves(model.config, sleep, weight.dtype), batch, weight.device)
 
     @property
-    def depth(self) -> int:
-        """The number of blocks."""
-        return len(self.model.layers)
+    def passes(self) -> int:
+        """N, which may be changed at any time: the windows that are evicted from now on sleep with it."""
+        return self._passes
+
+    @passes.setter
+    def passes(self, passes: int) -> None:
+        if passes < 1:
+            raise ValueError(f"passes = {passes} must be at least 1; the first pass is counted")
+        self._passes = passes
 
     @property
-    def fill(self) -> int:
-        """The number of tokens in the unfinished window."""
-        return self._state["live.tokens"].shape[1]
+    def fill(self) -> Tensor:
+        """The number of tokens in each row's unfinished window, int64 [batch]."""
+        return self._state[FILL][:, 0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of tokens that each row has read, int64 [batch]."""
+        return self._state["live.before"][:, 0] + self.fill
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits of each row's next token [batch, vocab]; zeros before its first token."""
+        return self._state["live.logits"]
 
     def state(self) -> State:
-        """The state of the session, the unfinished window included."""
+        """The state of the session, the unfinished windows included."""
         return self._state
 
     def load_state(self, state: State) -> None:
-        """Continue from a state of a session with the same model and `sleep` section.
+        """Continue from a state of a session with the same model and `sleep` section; the batch is that of the state.
 
         Raises ValueError, naming a leaf, where the leaves differ.
         """
-        if state.spec != self._state.spec:
-            ours, theirs = {f.name for f in self._state.spec}, {f.name for f in state.spec}
-            pairs = zip(self._state.spec, state.spec, strict=True)
-            wrong = sorted(ours ^ theirs) or [f.name for f, g in pairs if f != g]
-            raise ValueError(f"this state belongs to another model or sleep section: leaf {wrong[0]} does not fit")
+        self._check(state)
         self._state = state
 
+    def rows(self, index: Sequence[int]) -> State:
+        """The state of some rows, in the order of `index`."""
+        return trim(self._state.rows(torch.tensor(index, dtype=torch.int64, device=self.fill.device)), self.sleep)
+
+    def keep(self, index: Sequence[int]) -> None:
+        """Remove all rows but those of `index`, whose order the session takes over. None may be left."""
+        self._state = self.rows(index)
+
+    def append(self, state: State) -> None:
+        """Add the rows of a state after the present ones. Raises ValueError, naming a leaf, where it does not fit."""
+        self._check(state)
+        self._state = join_rows([self._state, state])
+
     @torch.no_grad()
-    def feed(self, tokens: Tensor, *, scored: bool = False, real: Tensor | None = None) -> Tensor:
+    def feed(
+        self, tokens: Tensor, lengths: Tensor | None = None, *, scored: bool = False, real: Tensor | None = None
+    ) -> Tensor:
         """Read `tokens` [batch, time] and return the logits of the token after each, [batch, time, vocab].
 
-        `scored`: the tokens are targets or generated, so that under `context` their window does not sleep. `real`
-        [batch, time] is false at padding. Raises ValueError for tokens outside the vocabulary.
+        lengths   int64 [batch], the number of tokens that each row reads; the rest is ignored, and its logits are 0
+        scored    the tokens are targets or generated, so that under `context` their window does not sleep
+        real      [batch, time], false at padding, which takes a place in its window, as in the rows of a task
+
+        Raises ValueError for tokens outside the vocabulary, and for wrong shapes.
         """
-        vocab = self.model.embed.num_embeddings
-        if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocab):
-            raise ValueError(f"tokens must be in 0..{vocab - 1}; got {int(tokens.min())}..{int(tokens.max())}")
-        out, start = [], 0
-        while start < tokens.shape[1]:
-            if self.fill == self.sleep.window:
-                self._evict()
-            part = slice(start, start + self.sleep.window - self.fill)
-            out.append(self._read(tokens[:, part], scored, None if real is None else real[:, part]))
-            start = part.stop
-        return torch.cat(out, 1) if out else self._state["live.logits"][:, None][:, :0]
-
-    def generate(self, count: int, sampling: Sampling = GREEDY, stop: int | None = None) -> Iterator[Tensor]:
-        """Generate up to `count` tokens per row, [batch] at a time; ends early when every row has produced `stop`."""
-        ended = torch.zeros(
-            self._state["live.logits"].shape[0], dtype=torch.bool, device=self._state["live.logits"].device
-        )
-        sample = sampling.sampler()
-        for _ in range(count):
-            token = sample(self._state["live.logits"])
-            yield token
-            ended |= token == stop if stop is not None else False
-            if bool(ended.all()):
-                return
-            self.feed(token[:, None], scored=True)
-
-    def _read(self, tokens: Tensor, scored: bool, real: Tensor | None) -> Tensor:
-        """Pass 1 over the next tokens of the unfinished window."""
-        state, fill = self._state, self.fill
-        if fill == 0:
-            state = self._save_coda(state.cross("pass"))
-        before = int(state["live.before"][0, 0]) if self.sleep.evict.mode == "sliding" else 0
-        real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
-        mask = TokenMask(None if bool(real.all()) else real)
-        h = self.model.embed(tokens)
-        loop_entry = loop_exit = h
-        for layers in ("prelude", "loop", "coda"):
-            op = self._first_pass(layers, tokens.shape[1], before + fill)
-            blocks = blocks_of(layers, self.sleep, self.depth)
-            h, state = self.model.layers(h, state, op, blocks, self.sleep.window, mask)
-            loop_entry, loop_exit = (h if layers == "prelude" else loop_entry), (h if layers == "loop" else loop_exit)
-        logits = self.model.logits(h)
-        new = {
-            "tokens": tokens, "real": real, "scored": torch.full_like(real, scored), "above": loop_entry, "exit": loop_exit,
-        }  # fmt: skip
-        live = {f"live.{name}": torch.cat([state[f"live.{name}"], t], 1) for name, t in new.items()}
-        self._state = state.replace(live | {"live.logits": logits[:, -1]})
+        logits: Tensor = self.logits.new_zeros(*tokens.shape, self.logits.shape[-1])
+        for rows, columns, piece, features in self._pieces(tokens, lengths, scored, real):
+            read = piece.present
+            logits[rows[:, None].expand_as(columns)[read], columns[read]] = self.model.logits(features)[read]
         return logits
 
-    def _first_pass(self, layers: Layers, time: int, position0: int) -> Pass:
-        return Pass(
-            window=0, start=0, stop=time, position0=position0, index=1, of=1, layers=layers, reads="raw", loss=False,
-            grad=False, detach=False, kv_read=True, kv_write=True,
-        )  # fmt: skip
+    def prefill(
+        self, tokens: Tensor, lengths: Tensor | None = None, *, scored: bool = False, real: Tensor | None = None
+    ) -> Tensor:
+        """Read tokens as `feed` does and return the logits after each row's last token, [batch, vocab]. No others are computed."""
+        for _ in self._pieces(tokens, lengths, scored, real):
+            pass
+        return self.logits
 
-    def _evict(self) -> None:
-        """Run passes 2..N over the full window if it sleeps, then evict it."""
-        state, length = self._state, self.fill
-        slept = self._sleep(state) if self._will_sleep(state) else state
-        evicted = slept.evict(Boundary(0, kept_tokens(self.sleep), detach=False))
-        self._state = evicted.replace({"live.before": state["live.before"] + length})
+    def generate(self, count: int, sampling: Sampling = GREEDY, stop: int | None = None) -> Iterator[Tensor]:
+        """Generate up to `count` tokens per row, [batch] at a time; ends early when every row has produced `stop`.
 
-    def _will_sleep(self, state: State) -> bool:
-        triggered = self.sleep.loop.trigger == "every" or not bool(state["live.scored"].any())
-        return triggered and self.passes > 1
+        A row that has produced it reads nothing more, and its further tokens are `stop`.
+        """
+        ended = torch.zeros_like(self.fill, dtype=torch.bool)
+        sample = sampling.sampler()
+        for _ in range(count):
+            token = sample(self.logits)
+            if stop is not None:
+                token = token.masked_fill(ended, stop)
+                ended |= token == stop
+            yield token
+            if bool(ended.all()):
+                return
+            self.prefill(token[:, None], (~ended).long(), scored=True)
 
-    def _sleep(self, state: State) -> State:
-        """The state after passes 2..N over the window, which run by the trainer's program."""
-        tokens, real = state["live.tokens"], state["live.real"]
-        before = int(state["live.before"][0, 0])
-        # Under `every` the last window of a program does not sleep, so a window of one token follows this one.
-        layout = [
-            Window(0, tokens.shape[1], targets=self.sleep.loop.trigger == "every"),
-            Window(tokens.shape[1], tokens.shape[1] + 1, True),
-        ]
-        passes, _ = next(compile(self.sleep, layout, self.depth, self.passes).by_window())
-        later = [op for op in passes if op.index > 1]
-        if self.sleep.evict.mode == "sliding":
-            later = [dataclasses.replace(op, position0=before, kv_read=True) for op in later]
-        state = self._restore_coda(state.forget_newest(tokens.shape[1], blocks_of("loop", self.sleep, self.depth)))
-        context = RunContext(self.model, self.sleep, self.sleep.window, state.spec)
-        unscored, mask = torch.full_like(tokens, IGNORED), TokenMask(None if bool(real.all()) else real)
-        loop = LoopFeatures(state["live.above"], state["live.exit"])
-        _, _, _, *after = run_window(context, later, None, tokens, unscored, mask, *state.flat(), loop=loop)
-        return context.state(after)
+    @torch.no_grad()
+    def _pieces(
+        self, tokens: Tensor, lengths: Tensor | None, scored: bool, real: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor, NextTokens, Tensor]]:
+        """Read tokens in pieces, each up to the end of its row's window, so that rows reach window ends together from the second on.
 
-    def _save_coda(self, state: State) -> State:
-        """Copy the coda's state at the start of a window: under `context` the coda runs again after the last pass."""
-        return self._copy_coda(state, lambda name: (f"live.{name}", name))
+        Yields the rows [n] of a piece, its columns in `tokens` [n, time], the piece, and its features [n, time, width].
+        """
+        lengths = self._check_tokens(tokens, lengths, real)
+        done = torch.zeros_like(lengths)
+        while len(rows := (done < lengths).nonzero()[:, 0]):
+            state = self._state if len(rows) == len(done) else trim(self._state.rows(rows), self.sleep)
+            state = self._evict_full(state)
+            count = torch.minimum((lengths - done)[rows], self.sleep.window - state[FILL][:, 0])
+            columns = done[rows, None] + torch.arange(int(count.max()), device=tokens.device)
+            present = columns < (done[rows] + count)[:, None]
+            index = columns.clamp_max(tokens.shape[1] - 1)
+            valid = present if real is None else present & real[rows].gather(1, index)
+            piece = NextTokens(tokens[rows].gather(1, index).masked_fill(~present, 0), present, valid, scored)
+            features, state = read_piece(self.model, self.sleep, state, piece)
+            last = features[torch.arange(len(rows), device=tokens.device), count - 1]
+            state = state.replace({"live.logits": self.model.logits(last[:, None])[:, 0]})
+            if not bool(present.all()):
+                state = trim(push_right(state, present.shape[1] - count), self.sleep)
+            self._state = put_rows(self._state, rows, state)
+            done = done.index_add(0, rows, count)
+            yield rows, columns, piece, features
 
-    def _restore_coda(self, state: State) -> State:
-        return self._copy_coda(state, lambda name: (name, f"live.{name}"))
+    def _evict_full(self, state: State) -> State:
+        """The state after sleep and eviction of those rows' windows that are full."""
+        full = (state[FILL][:, 0] == self.sleep.window).nonzero()[:, 0]
+        if not len(full):
+            return state
+        evicted = evict_window(self.model, self.sleep, trim(state.rows(full), self.sleep), self.passes)
+        return trim(put_rows(state, full, evicted), self.sleep)
 
-    def _copy_coda(self, state: State, names: Callable[[str], tuple[str, str]]) -> State:
-        coda = [f.name.removeprefix("live.") for f in state.spec if f.name.startswith("live.layers.")]
-        return state.replace({to: state[source] for to, source in map(names, coda)})
+    def _check(self, state: State) -> None:
+        if state.spec != self._state.spec:
+            ours, theirs = {f.name for f in self._state.spec}, {f.name for f in state.spec}
+            pairs = zip(self._state.spec, state.spec, strict=False)
+            wrong = sorted(ours ^ theirs) or [f.name for f, g in pairs if f != g]
+            raise ValueError(f"this state belongs to another model or sleep section: leaf {wrong[0]} does not fit")
+
+    def _check_tokens(self, tokens: Tensor, lengths: Tensor | None, real: Tensor | None) -> Tensor:
+        """The number of tokens that each row reads. Raises ValueError for what cannot be read."""
+        batch, vocab = len(self.fill), self.model.embed.num_embeddings
+        if tokens.ndim != 2 or len(tokens) != batch or (real is not None and real.shape != tokens.shape):
+            shapes = f"{list(tokens.shape)}{'' if real is None else f' and {list(real.shape)}'}"
+            raise ValueError(
+                f"tokens and real must be [{batch}, time] for the {batch} rows of the session, not {shapes}"
+            )
+        if lengths is None:
+            lengths = torch.full((batch,), tokens.shape[1], device=tokens.device)
+        elif lengths.shape != (batch,) or bool(((lengths < 0) | (lengths > tokens.shape[1])).any()):
+            raise ValueError(f"lengths must be {batch} numbers from 0 to {tokens.shape[1]}, not {lengths.tolist()}")
+        read = tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]]
+        if read.numel() and not (int(read.min()) >= 0 and int(read.max()) < vocab):
+            raise ValueError(f"tokens must be in 0..{vocab - 1}; got {int(read.min())}..{int(read.max())}")
+        return lengths

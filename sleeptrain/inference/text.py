@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from sleep_data.tokenize import TOKENIZER, ByteTokenizer, FileTokenizer, encode_document
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
+from sleeptrain.inference.text_stream import ByteStream, FileStream, SymbolStream, TextStream
 
 
 class Codec:
@@ -39,17 +39,19 @@ class Codec:
             raise UserError(f"tokenizer {path} was changed since the data was built; put the old file back")
         return loaded
 
-    def encode(self, prompt: str) -> list[int]:
-        """The tokens of a prompt.
+    def encode(self, prompt: str, *, continued: bool = False) -> list[int]:
+        """The tokens of a prompt, or with `continued` of what follows in the same text, without the start-of-document token.
 
         For text: the start-of-document token, then the text. For inputs that were tokenized already: that token, then ids between
         spaces. For a task with symbols: its symbols, with or without spaces between them. Raises UserError for an unknown symbol.
         """
         if self._tokenizer is not None:
             # Python decodes bytes of the command line that are not UTF-8 to surrogates; this restores the bytes.
-            return encode_document(self._tokenizer, prompt.encode("utf-8", "surrogateescape")).tolist()
+            return encode_document(self._tokenizer, prompt.encode("utf-8", "surrogateescape")).tolist()[
+                int(continued) :
+            ]
         if self.kind == "ids":
-            return self._ids(prompt)
+            return self._ids(prompt)[int(continued) :]
         known = {symbol: i for i, symbol in enumerate(self.symbols)}
         ids = []
         for word in prompt.split():
@@ -57,7 +59,7 @@ class Codec:
             unknown = next((part for part in parts if part not in known), None)
             if unknown is not None:
                 raise UserError(
-                    f"--prompt: {unknown!r} in {word!r} is not a symbol of this task; its symbols are {' '.join(self.symbols)}"
+                    f"{unknown!r} in {word!r} is not a symbol of this task; its symbols are {' '.join(self.symbols)}"
                 )
             ids += [known[part] for part in parts]
         return ids
@@ -68,46 +70,27 @@ class Codec:
         for word in prompt.split():
             if not word.isdecimal() or int(word) >= bos:
                 raise UserError(
-                    f"--prompt: {word!r} is no token id from 0 to {bos - 1}; the data was tokenized already, without a tokenizer file"
+                    f"{word!r} is no token id from 0 to {bos - 1}; the data was tokenized already, without a tokenizer file"
                 )
         return [bos, *map(int, prompt.split())]
+
+    def stream(self, prompt: Sequence[int] = ()) -> TextStream:
+        """What turns the tokens after those of `prompt` into text, one at a time."""
+        if self.kind == "bytes":
+            return ByteStream()
+        return FileStream(self._tokenizer, prompt) if self.kind == "file" else SymbolStream(self.symbols)
 
     def decode(self, tokens: Iterable[int], prompt: Sequence[int] = ()) -> Iterator[str]:
         """The text of each token as it arrives after the tokens of `prompt`; an unfinished character waits for its rest.
 
         Bytes that never become a character are returned as U+FFFD.
         """
-        if self.kind == "bytes":
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            for token in tokens:
-                yield decoder.decode(bytes([token])) if token < 256 else ""
-            yield decoder.decode(b"", final=True)
-        elif self.kind == "file":
-            yield from _decode_with_file(self._tokenizer, tokens, prompt)
-        else:
-            for token in tokens:
-                # The embedding of a model may have more rows than the task has symbols.
-                yield f"{self.symbols[token] if token < len(self.symbols) else f'<{token}>'} "
+        stream = self.stream(prompt)
+        for token in tokens:
+            yield stream.push(token)
+        yield stream.end()
 
     @property
     def stop(self) -> int | None:
         """The token that ends a text: the start-of-document token. None for a task with symbols."""
         return None if self._tokenizer is None else self._tokenizer.bos
-
-
-def _decode_with_file(tokenizer: FileTokenizer, tokens: Iterable[int], prompt: Sequence[int]) -> Iterator[str]:
-    """The text that each token adds to what precedes it.
-
-    A tokenizer may drop a space at the start of a text, and needs several tokens for some characters. So the tokens since the
-    last complete text are decoded together with those of the complete text before it, and only the difference is returned.
-    """
-    ids, start, shown = list(prompt), 0, len(prompt)
-    added = ""
-    for token in tokens:
-        ids.append(token)
-        added = tokenizer.decode(ids[start:])[len(tokenizer.decode(ids[start:shown])) :]
-        if added and not added.endswith("\ufffd"):
-            yield added
-            added, start, shown = "", shown, len(ids)
-    if added:
-        yield added

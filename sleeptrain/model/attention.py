@@ -50,8 +50,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, KVCache]:
         """`x` [batch, time, width] -> (output [batch, time, width], the cache with this window appended).
 
-        `position0` is the rotary position of the first token. Tokens attend to tokens of their own document that `mask` does not
-        exclude.
+        `position0`, a number or a tensor [] or [batch, 1], is the rotary position of the first token. Tokens attend to tokens of
+        their own document that `mask` does not exclude.
         """
         batch, time, _ = x.shape
         d = self.config.head_dim
@@ -79,13 +79,16 @@ class Attention(nn.Module):
 
 
 def rotary_cos_sin(position0: int | Tensor, time: int, config: Config, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [time, 1, rotary dims] of the rotary embedding (arXiv 2104.09864), in float32 or float64."""
+    """Cosines and sines [time, 1, rotary dims] of the rotary embedding (arXiv 2104.09864), in float32 or float64.
+
+    With `position0` [batch, 1] they are [batch, time, 1, rotary dims].
+    """
     dims = rotary_dims(config)
     wide = torch.promote_types(like.dtype, torch.float32)
     frequency = config.theta ** (-torch.arange(0, dims, 2, dtype=wide, device=like.device) / max(dims, 1))
     # Exact below 2^24. With position0 in a tensor no shape or kernel depends on its value, as CUDA graphs require.
-    angle = (torch.arange(time, dtype=wide, device=like.device) + position0)[:, None] * frequency
-    angle = torch.cat([angle, angle], -1)[:, None, :]
+    angle = (torch.arange(time, dtype=wide, device=like.device) + position0)[..., None] * frequency
+    angle = torch.cat([angle, angle], -1)[..., None, :]
     return angle.cos(), angle.sin()
 
 

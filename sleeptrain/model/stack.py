@@ -67,7 +67,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Features [batch, time, width] -> (features, the leaves of this layer's state that changed).
 
-        `position0` [], an int64 tensor, replaces `op.position0` as the rotary position of the first token.
+        `position0` [] or [batch, 1], an int64 tensor, replaces `op.position0` as the rotary position of the first token.
         """
         name = f"layers.{self.layer}"
         if isinstance(self.mixer, DeltaNet):

@@ -112,13 +112,18 @@ def test_greedy_and_sampled_generation_are_repeatable():
     assert write(Sampling(), stop=int(greedy[0, 0])).shape[1] >= 1
 
 
-def test_sampling_probabilities_of_top_k_and_top_p():
+def test_sampling_probabilities_of_top_k_top_p_and_min_p():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     assert Sampling(1.0, top_k=2).probabilities(logits).tolist()[0] == pytest.approx([0.625, 0.375, 0, 0])
     assert Sampling(1.0, top_p=0.75).probabilities(logits).tolist()[0] == pytest.approx([0.625, 0.375, 0, 0])
     assert Sampling(1.0, top_p=1.0).probabilities(logits).tolist()[0] == pytest.approx([0.5, 0.3, 0.15, 0.05])
-    with pytest.raises(ValueError, match="temperature >= 0"):
-        Sampling(temperature=-1.0)
+    assert Sampling(1.0, min_p=0.25).probabilities(logits).tolist()[0] == pytest.approx(
+        [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]
+    )
+    assert Sampling(1.0, min_p=1.0).probabilities(logits).tolist()[0] == pytest.approx([1, 0, 0, 0])
+    for wrong in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": -1}, {"min_p": 1.5}):
+        with pytest.raises(ValueError, match="needs temperature >= 0"):
+            Sampling(**wrong)
 
 
 def test_tokens_outside_the_vocabulary_are_refused():
