@@ -67,7 +67,8 @@ def add(subparsers: Any) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    number, share = {"type": int, "default": 0}, {"type": float, "metavar": "P"}
+    number: dict[str, Any] = {"type": int, "default": 0}
+    share: dict[str, Any] = {"type": float, "metavar": "P"}
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="sampling temperature (default: 0, greedy)"
     )

@@ -124,7 +124,7 @@ def _check_tensors(tensors: dict[str, torch.Tensor], state: State, path: str | P
     rows = {len(tensor) for tensor in tensors.values() if tensor.ndim}
     for name, leaf in leaves.items():
         tensor = tensors[name]
-        wanted = [*leaf.shape] if not leaf.timed else [f"up to {leaf.shape[0]}", *leaf.shape[1:]]
+        wanted = [f"up to {size}" if leaf.timed and i == 0 else str(size) for i, size in enumerate(leaf.shape)]
         fits = tensor.ndim == 1 + len(leaf.shape) and all(
             have == want or (leaf.timed and i == 0 and have <= want)
             for i, (have, want) in enumerate(zip(tensor.shape[1:], leaf.shape, strict=True))
@@ -132,7 +132,7 @@ def _check_tensors(tensors: dict[str, torch.Tensor], state: State, path: str | P
         if not fits or len(rows) != 1 or tensor.dtype != leaf.dtype:
             raise UserError(
                 f"{path}: tensor {name} is {tensor.dtype} {list(tensor.shape)}, and must be {leaf.dtype} [rows, "
-                f"{', '.join(map(str, wanted))}] with the rows of the others"
+                f"{', '.join(wanted)}] with the rows of the others"
             )
     fill, before, tokens = tensors[FILL], tensors["live.before"], tensors["live.tokens"]
     for name, right in (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from sleeptrain.inference.continuation import Continuation
+from sleeptrain.model.state import State
 from sleeptrain.serve.batch import BatchThread, TextJob, TextProgress
 from sleeptrain.serve.errors import ApiError
 from sleeptrain.serve.limits import Limits
@@ -34,7 +35,8 @@ class RequestTexts:
     ) -> None:
         """Raises ApiError for a request that cannot be met; then nothing was submitted."""
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._store, self._state, self._jobs = store, None, list[TextJob]()
+        self._store, self._jobs = store, list[TextJob]()
+        self._state: State | None = None
         self.session: StoredSession | None = None if request.session is None else store.take(request.session)
         try:
             self._submit(request, served, batch, limits)
