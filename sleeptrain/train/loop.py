@@ -113,10 +113,9 @@ def open_logs(setup: Setup, step: int, quiet: bool) -> Logs:
 
 def save(setup: Setup, step: int, eval_loss: float | None) -> None:
     """Write a checkpoint of this step, whose loss on held-out data may be known, and delete older ones that are not kept."""
-    tokens = setup.tokens_at(step)
     setup.saver.save(
         step,
-        {"data": setup.reader.state_dict(), "tokens": tokens, "guard": setup.guard.state_dict()},
+        {"data": setup.reader.state_dict(), "guard": setup.guard.state_dict()},
         {"random": checkpoint.random_state()},
         eval_loss,
     )
