@@ -42,6 +42,12 @@ class Passage:
     tokens: np.ndarray
     bounds: np.ndarray
 
+    def shuffled(self, random: np.random.Generator) -> Passage:
+        """The sentences in random order."""
+        order = random.permutation(len(self.bounds) - 1)
+        parts = [self.tokens[self.bounds[i] : self.bounds[i + 1]] for i in order.tolist()]
+        return Passage(np.concatenate([self.tokens[:0], *parts]), np.cumsum([0, *map(len, parts)]))
+
     def around(self, random: np.random.Generator, facts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Pieces of text in which the facts stand in their order, each in a random gap between two sentences."""
         gaps = np.sort(random.integers(len(self.bounds), size=len(facts)))

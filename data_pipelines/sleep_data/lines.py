@@ -9,6 +9,8 @@ from typing import Any
 
 CHUNK = 1 << 20
 """Bytes that are read at once."""
+LONGEST_PIECE = 1 << 24
+"""Bytes from which a line is divided, where a text may be divided anywhere."""
 LONGEST_LINE = 1 << 28
 """Bytes of a line, at most: a line is in memory several times while it is parsed."""
 
@@ -56,15 +58,18 @@ def _decompressor(path: Path) -> tuple[Any, tuple[type[Exception], ...]]:
 
 
 def whole_lines(data: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces that end after a line, so that no character is divided; the last piece ends where they end."""
+    """The same bytes in pieces that end after a line, or in a line of more than LONGEST_PIECE bytes after any character."""
     rest = bytearray()
     for chunk in data:
-        cut = chunk.rfind(b"\n") + 1
-        rest += chunk[:cut]
+        cut = len(rest) + chunk.rfind(b"\n") + 1 if b"\n" in chunk else 0
+        rest += chunk
+        if not cut and len(rest) > LONGEST_PIECE:
+            cut = len(rest) - 1
+            while cut and rest[cut] & 0xC0 == 0x80:  # inside a character of UTF-8
+                cut -= 1
         if cut:
-            yield bytes(rest)
-            rest.clear()
-        rest += chunk[cut:]
+            yield bytes(rest[:cut])
+            del rest[:cut]
     if rest:
         yield bytes(rest)
 
@@ -77,10 +82,13 @@ def lines(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
     # A line begins at `start` only if the byte before it ends one.
     position = max(start - 1, 0)
     skip = start > 0
-    rest = b""
+    rest = bytearray()
     for chunk in chunks(path, position):
-        parts = (rest + chunk).split(b"\n")
-        rest = parts.pop()
+        *parts, tail = chunk.split(b"\n")
+        if parts:
+            parts[0] = bytes(rest) + parts[0]
+            rest.clear()
+        rest += tail
         for line in parts:
             if position >= stop:
                 return
@@ -94,4 +102,4 @@ def lines(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
                 ".txt file of its own"
             )
     if rest and not skip and position < stop:
-        yield position, rest
+        yield position, bytes(rest)

@@ -54,7 +54,7 @@ class Recall(HaystackTask):
         raise_if(self.kind == "single" and sizes != (1,), f"sizes is {self.sizes}; kind single has one key: sizes=1")
 
     name = "recall"
-    version = 1
+    version = 2
     label = "n"
 
     @cached_property

@@ -98,7 +98,7 @@ class TextTask(ABC):
             if problem.filler is None:
                 filler = self.passage(random, room)
             else:
-                filler = collect(problem.filler, self.layout.sentence, room)
+                filler = collect(problem.filler, self.layout.sentence, room).shuffled(random)
             self.layout.write_context(rows["tokens"][row], [encoded.lead, *filler.around(random, encoded.facts)])
             self.layout.write_turns(rows, row, encoded)
             self._write_labels(rows, row, problem)

@@ -37,7 +37,7 @@ class TextProblem:
     lead: str = ""
     """A sentence that comes before all others; empty for none."""
     filler: Iterator[str] | None = None
-    """Sentences to be mixed in until the context is full; None for those of the task."""
+    """Sentences to be mixed in, in random order, until the context is full; None for those of the task."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sleep_data.lines import LONGEST_LINE
 from sleep_data.task import Vocabulary
 
 TOKENIZER = "tokenizer.json"
 """Name of the copy of a tokenizer file in a folder of shards, and in the folder of a run."""
 PIECE = 1 << 20
 """Bytes from which a long document is encoded in pieces."""
+TRIES = 64
+"""Places of each kind at which it is tried to divide a piece."""
 CONTEXT = 256
 """Characters on each side of a place by which is decided whether encoding may be divided there."""
 
@@ -116,9 +119,10 @@ class FileTokenizer:
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def pieces(self, text: Iterable[bytes]) -> Iterator[bytes]:
-        """Pieces of at least PIECE bytes, which end after a line where the tokenizer divides text by itself.
+        """Pieces of at least PIECE bytes, which end after a line or before a space, where the tokenizer divides text by itself.
 
-        A text without such a place is one piece: with a tokenizer that does not divide text before it merges tokens, too.
+        A text without such a place is one piece: with a tokenizer that does not divide text before it merges tokens, too. ValueError if
+        that piece would have more than LONGEST_LINE bytes.
         """
         held, looked_at = bytearray(), 0
         for chunk in text:
@@ -130,17 +134,25 @@ class FileTokenizer:
                 yield bytes(held[:cut])
                 del held[:cut]
             looked_at = len(held)
+            if looked_at > LONGEST_LINE:
+                raise ValueError(
+                    f"the tokenizer does not divide {LONGEST_LINE >> 20} MiB of the text at the end of a line or at a space, so that all of it would have "
+                    "to be in memory at once; divide the document"
+                )
         if held:
             yield bytes(held)
 
     def _last_cut(self, text: bytearray) -> int:
-        """Where a text can be divided, looked for in its last PIECE bytes; 0 if nowhere."""
-        at = len(text)
-        while (at := text.rfind(b"\n", max(0, len(text) - PIECE), at - 1) + 1) > 1:
-            if len(text) - at >= 4 * CONTEXT and self._divides(
-                text[max(0, at - 4 * CONTEXT) : at], text[at : at + 4 * CONTEXT]
-            ):
-                return at
+        """Where a text can be divided, looked for in its last PIECE bytes: after a line, else before a space; 0 if nowhere."""
+        for mark, length in ((b"\n", 1), (b" ", 0)):
+            end = len(text) - 4 * CONTEXT
+            for _ in range(TRIES):
+                end = text.rfind(mark, max(1, len(text) - PIECE), end)
+                if end < 0:
+                    break
+                at = end + length
+                if self._divides(text[max(0, at - 4 * CONTEXT) : at], text[at : at + 4 * CONTEXT]):
+                    return at
         return 0
 
     def _divides(self, before: bytearray, after: bytearray) -> bool:
@@ -149,7 +161,8 @@ class FileTokenizer:
         The normalizer must treat them apart, and the pre-tokenizer divide between them: the model merges within what it divides only.
         """
         left, right = before.decode(errors="ignore")[-CONTEXT:], after.decode(errors="ignore")[:CONTEXT]
-        if not left.strip() or left[-2:-1].isspace() or right[:1].isspace():
+        spaces = [character.isspace() for character in left[-2:] + right[:2]]
+        if sum(spaces[:3]) > 1 or sum(spaces[1:]) > 1 or not left.strip():
             return False  # a run of spaces is divided by what follows it
         normalizer, divider = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
         if divider is None:

@@ -8,7 +8,7 @@ multiplication of two numbers; all `operations` of a problem are needed for its 
     reverse    states the value of that quantity and asks a given number, whose sentence says only that there are some
 
 Distractors are sentences about other places. They are computed from quantities of the problem and from each other, and no quantity
-of the problem depends on them. They are mixed in until the context is full. `question: before` puts the question before the
+of the problem depends on them. They are mixed in until the context is full, all in random order. `question: before` puts the question before the
 context and asks for the answer alone in the last window, `question: after` puts it into the last window.
 
 Scoring. GSM-Infinite compares the number after "Answer:" in the output. Here the answer is the number alone, and evaluation
@@ -62,7 +62,7 @@ class WordProblems(TextTask):
         raise_if(self.question not in ("before", "after"), f"question is {self.question!r}; it must be before or after")
 
     name = "word_problems"
-    version = 1
+    version = 2
     label = "operations"
 
     @cached_property

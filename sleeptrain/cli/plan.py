@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     memory, why = _memory(args.memory, resolved.value.train.recompute == plan.AUTO), None
     if memory is not None:
         resolved, why = plan.resolve_recompute(resolved, batch, data_layout, memory)
-    layout = resolve_layout(resolved.value, data_layout.windows, batch)
+    layout = resolve_layout(resolved.value, data_layout.windows, batch, data_layout.sizes)
     found = plan.make_plan(layout, data_layout, args.speed)
     picture = draw(found.schedule, found.costs) if args.draw or args.svg else None
     if args.svg and picture:

@@ -100,7 +100,7 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     check_writable(resolved, folder)
     memory = plan.process_memory(local_device())
     resolved, why = plan.resolve_recompute(resolved, batch, data_layout, memory)
-    layout = resolve_layout(resolved.value, data_layout.windows, batch)
+    layout = resolve_layout(resolved.value, data_layout.windows, batch, data_layout.sizes)
     print(plan.text(plan.make_plan(layout, data_layout), memory, why))
     newest = checkpoint.latest(folder / "checkpoints")
     action = "begin" if newest is None else f"continue from {newest.name}"

@@ -55,11 +55,11 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     batch = on_first_rank(process, lambda: check_batch(resolved, process.world))
     on_every_rank(process, lambda: check_device(resolved.value, process.device))
     resolved, reader, held_out = on_every_rank(process, lambda: open_data(resolved, batch, process))
-    data_layout = DataLayout.of(reader.manifest, resolved.value.data.split)
+    data_layout = DataLayout.of(reader.manifest, reader.sizes)
     resolved, why = on_first_rank(
         process, lambda: resolve_recompute(resolved, batch, data_layout, process_memory(process.device))
     )
-    layout = resolve_layout(resolved.value, reader.manifest.windows, batch)
+    layout = resolve_layout(resolved.value, reader.manifest.windows, batch, reader.sizes)
     on_every_rank(process, lambda: check_kernels(layout.job.model, layout.job.train, layout.windows, process.device))
     init_from = on_first_rank(process, lambda: initial_weights(resolved, args.recipe))
     on_first_rank(process, lambda: check_wandb(layout.job.log))

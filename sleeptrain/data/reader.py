@@ -21,6 +21,7 @@ import torch
 
 from sleep_launch.parent import signal_at_parents_death
 from sleeptrain.data.batch import Batch, check, collate, stack
+from sleeptrain.data.budget import SourceSize
 from sleeptrain.data.config import Data
 from sleeptrain.data.draws import Drawn, Spans, span_drawn
 from sleeptrain.data.lane_draws import LaneDraws
@@ -95,6 +96,11 @@ class Reader:
     def manifest(self) -> Manifest:
         """The merged manifest of the sources."""
         return self._sources.manifest
+
+    @property
+    def sizes(self) -> tuple[SourceSize, ...]:
+        """Rows and real tokens of each source."""
+        return self._sources.sizes
 
     @property
     def names(self) -> tuple[str, ...]:

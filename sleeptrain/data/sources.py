@@ -12,6 +12,7 @@ from typing import Any
 
 from sleep_data import manifest as manifests
 from sleep_data.tokenize import TOKENIZER
+from sleeptrain.data.budget import SourceSize
 from sleeptrain.data.cache import ShardCache
 from sleeptrain.data.config import Data, Source, is_remote
 from sleeptrain.data.manifest import Manifest, merge
@@ -42,6 +43,8 @@ class OpenedSource:
     """The cache that holds `folder`; None if the source is read in place."""
     name: str
     rows: int
+    tokens: int
+    """Real tokens of all rows."""
     cut: RowCut | None
     """How rows are cut from its blocks; None for samples."""
     shards: tuple[int, ...]
@@ -58,6 +61,11 @@ class Sources:
     split: str
     rows: int
     opened: tuple[OpenedSource, ...]
+
+    @property
+    def sizes(self) -> tuple[SourceSize, ...]:
+        """Rows and real tokens of each source."""
+        return tuple(SourceSize(source.rows, source.tokens) for source in self.opened)
 
     def check_cache(self, rows: int) -> None:
         """UserError if the cache may not hold the shards of a step of `rows` rows, each of which may be in another shard."""
@@ -87,9 +95,9 @@ def open_sources(data: Data, split: str, window: int | None = None) -> Sources:
     for source, one in zip(data.sources, cut, strict=True):
         folder = _in_place(source) if cache is None else _in_cache(source.path, cache, one, split)
         remote = None if cache is None else source.path
-        count, shards, samples = 0, (), ()
+        count, tokens, shards, samples = 0, 0, (), ()
         if split in one.splits:
-            count = one.samples(split)
+            count, tokens = one.samples(split), one.splits[split]["tokens"]
             content = _checked_index(source.path, folder / split / INDEX, one.splits[split]["hash"])
             listed = json.loads(content)["shards"]
             shards = tuple(
@@ -98,7 +106,9 @@ def open_sources(data: Data, split: str, window: int | None = None) -> Sources:
             samples = tuple(shard["samples"] for shard in listed)
         rows_of = None if one.block is None else RowCut(one.block, one.length, count, one.pad)
         shard_rows = samples if rows_of is None else rows_of.by_shard(samples)
-        opened.append(OpenedSource(str(folder), remote, cache, source.label, count, rows_of, shards, shard_rows))
+        opened.append(
+            OpenedSource(str(folder), remote, cache, source.label, count, tokens, rows_of, shards, shard_rows)
+        )
     return Sources(manifest, split, rows, tuple(opened))
 
 

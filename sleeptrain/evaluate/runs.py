@@ -95,7 +95,7 @@ def _result(trained: Trained, name: str, manifest: Manifest, measured: list[Meas
     metrics = [row for row in read_metrics(trained.run / "metrics.jsonl") if row["step"] <= trained.step]
     times = [row["seconds"] for row in metrics if isinstance(row.get("seconds"), float)]
     seconds = sum(times) if times and len(times) == trained.step else None  # unknown where a row was lost
-    tokens = trained.step * trained.recipe.train.batch * manifest.length
+    tokens = metrics[-1]["tokens"] if metrics else trained.step * trained.recipe.train.batch * manifest.length
     return RunResult(
         name, str(trained.run), trained.step, tokens, seconds, trained.recipe, trained.manifest.hash, measured
     )

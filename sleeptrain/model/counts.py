@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from sleeptrain.model.config import Model
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.program import Pass, Program, Sleep, blocks_of, pairs_seen
+from sleeptrain.model.work import work_of_full_row
+from sleeptrain.program import Pass, Program, Sleep, blocks_of
 
 
 def parameters(model: LanguageModel) -> dict[str, int]:
@@ -49,20 +53,27 @@ def head_flops(model: Model) -> float:
     return 2 * model.width * (model.vocab or 0)
 
 
-def step_flops(model: Model, program: Program, sleep: Sleep) -> float:
-    """Model FLOPs of forward and backward of one row. All passes count; their recomputation does not.
+def flops_of_work(model: Model, program: Program, sleep: Sleep) -> Tensor:
+    """Model FLOPs of forward and backward for each unit of work on each window (`work_of_rows`): float64 [windows, 2, 2].
 
-    Backward of a pass costs twice its forward; a pass without gradient has none.
+    All passes count; their recomputation does not. Backward of a pass costs twice its forward; a pass without gradient has none.
     """
-    total, per_block = 0.0, {letter: block_flops(model, letter) for letter in set(model.pattern)}
+    flops = torch.zeros(program.windows, 2, 2, dtype=torch.float64)
     for op in program.ops:
-        if not isinstance(op, Pass):
-            continue
-        first, stop = blocks_of(op.layers, sleep, len(model.pattern))
-        tokens, pairs = op.stop - op.start, pairs_seen(program, op, model.attention.window)
-        blocks = [per_block[letter] for letter in model.pattern[first:stop]]
-        forward = sum(per_token * tokens + per_pair * pairs for per_token, per_pair in blocks)
-        if op.loss:
-            forward += head_flops(model) * tokens
-        total += forward * (3 if op.grad else 1)
-    return total
+        if isinstance(op, Pass):
+            forward = forward_flops(model, blocks_of(op.layers, sleep, len(model.pattern)), head=op.loss)
+            flops[op.window, int(op.last_document)] += forward * (3 if op.grad else 1)
+    return flops
+
+
+def forward_flops(model: Model, blocks: tuple[int, int], head: bool = False) -> Tensor:
+    """Forward FLOPs of a range of blocks, and with `head` of the head, for each token and for each pair: float64 [2]."""
+    letters = model.pattern[blocks[0] : blocks[1]]
+    by_letter = {letter: block_flops(model, letter) for letter in set(letters)}
+    per_token, per_pair = (sum(by_letter[letter][unit] for letter in letters) for unit in (0, 1))
+    return torch.tensor([per_token + (head_flops(model) if head else 0), per_pair], dtype=torch.float64)
+
+
+def step_flops(model: Model, program: Program, sleep: Sleep) -> float:
+    """Model FLOPs of forward and backward of one row without padding that is one document."""
+    return float((flops_of_work(model, program, sleep) * work_of_full_row(program, model.attention.window)).sum())

@@ -29,7 +29,7 @@ class TokenMask:
 
     def in_pass(self, op: Pass) -> TokenMask:
         """The mask of a pass, from that of pass 1."""
-        if self.starts is None or op.index == 1 or op.layers != "loop":
+        if self.starts is None or not op.last_document:
             return self
         document = self.document()
         last = document == document[:, -1:]

@@ -10,6 +10,7 @@ from sleep_data.task import Vocabulary
 from sleep_data.tasks import make
 from sleep_data.tokenize import open_tokenizer
 from sleeptrain.config import Resolved
+from sleeptrain.data.budget import SourceSize
 from sleeptrain.data.config import is_remote
 from sleeptrain.data.manifest import WINDOWS, Manifest
 from sleeptrain.data.sources import DataMissing, open_sources
@@ -29,12 +30,14 @@ class DataLayout:
     """Rows may hold padding or several documents, so that passes have masks."""
     assumed: str | None
     """What is assumed because there is no data yet; None where there is."""
+    sizes: tuple[SourceSize, ...] = ()
+    """Rows and real tokens of every source; empty where there is no data yet."""
 
     @classmethod
-    def of(cls, manifest: Manifest, split: str) -> DataLayout:
+    def of(cls, manifest: Manifest, sizes: tuple[SourceSize, ...]) -> DataLayout:
         """Of data that exists."""
-        counts = manifest.splits[split]
-        return cls(manifest, manifest.block is not None or counts["tokens"] < counts["samples"] * manifest.length, None)
+        full = sum(size.tokens for size in sizes) == sum(size.rows for size in sizes) * manifest.length
+        return cls(manifest, manifest.block is not None or not full, None, sizes)
 
     @property
     def windows(self) -> tuple[Window, ...]:
@@ -58,7 +61,8 @@ def resolve_data(resolved: Resolved[Recipe], windows: int | None = None) -> tupl
 
 
 def _of_data(recipe: Recipe) -> DataLayout:
-    return DataLayout.of(open_sources(recipe.data, recipe.data.split, recipe.sleep.window).manifest, recipe.data.split)
+    sources = open_sources(recipe.data, recipe.data.split, recipe.sleep.window)
+    return DataLayout.of(sources.manifest, sources.sizes)
 
 
 def _of_task(recipe: Recipe, path: str, count: int | None) -> DataLayout:

@@ -49,6 +49,14 @@ def _sizes(plan: Plan) -> Iterator[str]:
         f"             each process: {several(batch.accumulation, 'backward')} of {several(batch.group, 'micro-batch')} of "
         f"{several(batch.micro, 'row')}"
     )
+    yield f"a run        {several(plan.layout.steps, 'step')}{_budget(plan)}"
+
+
+def _budget(plan: Plan) -> str:
+    """The tokens that a run is to have, and the padding of its rows, where they are known."""
+    tokens, padding = plan.job.train.tokens, plan.layout.padding
+    budget = f", {tokens:,} tokens without padding" if tokens else ""
+    return budget + (f"; {padding:.1%} of all tokens are padding" if padding else "")
 
 
 def _memory(plan: Plan) -> Iterator[str]:
@@ -89,7 +97,7 @@ def _work(plan: Plan) -> Iterator[str]:
     if plan.seconds is not None and plan.speed is not None:
         yield (
             f"seconds of a step  {plan.seconds:.4g} for forward and backward at {plan.speed:.4g} FLOPs a second and process, "
-            f"{plan.layout.tokens_per_step / plan.seconds:,.0f} tokens a second"
+            f"{plan.layout.tokens_per_step * (1 - (plan.layout.padding or 0)) / plan.seconds:,.0f} tokens a second"
         )
     if len(plan.estimate.stages) == 1:
         return
@@ -150,7 +158,7 @@ def to_json(plan: Plan, memory: DeviceMemory | None = None) -> dict[str, Any]:
         "assumed": plan.data_layout.assumed, "depth": depth_note(plan.job, plan.schedule.program),
         "windows": [asdict(window) for window in plan.layout.windows],
         "rows": {"batch": plan.job.train.batch} | {name: n for name, n in asdict(plan.layout.batch).items() if name != "data"},
-        "tokens": plan.layout.tokens_per_step,
+        "tokens": plan.layout.tokens_per_step, "padding": plan.layout.padding, "steps": plan.layout.steps,
         "parameters": {
             "by_part": dict(plan.parameters.parts), "total": plan.parameters.total, "held": plan.parameters.held,
             "copies": plan.parameters.copies, "padding": plan.parameters.padding,

@@ -56,6 +56,11 @@ class Pass:
     kv_write: bool
     """The attention cache that this pass leaves is kept for later windows."""
 
+    @property
+    def last_document(self) -> bool:
+        """This pass reads the last document of its window only: the earlier ones have ended, and nobody reads their fast weights again."""
+        return self.index > 1 and self.layers == "loop"
+
 
 @dataclass(frozen=True)
 class Boundary:

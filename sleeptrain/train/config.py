@@ -36,7 +36,8 @@ class Train:
     steps: int | None = None
     """Number of optimizer steps; set either this or `tokens`."""
     tokens: int | None = None
-    """Total number of training tokens, padding included; the last step is the first that reaches it."""
+    """Number of training tokens, without padding. The last step is the first that is expected to reach it, with mean rows of each
+    source: so the number of steps, which learning rates depend on, is known from the start."""
     batch: int = 64
     """Global batch size in rows."""
     micro: int | None = None

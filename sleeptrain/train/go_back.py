@@ -30,5 +30,5 @@ def go_back(setup: Setup, step: int) -> int:
     setup.reader.leave_out([*left_out, *streak])
     guard.streak, guard.rollbacks_left = [], guard.rollbacks_left - 1
     if setup.process.rank == 0:
-        print(f"warning: {what}; going back to step {found[0]}, without the data of these steps", file=sys.stderr)
-    return found[0]
+        print(f"warning: {what}; going back to step {found}, without the data of these steps", file=sys.stderr)
+    return found

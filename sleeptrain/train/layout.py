@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
+from sleeptrain.data.budget import SourceSize, steps_of_budget
 from sleeptrain.parallel.config import (
     BatchLayout,
     LayoutError,
@@ -37,6 +38,8 @@ class Layout:
     batch: BatchLayout
     stages: tuple[StageBlocks, ...]
     """The blocks of every pipeline stage."""
+    sizes: tuple[SourceSize, ...] = ()
+    """Rows and real tokens of every source; empty where there is no data yet: rows count as full."""
 
     @property
     def world(self) -> int:
@@ -53,10 +56,22 @@ class Layout:
         """Tokens of a global batch, padding included."""
         return self.job.train.batch * self.length
 
-    @property
+    @cached_property
     def steps(self) -> int:
-        """Optimizer steps of the run: `train.steps`, or the step that reaches `train.tokens`."""
-        return self.job.train.steps or -(-(self.job.train.tokens or 0) // self.tokens_per_step)
+        """Optimizer steps of the run: `train.steps`, or those of `train.tokens` (`steps_of_budget`)."""
+        train = self.job.train
+        if train.steps:
+            return train.steps
+        rows = [size.rows for size in self.sizes]
+        if not any(rows):
+            return -(-(train.tokens or 0) // self.tokens_per_step)
+        return steps_of_budget(train.tokens or 0, self.job.data.mix(rows), self.sizes, train.batch)
+
+    @property
+    def padding(self) -> float | None:
+        """Share of padding in the rows of all sources; None where there is no data yet."""
+        rows = sum(size.rows for size in self.sizes)
+        return 1 - sum(size.tokens for size in self.sizes) / (rows * self.length) if rows else None
 
     @property
     def recompute(self) -> RecomputePolicy:
@@ -99,12 +114,15 @@ def resolve_batch(job: Job, world: int) -> BatchLayout:
     return batch_layout(job.train.batch, job.train.micro, job.mesh, data)
 
 
-def resolve_layout(job: Job, windows: Sequence[Window], batch: BatchLayout) -> Layout:
-    """The layout of a complete job whose batch arithmetic is `batch`. Raises LayoutError if it has too few blocks to divide."""
+def resolve_layout(job: Job, windows: Sequence[Window], batch: BatchLayout, sizes: Sequence[SourceSize] = ()) -> Layout:
+    """The layout of a complete job whose batch arithmetic is `batch`. Raises LayoutError if it has too few blocks to divide.
+
+    `sizes` of the sources say how many steps a budget of tokens has.
+    """
     if reason := pipeline_obstacle(job.model, job.mesh):
         raise LayoutError({"mesh.pipe": job.mesh.pipe}, reason)
     stages = stage_blocks(job.sleep, len(job.model.pattern), stage_cuts(job.model, job.sleep, job.mesh.pipe))
-    return Layout(job, tuple(windows), batch, stages)
+    return Layout(job, tuple(windows), batch, stages, tuple(sizes))
 
 
 @lru_cache(maxsize=64)

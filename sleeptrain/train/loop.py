@@ -113,10 +113,10 @@ def open_logs(setup: Setup, step: int, quiet: bool) -> Logs:
 
 def save(setup: Setup, step: int, eval_loss: float | None) -> None:
     """Write a checkpoint of this step, whose loss on held-out data may be known, and delete older ones that are not kept."""
-    tokens, context = setup.tokens_at(step), setup.context
+    context = setup.context
     setup.saver.save(
         step,
-        {"data": setup.reader.state_dict(), "tokens": tokens, "guard": setup.guard.state_dict()},
+        {"data": setup.reader.state_dict(), "guard": setup.guard.state_dict()},
         {"random": checkpoint.random_state()},
         eval_loss,
         [] if context.lanes is None else context.lanes.slices(context.axes),

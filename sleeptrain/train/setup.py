@@ -47,16 +47,10 @@ class Setup:
     """The configuration by dotted path, for W&B."""
     step: int
     """Steps already done."""
-    tokens: int
-    """Tokens of these steps, padding included."""
     saver: checkpoint.Saver
     guard: Guard
     watchdog: Watchdog
     """Not started."""
-
-    def tokens_at(self, step: int) -> int:
-        """Tokens of the first `step` steps. Their number in a step may have been another before the run was continued."""
-        return self.tokens + (step - self.step) * self.layout.tokens_per_step
 
     @property
     def layout(self) -> Layout:
@@ -143,14 +137,13 @@ def set_up(
     found = resume(context, reader, guard, folder)
     if found is None and init_from is not None:
         checkpoint.load_initial_weights(engine, init_from)
-    step, tokens = found or (0, 0)
     keep = checkpoint.KeepPolicy(job.checkpoint.keep, job.checkpoint.keep_every)
     watchdog = Watchdog(folder, process.rank, process.world, job.mesh.timeout)
     saver = checkpoint.Saver(
         engine, folder / CHECKPOINTS, keep, config=_read(folder / CONFIG), background=job.checkpoint.background,
         lost=watchdog.lost,
     )  # fmt: skip
-    return Setup(context, reader, process, folder, flat_config, step, tokens, saver, guard, watchdog)
+    return Setup(context, reader, process, folder, flat_config, found or 0, saver, guard, watchdog)
 
 
 def new_lanes(layout: Layout, model: LanguageModel) -> Lanes:
@@ -168,10 +161,10 @@ def _engine_spec(layout: Layout, model: LanguageModel, axes: MeshAxes) -> Engine
     )  # fmt: skip
 
 
-def resume(context: StepContext, reader: Reader, guard: Guard, folder: Path) -> tuple[int, int] | None:
-    """Load the newest whole checkpoint into engine, lanes, reader, guard and random generators.
+def resume(context: StepContext, reader: Reader, guard: Guard, folder: Path) -> int | None:
+    """Load the newest whole checkpoint into engine, lanes, reader, guard and random generators; its step, None without one.
 
-    Returns its steps and tokens, None without one. A collective.
+    A collective.
     """
     engine, lanes = context.engine, context.lanes
     found = checkpoint.newest_whole(engine.process, folder / CHECKPOINTS)
@@ -186,7 +179,7 @@ def resume(context: StepContext, reader: Reader, guard: Guard, folder: Path) -> 
         lanes.load(slices)
     if loaded.own_state is not None:
         checkpoint.set_random_state(loaded.own_state["random"])
-    return loaded.step, loaded.state["tokens"]
+    return loaded.step
 
 
 def _read(path: Path) -> str:

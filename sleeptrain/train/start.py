@@ -30,7 +30,10 @@ def start_lines(layout: Layout, manifest: Manifest, process: Process) -> Iterato
     rows = manifest.samples(job.data.split)
     paths = ", ".join(source.path for source in job.data.sources)
     unit = "samples" if manifest.block is None else "rows"
-    yield f"data    {paths}: {rows:,} {unit} of {layout.length:,} tokens in {several(len(layout.windows), 'window')}"
+    padding = f", {layout.padding:.1%} padding" if layout.padding else ""
+    yield (
+        f"data    {paths}: {rows:,} {unit} of {layout.length:,} tokens in {several(len(layout.windows), 'window')}{padding}"
+    )
     if len(job.data.sources) > 1:
         yield f"mixture {mixture(job.data, layout.steps)}"
     passes = f"N = {job.sleep.max_passes}" if isinstance(job.sleep.passes, int) else f"N up to {job.sleep.max_passes}"

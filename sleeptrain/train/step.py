@@ -19,6 +19,7 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput
 from sleeptrain.model.state import State
+from sleeptrain.model.work import work_of_rows
 from sleeptrain.parallel.mesh import MeshAxes
 from sleeptrain.parallel.process import Process
 from sleeptrain.program import Program, Window
@@ -68,6 +69,8 @@ class StepReport:
     """None where a source has no targets in this step."""
     tokens_by_source: list[int]
     """Real tokens of this step."""
+    work: Tensor
+    """What its passes read: float64 [windows, 2, 2], as `work_of_rows` counts it."""
     targets: int
     grad_norm: float | None
     residual: float | None
@@ -107,7 +110,9 @@ def train_step(
     counts = sum_over_ranks(_count(batches, context).to(device) / axes.model_parallel_size)
     if isinstance(batches, UserError) or counts.isnan().any():
         raise _gather_errors(engine.process, batches)
-    targets, source_targets, source_tokens = counts.split([len(windows), context.sources, context.sources])
+    targets, work, source_targets, source_tokens = counts.split(
+        [len(windows), 4 * len(windows), context.sources, context.sources]
+    )
     total = max(1, round(float(targets.sum())))
     by_sources = context.sources if context.sources > 1 else 0
     measures = torch.zeros(2 * len(windows) + 3 + by_sources, dtype=torch.float64, device=device)
@@ -133,6 +138,7 @@ def train_step(
         loss_by_window=_means(losses, targets),
         loss_by_source=_means(source_losses, source_targets),
         tokens_by_source=source_tokens.round().long().tolist(),
+        work=work.reshape(-1, 2, 2).cpu(),
         targets=total,
         grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
         residual=residual / changes if changes else None,
@@ -148,18 +154,20 @@ def _means(losses: Sequence[float], counts: Tensor) -> list[float | None]:
 
 
 def _count(batches: Sequence[Batch] | UserError, context: StepContext) -> Tensor:
-    """Targets of each window, targets of each source and real tokens of each source, float64.
+    """Targets of each window, work on each window, targets of each source and real tokens of each source, float64.
 
     NaN where there is no batch: the sum over ranks carries it to all of them.
     """
     windows, sources = context.layout.windows, context.sources
     if isinstance(batches, UserError):
-        return torch.full((len(windows) + 2 * sources,), math.nan, dtype=torch.float64)
-    counts = []
+        return torch.full((5 * len(windows) + 2 * sources,), math.nan, dtype=torch.float64)
+    job, counts = context.layout.job, []
     for batch in batches:
         scored, real = batch.targets != IGNORED, batch.tokens != context.pad
         by_row = torch.stack([scored.sum(1), real.sum(1)], 1)
-        counts.append(torch.cat([by_window(scored, windows), by_source(by_row, batch.sources, sources).T.flatten()]))
+        work = work_of_rows(real, batch.starts, windows, job.sleep, job.model.attention.window)
+        by_sources = by_source(by_row, batch.sources, sources).T
+        counts.append(torch.cat([by_window(scored, windows), work.flatten(), by_sources.flatten()]))
     return torch.stack(counts).sum(0)
 
 

@@ -1,17 +1,21 @@
-"""How fast and how large a run is on its device: model FLOPs of a step, MFU against the device's peak, peak memory."""
+"""How fast and how large a run is on its device: FLOPs of a step, their share of the device's peak (MFU, HFU), peak memory."""
 
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sleeptrain.model.config import Model
-from sleeptrain.model.counts import step_flops
-from sleeptrain.program import Program, Sleep
+from sleeptrain.model.counts import flops_of_work, forward_flops
+from sleeptrain.program import Pass, Program, Sleep
+from sleeptrain.schedule import RecomputePolicy, Schedule, StageBlocks, build_schedule
+from sleeptrain.train.layout import Layout
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16 FLOPs a second from the vendors' data sheets, by a word of the device's name."""
@@ -23,16 +27,56 @@ def peak_flops(precision: str) -> float | None:
     return next((peak for word, peak in PEAKS.items() if word in name), None) if precision == "bf16" else None
 
 
-def mfu(flops_per_second: float, precision: str, world: int) -> float | None:
-    """Model FLOPs utilisation: the share of the peak of `world` devices; None where the peak is unknown."""
+def utilisation(flops_per_second: float, precision: str, world: int) -> float | None:
+    """Share of the peak of `world` devices; None where the peak is unknown."""
     peak = peak_flops(precision)
     return flops_per_second / (peak * world) if peak else None
 
 
+def model_flops(layout: Layout, program: Program, work: Tensor) -> float:
+    """Model FLOPs of a step, forward and backward, whose rows have this work (`work_of_rows`). Passes count, recompute does not."""
+    return float((_for_each_unit(layout.job.model, program, layout.job.sleep) * work).sum())
+
+
+def recomputed_flops(layout: Layout, program: Program, work: Tensor) -> float:
+    """FLOPs of forward work that a step of this work repeats in its backward, because activation checkpointing does not save it."""
+    job = layout.job
+    if job.train.recompute_policy == "none":
+        return 0.0
+    return float((_recomputed(job.model, program, layout.stages, layout.recompute, job.model.tie) * work).sum())
+
+
 @lru_cache(maxsize=64)
-def row_flops(model: Model, program: Program, sleep: Sleep) -> float:
-    """Model FLOPs of one row, forward and backward. Passes count, recompute does not."""
-    return step_flops(model, program, sleep)
+def _for_each_unit(model: Model, program: Program, sleep: Sleep) -> Tensor:
+    """Model FLOPs for each unit of work, computed once for all steps of a program."""
+    return flops_of_work(model, program, sleep)
+
+
+@lru_cache(maxsize=64)
+def _recomputed(
+    model: Model, program: Program, stages: tuple[StageBlocks, ...], recompute: RecomputePolicy, tied: bool
+) -> Tensor:
+    """FLOPs that are recomputed for each unit of work on each window: float64 [windows, 2, 2]. Micro-batches do not differ in it."""
+    group = len(stages)
+    schedule = build_schedule(program, stages, group, recompute, tied)
+    flops = torch.zeros(program.windows, 2, 2, dtype=torch.float64)
+    for op, forward in _repeated(schedule, model):
+        flops[op.window, int(op.last_document)] += forward
+    return flops / group
+
+
+def _repeated(schedule: Schedule, model: Model) -> Iterator[tuple[Pass, Tensor]]:
+    """The passes whose forward the backward of a schedule repeats, on each stage, with its FLOPs for each unit of work."""
+    for stage in schedule.stages:
+        for action in stage.backward:
+            if action.edge is not None or action.kind == "BWD":
+                continue
+            op = schedule.program.ops[action.op]
+            assert isinstance(op, Pass)
+            if action.kind != "LOSS":
+                yield op, forward_flops(model, stage.ops[action.op].blocks)
+            elif schedule.recompute.body != "all":
+                yield op, forward_flops(model, (0, 0), head=True)
 
 
 def peak_memory() -> int:

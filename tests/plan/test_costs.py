@@ -3,8 +3,10 @@
 import pytest
 
 from sleeptrain.model.counts import step_flops
+from sleeptrain.model.work import work_of_full_row
 from sleeptrain.plan.costs import costs_of
 from sleeptrain.schedule import estimate
+from sleeptrain.train.throughput import recomputed_flops
 from tests.plan.plans import layout_of, plan_of
 
 PROGRAMS = {
@@ -26,6 +28,17 @@ def test_flops_match_the_count_of_the_trainer(name):
         assert by_stage == pytest.approx(plan.flops, rel=1e-12), (name, mesh)
         per_row = step_flops(plan.job.model, plan.layout.program(), plan.job.sleep)
         assert plan.flops == per_row * plan.job.train.batch
+
+
+@pytest.mark.parametrize("policy", ["none", "block", "pass", "window"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_recompute_matches_the_count_of_the_trainer(name, policy):
+    for mesh in ([], ["mesh.pipe=2"]):
+        plan = plan_of(*PROGRAMS[name], *mesh, f"train.recompute={policy}")
+        program, model = plan.layout.program(), plan.job.model
+        work = work_of_full_row(program, model.attention.window) * plan.job.train.batch
+        assert recomputed_flops(plan.layout, program, work) == pytest.approx(plan.recompute_flops), mesh
+        assert (plan.recompute_flops > 0) == (policy != "none")
 
 
 def test_sizes_match_hand_counted_values():

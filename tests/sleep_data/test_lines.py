@@ -63,6 +63,14 @@ def test_compressed_data_that_is_cut_off_or_damaged_is_an_error(tmp_path, name, 
         list(chunks(path))
 
 
+def test_a_long_line_is_divided_after_a_character(monkeypatch):
+    monkeypatch.setattr(module, "LONGEST_PIECE", 10)
+    text = ("x" + "東" * 20 + "\nshort\n" + "é" * 30).encode()
+    pieces = list(whole_lines(text[at : at + 7] for at in range(0, len(text), 7)))
+    assert b"".join(pieces) == text and max(map(len, pieces)) < 20
+    assert "".join(piece.decode() for piece in pieces).encode() == text
+
+
 def test_a_line_that_does_not_fit_into_memory_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 8)
     monkeypatch.setattr(module, "LONGEST_LINE", 20)

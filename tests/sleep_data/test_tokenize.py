@@ -75,7 +75,9 @@ TEXT = [
 def bpe(folder, divider, normalizer=None):
     """A BPE tokenizer, trained on TEXT."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = divider, decoders.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    if divider is not None:
+        tokenizer.pre_tokenizer = divider
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     trainer = trainers.BpeTrainer(
@@ -100,18 +102,21 @@ QWEN = r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*
             normalizers.NFC(),
             True,
         ),
-        (lambda: pre_tokenizers.ByteLevel(add_prefix_space=True), None, False),
-        (lambda: pre_tokenizers.Metaspace(), None, False),
+        (lambda: pre_tokenizers.ByteLevel(add_prefix_space=True), None, True),
+        (lambda: pre_tokenizers.Metaspace(), None, True),
+        (lambda: None, None, False),
     ],
 )
-def test_pieces_of_a_long_text_have_the_ids_of_the_whole(tmp_path, monkeypatch, divider, normalizer, divides):
-    """Pieces end where the tokenizer divides; where it does not, the text is one piece."""
+@pytest.mark.parametrize("lines", [True, False])
+def test_pieces_of_a_long_text_have_the_ids_of_the_whole(tmp_path, monkeypatch, divider, normalizer, divides, lines):
+    """Pieces end where the tokenizer divides, in a text without lines at spaces; where it does not, the text is one piece."""
     monkeypatch.setattr(module, "PIECE", 500)
     monkeypatch.setattr(module, "CONTEXT", 32)
     tokenizer = bpe(tmp_path, divider(), normalizer)
     generator = random.Random(0)
     for _ in range(20):
         text = "".join(generator.choice(TEXT) for _ in range(200)).encode()
+        text = text if lines else text.replace(b"\n", b"  ").replace(b"\r", b" ")
         sizes = [generator.randrange(1, 300) for _ in range(len(text))]
         chunks, at = [], 0
         while at < len(text):
@@ -121,6 +126,15 @@ def test_pieces_of_a_long_text_have_the_ids_of_the_whole(tmp_path, monkeypatch, 
         assert b"".join(pieces) == text and (len(pieces) > 3) == divides
         [whole], parts = tokenizer.encode_all([text]), tokenizer.encode_all(pieces)
         assert [token for part in parts for token in part.tolist()] == whole.tolist()
+
+
+def test_a_text_that_cannot_be_divided_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    for name, value in {"PIECE": 500, "CONTEXT": 32, "LONGEST_LINE": 3000}.items():
+        monkeypatch.setattr(module, name, value)
+    tokenizer = bpe(tmp_path, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    assert len(list(tokenizer.pieces([b"some words " * 10] * 100))) > 3
+    with pytest.raises(ValueError, match="does not divide 0 MiB of the text at the end of a line or at a space"):
+        list(tokenizer.pieces([b"x" * 100] * 100))
 
 
 def _regex(pattern):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -127,6 +128,20 @@ def test_distractors_fill_the_context_and_are_not_needed():
         assert len(distracting) > 10 and not needed & {name.split(" in ")[1] for name in distracting}
         assert any(name in solver.equals[other] for name in solver.needed for other in distracting)
     assert (rows["tokens"][:, :2048] == 257).sum(axis=1).max() < 220
+
+
+def test_sentences_stand_in_random_order():
+    """Where a quantity is used says nothing of where it was introduced, nor a place of where its other quantities are."""
+    rows = WordProblems(operations=8).generate("train", 0, 60)
+    uses, neighbours = [], []
+    for row in range(60):
+        equals = solver_of(read_sample(WordProblems(), rows, row)).equals
+        at = {name: number for number, name in enumerate(equals)}
+        uses += [at[used] < at[name] for name in equals for used in re.findall(NAME, equals[name]) if used in at]
+        places = [name.split(" in ")[1] for name in equals]
+        neighbours += [a == b for a, b in pairwise(places)]
+    assert len(uses) > 1000 and 0.45 < np.mean(uses) < 0.55
+    assert np.mean(neighbours) < 0.25
 
 
 def test_all_animals_of_all_places_may_be_used(monkeypatch):

@@ -83,7 +83,7 @@ def trained(folder: Path, name: str, data: Path, overrides: list[str], spoil=Non
     held_out = open_held_out(resolved.value, batch, axes.data.rank)
     resolved = complete(resolved, reader.manifest)
     run = on_first_rank(process, lambda: open_run(resolved, name, reader.manifest))
-    layout = resolve_layout(resolved.value, reader.manifest.windows, batch)
+    layout = resolve_layout(resolved.value, reader.manifest.windows, batch, reader.sizes)
     setup = set_up(layout, reader, process, run, {})
     if spoil is not None:
         spoil(setup)

@@ -1,14 +1,19 @@
 """Training end to end in real processes: layouts, recompute, resume, steps skipped for non-finite gradients."""
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
+from sleeptrain.model.counts import block_flops
+from sleeptrain.parallel.config import BatchLayout
 from sleeptrain.program import Draw, Sleep
+from sleeptrain.recipe import load_recipe
+from sleeptrain.train.setup import open_reader
 from tests.distributed import run
-from tests.train.jobs import by_autograd, recipe_file, rule110_data, text_data, trained
+from tests.train.jobs import SMALL, by_autograd, recipe_file, rule110_data, text_data, trained
 
 TEXT = ["sleep.window=16", "sleep.passes=3", "sleep.loop.trigger=every", "train.batch=8", "checkpoint.every=0"]
 MUON = ["optim.name=muon", "optim.lr=0.02", "optim.adam_lr=0.003", "optim.ns_dtype=float32"]
@@ -42,6 +47,8 @@ def in_one_process(folder: str):
     found["muon"] = trained(where, "muon", where / "text", [*TEXT, *MUON])
     found["bf16"] = trained(where, "bf16", where / "text", [*TEXT, "train.precision=bf16"])
     found["draw"] = trained(where, "draw", where / "text", [*TEXT, "sleep.passes={low: 1, high: 3}"])
+    budget = [*TEXT, "train.steps=null", "train.tokens=2000", "optim.schedule.name=constant"]
+    found["budget"] = trained(where, "budget", where / "text", budget)
     return found
 
 
@@ -104,13 +111,41 @@ def test_loss_falls_and_every_step_is_in_the_metrics(one):
         "state_norm",
         "mfu",
     }
-    assert keys <= rows[0].keys() and rows[0]["tokens"] == 8 * 48 and rows[0]["mfu"] is None
+    assert keys <= rows[0].keys() and rows[0]["mfu"] is rows[0]["hfu"] is None
     assert len({row["targets"] for row in rows}) > 1  # the number of targets varies
     real = [sum(row["tokens_by_source"].values()) for row in rows]
+    assert [row["tokens"] for row in rows] == real
     for row, before, after in zip(rows, [0, *real], real, strict=False):
         assert row["padding"] == pytest.approx(1 - (after - before) / (8 * 48))
         assert row["tokens_per_second"] * row["seconds"] == pytest.approx(after - before)
     assert max(row["padding"] for row in rows) > 0  # in the last row of an epoch
+
+
+def test_flops_are_those_of_the_tokens_that_passes_read(folder, one):
+    """The first step's rows, one by one: the FLOPs of the layers that the model has, for the tokens of every pass."""
+    rows, _ = one["plain"]
+    job = load_recipe(recipe_file(folder), [*SMALL, *TEXT, f"data.sources=[{{path: {folder / 'text'}}}]"]).value
+    reader = open_reader(job, BatchLayout(1, 8, 1, 1), 0)
+    [batch] = reader.next_step()
+    reader.close()
+    attention, deltanet = (block_flops(job.model, letter) for letter in "AG")
+    flops = 0.0
+    for tokens, starts in zip(batch.tokens.tolist(), batch.starts.cumsum(1).tolist(), strict=True):
+        document = [n if token != reader.manifest.pad else None for token, n in zip(tokens, starts, strict=True)]
+        for start in (0, 16, 32):
+            window = [n for n in document[start : start + 16] if n is not None]
+            ended = [n for n in window if n == starts[start + 15]]
+            for read in [window] if start == 32 else [window, ended, ended]:
+                pairs = sum(k * (k + 1) / 2 for k in Counter(read).values())
+                flops += 3 * (len(read) * (attention[0] + deltanet[0]) + pairs * attention[1])
+            flops += 3 * len(window) * 2 * job.model.width * reader.manifest.vocab
+    assert rows[0]["flops_per_second"] * rows[0]["seconds"] == pytest.approx(flops)
+
+
+def test_a_run_ends_where_the_mean_rows_reach_its_budget_of_real_tokens(one):
+    rows, _ = one["budget"]
+    assert [row["loss"] for row in rows] == losses(one["whole"][0])[: len(rows)]
+    assert rows[-2]["tokens"] < 2000 <= rows[-1]["tokens"] and len(rows) == 6
 
 
 def test_recompute_is_bit_identical(one):
@@ -129,7 +164,8 @@ def test_the_checkpointed_executor_matches_plain_autograd(one):
 
 def test_resume_continues_the_curve_exactly(one):
     assert losses(one["resumed"][0]) == losses(one["whole"][0])
-    assert [row["grad_norm"] for row in one["resumed"][0]] == [row["grad_norm"] for row in one["whole"][0]]
+    for key in ("grad_norm", "tokens", "padding"):
+        assert [row[key] for row in one["resumed"][0]] == [row[key] for row in one["whole"][0]], key
     for name, weight in one["whole"][1].items():
         assert torch.equal(weight, one["resumed"][1][name]), name
 
@@ -139,6 +175,7 @@ def test_resume_continues_the_curve_exactly(one):
 )
 def test_two_processes_match_one(one, two, kind, other):
     assert losses(two[other][0]) == pytest.approx(losses(one[kind][0]), rel=1e-5)
+    assert [row["tokens"] for row in two[other][0]] == [row["tokens"] for row in one[kind][0]]
     norms, expected = ([row["grad_norm"] for row in result[0]] for result in (two[other], one[kind]))
     assert norms == pytest.approx(expected, rel=1e-4)
 
