@@ -64,9 +64,9 @@ def add(subparsers: Any) -> None:
 
     inspect = add_command(
         actions, "inspect", "show the contents of a folder of shards",
-        "Print the task, the window layout, the counts and the first samples of a folder of shards.", EXAMPLES["inspect"],
+        "Print the task, the window layout, the counts and the first samples of a folder of shards, or of a URL as in data.sources.", EXAMPLES["inspect"],
     )  # fmt: skip
-    inspect.add_argument("path", metavar="DIR", help="folder of shards")
+    inspect.add_argument("path", metavar="SOURCE", help="folder of shards, or its URL")
     inspect.add_argument(
         "--samples", type=int, default=2, metavar="N", help="samples of each split to show (default 2)"
     )

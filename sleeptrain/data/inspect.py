@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from sleep_data.tokenize import TOKENIZER, FileTokenizer
-from sleeptrain.data.config import Data, Source
+from sleep_data.tokenize import FileTokenizer
+from sleeptrain.data.config import Data, Source, is_remote
 from sleeptrain.data.evaluation import Evaluation
 from sleeptrain.data.manifest import Manifest
-from sleeptrain.data.sources import local_manifest
+from sleeptrain.data.sources import read_manifest, tokenizer_file
 from sleeptrain.errors import UserError
 
 SHOWN = 128
@@ -87,17 +89,26 @@ class Inspection:
 
 
 def inspect(path: str | Path, samples: int = 2) -> Inspection:
-    """Read the manifest and the first `samples` samples of each split of a local folder. UserError if it holds no shards."""
-    manifest = Manifest.from_json(local_manifest(Path(path)))
-    symbols = _symbols(manifest, Path(path))
+    """Read the manifest and the first `samples` samples of each split of a folder or a URL. UserError if it holds no shards.
+
+    Shards of a URL are downloaded into a temporary folder: the first ones of each split, as many as hold these samples.
+    """
+    path = str(path)
+    manifest = Manifest.from_json(read_manifest(path))
     shown = None if manifest.block is None else max(n for n in range(1, SHOWN + 1) if manifest.block % n == 0)
-    rendered: dict[str, list[str]] = {}
-    for split in sorted(manifest.splits, reverse=True) if samples else ():
-        rows = Evaluation(Data([Source(str(path))], row=shown), micro=1, split=split, samples=samples, window=shown)
-        rendered[split] = [
-            render(rows.manifest, row.tokens[0].numpy(), row.targets[0].numpy(), symbols) for row in rows
-        ]
-    return Inspection(str(path), manifest, rendered)
+    with TemporaryDirectory() if is_remote(path) else nullcontext() as cache:
+        data = Data([Source(path)], row=shown, cache=cache)
+        opened = {
+            split: Evaluation(data, micro=1, split=split, samples=samples, window=shown)
+            for split in sorted(manifest.splits, reverse=True)
+            if samples
+        }
+        symbols = _symbols(manifest, tokenizer_file(data, manifest))
+        rendered = {
+            split: [render(rows.manifest, row.tokens[0].numpy(), row.targets[0].numpy(), symbols) for row in rows]
+            for split, rows in opened.items()
+        }
+    return Inspection(path, manifest, rendered)
 
 
 def describe_corpus(manifest: Manifest) -> str:
@@ -147,13 +158,13 @@ def _join(words: list[str], pad: str) -> str:
     return text
 
 
-def _symbols(manifest: Manifest, folder: Path) -> Callable[[int], str]:
+def _symbols(manifest: Manifest, tokenizer: Path) -> Callable[[int], str]:
     """The text of a token: its symbol; what a tokenizer file decodes it to, as in Python; or `#id`."""
     symbols: list[str] = manifest.tokenizer["vocabulary"]
     if symbols:
         return symbols.__getitem__
     special = {manifest.pad: "PAD", manifest.pad - 1: "BOS"} if manifest.block is not None else {}
-    if not (folder / TOKENIZER).is_file():
+    if not tokenizer.is_file():
         return lambda token: special.get(token, f"#{token}")
-    tokenizer = FileTokenizer(str(folder / TOKENIZER))
-    return lambda token: special.get(token) or repr(tokenizer.decode([token]))[1:-1].replace(" ", "_") or f"#{token}"
+    opened = FileTokenizer(str(tokenizer))
+    return lambda token: special.get(token) or repr(opened.decode([token]))[1:-1].replace(" ", "_") or f"#{token}"

@@ -85,7 +85,7 @@ def open_sources(data: Data, split: str, window: int | None = None) -> Sources:
     """
     cache = None if data.cache is None else ShardCache(Path(data.cache), data.cache_bytes)
     paths = [source.path for source in data.sources]
-    bodies = [_manifest(path) for path in paths]
+    bodies = [read_manifest(path) for path in paths]
     whole = [Manifest.from_json(body) for body in bodies]
     merge(whole, paths)  # what does not fit together is named before how its rows would be cut
     cut = [manifest.cut(window, data.row) for manifest in whole]
@@ -112,7 +112,18 @@ def open_sources(data: Data, split: str, window: int | None = None) -> Sources:
     return Sources(manifest, split, rows, tuple(opened))
 
 
-def local_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(path: str) -> dict[str, Any]:
+    """The checked manifest of a source, a folder or a URL. UserError if it is missing or damaged (`DataMissing` for a folder)."""
+    if not is_remote(path):
+        return _local_manifest(Path(path))
+    content = _download(path, manifests.NAME)
+    try:
+        return manifests.check(content.decode(errors="replace"), Origin(path).url(manifests.NAME))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _local_manifest(folder: Path) -> dict[str, Any]:
     """The checked manifest of a local folder. DataMissing if it does not exist or is empty, UserError if it holds something else."""
     if not folder.exists():
         raise DataMissing(folder, "does not exist; build it")
@@ -154,17 +165,6 @@ def _in_cache(path: str, cache: ShardCache, manifest: Manifest, split: str) -> P
     if is_remote(path) and manifest.tokenizer["kind"] == "file" and not (folder / TOKENIZER).exists():
         _copy(path, TOKENIZER, folder / TOKENIZER)
     return folder
-
-
-def _manifest(path: str) -> dict[str, Any]:
-    """The checked manifest of a source."""
-    if not is_remote(path):
-        return local_manifest(Path(path))
-    content = _download(path, manifests.NAME)
-    try:
-        return manifests.check(content.decode(errors="replace"), Origin(path).url(manifests.NAME))
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _checked_index(path: str, index: Path, expected: str) -> bytes:

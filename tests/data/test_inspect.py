@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 
 import pytest
 
@@ -9,6 +10,7 @@ from sleep_data.build import build_task
 from sleep_data.train_tokenizer import train_tokenizer
 from sleeptrain.data.inspect import inspect
 from sleeptrain.errors import UserError
+from tests.data.servers import BUCKET, CREDENTIALS, http_server, s3_server, upload
 
 
 def test_inspect_shows_samples(folder):
@@ -55,3 +57,29 @@ def test_samples_have_no_lengths_to_draw(folder, tmp_path):
     with pytest.raises(UserError, match="--plot draws the lengths of documents of text"):
         inspect(folder, samples=0).plot_lengths(tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("kind", ["http", "s3"])
+def test_inspect_of_a_url_is_that_of_the_folder(tmp_path, monkeypatch, kind):
+    """With a tokenizer file, which is downloaded, too; nothing stays behind, and a URL without data is named."""
+    for i in range(12):
+        (tmp_path / f"{i}.txt").write_text(f"number {i}, " * 5)
+    train_tokenizer([str(tmp_path)], 280, tmp_path / "tokenizer.json")
+    parameters = {"paths": [str(tmp_path)], "holdout": 3, "tokenizer": str(tmp_path / "tokenizer.json")}
+    build_task({"task": "text", "parameters": parameters, "train": None, "test": None}, tmp_path / "served" / "d")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with http_server(tmp_path / "served") if kind == "http" else s3_server() as server:
+        if kind == "s3":
+            upload(server, tmp_path / "served" / "d", "d")
+            monkeypatch.setenv("S3_ENDPOINT_URL", server)
+        base = server if kind == "http" else f"s3://{BUCKET}"
+        found = inspect(f"{base}/d")
+        with pytest.raises(UserError, match=rf"{base}/nothing/manifest\.json cannot be downloaded"):
+            inspect(f"{base}/nothing")
+    local = inspect(tmp_path / "served" / "d")
+    assert found.samples == local.samples and found.samples["train"][0].startswith("BOS number _")
+    assert found.manifest == local.manifest
+    assert not [path for path in (tmp_path / "temporary").iterdir() if not path.name.startswith("sleeptrain-locks")]
