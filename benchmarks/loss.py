@@ -28,11 +28,11 @@ def separate(x: Tensor, weight: Tensor, targets: Tensor, *, known: Tensor | None
     return F.cross_entropy(F.linear(x, weight).float(), targets, reduction="none")
 
 
-def inputs_of(vocab: int, tokens: int, dtype: torch.dtype) -> Inputs:
+def inputs_of(vocab: int, tokens: int, width: int, dtype: torch.dtype) -> Inputs:
     """Features, weight and targets, a seventh of them ignored."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(tokens, WIDTH, generator=generator).to(dtype).requires_grad_()
-    weight = (0.06 * torch.randn(vocab, WIDTH, generator=generator)).to(dtype).requires_grad_()
+    x = torch.randn(tokens, width, generator=generator).to(dtype).requires_grad_()
+    weight = (0.06 * torch.randn(vocab, width, generator=generator)).to(dtype).requires_grad_()
     targets = torch.randint(0, vocab, (tokens,), generator=generator)
     targets[::7] = -100
     return x, weight, targets
@@ -79,10 +79,10 @@ def kept(loss: Loss, inputs: Inputs) -> int:
 def figures(quick: bool) -> list[Figure]:
     """Ratios of times, and memory in MiB, for each dtype and vocabulary."""
     torch.set_num_threads(1)
-    found, rounds = [], 1 if quick else 5
+    found, rounds, width = [], 1 if quick else 5, 16 if quick else WIDTH
     for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
         for vocab, tokens in ({8192: 1024} if quick else SHAPES).items():
-            inputs, what = inputs_of(vocab, tokens, dtype), f"loss, {name}, vocabulary {vocab}, {tokens} tokens"
+            inputs, what = inputs_of(vocab, tokens, width, dtype), f"loss, {name}, vocabulary {vocab}, {tokens} tokens"
             for mode, label in ((once, "time, recompute none"), (twice, "time, other policies")):
                 calls = 1 if quick else max(1, 2**24 // (vocab * tokens))
                 runs = {

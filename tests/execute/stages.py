@@ -1,6 +1,7 @@
 """Small models divided into pipeline stages, for tests that start processes."""
 
 import copy
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels
 from sleeptrain.execute.pipeline import Pipeline
 from sleeptrain.model.micro_batch import MicroBatch
+from sleeptrain.model.state import State
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.program import Loop, Sleep, compile
 from sleeptrain.schedule import RECOMPUTE_POLICIES, build_schedule, stage_blocks
@@ -18,6 +20,14 @@ from tests.model import toy
 
 EVERY = (Sleep(window=4, loop=Loop(trigger="every")), toy.windows(4, 3), 3)
 """`sleep` section, windows and passes of a case."""
+
+
+class Unrolled(NamedTuple):
+    """What the whole model makes of a micro-batch."""
+
+    nll: torch.Tensor
+    state: State
+    residual: torch.Tensor
 
 
 def program_of(case, depth):
@@ -51,7 +61,8 @@ def loss_of(results):
 
 
 def unrolled(model, case, group, padded=False):
-    """Losses, final states, residuals and gradients of the whole model, by plain autograd, one micro-batch at a time."""
+    """Losses, final states and residuals without their graphs, and gradients of the whole model, by plain autograd, one micro-batch
+    at a time."""
     sleep, layout, passes = case
     model = copy.deepcopy(model)
     results = [
@@ -59,6 +70,7 @@ def unrolled(model, case, group, padded=False):
         for batch in micro_batches(model, sleep, layout, group, padded)
     ]
     loss_of(results).backward()
+    results = [Unrolled(result.nll.detach(), result.state.detach(), result.residual) for result in results]
     return results, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
 
 
