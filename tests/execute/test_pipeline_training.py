@@ -11,7 +11,7 @@ from tests.train.jobs import recipe_file, rule110_data, text_data, trained
 # that sliding eviction hardly uses) move by a full step in a random direction: two runs on one process with different
 # micro-batches differ by 2e-5 in the state's norm after 12 steps. With 1e-6 they differ by 1e-6.
 STEPS = [
-    "optim.eps=1e-6", "train.steps=6", "train.batch=12", "checkpoint.every=0", "model.layers=AGGGGAGG", "optim.clip=0.3", "optim.lr=0.003",
+    "optim.eps=1e-6", "train.steps=4", "train.batch=12", "checkpoint.every=0", "model.layers=AGGGGAGG", "optim.clip=0.3", "optim.lr=0.003",
     "sleep.passes=3", "sleep.window=16", "sleep.loop.trigger=every",
 ]  # fmt: skip
 RUNS = {
@@ -21,7 +21,7 @@ RUNS = {
         "sleep.loop.trigger=context", "sleep.loop.layers=[1, 7]", "sleep.loop.feedback=embeddings", "model.tie=false", "data=rule110",
         "sleep.window=13",
     ],
-    "ramp": ["sleep.passes={start: 1, stop: 3, steps: 4}", "model.tie=false", "train.recompute=window", "train.offload=true"],
+    "ramp": ["sleep.passes={start: 1, stop: 3, steps: 3}", "model.tie=false", "train.recompute=window", "train.offload=true"],
 }  # fmt: skip
 FEWER_RUNS = ("sliding, range", "context")
 MESHES = {

@@ -105,7 +105,8 @@ def test_two_processes_match_one(folder):
     "sampled", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, marks=pytest.mark.exhaustive)]
 )
 def test_programs_and_recompute_policies_match_one_process(folder, sampled):
-    steps = ["train.steps=4"] if sampled else []
+    # DeepSpeed traces the order of uses in the first two steps and follows the trace from the third on.
+    steps = ["train.steps=3"] if sampled else []
     cases = {case: [*more, *steps] for case, more in GRID.items() if (case in SAMPLE) is sampled}
     alone = run(trainings, 1, folder, {(name, "alone"): steps for name, _ in cases}, timeout=600)[0]
     for (program, name), found in run(trainings, 2, folder, cases, timeout=1200)[0].items():
@@ -116,15 +117,15 @@ def test_programs_and_recompute_policies_match_one_process(folder, sampled):
 
 
 def stopped_and_resumed(folder: str, recompute: str, precision: str):
-    """Six steps in two halves, and in one run."""
+    """Four steps in two halves, and in one run."""
     more = [
         *ZERO,
-        "train.steps=6",
+        "train.steps=4",
         f"train.recompute={recompute}",
         f"train.precision={precision}",
         "optim.schedule.name=constant",
     ]
-    training(folder, "tied", f"{precision} halves", [*more, "train.steps=3"])
+    training(folder, "tied", f"{precision} halves", [*more, "train.steps=2"])
     return training(folder, "tied", f"{precision} halves", more), training(folder, "tied", f"{precision} whole", more)
 
 
@@ -136,7 +137,7 @@ def test_resume_continues_exactly(folder, recompute, precision):
         assert [row[key] for row in halves[0]] == [row[key] for row in whole[0]]
     assert len(whole[1]) > 20 and all(torch.equal(weight, whole[1][name]) for name, weight in halves[1].items())
     if precision == "bf16":
-        alone = run(training, 1, folder, "tied", "constant", ["train.steps=6", "optim.schedule.name=constant"])[0]
+        alone = run(training, 1, folder, "tied", "constant", ["train.steps=4", "optim.schedule.name=constant"])[0]
         assert [row["loss"] for row in whole[0]] == pytest.approx([row["loss"] for row in alone[0]], rel=0.03)
 
 
@@ -203,7 +204,7 @@ def count_gathers(folder: str, overrides: list[str]):
 
 
 def gathers_by_case(folder: str):
-    more = ["train.steps=5", "train.batch=2", "train.recompute=pass"]
+    more = ["train.steps=4", "train.batch=2", "train.recompute=pass"]
     return {
         "two": count_gathers(folder, ["sleep.passes=2", *more]),
         "five": count_gathers(folder, ["sleep.passes=5", *more]),
