@@ -28,7 +28,8 @@ def steps_of_budget(tokens: int, mix: Mix, sizes: Sequence[SourceSize], rows: in
     means = [Fraction(size.tokens, max(1, size.rows)) for size in sizes]
 
     def expected(step: int) -> Fraction:
-        return rows * sum(map(Fraction.__mul__, means, map(Fraction, mix.shares(step)))) / mix.unit
+        shares = zip(means, mix.shares(step), strict=True)
+        return rows * sum((mean * share for mean, share in shares), Fraction(0)) / mix.unit
 
     step, seen = 0, 0.0
     while step < mix.last:  # proportions change with every step
