@@ -27,7 +27,9 @@ from sleeptrain.run.environment import environment
 
 HERE = Path(__file__).resolve().parent
 ENGINES = HERE.parent / ".venv-engines" / "bin" / "python"
-PARTS = ("operators", "loss", "steps", "recompute", "startup", "threads", "checkpoint")
+PARTS = (
+    "operators", "loss", "steps", "recompute", "startup", "threads", "checkpoint", "packing", "generators", "text_build",
+)  # fmt: skip
 """The scripts beside this one."""
 MISSING = (
     "no .venv-engines: without transformers 5 the chunked form is compared with the token loop alone; "

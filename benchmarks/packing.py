@@ -1,16 +1,15 @@
 """Training speed in real tokens of rows that hold several documents, relative to rows of one document each, padded at their end.
 
 Documents are random bytes of one length. A step is forward and backward of the checkpointed executor on one thread with the model
-of `text-small`. Rows of both kinds alternate; the rows of a step are spread evenly over all rows of the documents.
+of `text-small`. Batches of both kinds alternate, until all rows have been read.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
-from collections.abc import Callable
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -28,6 +27,9 @@ from sleeptrain.recipe import load_recipe
 BOS, PAD, VOCAB = 256, 257, 258
 WINDOW, WINDOWS = 64, 4
 ROW = WINDOW * WINDOWS
+RECIPE = load_recipe("text-small", ["train.precision=fp32"]).value
+LAYOUT = [Window(i * WINDOW, (i + 1) * WINDOW, True) for i in range(WINDOWS)]
+PROGRAM = compile(RECIPE.sleep, LAYOUT, len(RECIPE.model.pattern))
 LENGTHS = {50: 4.0, 400: 1.0, 4_000: 1.0, 40_000: 1.0}
 """Bytes of a document, and the least ratio of speeds."""
 
@@ -56,45 +58,58 @@ def alone(texts: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
     return rows
 
 
-def batch_of(rows: list[dict[str, np.ndarray]], count: int) -> Batch:
-    """`count` of the rows, spread evenly."""
-    chosen = [rows[i * len(rows) // count] | {"row": i} for i in range(count)]
-    return collate(stack(chosen))
+def batches_of(rows: list[dict[str, np.ndarray]], size: int) -> list[Batch]:
+    """All rows in batches of one size; each takes rows from all documents, and the last ones may take some that others have."""
+    count = -(-len(rows) // size)
+    order = [rows[i % len(rows)] | {"row": i} for first in range(count) for i in range(first, count * size, count)]
+    return [collate(stack(order[i : i + size])) for i in range(0, len(order), size)]
 
 
-def stepper(batch: Batch) -> Callable[[], float]:
-    """A function that runs forward and backward of a batch and returns its CPU seconds."""
-    recipe = load_recipe("text-small", ["train.precision=fp32"]).value
-    model = LanguageModel(dataclasses.replace(recipe.model, vocab=VOCAB), seed=None)
+def new_model() -> LanguageModel:
+    """The model of `text-small` with the vocabulary of bytes."""
+    model = LanguageModel(dataclasses.replace(RECIPE.model, vocab=VOCAB), seed=None)
     initialise(model, 0, 4 * ROW)
-    windows = [Window(i * WINDOW, (i + 1) * WINDOW, True) for i in range(WINDOWS)]
-    program = compile(recipe.sleep, windows, len(recipe.model.pattern))
-    valid, starts = batch.real(PAD), batch.starts_by_window(windows)
-
-    def step() -> float:
-        state = model.zero_state(recipe.sleep, batch.rows)
-        micro_batch = MicroBatch(batch.tokens, batch.targets, state, valid, starts=starts)
-        start = time.process_time()
-        (output,) = CheckpointedExecutor(model, [micro_batch], program, recipe.sleep, "block").run()
-        output.nll.sum().backward()
-        model.zero_grad()
-        return time.process_time() - start
-
-    return step
+    return model
 
 
-def speed_ratio(length: int, rows: int, rounds: int) -> tuple[float, dict[str, object]]:
-    """Real tokens per second of packed rows over those of rows of one document, and the details."""
+def step(model: LanguageModel, batch: Batch) -> float:
+    """CPU seconds of forward and backward of a batch."""
+    valid, starts = batch.real(PAD), batch.starts_by_window(LAYOUT)
+    state = model.zero_state(RECIPE.sleep, batch.rows)
+    micro_batch = MicroBatch(batch.tokens, batch.targets, state, valid, starts=starts)
+    start = time.process_time()
+    (output,) = CheckpointedExecutor(model, [micro_batch], PROGRAM, RECIPE.sleep, "block").run()
+    output.nll.sum().backward()
+    model.zero_grad()
+    return time.process_time() - start
+
+
+def speed_ratio(length: int, size: int, rounds: int) -> tuple[float, dict[str, object]]:
+    """Real tokens per second of packed rows over those of rows of one document, and the details.
+
+    Every batch of both kinds is run, since a step costs more where documents begin or padding is masked; there are `rounds` of one
+    batch of each kind at least.
+    """
     texts = documents(length, max(40 * ROW, 2 * length))
-    kinds = {"packed": packed(texts), "one document": alone(texts)}
-    real = {name: float(np.mean([(row["tokens"] != PAD).mean() for row in all_])) for name, all_ in kinds.items()}
-    steps = {name: partial(stepper(batch_of(all_, rows))) for name, all_ in kinds.items()}
-    interleaved(steps, 1)  # warm-up
-    times = interleaved(steps, rounds)
-    pairs = zip(times["one document"], times["packed"], strict=True)
-    ratio = statistics.median(one / other for one, other in pairs) * real["packed"] / real["one document"]
-    seconds = {name: statistics.median(series) for name, series in times.items()}
-    return ratio, {"real tokens of a row": real, "seconds of a step": seconds, "rows": rows, "tokens of a row": ROW}
+    kinds = {name: batches_of(rows, size) for name, rows in (("packed", packed(texts)), ("one document", alone(texts)))}
+    real = {name: [int((batch.tokens != PAD).sum()) for batch in batches] for name, batches in kinds.items()}
+    model = new_model()
+    steps = {name: cycle([partial(step, model, batch) for batch in batches]) for name, batches in kinds.items()}
+    runs = {name: lambda of_kind=of_kind: next(of_kind)() for name, of_kind in steps.items()}
+    interleaved(runs, 1)  # warm-up
+    rounds = max(rounds, *map(len, kinds.values()))
+    times = interleaved(runs, rounds)
+    seconds = {name: float(np.mean(series)) for name, series in times.items()}
+    rate = {name: float(np.mean(real[name])) / seconds[name] for name in kinds}
+    share = {name: float(np.mean(real[name])) / (size * ROW) for name in kinds}
+    detail = {
+        "real tokens of a row": share,
+        "seconds of a step": seconds,
+        "rounds": rounds,
+        "rows": size,
+        "tokens of a row": ROW,
+    }
+    return rate["packed"] / rate["one document"], detail
 
 
 def figures(quick: bool) -> list[Figure]:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.figures import Figure, interleaved, median_ratio, table
+from sleep_data.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
+WITHOUT_TORCH = ("generators", "text_build")
+"""Parts that only make data."""
 
 
 def test_a_target_is_a_bound_on_one_side_or_absent():
@@ -41,11 +44,17 @@ def test_quick_forms_of_all_parts_run_and_write_the_results(tmp_path):
     body = json.loads(out.read_text())
     assert body["command"].endswith(f"benchmarks/cpu.py --quick --json {out}")
     assert body["hardware"]["cpu"] and body["hardware"]["cores"] >= 1 and body["environment"]["versions"]["torch"]
-    assert set(body["parts"]) == {"operators", "loss", "steps", "recompute", "startup", "threads", "checkpoint"}
-    for part in body["parts"].values():
-        assert part["versions"]["torch"] and part["figures"]
+    assert set(body["parts"]) == {
+        "operators", "loss", "steps", "recompute", "startup", "threads", "checkpoint", "packing", "generators", "text_build",
+    }  # fmt: skip
+    for name, part in body["parts"].items():
+        assert part["versions"]["python"] and part["figures"]
+        assert name in WITHOUT_TORCH or part["versions"]["torch"]
         for figure in part["figures"]:
             assert figure["name"] in made.stdout and figure["unit"] and figure["met"] is None
+    assert len(body["parts"]["packing"]["figures"]) == 1 and len(body["parts"]["text_build"]["figures"]) == 7
+    generated = {f["name"].split(":")[0].split(",")[0] for f in body["parts"]["generators"]["figures"]}
+    assert generated == set(TASKS) - {"text"}
     saved = {f["name"]: f["value"] for f in body["parts"]["recompute"]["figures"]}
     per_pass = [value for name, value in saved.items() if name.startswith("saved for one more pass, recompute pass")]
     assert per_pass and all(abs(value - 1) < 0.05 for value in per_pass)
