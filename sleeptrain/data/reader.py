@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
-import signal
 import weakref
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sleep_launch.parent import signal_at_parents_death
 from sleeptrain.data.batch import Batch, check, collate, stack
 from sleeptrain.data.budget import SourceSize
 from sleeptrain.data.config import Data
@@ -28,6 +26,7 @@ from sleeptrain.data.lane_draws import LaneDraws
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.reading_order import reading_order
 from sleeptrain.data.sources import open_sources
+from sleeptrain.data.worker_signals import delay_signals
 from sleeptrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 
 VERSION = 2
 """Version of `Reader.state_dict`."""
-GRACE = 30.0
-"""Seconds that a worker lives on after SIGTERM: SLURM signals all processes at once, and the main one saves first."""
 
 
 class Reader:
@@ -222,7 +219,7 @@ class Reader:
             batch_size=self._micro,
             num_workers=workers,
             collate_fn=stack,  # workers send arrays through a pipe, but tensors through shared memory
-            worker_init_fn=_delay_signals,
+            worker_init_fn=delay_signals,
             # A fork server, which Python 3.14 has by default, would be the workers' parent, and a worker ends without its own.
             multiprocessing_context="fork" if workers and multiprocessing.get_start_method() == "forkserver" else None,
             prefetch_factor=4 if workers else None,
@@ -237,17 +234,3 @@ def _close(reader: weakref.ref[Reader]) -> None:
     existing = reader()
     if existing is not None:
         existing.close()
-
-
-def _delay_signals(worker: int) -> None:
-    """Makes a worker ignore or delay signals: one that is sent to all processes of a job must not end the workers first.
-
-    When the training process is gone, however it ended, the worker is killed.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid is not None:
-        signal_at_parents_death(signal.SIGKILL, parent.pid)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)

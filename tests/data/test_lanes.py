@@ -9,41 +9,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sleep_data.build import build
-from sleep_data.text import Text
 from sleeptrain.data import Data, Source
 from sleeptrain.data.lane_draws import LaneDraws
 from sleeptrain.data.mixture import Mix
 from sleeptrain.data.order import RunOrder
 from sleeptrain.data.reader import Reader
 from sleeptrain.errors import UserError
+from tests.data.texts import build_text
 
-ROW, WINDOW, BLOCK, LANES = 12, 6, 96, 4
+ROW, WINDOW, LANES = 12, 6, 4
 FEW = settings(max_examples=12, deadline=None, derandomize=True)
 MANY = settings(max_examples=200, deadline=None)
 STOPS = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3), st.sampled_from([1, 2, 4])), min_size=1, max_size=5)
 """Steps between saves, steps after one that are lost, and ranks."""
 
 
-def text(folder, seed, documents):
-    """Documents of 1 to 300 tokens, in several shards."""
-    random = np.random.default_rng(seed)
-    folder.mkdir()
-    for i in range(documents):
-        (folder / f"{i:03}.txt").write_bytes(bytes(random.integers(97, 110, size=random.integers(1, 300)).tolist()))
-    build(
-        Text(paths=(str(folder),), block=BLOCK, holdout=8),
-        folder / "out",
-        {"train": None, "test": None},
-        shard_bytes=2000,
-    )
-    assert len(list((folder / "out" / "train").glob("*.zstd"))) > 2
-    return str(folder / "out")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return text(tmp_path_factory.mktemp("lanes") / "text", 0, 60)
+    """Documents of 1 to 300 tokens."""
+    random = np.random.default_rng(0)
+    documents = [bytes(random.integers(97, 110, size=random.integers(1, 300)).tolist()) for _ in range(60)]
+    return build_text(tmp_path_factory.mktemp("lanes"), documents)
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from sleep_data.build import build
-from sleep_data.text import Text
 from sleeptrain.data import Data, Source
 from sleeptrain.data.evaluation import Evaluation
 from sleeptrain.data.reader import Reader
 from sleeptrain.errors import UserError
+from tests.data.texts import build_text
 
 BOS, PAD = 256, 257
-BLOCK = 96
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +24,7 @@ def documents() -> list[bytes]:
 @pytest.fixture(scope="module")
 def text(documents, tmp_path_factory) -> Data:
     """Text in several shards of several blocks."""
-    folder = tmp_path_factory.mktemp("text")
-    for i, document in enumerate(documents):
-        (folder / f"{i:03}.txt").write_bytes(document)
-    build(
-        Text(paths=(str(folder),), block=BLOCK, holdout=8),
-        folder / "out",
-        {"train": None, "test": None},
-        shard_bytes=2000,
-    )
-    assert len(list((folder / "out" / "train").glob("*.zstd"))) > 2
-    return Data([Source(str(folder / "out"))])
+    return Data([Source(build_text(tmp_path_factory.mktemp("text"), documents))])
 
 
 def in_order(data, row, window, split="train"):
