@@ -20,7 +20,8 @@ from sleeptrain.recipe import load_recipe
 )
 def test_the_time_of_a_run_is_unknown_where_a_row_of_its_metrics_was_lost(tmp_path, rows, expected):
     """Rows after the step that is evaluated do not count."""
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.dumps({**row, "tokens": 36 * row["step"]}) + "\n" for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
     manifest = SimpleNamespace(hash="d", length=36)
     trained = SimpleNamespace(run=tmp_path, step=2, recipe=load_recipe("rule110-tiny").value, manifest=manifest)
     assert _result(trained, "a", manifest, []).seconds == expected
