@@ -75,7 +75,10 @@ def test_the_module_and_the_program_print_the_version(sleeptrain: Any) -> None:
         ([], "error: the following arguments are required: COMMAND\nsee sleeptrain --help\n"),
         (["doctor", "--jsn"], "error: unrecognized arguments: --jsn\nsee sleeptrain --help\n"),
         (["doctor", "a=b"], "error: unrecognized arguments: a=b\nsee sleeptrain --help\n"),
-        (["data", "inspect"], "error: the following arguments are required: SOURCE\nsee sleeptrain data inspect --help\n"),
+        (
+            ["data", "inspect"],
+            "error: the following arguments are required: SOURCE\nsee sleeptrain data inspect --help\n",
+        ),
     ],
 )
 def test_wrong_requests_exit_2(sleeptrain: Any, words: list[str], message: str) -> None:
