@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -76,6 +77,8 @@ class Saver:
         self._host: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._outcome: BaseException | None = None
+        self.seconds: float | None = None
+        """Duration of the last complete save, with what was written in the background; None before the first."""
 
     def save(
         self,
@@ -144,8 +147,10 @@ class Saver:
 
     def _write(self, index: Index, part: Part) -> None:
         """Write this rank's part, and on rank 0 the rest; in the background."""
+        began = time.perf_counter()
         try:
             self._outcome = self._exchange(index, *self._write_part(index.step, part))
+            self.seconds = time.perf_counter() - began
         except BaseException as error:
             self._outcome = error
 

@@ -16,11 +16,14 @@ import traceback
 from difflib import get_close_matches
 from pathlib import Path
 
+from sleep_launch.submit import SlurmError
 from sleeptrain import __version__
 from sleeptrain.cli.help import PROGRAM, Parser
 from sleeptrain.errors import CONTINUE, RunFailed, TryAgain, UserError
 
-COMMANDS = ("data", "plan", "train", "eval", "generate", "serve", "export", "import", "doctor")
+COMMANDS = (
+    "data", "plan", "train", "launch", "job", "preflight", "eval", "generate", "serve", "export", "import", "doctor",
+)  # fmt: skip
 """The modules of this package that are commands, in the order of `--help`."""
 EXAMPLES = """\
 Examples:
@@ -49,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         for line in error.errors:
             print(f"error: {line}", file=sys.stderr)
         return 2
-    except RunFailed as error:
+    except (RunFailed, SlurmError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except TryAgain as error:

@@ -135,7 +135,8 @@ def _outcome(folder: Path, process: Process) -> Iterator[list[Outcome]]:
         raise
     finally:
         if process.rank == 0:
-            write_outcome(folder, state, found[0].step if found else None)
+            by = ("file" if found[0].by_file else "signal") if found and found[0].stopped else None
+            write_outcome(folder, state, found[0].step if found else None, by)
 
 
 def open_data(resolved: Any, batch: BatchLayout, process: Process) -> tuple[Any, Reader, Evaluation | None]:

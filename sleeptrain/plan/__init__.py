@@ -2,6 +2,7 @@
 
 from sleeptrain.plan.data_layout import DataLayout, resolve_data
 from sleeptrain.plan.device import DeviceMemory, process_memory
+from sleeptrain.plan.ownership import parameter_ownership
 from sleeptrain.plan.plan import Plan, make_plan, planned_world, stage_balance
 from sleeptrain.plan.recompute import AUTO, resolve_recompute
 from sleeptrain.plan.show import text, to_json
@@ -12,6 +13,7 @@ __all__ = [
     "DeviceMemory",
     "Plan",
     "make_plan",
+    "parameter_ownership",
     "planned_world",
     "process_memory",
     "resolve_data",

@@ -26,12 +26,15 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": versions,
-        "code": _revision() or versions["sleeptrain"],
+        "code": revision() or versions["sleeptrain"],
     }
 
 
-def _revision() -> str | None:
-    """The revision of a checkout, as `git describe` prints it; None without git or outside a checkout."""
+def revision() -> str | None:
+    """The revision of a checkout, as `git describe` prints it, or that of a job's copy; None without git or outside a checkout."""
+    copied = Path(__file__).parents[1] / "REVISION"
+    if copied.exists():
+        return copied.read_text().strip()
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None

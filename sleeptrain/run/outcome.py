@@ -11,9 +11,14 @@ OUTCOME = "outcome.json"
 State = Literal["running", "done", "stopped", "failed"]
 
 
-def write_outcome(folder: Path, state: State, step: int | None = None) -> None:
-    """Write the state of a run: `running`; `done`; `stopped`, which can be continued (exit status 75); `failed`."""
+def write_outcome(folder: Path, state: State, step: int | None = None, by: str | None = None) -> None:
+    """Write the state of a run: `running`; `done`; `stopped`, which can be continued (exit status 75); `failed`.
+
+    `by`: what asked it to stop, `file` or `signal`. A job script starts a run again that a signal has stopped.
+    """
     path = folder / OUTCOME
     staged = path.with_name(OUTCOME + ".tmp")
-    staged.write_text(json.dumps({"state": state, "step": step, "job": os.environ.get("SLURM_JOB_ID")}) + "\n")
+    staged.write_text(
+        json.dumps({"state": state, "step": step, "by": by, "job": os.environ.get("SLURM_JOB_ID")}) + "\n"
+    )
     staged.replace(path)

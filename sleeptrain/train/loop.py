@@ -14,7 +14,7 @@ from sleeptrain import checkpoint
 from sleeptrain.engine.lr_schedule import lr_multiplier
 from sleeptrain.errors import ProcessLost
 from sleeptrain.parallel.process import explain_lost_process
-from sleeptrain.run.stop import StopRequest
+from sleeptrain.run.stop import BY_FILE, StopRequest
 from sleeptrain.train.go_back import go_back
 from sleeptrain.train.growth import can_explode, growth_at_start, looped_blocks
 from sleeptrain.train.log import Logs
@@ -31,6 +31,8 @@ class Outcome:
     step: int
     steps: int
     stopped: bool
+    by_file: bool = False
+    """Whether the stop file has stopped it, rather than a signal."""
 
 
 Evaluate = Callable[[Callable[[], None]], dict[str, Any]]
@@ -88,7 +90,7 @@ def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -
         if step != saved:
             watchdog.beat(step, "saving")
             save(setup, step, eval_loss)
-        return Outcome(step, steps, stopped=step < steps)
+        return Outcome(step, steps, step < steps, stop.reason == BY_FILE)
 
 
 def warn_of_growth(setup: Setup) -> None:

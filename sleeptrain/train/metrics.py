@@ -33,7 +33,7 @@ def metrics(
         "state_norm": report.state_norm, "state_gradient": report.state_gradient,
         "state_gradient_growth": growth(report.state_gradient), "skipped": report.skipped, "seconds": seconds,
         "flops_per_second": flops, "mfu": mfu, "hfu": hfu,
-        "memory_bytes": peak_memory(),
+        "memory_bytes": peak_memory(), "save_seconds": setup.saver.seconds,
         "perplexity": math.exp(min(report.loss, 50.0)) if math.isfinite(report.loss) else None,
     }  # fmt: skip
     losses = {"loss_by_source": dict(zip(names, report.loss_by_source, strict=True))} if len(names) > 1 else {}

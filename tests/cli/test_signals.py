@@ -137,7 +137,9 @@ def test_two_runs_in_one_folder(folder: Path) -> None:
     step = rows(run)[-1]["step"]
     (again,) = run_lines([words("shared", step + 2)], folder)
     assert again.status == 0, again.err
-    assert json.loads((run / "outcome.json").read_text()) == {"state": "done", "step": step + 2, "job": None}
+    assert json.loads((run / "outcome.json").read_text()) == {
+        "state": "done", "step": step + 2, "by": None, "job": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("how", [signal.SIGHUP, signal.SIGUSR1, "file"], ids=str)
@@ -154,7 +156,9 @@ def test_other_requests_stop_and_save(folder: Path, how: signal.Signals | str) -
     assert program.returncode == CONTINUE, printed
     step = rows(run)[-1]["step"]
     assert saved(run) == step and not (run / "stop").exists()
-    assert json.loads((run / "outcome.json").read_text()) == {"state": "stopped", "step": step, "job": None}
+    assert json.loads((run / "outcome.json").read_text()) == {
+        "state": "stopped", "step": step, "by": "file" if how == "file" else "signal", "job": None,
+    }  # fmt: skip
 
 
 @pytest.mark.slow

@@ -55,7 +55,12 @@ def stop_job(cluster: Cluster, folder: Path, step: int, how: str) -> int:
         srun.wait()
     assert srun.returncode == CONTINUE, printed
     last = int(rows(run)[-1]["step"])
-    assert json.loads((run / "outcome.json").read_text()) | {"job": ""} == {"state": "stopped", "step": last, "job": ""}
+    assert json.loads((run / "outcome.json").read_text()) | {"job": ""} == {
+        "state": "stopped",
+        "step": last,
+        "by": "signal",
+        "job": "",
+    }
     assert (run / "checkpoints" / f"step-{last:08}").is_dir()
     return last
 

@@ -37,7 +37,7 @@ def test_unknown_recipes_are_told_with_the_nearest_name(sections: dict[str, type
     assert caught.value.errors == [
         f'recipe "rule110-tny": no such file, and none of that name in {tmp_path}; did you mean rule110-tiny or rule110-small?'
     ]
-    with pytest.raises(UserError, match="recipes there: depo, rule110-small, rule110-tiny"):
+    with pytest.raises(UserError, match="there are: depo, rule110-small, rule110-tiny"):
         load("xyz", [], sections["Recipe"], root=tmp_path)
 
 

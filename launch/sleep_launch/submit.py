@@ -1,0 +1,172 @@
+"""Jobs of SLURM: their folders, submitting them, asking for their state, cancelling them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sleep_launch.script import JobScript, render
+
+LAUNCH, RECORD, SCRIPT, CODE = "launch", "launch.json", "job.sh", "code"
+REVISION = "REVISION"
+PACKAGES = ("sleeptrain", "sleep_kernels", "sleep_data", "sleep_launch")
+"""What a job runs from a copy of its own."""
+ASK_S = 60.0
+"""Seconds that a command of SLURM may take."""
+GONE = "not in the queue"
+
+
+class SlurmError(Exception):
+    """A command of SLURM that is missing or has failed; the message is shown as it stands."""
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """A job that was submitted, as launch.json in its folder records it."""
+
+    number: str
+    """SLURM's id of the job."""
+    folder: str
+    runs: tuple[str, ...]
+    log: str
+
+    def state(self) -> str:
+        """SLURM's states of the job or of the jobs of its array, with the reasons of those that wait; empty once it has left the queue."""
+        rows = self.rows()
+        return ", ".join(dict.fromkeys(row["state"] + (f" ({row['reason']})" if row["reason"] else "") for row in rows))
+
+    def rows(self) -> list[dict[str, str]]:
+        """A row for each job in the queue: index in its array, state, reason, seconds left, nodes."""
+        words = ["squeue", "--noheader", "--array", f"--jobs={self.number}", "--format=%K|%T|%r|%L|%N"]
+        done = _ask(words, unknown_is_gone=True)
+        rows = []
+        for line in done.splitlines():
+            index, state, reason, left, nodes = line.split("|", 4)
+            if state in FINAL:
+                continue
+            plain = "" if reason == "None" else reason
+            rows.append({"index": index, "state": state.lower(), "reason": plain, "left": left, "nodes": nodes})
+        return rows
+
+    def cancel(self) -> None:
+        """End the job at once, without a save where it runs."""
+        _ask(["scancel", self.number])
+
+
+FINAL = (
+    "COMPLETED",
+    "CANCELLED",
+    "FAILED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "PREEMPTED",
+    "OUT_OF_MEMORY",
+    "DEADLINE",
+    "BOOT_FAIL",
+)
+"""States of jobs that squeue still shows for some minutes."""
+
+
+def free_folder(parent: Path) -> Path:
+    """The folder of the next job of a run or a study: launch/1, launch/2, ... below its own."""
+    taken = [int(path.name) for path in (parent / LAUNCH).glob("*") if path.name.isdecimal()]
+    return parent / LAUNCH / str(max(taken, default=0) + 1)
+
+
+def newest_job(parent: Path) -> SubmittedJob | None:
+    """The job that was submitted last for a run or a study, if it is still in the queue."""
+    job = last_job(parent)
+    return job if job is not None and job.state() else None
+
+
+def last_job(parent: Path) -> SubmittedJob | None:
+    """The job that was submitted last for a run or a study. A folder without a record is of a job that was not submitted."""
+    records = [path for path in (parent / LAUNCH).glob(f"*/{RECORD}") if path.parent.name.isdecimal()]
+    if not records:
+        return None
+    body = json.loads(max(records, key=lambda path: int(path.parent.name)).read_text())
+    return SubmittedJob(**{**body, "runs": tuple(body["runs"])})
+
+
+def prepare(job: JobScript, recipes: Sequence[str], revision: str | None) -> None:
+    """Write the job's folder: a copy of the code, the recipe of every run, the script. Written beside its place and renamed.
+
+    `revision`: that of the code, which a copy cannot ask git for.
+    """
+    folder = Path(job.folder)
+    staged = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    for package in PACKAGES:
+        copy_package(package, staged / CODE)
+    if revision is not None:
+        (staged / CODE / "sleeptrain" / REVISION).write_text(f"{revision}\n")
+    for index, recipe in enumerate(recipes):
+        (staged / f"recipe-{index}.yaml").write_text(recipe)
+    (staged / "nodes").mkdir()
+    (staged / SCRIPT).write_text(render(job))
+    (staged / SCRIPT).chmod(0o755)
+    staged.rename(folder)
+
+
+def copy_package(package: str, target: Path) -> None:
+    """Copy an installed package, and the shipped configurations with sleeptrain."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    source = Path(spec.origin).parent
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(source, target / package, ignore=ignore)
+    configs = source.parent / "configs"
+    if package == "sleeptrain" and not (target / package / "configs").exists():
+        shutil.copytree(configs, target / package / "configs", ignore=ignore)
+
+
+def submit(job: JobScript, after: str | None = None) -> SubmittedJob:
+    """Hand a prepared job to sbatch. If that fails, the job's folder is removed. Raises SlurmError with sbatch's message.
+
+    `after`: a job of SLURM after whose end without error this one starts.
+    """
+    folder = Path(job.folder)
+    pattern = "log-%A_%a.txt" if len(job.runs) > 1 else "log.txt"
+    words = [
+        "sbatch",
+        "--parsable",
+        f"--chdir={job.workdir}",
+        f"--output={folder.as_posix().replace('%', '%%')}/{pattern}",
+    ]
+    words += [f"--dependency=afterok:{after}"] if after else []
+    try:
+        printed = _ask([*words, str(folder / SCRIPT)])
+    except SlurmError:
+        shutil.rmtree(folder)
+        raise
+    number = printed.strip().partition(";")[0]  # with the cluster's name behind it where there are several
+    submitted = SubmittedJob(
+        number, str(folder), job.runs, str(folder / pattern.replace("%A", number).replace("%a", "*"))
+    )
+    staged = folder / f"{RECORD}.tmp"
+    staged.write_text(json.dumps(asdict(submitted), indent=1) + "\n")
+    staged.replace(folder / RECORD)
+    return submitted
+
+
+def _ask(words: list[str], unknown_is_gone: bool = False) -> str:
+    """The output of a command of SLURM; raises SlurmError. `unknown_is_gone`: nothing, for a job that SLURM has forgotten."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=ASK_S, check=False)
+    except FileNotFoundError:
+        raise SlurmError(f"{words[0]} is not on PATH: SLURM's commands are not installed here; run this on a login node") from None  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{words[0]} has not answered in {ASK_S:.0f} s; ask again later") from None
+    if done.returncode == 0:
+        return done.stdout
+    message = re.sub(rf"^{words[0]}: (error: )?", "", done.stderr.strip(), flags=re.MULTILINE).replace("\n", "; ")
+    if unknown_is_gone and "Invalid job id" in message:
+        return ""
+    raise SlurmError(f"{words[0]}: {message or f'exit status {done.returncode}'}")

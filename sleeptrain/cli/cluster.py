@@ -1,0 +1,36 @@
+"""Cluster files: what a cluster is made of and how its jobs are submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sleep_launch.cluster import Nodes, Restart, Slurm, Software, problems
+from sleeptrain.config import Problem, Resolved, load
+from sleeptrain.errors import UserError
+from sleeptrain.recipe.shipped import configs_root
+
+
+@dataclass(frozen=True)
+class ClusterFile:
+    """A cluster file: a YAML file, or the name of one in configs/cluster."""
+
+    slurm: Slurm = field(default_factory=Slurm)
+    nodes: Nodes = field(default_factory=Nodes)
+    software: Software = field(default_factory=Software)
+    restart: Restart = field(default_factory=Restart)
+    recipe: tuple[str, ...] = ()
+    """Changes to every recipe that runs here, such as `data.cache=/scratch/cache`; those of the command line come later."""
+
+    def problems(self) -> list[Problem]:
+        """Problems of the sections that job scripts are made from."""
+        found = problems(self.slurm, self.nodes, self.software, self.restart)
+        return [Problem(path, reason) for path, reason in found]
+
+
+def load_cluster(name: str, overrides: Sequence[str] = ()) -> Resolved[ClusterFile]:
+    """Read a cluster file. Raises UserError that lists every error at once."""
+    try:
+        return load(name, overrides, ClusterFile, configs_root() / "cluster", noun="cluster file")
+    except UserError as error:
+        raise UserError([f"--cluster: {line}" for line in error.errors]) from None

@@ -1,0 +1,100 @@
+"""Requests of `sleeptrain launch`, `job` and `preflight` that are checked before SLURM is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.lines import TINY
+from tests.cli.programs import small_recipe
+
+WORDS = ["small.yaml", "data.sources=[{path: data}]", "sleep.window=9", "train.batch=8", "train.steps=9", *TINY]
+
+
+@pytest.fixture
+def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe and data, and no program of SLURM on PATH."""
+    monkeypatch.chdir(small_recipe(tmp_path))
+    monkeypatch.setenv("PATH", "/nowhere")
+    (tmp_path / "two.yaml").write_text("nodes: {tasks: 2}\nslurm: {partition: gpu}\nrecipe: [data.workers=1]\n")
+    return tmp_path
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--cluster", "nowhere"], 'error: --cluster: cluster file "nowhere": no such file'),
+        (["--set", "slurm.partion=x"], 'error: --cluster: slurm.partion = "x" (command line): unknown key; did you mean slurm.partition?'),
+        (["--set", "slurm.time=soon"], 'error: --cluster: slurm.time = "soon" (command line): must be a time of SLURM'),
+        (["--set", "slurm.lead=90000"], "error: --cluster: slurm.lead = 90000 (command line): must be from 1 s to half of the time limit"),
+        (["--nodes", "0"], "error: --nodes 0: must be at least 1"),
+        (["mesh.data=3"], "error: train.batch = 8 (command line) with mesh.data = 3 (command line)"),
+        (["data.sources=[{path: gone}]"], "error: data.sources = "),
+        (["--nodes", "8"], "error: train.batch = 8 (command line)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_writes_nothing(login: Path, sleeptrain: Any, words: list[str], error: str) -> None:
+    before = files(login)
+    ran = sleeptrain("launch", *WORDS, "--cluster", "two.yaml", *words)
+    assert ran.status == 2 and ran.err.startswith(error), ran.err
+    assert files(login) == before
+
+
+def test_a_machine_without_slurm(login: Path, sleeptrain: Any) -> None:
+    before = files(login)
+    ran = sleeptrain("launch", *WORDS, "--cluster", "two.yaml", "run_dir=run")
+    assert ran.status == 1
+    assert (
+        ran.err == "error: sbatch is not on PATH: SLURM's commands are not installed here; run this on a login node\n"
+    )
+    assert {path for path in files(login) - before if path.is_file()} == set()
+
+
+def test_a_dry_run_prints_the_script(login: Path, sleeptrain: Any) -> None:
+    """The number of nodes follows from the mesh; nothing is written."""
+    before = files(login)
+    ran = sleeptrain("launch", *WORDS, "--cluster", "two.yaml", "mesh.data=4", "run_dir=run", "--dry-run")
+    assert ran.status == 0, ran.err
+    lines = ran.out.splitlines()
+    for line in ("#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=2", "#SBATCH --partition=gpu", f"runs=({login}/run)"):
+        assert line in lines
+    assert "on 4 ranks" in ran.err and "2 nodes x 2 tasks in partition gpu" in ran.err
+    assert files(login) == before
+
+
+@pytest.mark.parametrize("action", ["status", "logs", "cancel"])
+def test_a_run_without_a_job(login: Path, sleeptrain: Any, action: str) -> None:
+    ran = sleeptrain("job", action, "run")
+    assert (ran.status, ran.err) == (
+        2, "error: run: no job of SLURM was submitted for it; `sleeptrain launch` submits one\n",
+    )  # fmt: skip
+
+
+def test_preflight_of_one_process(tmp_path: Path, sleeptrain: Any) -> None:
+    """It measures a matrix product, writes into the run folder and the local one, and shows what is wrong."""
+    good = sleeptrain(
+        "preflight", str(tmp_path / "nodes"), "--run-dir", str(tmp_path / "run"), "--local", str(tmp_path / "local")
+    )
+    assert good.status == 0, good.out
+    [result] = [json.loads(path.read_text()) for path in (tmp_path / "nodes").glob("*.json")]
+    assert result["speeds"]["matmul"] > 0 and result["failures"] == [] and abs(result["clock"]) < 5
+    assert list((tmp_path / "run").iterdir()) == list((tmp_path / "local").iterdir()) == []
+    (tmp_path / "file").touch()
+    space = os.statvfs(tmp_path)
+    wanted = str(2 * space.f_blocks * space.f_frsize)
+    words = ["--run-dir", str(tmp_path / "run"), "--space", wanted, "--local", str(tmp_path / "file"), "--gpus", "1000"]
+    bad = sleeptrain("preflight", str(tmp_path / "nodes"), *words, "--json")
+    assert bad.status == 1
+    [reasons] = json.loads(bad.out)["nodes"].values()
+    assert [reason.partition(" (")[0] for reason in reasons[:2]] == [str(tmp_path / "run"), str(tmp_path / "file")]
+    assert reasons[2].startswith("torch finds ")
+    empty = sleeptrain("preflight", str(tmp_path / "other"), "--show")
+    assert empty.status == 2 and "holds no results of preflight" in empty.err
