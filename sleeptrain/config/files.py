@@ -12,15 +12,15 @@ from sleeptrain.config.tree import Node, show
 from sleeptrain.errors import UserError
 
 
-def find(recipe: str, root: Path) -> Path:
-    """The file of a recipe given as a path or as the name of a file in `root`. Raises UserError."""
+def find(recipe: str, root: Path, kind: str = "recipe") -> Path:
+    """The file of a recipe, or what `kind` names, given as a path or as the name of a file in `root`. Raises UserError."""
     paths = (Path(recipe), Path(f"{recipe}.yaml"), root / recipe, root / f"{recipe}.yaml")
     if found := [path for path in paths if path.is_file()]:
         return found[0].resolve()
     names = sorted(path.stem for path in root.glob("*.yaml"))
     near = nearest(Path(recipe).name.removesuffix(".yaml").removesuffix(".yml"), names, count=3)
-    hint = near or f"; recipes there: {', '.join(names) or 'none'}"
-    raise UserError(f"recipe {show(recipe)}: no such file, and none of that name in {root}{hint}")
+    hint = near or f"; {'recipes' if kind == 'recipe' else 'files'} there: {', '.join(names) or 'none'}"
+    raise UserError(f"{kind} {show(recipe)}: no such file, and none of that name in {root}{hint}")
 
 
 def read_files(path: Path, root: Path, chain: tuple[Path, ...] = ()) -> Iterator[Node]:
