@@ -7,12 +7,14 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleeptrain.cli.help import add_command
 from sleeptrain.errors import CONTINUE, UserError
 
 if TYPE_CHECKING:
+    from sleeptrain.study.config import Study
     from sleeptrain.study.points import Point
 
 EXAMPLES = (
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     study = load_study(args.study, args.overrides).value
     points = make_points(study, args.study)
     if args.report:
-        return _report(args, points)
+        return _report(args, study, points)
     complete, errors = check_data(points)
     if args.dry_run:
         for line in errors:
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = complete if args.index is None else [complete[args.index]]
     status = _run(chosen, len(points))
     if args.index is None and status != CONTINUE:
-        return max(status, _report(args, points))
+        return max(status, _report(args, study, points))
     return status
 
 
@@ -103,6 +105,20 @@ def _run(points: Sequence[Point], total: int) -> int:
     return 1 if failures else 0
 
 
-def _report(args: argparse.Namespace, points: Sequence[Point]) -> int:
-    """Write the report into the folder of the study's runs. Returns 0."""
-    raise NotImplementedError
+def _report(args: argparse.Namespace, study: Study, points: Sequence[Point]) -> int:
+    """Write the report of the runs that are done into the folder of the study's runs. Returns 0."""
+    from sleeptrain.study.page import write_page
+    from sleeptrain.study.points import base_folder
+    from sleeptrain.study.results import read_results
+    from sleeptrain.study.study_report import StudyReport
+
+    report = StudyReport(study, Path(args.study).stem, read_results(points), len(points))
+    out = base_folder(study, args.study) / "report.html"
+    found = json.dumps(report.json(), indent=1)
+    paths = write_page(report.page(), out)
+    out.with_suffix(".json").write_text(found + "\n")
+    for path in [] if args.json else [*paths, out.with_suffix(".json")]:
+        print(path)
+    if args.json:
+        print(found)
+    return 0

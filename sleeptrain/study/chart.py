@@ -79,7 +79,7 @@ def draw_svg(chart: Chart) -> str:
             axes.legend(handles[:LEGEND], labels[:LEGEND], fontsize=7, title=more, title_fontsize=7)
         text = io.StringIO()
         figure.savefig(
-            text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))  # type: ignore[arg-type]
+            text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )  # fmt: skip
     # What stands before the element, the XML declaration and a document type with an address, has no place in HTML.
     return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)

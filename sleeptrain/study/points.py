@@ -120,7 +120,7 @@ def grid(study: Study) -> list[list[Choice]]:
 
 def make_points(study: Study, name: str) -> list[Point]:
     """All points of a study that was loaded as `name`, in order. Raises UserError with what is wrong with any point's recipe."""
-    base = Path(study.run_dir or Path("runs") / "study" / Path(name).stem)
+    base = base_folder(study, name)
     points, errors = list[Point](), dict[str, list[str]]()
     every = list(itertools.product(*grid(study)))
     for index, choices in enumerate(every):
@@ -136,6 +136,11 @@ def make_points(study: Study, name: str) -> list[Point]:
     if errors:
         raise UserError([_in_runs(line, runs, len(every)) for line, runs in errors.items()])
     return points
+
+
+def base_folder(study: Study, name: str) -> Path:
+    """The folder of the runs of a study that was loaded as `name`."""
+    return Path(study.run_dir or Path("runs") / "study" / Path(name).stem)
 
 
 def _in_runs(line: str, runs: Sequence[str], count: int) -> str:
