@@ -92,7 +92,9 @@ def law_passages(groups: Sequence[LawGroup], targets: Mapping[str, TargetSize]) 
         ]
         for g, fit in fitted
     ]
-    table: list[str | TextTable | Chart] = [TextTable(("runs", "number", *NAMES, "error of log loss"), rows), FIT_NOTE] if rows else []
+    table: list[str | TextTable | Chart] = (
+        [TextTable(("runs", "number", *NAMES, "error of log loss"), rows), FIT_NOTE] if rows else []
+    )
     passages = [Passage("Scaling law", [*table, *without])]
     passages += [passage for g, fit in fitted for passage in _optima(g, fit)]
     if targets and fitted:

@@ -93,7 +93,7 @@ def run_points(points: Sequence[Point], total: int, say: Callable[[str], None]) 
             for command in left:
                 if stopping.asked:
                     return failures, True
-                say(f"{place}: {' '.join(command[command.index('sleeptrain') :][:2])}, log in {point.folder / LOG}")
+                say(f"{place}: {'measuring' if 'eval' in command else 'training'}, log in {point.folder / LOG}")
                 began = time.monotonic()
                 failure = _run(command, point.folder, stopping)
                 if failure is not None:
