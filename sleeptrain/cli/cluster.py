@@ -31,6 +31,6 @@ class ClusterFile:
 def load_cluster(name: str, overrides: Sequence[str] = ()) -> Resolved[ClusterFile]:
     """Read a cluster file. Raises UserError that lists every error at once."""
     try:
-        return load(name, overrides, ClusterFile, configs_root() / "cluster", noun="cluster file")
+        return load(name, overrides, ClusterFile, configs_root() / "cluster", what="cluster file")
     except UserError as error:
         raise UserError([f"--cluster: {line}" for line in error.errors]) from None

@@ -22,7 +22,8 @@ from sleeptrain.cli.help import PROGRAM, Parser
 from sleeptrain.errors import CONTINUE, RunFailed, TryAgain, UserError
 
 COMMANDS = (
-    "data", "plan", "train", "launch", "job", "preflight", "eval", "generate", "serve", "export", "import", "doctor",
+    "data", "plan", "train", "launch", "job", "preflight", "study", "report",
+    "eval", "generate", "serve", "export", "import", "doctor",
 )  # fmt: skip
 """The modules of this package that are commands, in the order of `--help`."""
 EXAMPLES = """\

@@ -25,22 +25,21 @@ def load(
     root: Path,
     *,
     check: Callable[[Resolved[T], Collection[str]], list[str]] = lambda resolved, refused: [],
-    noun: str = "recipe",
+    what: str = "recipe",
 ) -> Resolved[T]:
     """Reads a recipe: the files that it includes, its own keys over theirs, then `overrides`.
 
     recipe      a path, or the name of a file in `root`
     overrides   `section.key=value` in YAML, in the order given
     schema      a frozen dataclass of sections; each may have `problems() -> list[Problem]`
-    root, noun  the folder of recipes and of what they include; what errors call a recipe
+    root, what  the folder of recipes and of what they include; what errors call a recipe
     check       the errors between sections, from the recipe and the dotted paths that `problems` refuses
 
     Raises UserError with every error found, each with the value, its source and the nearest right name. A file that
     cannot be read is reported alone.
     """
-    errors: list[str] = []
-    root = root.resolve()
-    layers = list(read_files(find(recipe, root, noun), root))
+    errors, root = list[str](), root.resolve()
+    layers = list(read_files(find(recipe, root, what), root, what=what))
     layers += [layer for override in overrides if (layer := read_override(override, errors))]
     # Defaults come last: a value that replaces a section and is itself overridden must not replace its defaults.
     tree = reduce(lambda below, above: merge(below, above, schema, errors), layers, Node({}))

@@ -1,0 +1,1 @@
+"""Grids of runs, what they show together, and reports with plots of any runs."""

@@ -1,0 +1,43 @@
+"""Scaling laws: known constants are recovered within their intervals, and optima agree with a search."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sleeptrain.study.scaling import ScalingLaw, fit_law
+
+TRUE = ScalingLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
+
+
+def test_the_fit_recovers_known_constants() -> None:
+    noise = np.random.default_rng(1)
+    runs = [(n, d) for n in (1e6, 1e7, 1e8, 1e9) for d in (2e7, 2e8, 2e9, 2e10) for _ in range(3)]
+    losses = [(1.69 + 406.4 / n**0.34 + 410.7 / d**0.28) * np.exp(0.005 * noise.standard_normal()) for n, d in runs]
+    fit = fit_law([n for n, _ in runs], [d for _, d in runs], losses)
+    for name in ("E", "A", "B", "alpha", "beta"):
+        low, high = fit.interval(lambda law, name=name: getattr(law, name))
+        assert low <= getattr(TRUE, name) <= high, name
+        assert high - low < 0.3 * getattr(TRUE, name), f"{name}: the interval says nothing"
+    low, high = fit.interval(lambda law: law.loss(7e9, 1.4e11))
+    assert low <= 1.69 + 406.4 / 7e9**0.34 + 410.7 / 1.4e11**0.28 <= high and high - low < 0.1
+    assert 0.003 < fit.error < 0.007
+
+
+def test_the_optimum_is_that_of_a_search() -> None:
+    params, tokens = TRUE.optimum(1e20, 6.0)
+    sizes = np.geomspace(params / 100, params * 100, 200_001)
+    found = sizes[np.argmin(1.69 + 406.4 / sizes**0.34 + 410.7 / (1e20 / 6 / sizes) ** 0.28)]
+    assert params == pytest.approx(found, rel=1e-3) and 6 * params * tokens == pytest.approx(1e20)
+
+
+@pytest.mark.parametrize(
+    ("params", "tokens", "message"),
+    [
+        ([1.0, 1.0], [1.0, 2.0], "needs two sizes and two numbers of tokens, and there are 1 and 2"),
+        ([1.0, 1.0, 2.0, 2.0], [1.0, 2.0, 1.0, 2.0], "4 pairs of size and tokens do not determine its 5 constants"),
+    ],
+)
+def test_too_few_runs(params: list[float], tokens: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_law(params, tokens, [1.0] * len(params))

@@ -1,0 +1,146 @@
+"""The report of a study: means and intervals over seeds, equal budgets, accuracy by depth, tuned rates, laws, missing runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+from sleeptrain.recipe.load_trained import parameter_shapes
+from sleeptrain.study.config import load_study
+from sleeptrain.study.points import Point, make_points
+from tests.study.folders import row, write_run
+from tests.study.test_curves import pictures, texts
+
+Rows = Callable[[Point], Iterator[dict[str, Any]]]
+
+
+def finish(point: Point, rows: Any, measured: dict[int, dict[int, float]] | None = None) -> None:
+    """Leave the run folder of a point that is done; `measured`: accuracy by label and passes."""
+    config = point.resolved.to_yaml().replace("vocab: null", "vocab: 7")
+    folder = write_run(point.folder, rows, config)
+    (folder / "outcome.json").write_text(json.dumps({"state": "done", "step": 4}))
+    (folder / "manifest.json").write_text("{}")
+    if measured is not None:
+        assert point.eval_command is not None
+        runs = [
+            {
+                "passes": n,
+                "loss": 1.0,
+                "by_value": {str(v): {"accuracy": a, "exact": a / 2} for v, a in by_value.items()},
+            }
+            for n, by_value in measured.items()
+        ]
+        report = {
+            "label": "t", "baselines": {"2": {"chance": 0.5, "majority": 0.6}, "4": {"chance": 0.5, "majority": 0.55}},
+            "command": shlex.join(point.eval_command[:-2]), "runs": [{"step": 4, "measured": runs}],
+        }  # fmt: skip
+        (folder / "evaluation").mkdir()
+        (folder / "evaluation" / "report.json").write_text(json.dumps(report))
+
+
+def study(folder: Path, text: str) -> list[Point]:
+    (folder / "s.yaml").write_text(text)
+    return make_points(load_study("s.yaml").value, "s.yaml")
+
+
+def report_of(sleeptrain: Any) -> dict[str, Any]:
+    ran = sleeptrain("study", "s.yaml", "--report", "--json")
+    assert ran.status == 0, ran.err
+    return json.loads(ran.out)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_seeds_budgets_and_depth(tmp_path: Path, sleeptrain: Any) -> None:
+    points = study(
+        tmp_path,
+        "recipe: rule110-tiny\nevaluate: {passes: [2]}\naxes:\n"
+        "  t:\n    2: {'data.sources': [{path: two}]}\n    4: {'data.sources': [{path: four}]}\n"
+        "  sleep.passes: [1, 2]\n  train.seed: [0, 1]\n"
+        "published: [{setting: {t: 4, sleep.passes: 2}, value: 'above 0.3', source: a paper}]\n",
+    )
+    for point in points[:-1]:
+        passes, seed, t = (int(point.labels[axis]) for axis in ("sleep.passes", "train.seed", "t"))
+        # Passes cost in proportion; held-out losses fall by 1 a step from a start that depends on the seed.
+        rows = [
+            row(
+                i, eval_loss=9.0 - i - 0.5 * passes + seed * seed, flops_per_second=500.0 * passes, seconds=1.0 * passes
+            )
+            for i in (1, 2, 3, 4)
+        ]
+        own = {t: 0.5 + 0.1 * passes + 0.01 * seed}
+        finish(point, rows, {passes: own} | ({2: own} if passes == 1 else {}))
+    write_run(points[-1].folder, [row(1)], state="running")
+    found = report_of(sleeptrain)
+    assert found["missing"] == [f"{points[-1].folder}: running at step 1"] and len(found["results"]) == 7
+    assert [s["seeds"] for s in found["settings"]] == [[0, 1], [0, 1], [0, 1], [0]]
+    accuracies = {line["line"]: line["accuracy"] for line in found["depth"]}
+    assert accuracies["passes 1: N=1"] == {"2": [0.6, 0.61], "4": [0.6, 0.61]}
+    assert set(accuracies) == {"passes 1: N=1", "passes 1: N=2*", "passes 2: N=2"}
+    tokens, flops, seconds = (e for e in found["effects"] if e["more"]["t"] == "2")
+    # At equal tokens both are read at the end. Two passes have used the FLOPs of the other run after one step, its time after two.
+    assert (tokens["equal"], tokens["amount"], tokens["difference"], tokens["read_at"]) == ("tokens", 400, -0.5, [1, 1])
+    assert tokens["interval"] == [-0.5, -0.5]
+    assert (flops["amount"], flops["difference"], flops["read_at"]) == (4 * 500.0, pytest.approx(7.0 - 4.5), [0.25, 1])
+    assert (seconds["amount"], seconds["difference"], seconds["read_at"]) == (4.0, pytest.approx(6.0 - 4.5), [0.5, 1])
+
+
+def test_the_page_of_means_and_intervals(tmp_path: Path, sleeptrain: Any) -> None:
+    points = study(
+        tmp_path,
+        "recipe: rule110-tiny\naxes: {model.layers: [AG, GA], train.seed: [0, 1, 2]}\nrates: {optim.lr: {tune: [0.1, 0.2]}}\n",
+    )
+    losses = {("AG", "0.1"): (1.0, 1.2, 1.1), ("AG", "0.2"): (2.0, 2.0, 2.0), ("GA", "0.1"): (3.0, 3.0, 3.0), ("GA", "0.2"): (0.5, 0.6, 0.7)}  # fmt: skip
+    for point in points:
+        value = losses[point.labels["model.layers"], point.labels["optim.lr"]][int(point.labels["train.seed"])]
+        finish(point, [row(1, eval_loss=value)])
+    found = report_of(sleeptrain)
+    assert [(s["axes"]["model.layers"], s["axes"]["optim.lr"]) for s in found["settings"]] == [
+        ("AG", "0.1"),
+        ("GA", "0.2"),
+    ]
+    spread = student.ppf(0.975, 2) * np.std([1.0, 1.2, 1.1], ddof=1) / np.sqrt(3)
+    assert found["loss"] == "held out" and found["settings"][0]["loss"] == pytest.approx(1.1)
+    assert found["settings"][0]["interval"] == pytest.approx([1.1 - spread, 1.1 + spread])
+    folder = tmp_path / "runs" / "study" / "s"
+    page, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    assert (
+        "| layers GA, lr 0.2 | 0.6 [0.3516, 0.8484] | taken |" in markdown
+        and "| layers GA, lr 0.1 | 3 [3, 3] |  |" in markdown
+    )
+    [chart, _] = pictures(page)
+    assert {"Loss by model.layers", "AG", "GA", "final loss (nats per target)", "lr 0.1", "lr 0.2"} <= texts(chart)
+
+
+def test_a_law_from_runs_of_several_sizes(tmp_path: Path, sleeptrain: Any) -> None:
+    points = study(
+        tmp_path,
+        "recipe: rule110-tiny\naxes:\n  model.width: [32, 64, 128]\n  train.steps: [10, 100, 1000]\n"
+        "set: {model.vocab: 7}\nextrapolate: {large: {params: 1.0e+8, tokens: 1.0e+7}}\n",
+    )
+    noise = np.random.default_rng(0)
+    for point in points:
+        recipe = point.resolved.value
+        params = sum(np.prod(shape) for shape in parameter_shapes(recipe).values())
+        tokens = 1000.0 * (recipe.train.steps or 0)
+        loss = (0.5 + 60 / params**0.4 + 40 / tokens**0.3) * np.exp(0.002 * noise.standard_normal())
+        finish(point, [row(1, eval_loss=loss, tokens=tokens, flops_per_second=6 * params * tokens, seconds=1.0)])
+    [law] = report_of(sleeptrain)["laws"]
+    for name, true in {"E": 0.5, "alpha": 0.4, "beta": 0.3}.items():
+        low, high = law["constants"][name]["interval"]
+        assert low <= true <= high, name
+    low, high = law["extrapolated"]["large"]["interval"]
+    assert low <= 0.5 + 60 / 1e8**0.4 + 40 / 1e7**0.3 <= high
+    assert law["flops_per_param_token"] == pytest.approx(6)
+    assert [set(best) for best in law["optima"]] == [{"flops", "params", "tokens"}] * 3
+    assert "times the largest run" in (tmp_path / "runs" / "study" / "s" / "report.md").read_text()
