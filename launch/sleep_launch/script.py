@@ -1,8 +1,9 @@
-"""The job script: what SLURM runs on the first node of a job, as text."""
+"""The job scripts: what SLURM runs on the first node of a job, as text."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from shlex import quote
 
@@ -18,7 +19,7 @@ class JobScript:
     folder: str
     """The job's own folder: script, code, recipes, logs, results of preflight."""
     runs: tuple[str, ...]
-    """Run folders. Several make an array of jobs, one for each."""
+    """Run folders, by index."""
     workdir: str
     """The current folder of every task."""
     count: int
@@ -32,38 +33,57 @@ class JobScript:
     nodes: Nodes
     software: Software
     restart: Restart
+    array: tuple[int, ...] = ()
+    """Indices of the runs that the jobs of an array train, one each; empty: a single job trains the first run."""
+    then: tuple[str, ...] = ()
+    """Words of sleeptrain, with the index behind them, that one task of a job runs once its run is done."""
 
 
 def render(job: JobScript) -> str:
     """The text of a job script. Everything that users name is quoted, so that no character of it is read by the shell."""
-    head = "\n".join(f"#SBATCH --{option}" for option in _directives(job))
-    wrapper = " ".join(quote(word) for word in (*job.software.wrapper, job.python))
-    setup = [f"module load {quote(module)}" for module in job.software.modules]
-    setup += [f"export {name}={quote(value)}" for name, value in job.software.environment.items()]
-    if "/" in job.python and not job.software.wrapper:
-        setup.append(f"export PATH={quote(job.python.rpartition('/')[0])}:$PATH")
     preflight = ["--tasks", str(job.nodes.tasks), "--gpus", str(job.nodes.gpus), "--space", str(job.space)]
     preflight += ["--local", job.nodes.local] if job.nodes.local else []
     return TEMPLATE.format(
-        head=head,
-        workdir=quote(job.workdir),
-        folder=quote(job.folder),
-        runs=" ".join(map(quote, job.runs)),
-        setup="\n".join(setup) or "# The cluster file names no modules or environment variables.",
-        python=wrapper,
-        srun=" ".join(["srun", "--wait=0", "--overlap", *map(quote, job.slurm.srun)]),
+        head=_head(_directives(job)),
+        **_common(job),
+        runs=_line(job.runs),
         exclude=quote(job.slurm.exclude or ""),
         limits=f"--limit {job.restart.limit} --delay {job.restart.delay}",
-        preflight=" ".join(map(quote, preflight)),
+        preflight=_line(preflight),
+        one=ONE,
+        finish=FINISH.format(one=ONE, words=_line(job.then)) if job.then else 'exit "$value"',
     )
+
+
+def render_last(job: JobScript, words: Sequence[str]) -> str:
+    """The text of a script that runs sleeptrain with these words in one task, for the time when the jobs of an array have ended."""
+    slurm = job.slurm
+    named = {
+        "job-name": f"{job.name}-last",
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "reservation": slurm.reservation,
+        "nodes": 1,
+        "ntasks-per-node": 1,
+        "time": LAST_MINUTES,
+        "open-mode": "append",
+    }
+    return LAST.format(head=_head(_given(named)), **_common(job), words=_line(words))
+
+
+LAST_MINUTES = 60
+"""Time limit of the script that runs last."""
+ONE = "--nodes=1 --ntasks=1 --ntasks-per-node=1"
+"""Options of an srun that starts one task."""
 
 
 def _directives(job: JobScript) -> list[str]:
     """Options of sbatch, each a word that `cluster.problems` has checked."""
     slurm, nodes = job.slurm, job.nodes
     named = {
-        "job-name": re.sub(r"[^A-Za-z0-9_.-]+", "_", job.name),  # what every tool of SLURM can show
-        "array": f"0-{len(job.runs) - 1}" if len(job.runs) > 1 else None,
+        "job-name": job.name,
+        "array": ",".join(map(str, job.array)) or None,
         "partition": slurm.partition,
         "account": slurm.account,
         "qos": slurm.qos,
@@ -78,15 +98,44 @@ def _directives(job: JobScript) -> list[str]:
         "signal": f"USR1@{job.lead}",
         "open-mode": "append",
     }
-    options = [f"{name}={value}" for name, value in named.items() if value is not None]
-    options += ["requeue", *(f"{name}={value}" if value else name for name, value in slurm.options.items())]
-    return options
+    others = [f"{name}={value}" if value else name for name, value in slurm.options.items()]
+    return [*_given(named), "requeue", *others]
+
+
+def _given(named: Mapping[str, object]) -> list[str]:
+    """Options that have a value; the name of a job in characters that every tool of SLURM can show."""
+    values = {name: value for name, value in named.items() if value is not None}
+    values["job-name"] = re.sub(r"[^A-Za-z0-9_.-]+", "_", str(values["job-name"]))
+    return [f"{name}={value}" for name, value in values.items()]
+
+
+def _head(options: Sequence[str]) -> str:
+    return "\n".join(f"#SBATCH --{option}" for option in options)
+
+
+def _line(words: Sequence[str]) -> str:
+    return " ".join(map(quote, words))
+
+
+def _common(job: JobScript) -> dict[str, str]:
+    """What all scripts of a job have: folders, modules and variables, and how a task is started."""
+    setup = [f"module load {quote(module)}" for module in job.software.modules]
+    setup += [f"export {name}={quote(value)}" for name, value in job.software.environment.items()]
+    if "/" in job.python and not job.software.wrapper:
+        setup.append(f"export PATH={quote(job.python.rpartition('/')[0])}:$PATH")
+    return {
+        "workdir": quote(job.workdir),
+        "folder": quote(job.folder),
+        "setup": "\n".join(setup) or "# The cluster file names no modules or environment variables.",
+        "python": _line([*job.software.wrapper, job.python]),
+        "srun": _line(["srun", "--wait=0", "--overlap", *job.slurm.srun]),
+    }
 
 
 TEMPLATE = """\
 #!/usr/bin/env bash
 {head}
-# Checks the nodes of the job, trains, and requeues the job until the run is done: written by `sleeptrain launch`.
+# Checks the nodes of the job, trains, and requeues the job until the run is done: written by sleeptrain.
 # shellcheck disable=SC2016  # the shell must not read a $ in a name
 set -uo pipefail
 # SIGTERM, which SLURM sends to this script too, must not end it before the job is requeued.
@@ -107,7 +156,7 @@ srun=({srun})
 
 # Prints the decision of sleep_launch.attempt: "go", "end STATUS" or "again SECONDS [NODES TO EXCLUDE]".
 decide() {{
-    "${{srun[@]}}" --nodes=1 --ntasks=1 --ntasks-per-node=1 \\
+    "${{srun[@]}}" {one} \\
         "${{python[@]}}" -m sleep_launch.attempt "$@" --job "$job" --index "$index" --run "$run" --checks "$checks" {limits}
 }}
 
@@ -123,7 +172,8 @@ follow() {{
             scontrol update "JobId=$SLURM_JOB_ID" "StartTime=now+$value"
             [ -z "$nodes" ] || scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${{exclude:+$exclude,}}$nodes"
             exit 75 ;;
-        end) exit "$value" ;;
+        end)
+            {finish} ;;
         *) exit 1 ;;
     esac
 }}
@@ -136,4 +186,22 @@ follow "$(decide begin --nodes "$hosts")"
 "${{srun[@]}}" "${{python[@]}}" -m sleeptrain train "$job/recipe-$index.yaml"
 status=$?
 follow "$(decide end --status "$status")"
+"""
+FINISH = """\
+[ "$value" = 0 ] || exit "$value"
+            "${{srun[@]}}" {one} "${{python[@]}}" -m sleeptrain {words} "$index"
+            exit $?"""
+LAST = """\
+#!/usr/bin/env bash
+{head}
+# Runs when the jobs of an array have ended: written by sleeptrain.
+# shellcheck disable=SC2016  # the shell must not read a $ in a name
+set -uo pipefail
+cd -- {workdir} || exit 2
+job={folder}
+{setup}
+export PYTHONPATH=$job/code
+python=({python})
+srun=({srun})
+"${{srun[@]}}" "${{python[@]}}" -m sleeptrain {words}
 """

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sleep_launch.script import JobScript, render
+from sleep_launch.script import JobScript, render, render_last
 
 LAUNCH, RECORD, SCRIPT, CODE = "launch", "launch.json", "job.sh", "code"
+LAST_SCRIPT = "last.sh"
 REVISION = "REVISION"
 PACKAGES = ("sleeptrain", "sleep_kernels", "sleep_data", "sleep_launch")
 """What a job runs from a copy of its own."""
@@ -94,10 +95,10 @@ def last_job(parent: Path) -> SubmittedJob | None:
     return SubmittedJob(**{**body, "runs": tuple(body["runs"])})
 
 
-def prepare(job: JobScript, recipes: Sequence[str], revision: str | None) -> None:
+def prepare(job: JobScript, recipes: Sequence[str], revision: str | None, last: Sequence[str] = ()) -> None:
     """Write the job's folder: a copy of the code, the recipe of every run, the script. Written beside its place and renamed.
 
-    `revision`: that of the code, which a copy cannot ask git for.
+    `last`: words of sleeptrain that a job of its own runs once all jobs of an array have ended. `revision`: that of the code, which a copy cannot ask git for.
     """
     folder = Path(job.folder)
     staged = folder.with_name(f".{folder.name}.part")
@@ -111,7 +112,8 @@ def prepare(job: JobScript, recipes: Sequence[str], revision: str | None) -> Non
         (staged / f"recipe-{index}.yaml").write_text(recipe)
     (staged / "nodes").mkdir()
     (staged / SCRIPT).write_text(render(job))
-    (staged / SCRIPT).chmod(0o755)
+    if last:
+        (staged / LAST_SCRIPT).write_text(render_last(job, last))
     staged.rename(folder)
 
 
@@ -133,20 +135,14 @@ def submit(job: JobScript, after: str | None = None) -> SubmittedJob:
     `after`: a job of SLURM after whose end without error this one starts.
     """
     folder = Path(job.folder)
-    pattern = "log-%A_%a.txt" if len(job.runs) > 1 else "log.txt"
-    words = [
-        "sbatch",
-        "--parsable",
-        f"--chdir={job.workdir}",
-        f"--output={folder.as_posix().replace('%', '%%')}/{pattern}",
-    ]
-    words += [f"--dependency=afterok:{after}"] if after else []
+    pattern = "log-%A_%a.txt" if job.array else "log.txt"
     try:
-        printed = _ask([*words, str(folder / SCRIPT)])
+        number = _submit(folder / SCRIPT, job.workdir, pattern, f"afterok:{after}" if after else None)
     except SlurmError:
         shutil.rmtree(folder)
         raise
-    number = printed.strip().partition(";")[0]  # with the cluster's name behind it where there are several
+    if (folder / LAST_SCRIPT).exists():
+        _submit(folder / LAST_SCRIPT, job.workdir, "last.txt", f"afterany:{number}")
     submitted = SubmittedJob(
         number, str(folder), job.runs, str(folder / pattern.replace("%A", number).replace("%a", "*"))
     )
@@ -154,6 +150,14 @@ def submit(job: JobScript, after: str | None = None) -> SubmittedJob:
     staged.write_text(json.dumps(asdict(submitted), indent=1) + "\n")
     staged.replace(folder / RECORD)
     return submitted
+
+
+def _submit(script: Path, workdir: str, log: str, dependency: str | None) -> str:
+    """The number of a script's job, which writes `log` beside the script."""
+    output = f"{script.parent.as_posix().replace('%', '%%')}/{log}"
+    words = ["sbatch", "--parsable", f"--chdir={workdir}", f"--output={output}"]
+    printed = _ask([*words, *([f"--dependency={dependency}"] if dependency else []), str(script)])
+    return printed.strip().partition(";")[0]  # with the cluster's name behind it where there are several
 
 
 def _ask(words: list[str], unknown_is_gone: bool = False) -> str:

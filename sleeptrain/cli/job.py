@@ -114,7 +114,7 @@ def _rows(job: SubmittedJob) -> list[dict[str, Any]]:
     queued = {row["index"]: row for row in job.rows()}
     rows = []
     for index, run in enumerate(job.runs):
-        row = queued.get(str(index) if len(job.runs) > 1 else "N/A")
+        row = queued.get(str(index), queued.get("N/A"))
         folder = Path(run)
         outcome, last = _json(folder / "outcome.json"), _last_metrics(folder / "metrics.jsonl")
         attempts = Path(job.folder) / f"attempts-{index}.jsonl"

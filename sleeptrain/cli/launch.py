@@ -106,7 +106,7 @@ def check(args: argparse.Namespace) -> Request:
     initial_weights(completed, args.recipe)
     check_writable(completed, folder)
     layout = resolve_layout(completed.value, data_layout.windows, batch, data_layout.sizes)
-    return Request(_located(resolved, folder), folder, cluster, nodes, plan.parameter_ownership(layout).total)
+    return Request(located(resolved, folder), folder, cluster, nodes, plan.parameter_ownership(layout).total)
 
 
 def script_of(request: Request, folder: Path) -> JobScript:
@@ -155,7 +155,7 @@ def summary(request: Request) -> str:
     )
 
 
-def _located(resolved: Any, folder: Path) -> Any:
+def located(resolved: Any, folder: Path) -> Any:
     """The recipe with absolute paths of its run folder and data, since it is read from another folder."""
     import dataclasses
 

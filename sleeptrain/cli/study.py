@@ -41,6 +41,8 @@ def add(subparsers: Any) -> None:
     what.add_argument("--dry-run", action="store_true", help="list the runs with their commands, and stop")
     what.add_argument("--index", type=int, metavar="I", help="run the I-th run only, from 0 on, and make no report")
     what.add_argument("--report", action="store_true", help="make the report of what is there, and run nothing")
+    parser.add_argument("--cluster", metavar="NAME", help="submit the runs that are left to SLURM as an array of jobs")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="with --cluster: a change to the cluster file")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the list of runs or the report as JSON")
     parser.set_defaults(run=run)
 
@@ -48,19 +50,27 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns 0, 1 if a run failed, 75 if one can be continued or a signal asked to stop."""
     from sleeptrain.study.config import load_study
-    from sleeptrain.study.points import check_data, make_points
+    from sleeptrain.study.points import base_folder, check_data, make_points
 
+    if args.cluster and (args.index is not None or args.report):
+        raise UserError(
+            "--cluster submits jobs, which run each index and the report themselves; leave out --index and --report"
+        )
     study = load_study(args.study, args.overrides).value
     points = make_points(study, args.study)
     if args.report:
         return _report(args, study, points)
     complete, errors = check_data(points)
-    if args.dry_run:
+    if args.dry_run and not args.cluster:
         for line in errors:
             print(f"warning: {line}", file=sys.stderr)
         return _list(args, points if errors else complete)
     if errors:
         raise UserError(errors)
+    if args.cluster:
+        from sleeptrain.cli.study_jobs import submit_study
+
+        return submit_study(args, complete, base_folder(study, args.study))
     if args.index is not None and not 0 <= args.index < len(points):
         raise UserError(f"--index {args.index}: the study has {len(points)} runs, from 0 to {len(points) - 1}")
     chosen = complete if args.index is None else [complete[args.index]]

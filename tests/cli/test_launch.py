@@ -143,6 +143,29 @@ def test_a_job_continues_after_its_time_limit_until_it_is_cancelled(
     assert (status["in the queue"], status["run is"]) == ("no", "stopped")
 
 
+def test_a_study_is_an_array_of_jobs(cluster: Cluster, login: Path, sleeptrain: Any) -> None:
+    """Four runs, their evaluation, and the report behind them; then nothing is left."""
+    changes = ", ".join(
+        f'"{key}": {value}' for key, _, value in (word.partition("=") for word in [*WORDS, "train.steps=6"])
+    )
+    (login / "four.yaml").write_text(
+        f"recipe: small.yaml\nset: {{{changes}}}\naxes: {{sleep.passes: [1, 2], train.seed: [0, 1]}}\nevaluate: {{samples: 2}}\n"
+    )
+    study = ["study", "four.yaml", "--cluster", "three.yaml"]
+    ran = sleeptrain(*study)
+    assert ran.status == 0, ran.err
+    array = re.search(r"^4 of 4 runs are submitted as array (\d+)", ran.out)[1]  # type: ignore[index]
+    base = login / "runs/study/four"
+    last = str(int(array) + 1)
+    wait_until(lambda: state(cluster, last) in ("COMPLETED", "FAILED"), base)
+    assert state(cluster, last) == "COMPLETED", (base / "launch/1/last.txt").read_text()
+    statuses = json.loads(sleeptrain("job", "status", str(base), "--json").out)
+    assert [(status["run is"], status["step"]) for status in statuses] == [("done", 6)] * 4
+    report = json.loads((base / "report.json").read_text())
+    assert (base / "report.html").exists() and (report["runs"], report["missing"]) == (4, [])
+    assert "every run is done" in sleeptrain(*study).out
+
+
 def test_a_job_that_waits_is_shown_and_cancelled(cluster: Cluster, login: Path, sleeptrain: Any) -> None:
     job = launch(sleeptrain, "waiting", "train.steps=9", "--set", "slurm.options={begin: now+1hour}")
     [status] = json.loads(sleeptrain("job", "status", "waiting", "--json").out)

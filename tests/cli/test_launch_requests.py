@@ -98,3 +98,18 @@ def test_preflight_of_one_process(tmp_path: Path, sleeptrain: Any) -> None:
     assert reasons[2].startswith("torch finds ")
     empty = sleeptrain("preflight", str(tmp_path / "other"), "--show")
     assert empty.status == 2 and "holds no results of preflight" in empty.err
+
+
+def test_a_study_whose_runs_need_other_numbers_of_processes_is_no_array(login: Path, sleeptrain: Any) -> None:
+    changes = ", ".join(f'"{key}": {value}' for key, _, value in (word.partition("=") for word in WORDS[1:]))
+    (login / "mixed.yaml").write_text(f"recipe: small.yaml\nset: {{{changes}}}\naxes: {{mesh.data: [1, 2]}}\n")
+    before = files(login)
+    ran = sleeptrain("study", "mixed.yaml", "--cluster", "two.yaml")
+    assert ran.status == 2 and ran.err.startswith("error: the runs of this study need 1, 2 processes"), ran.err
+    alone = sleeptrain("study", "mixed.yaml", "axes={mesh.data: [1]}", "--cluster", "two.yaml", "--dry-run")
+    assert alone.status == 0, alone.err
+    for line in ("#SBATCH --array=0", "#SBATCH --nodes=1", "#SBATCH --ntasks-per-node=1"):
+        assert line in alone.out.splitlines()
+    assert files(login) == before
+    both = sleeptrain("study", "mixed.yaml", "--cluster", "two.yaml", "--index", "0")
+    assert both.status == 2 and "leave out --index" in both.err

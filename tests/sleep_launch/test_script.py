@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sleep_launch.cluster import Nodes, Restart, Slurm, Software
-from sleep_launch.script import JobScript, render
+from sleep_launch.script import JobScript, render, render_last
 from tests.system import needs_system
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -28,9 +28,10 @@ FULL = JobScript(
     ),
     nodes=Nodes(8, 8, 12, "/scratch/$USER"),
     software=Software(("cuda/13.0", "nccl"), "python3", ("apptainer", "exec", "--nv", "/shared/my image.sif"), {"NCCL_SOCKET_IFNAME": "ib0", "NOTE": 'a "b" $c'}),
-    restart=Restart(5, 120),
+    restart=Restart(5, 120), array=(1,), then=("study", "it's", "--index"),
 )  # fmt: skip
 JOBS = {"plain": PLAIN, "full": FULL}
+LAST_WORDS = ("study", "it's", "--report")
 AWKWARD = 'it\'s a $HOME `run`; "touch" x\nsecond line %j \\ *'
 """A name with everything that a shell, or SLURM's file names, could read as its own."""
 
@@ -39,9 +40,10 @@ AWKWARD = 'it\'s a $HOME `run`; "touch" x\nsecond line %j \\ *'
 def test_the_script_is_the_committed_one(name: str) -> None:
     """`python -m tests.sleep_launch.test_script` writes them again; look at the difference."""
     assert render(JOBS[name]) == (SCRIPTS / f"{name}.sh").read_text()
+    assert render_last(FULL, LAST_WORDS) == (SCRIPTS / "last.sh").read_text()
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", [*JOBS, "last"])
 def test_shellcheck_finds_nothing(name: str) -> None:
     shellcheck = needs_system("shellcheck", package="shellcheck")
     assert subprocess.run(["bash", "-n", SCRIPTS / f"{name}.sh"], check=False).returncode == 0
@@ -122,3 +124,4 @@ def test_decisions_are_carried_out(
 if __name__ == "__main__":
     for each, described in JOBS.items():
         (SCRIPTS / f"{each}.sh").write_text(render(described))
+    (SCRIPTS / "last.sh").write_text(render_last(FULL, LAST_WORDS))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=rule_110_s_study
-#SBATCH --array=0-1
+#SBATCH --array=1
 #SBATCH --partition=gpu,big
 #SBATCH --account=team-7
 #SBATCH --qos=high
@@ -17,7 +17,7 @@
 #SBATCH --requeue
 #SBATCH --mem=0
 #SBATCH --exclusive
-# Checks the nodes of the job, trains, and requeues the job until the run is done: written by `sleeptrain launch`.
+# Checks the nodes of the job, trains, and requeues the job until the run is done: written by sleeptrain.
 # shellcheck disable=SC2016  # the shell must not read a $ in a name
 set -uo pipefail
 # SIGTERM, which SLURM sends to this script too, must not end it before the job is requeued.
@@ -57,7 +57,10 @@ follow() {
             scontrol update "JobId=$SLURM_JOB_ID" "StartTime=now+$value"
             [ -z "$nodes" ] || scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${exclude:+$exclude,}$nodes"
             exit 75 ;;
-        end) exit "$value" ;;
+        end)
+            [ "$value" = 0 ] || exit "$value"
+            "${srun[@]}" --nodes=1 --ntasks=1 --ntasks-per-node=1 "${python[@]}" -m sleeptrain study 'it'"'"'s' --index "$index"
+            exit $? ;;
         *) exit 1 ;;
     esac
 }

@@ -6,7 +6,7 @@
 #SBATCH --signal=USR1@300
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# Checks the nodes of the job, trains, and requeues the job until the run is done: written by `sleeptrain launch`.
+# Checks the nodes of the job, trains, and requeues the job until the run is done: written by sleeptrain.
 # shellcheck disable=SC2016  # the shell must not read a $ in a name
 set -uo pipefail
 # SIGTERM, which SLURM sends to this script too, must not end it before the job is requeued.
@@ -43,7 +43,8 @@ follow() {
             scontrol update "JobId=$SLURM_JOB_ID" "StartTime=now+$value"
             [ -z "$nodes" ] || scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${exclude:+$exclude,}$nodes"
             exit 75 ;;
-        end) exit "$value" ;;
+        end)
+            exit "$value" ;;
         *) exit 1 ;;
     esac
 }
