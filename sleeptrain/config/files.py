@@ -12,19 +12,19 @@ from sleeptrain.config.tree import Node, show
 from sleeptrain.errors import UserError
 
 
-def find(recipe: str, root: Path) -> Path:
-    """The file of a recipe given as a path or as the name of a file in `root`. Raises UserError."""
+def find(recipe: str, root: Path, what: str = "recipe") -> Path:
+    """The file of a recipe given as a path or as the name of a file in `root`; `what` it is called. Raises UserError."""
     paths = (Path(recipe), Path(f"{recipe}.yaml"), root / recipe, root / f"{recipe}.yaml")
     if found := [path for path in paths if path.is_file()]:
         return found[0].resolve()
     names = sorted(path.stem for path in root.glob("*.yaml"))
     near = nearest(Path(recipe).name.removesuffix(".yaml").removesuffix(".yml"), names, count=3)
-    hint = near or f"; recipes there: {', '.join(names) or 'none'}"
-    raise UserError(f"recipe {show(recipe)}: no such file, and none of that name in {root}{hint}")
+    hint = near or f"; {what}s there: {', '.join(names) or 'none'}"
+    raise UserError(f"{what} {show(recipe)}: no such file, and none of that name in {root}{hint}")
 
 
-def read_files(path: Path, root: Path, chain: tuple[Path, ...] = ()) -> Iterator[Node]:
-    """The trees of the files that a file includes, then its own; `chain` is what includes it. Raises UserError."""
+def read_files(path: Path, root: Path, chain: tuple[Path, ...] = (), what: str = "recipe") -> Iterator[Node]:
+    """The trees of the files that a file includes, then its own; `chain` is what includes it, `what` it is called. Raises UserError."""
     name = _name(path, root)
     try:
         text = path.read_text(encoding="utf-8")
@@ -33,10 +33,10 @@ def read_files(path: Path, root: Path, chain: tuple[Path, ...] = ()) -> Iterator
     tree = read_yaml(text, lambda mark: f"{name}:{mark.line + 1}" if mark else name)
     tree.value = tree.value if tree.value is not None else {}
     if not isinstance(tree.value, dict):
-        raise UserError(f"{tree.source}: a recipe is a mapping of sections, not {show(tree)}")
+        raise UserError(f"{tree.source}: a {what} is a mapping of sections, not {show(tree)}")
     includes = tree.value.pop("include", Node([]))
     for include in includes.value if isinstance(includes.value, list) else [includes]:
-        yield from read_files(_included(include, root, (*chain, path)), root, (*chain, path))
+        yield from read_files(_included(include, root, (*chain, path)), root, (*chain, path), what)
     yield tree
 
 

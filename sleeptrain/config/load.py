@@ -24,6 +24,7 @@ def load(
     schema: type[T],
     root: Path,
     *,
+    what: str = "recipe",
     check: Callable[[Resolved[T], Collection[str]], list[str]] = lambda resolved, refused: [],
 ) -> Resolved[T]:
     """Reads a recipe: the files that it includes, its own keys over theirs, then `overrides`.
@@ -32,6 +33,7 @@ def load(
     overrides   `section.key=value` in YAML, in the order given
     schema      a frozen dataclass of sections; each may have `problems() -> list[Problem]`
     root        the folder of recipes and of what they include
+    what        what such a file is called in errors
     check       the errors between sections, from the recipe and the dotted paths that `problems` refuses
 
     Raises UserError with every error found, each with the value, its source and the nearest right name. A file that
@@ -39,7 +41,7 @@ def load(
     """
     errors: list[str] = []
     root = root.resolve()
-    layers = list(read_files(find(recipe, root), root))
+    layers = list(read_files(find(recipe, root, what), root, what=what))
     layers += [layer for override in overrides if (layer := read_override(override, errors))]
     # Defaults come last: a value that replaces a section and is itself overridden must not replace its defaults.
     tree = reduce(lambda below, above: merge(below, above, schema, errors), layers, Node({}))
