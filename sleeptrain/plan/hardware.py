@@ -30,6 +30,12 @@ class Hardware:
     price: float | None = None
     """Price of a GPU-hour, in any currency; null: costs are not printed."""
 
+    def __str__(self) -> str:
+        links = (
+            f"{self.node_bandwidth / 1e9:.3g} GB/s within a node, {self.network_bandwidth / 1e9:.3g} GB/s between nodes"
+        )
+        return f"{self.gpus} GPUs a node, {self.flops:.3g} FLOPs a second at peak, {self.share:.0%} of it while computing; a GPU sends {links}"
+
     @property
     def speed(self) -> float:
         """FLOPs a second of a GPU while it computes."""

@@ -83,9 +83,10 @@ def search(
     refused, reasons = Counter[str](), dict[str, str]()
     fitting: list[tuple[Choice, QuickEstimate]] = []
     least: tuple[float, Choice] | None = None
-    for n, choice in enumerate(every):
+    meshes = list(dict.fromkeys(choice.mesh for choice in every))
+    for choice in every:
         if show:
-            show("layouts estimated", n, len(every))
+            show("meshes estimated", meshes.index(choice.mesh), len(meshes))
         layout = layouts.of(choice)
         if isinstance(layout, tuple):
             refused[layout[0]] += 1
@@ -120,7 +121,7 @@ def _finalists(
         if last and estimated > MARGIN * last.seconds:
             break
         if show:
-            show("layouts planned", len(found), len(by_mesh))
+            show("layouts planned", len(found), min(BEST, len(by_mesh)))
         for choice in variants[:TRIES]:
             planned = planned_exactly(reload, choice, memory, hardware)
             if planned is not None:

@@ -11,10 +11,10 @@ from sleeptrain.plan.hardware import Hardware
 from sleeptrain.plan.plan import Plan
 from sleeptrain.schedule.estimate import simulate_costs
 
-WHY = {
-    "tensor": "inside every block, so all of it is waited for",
-    "data": "after the last backward, which completes the gradients of looped weights, so all of it is waited for",
-    "pipe": "sent while other micro-batches are computed",
+WHEN = {
+    "tensor": "inside every block, where nothing hides them",
+    "data": "after backward, which completes the gradients of looped weights; nothing hides them",
+    "pipe": "hidden by the work on other micro-batches",
 }
 """When the messages of an axis are sent."""
 
