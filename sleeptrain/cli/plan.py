@@ -24,8 +24,8 @@ EXAMPLES = (
     "sleeptrain plan hybrid-7b mesh.data=4 mesh.pipe=4 mesh.tensor=4",
     "sleeptrain plan hybrid-1b mesh.pipe=2 --processes 8 --speed 4e14",
     "sleeptrain plan hybrid-1b --processes 8 --memory 80GiB",
-    "sleeptrain plan hybrid-1b --processes 16 --cluster h100-slurm",
-    "sleeptrain plan text-small --search --processes 4 --memory 16GiB",
+    "sleeptrain plan rule110-tiny --processes 16 --cluster h100-slurm",
+    "sleeptrain plan text-small --search --processes 2 --memory 16GiB",
     "sleeptrain plan text-small mesh.pipe=2 train.batch=12 --draw",
     "sleeptrain plan text-small mesh.pipe=2 train.batch=12 --svg runs/text-small.svg --json",
 )
