@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sleep_launch.cluster import Nodes, Restart, Slurm, Software, problems
 from sleeptrain.config import Problem, Resolved, load
 from sleeptrain.errors import UserError
+from sleeptrain.plan.hardware import Hardware
 from sleeptrain.recipe.shipped import configs_root
 
 
@@ -19,6 +20,8 @@ class ClusterFile:
     nodes: Nodes = field(default_factory=Nodes)
     software: Software = field(default_factory=Software)
     restart: Restart = field(default_factory=Restart)
+    hardware: Hardware | None = None
+    """GPUs and links, for `sleeptrain plan` and to check that a recipe fits; null: unknown."""
     recipe: tuple[str, ...] = ()
     """Changes to every recipe that runs here, such as `data.cache=/scratch/cache`; those of the command line come later."""
 
@@ -34,3 +37,13 @@ def load_cluster(name: str, overrides: Sequence[str] = ()) -> Resolved[ClusterFi
         return load(name, overrides, ClusterFile, configs_root() / "cluster", what="cluster file")
     except UserError as error:
         raise UserError([f"--cluster: {line}" for line in error.errors]) from None
+
+
+def load_hardware(name: str) -> Hardware:
+    """GPUs and links of a cluster file. Raises UserError where it does not name them."""
+    hardware = load_cluster(name).value.hardware
+    if hardware is None:
+        raise UserError(
+            f"--cluster {name}: this file has no section hardware; configs/cluster/h100-slurm.yaml shows one"
+        )
+    return hardware

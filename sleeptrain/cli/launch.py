@@ -105,8 +105,26 @@ def check(args: argparse.Namespace) -> Request:
     check_run(completed, folder, data_layout.manifest)
     initial_weights(completed, args.recipe)
     check_writable(completed, folder)
+    check_memory(args, cluster, completed, batch, data_layout)
     layout = resolve_layout(completed.value, data_layout.windows, batch, data_layout.sizes)
     return Request(located(resolved, folder), folder, cluster, nodes, plan.parameter_ownership(layout).total)
+
+
+def check_memory(args: argparse.Namespace, cluster: ClusterFile, resolved: Any, batch: Any, data_layout: Any) -> None:
+    """Raise UserError if the plan of a process does not fit a GPU of the cluster, where its file says how large that is."""
+    from sleeptrain import plan
+    from sleeptrain.train.layout import resolve_layout
+
+    if cluster.hardware is None:
+        return
+    memory = plan.DeviceMemory(cluster.hardware.bytes, f"a GPU of {args.cluster}")
+    resolved, _ = plan.resolve_recompute(resolved, batch, data_layout, memory)
+    found = plan.make_plan(resolve_layout(resolved.value, data_layout.windows, batch, data_layout.sizes), data_layout)
+    if not memory.holds(found):
+        raise UserError(
+            f"{args.recipe} needs {plan.size(plan.needed(found))} a process on {batch.data * resolved.value.mesh.pipe * resolved.value.mesh.tensor} "
+            f"processes, more than the {memory}; `sleeptrain plan` with the same words and --cluster says what would make it fit"
+        )
 
 
 def script_of(request: Request, folder: Path) -> JobScript:

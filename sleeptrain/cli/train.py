@@ -79,6 +79,7 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     Under a launcher the check is for the launched processes, without one for as many as the mesh names.
     """
     from sleeptrain import checkpoint, plan
+    from sleeptrain.cli.plan import announce
     from sleeptrain.evaluate.held_out import open_held_out
     from sleeptrain.parallel.process import local_device
     from sleeptrain.parallel.ranks import env_int
@@ -98,6 +99,7 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     check_run(resolved, folder, data_layout.manifest)
     initial_weights(resolved, args.recipe)
     check_writable(resolved, folder)
+    announce(resolve_layout(resolved.value, data_layout.windows, batch))
     memory = plan.process_memory(local_device())
     resolved, why = plan.resolve_recompute(resolved, batch, data_layout, memory)
     layout = resolve_layout(resolved.value, data_layout.windows, batch, data_layout.sizes)

@@ -76,8 +76,7 @@ def memory_of(
 ) -> ProcessMemory:
     """Bytes of a process that holds the parameters `held` and runs one stage."""
     job, partition = layout.job, held.partition(layout.batch.data)
-    moments: Mapping[Kind, int] = {"matrix": 1 if job.optim.name == "muon" else 2, "plain": 2}
-    optimizer = sum(FP32 * (1 + moments[group]) * n for group, n in partition.items())
+    optimizer = optimizer_bytes(job, partition)
     elements = held.elements if job.mesh.zero < 3 else sum(partition.values())
     gradients = _gradients(job, held, partition, layout.batch.accumulation)
     backward = StepPhase("backward", gradients["backward"], stage.peak, _work(job, held, activations))
@@ -85,6 +84,12 @@ def memory_of(
     parameters = DTYPES[job.train.precision].itemsize * elements
     lanes = 2 * lane_bytes(layout, sizes, held.blocks) if job.data.lane is not None else 0.0
     return ProcessMemory(parameters, optimizer, (backward, *rest), stage.kept, stage.host, lanes)
+
+
+def optimizer_bytes(job: Job, elements: Mapping[Kind, int]) -> float:
+    """Bytes of fp32 master weights and moments, from elements by optimizer group. Checkpoints hold these of the whole model."""
+    moments: Mapping[Kind, int] = {"matrix": 1 if job.optim.name == "muon" else 2, "plain": 2}
+    return float(sum(FP32 * (1 + moments[group]) * n for group, n in elements.items()))
 
 
 def lane_bytes(layout: Layout, sizes: ValueSizes, blocks: tuple[int, int]) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from sleeptrain.engine.optimizers import Kind, kind
 from sleeptrain.model.config import Model
@@ -42,6 +45,8 @@ class Parameters:
 
     parts: Mapping[str, int]
     """Of the whole model, by part: embedding, attention, deltanet, mlp, norms, head, total (a tied head counts 0)."""
+    kinds: Mapping[Kind, int]
+    """Of the whole model, by optimizer group."""
     stages: tuple[StageParameters, ...]
     tensor: int
     copies: int
@@ -62,28 +67,52 @@ class Parameters:
 
 def parameter_ownership(layout: Layout) -> Parameters:
     """Which process holds which parameters. Nothing is allocated."""
-    model, size = layout.job.model, layout.job.mesh.tensor
-    gated = layout.job.sleep.gated
-    whole = on_meta(model, gated)
-    tp_layout = TPLayout({name: p.shape for name, p in whole.named_parameters()}, MeshAxis(0, size, None))
+    model, size, gated = layout.job.model, layout.job.mesh.tensor, layout.job.sleep.gated
+    whole = _whole(model, gated)
+    full = {name: p.detach() for name, p in whole.named_parameters()}
+    tp_layout = TPLayout({name: p.shape for name, p in full.items()}, MeshAxis(0, size, None))
+    shards = {name: tp_layout.shard(name, p) for name, p in full.items()}
     stages, seen = [], set[str]()
     copies = padding = 0
     for blocks in layout.stages:
-        stage = on_meta(model, gated)
-        stage.keep_stage(blocks.start, blocks.stop)
-        sizes, kinds = {}, dict[Kind, int]()
-        for name, parameter in stage.named_parameters():
-            shard = tp_layout.shard(name, parameter.detach())
-            sizes[name] = shard.numel()
-            group = kind(name, shard)
-            kinds[group] = kinds.get(group, 0) + shard.numel()
-            extra = size * shard.numel() - parameter.numel()
+        names = _stage_names(model, gated, blocks.start, blocks.stop)
+        for name in names:
+            extra = size * shards[name].numel() - full[name].numel()
             copies += extra if tp_layout.dim(name) is None else 0
             padding += 0 if tp_layout.dim(name) is None else extra
-            copies += parameter.numel() if name in seen else 0
+            copies += full[name].numel() if name in seen else 0
             seen.add(name)
-        stages.append(StageParameters((blocks.start, blocks.stop), sizes, kinds))
-    return Parameters(parameters(whole), tuple(stages), size, copies, padding)
+        held = {name: shards[name] for name in names}
+        sizes = {name: shard.numel() for name, shard in held.items()}
+        stages.append(StageParameters((blocks.start, blocks.stop), sizes, _by_kind(held)))
+    return Parameters(parameters(whole), _by_kind(full), tuple(stages), size, copies, padding)
+
+
+def _by_kind(held: Mapping[str, Tensor]) -> dict[Kind, int]:
+    """Elements by optimizer group."""
+    kinds = dict[Kind, int]()
+    for name, parameter in held.items():
+        group = kind(name, parameter)
+        kinds[group] = kinds.get(group, 0) + parameter.numel()
+    return kinds
+
+
+@lru_cache(maxsize=4)
+def _whole(model: Model, gated: bool) -> LanguageModel:
+    """The whole model on the meta device, which nobody changes."""
+    return on_meta(model, gated)
+
+
+@lru_cache(maxsize=512)
+def _stage_names(model: Model, gated: bool, start: int, stop: int) -> tuple[str, ...]:
+    """Names of the parameters of the stage that holds the blocks start..stop-1."""
+    whole = _whole(model, gated)
+    # A copy of its own lists of modules: keep_stage changes these, and copies of the modules themselves would take seconds.
+    stage = copy.copy(whole)
+    stage.__dict__ |= {"_modules": dict(whole._modules), "_parameters": dict(whole._parameters)}
+    stage.layers = torch.nn.ModuleList(whole.layers)
+    stage.keep_stage(start, stop)
+    return tuple(name for name, _ in stage.named_parameters())
 
 
 def on_meta(model: Model, gated: bool = False) -> LanguageModel:

@@ -20,12 +20,20 @@ KEPT = {
 """Components of saved activations, as `estimate` names them and as they are printed."""
 
 
-def text(plan: Plan, memory: DeviceMemory | None = None, recompute: str | None = None) -> str:
+def text(
+    plan: Plan, memory: DeviceMemory | None = None, recompute: str | None = None, advice: Iterable[str] = ()
+) -> str:
     """The plan for a terminal: sizes, memory of every stage, whether it fits, work and idle time, traffic, assumptions.
 
-    `recompute`: why `train.recompute: auto` has chosen its policy.
+    `recompute`: why `train.recompute: auto` has chosen its policy. `advice`: lines about the fit.
     """
-    parts = [_sizes(plan), [*_memory(plan), *_fit(plan, memory, recompute)], _work(plan), _traffic(plan), _notes(plan)]
+    parts = [
+        _sizes(plan),
+        [*_memory(plan), *_fit(plan, memory, recompute), *advice],
+        _work(plan),
+        _traffic(plan),
+        _notes(plan),
+    ]
     return "\n\n".join(lines for part in parts if (lines := "\n".join(part)))
 
 

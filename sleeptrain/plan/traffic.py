@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sleeptrain.plan.ownership import StageParameters
 from sleeptrain.program import Pass
-from sleeptrain.schedule import Costs, Estimate
+from sleeptrain.schedule import Costs, Estimate, Schedule
 from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.layout import Layout
 
@@ -17,17 +17,17 @@ def traffic_of(layout: Layout, stage: int, held: StageParameters, costs: Costs, 
     accumulation = layout.batch.accumulation
     pipe = sum(size for edge, size in estimated.traffic.items() if edge.src == stage)
     return {
-        "data": _data_axis(layout, held),
+        "data": data_axis(layout, held),
         "pipe": pipe * accumulation,
-        "tensor": _tensor_axis(layout, stage, costs) * accumulation,
+        "tensor": tensor_axis(layout, layout.schedule, stage, costs) * accumulation,
         "host": 2 * estimated.stages[stage].host * accumulation,
     }
 
 
-def _data_axis(layout: Layout, held: StageParameters) -> float | None:
-    """Gradients are reduced in fp32, once a step or, under ZeRO 2, once a backward; then new parameters are gathered.
+def data_axis(layout: Layout, held: StageParameters) -> float | None:
+    """Bytes over the data axis in a step; None: not estimated.
 
-    Under ZeRO 3 the traffic depends on which parameters DeepSpeed keeps gathered between uses.
+    Gradients are reduced in fp32, once a step or, under ZeRO 2, once a backward; then new parameters are gathered. Under ZeRO 3 the traffic depends on which parameters DeepSpeed keeps gathered between uses.
     """
     data, zero = layout.batch.data, layout.job.mesh.zero
     if zero == 3:
@@ -37,10 +37,13 @@ def _data_axis(layout: Layout, held: StageParameters) -> float | None:
     return ring * (reduced + weight_bytes * held.elements)
 
 
-def _tensor_axis(layout: Layout, stage: int, costs: Costs) -> float:
-    """Features are reduced behind the mixer and the MLP of every block, their gradients before them; and once at the embedding
-    and in the backward of the head. Sequence parallelism sends as much."""
-    size, schedule = layout.job.mesh.tensor, layout.schedule
+def tensor_axis(layout: Layout, schedule: Schedule, stage: int, costs: Costs) -> float:
+    """Bytes over the tensor axis in one run of a schedule.
+
+    Features are reduced behind the mixer and the MLP of every block, their gradients before them; and once at the embedding and in
+    the backward of the head. Sequence parallelism sends as much.
+    """
+    size = layout.job.mesh.tensor
     at = schedule.stages[stage]
     if size == 1:
         return 0.0

@@ -10,6 +10,8 @@ from typing import Literal
 from sleeptrain.config import Problem
 
 All = Literal["all"]
+MOST_PASSES = 1000
+"""Largest number of passes. Every pass of a window is an action of the schedule, which is planned and checked before the start."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class Sleep:
                 yield Problem("passes", "a draw needs 1 <= low <= high")
             case int(n) if n < 1:
                 yield Problem("passes", "must be at least 1; the first pass is counted")
+        if self.max_passes > MOST_PASSES:
+            yield Problem("passes", f"must be at most {MOST_PASSES:,} passes over a window")
         layers = self.loop.layers
         if layers != "all" and (len(layers) != 2 or not 0 <= layers[0] < layers[1]):
             yield Problem("loop.layers", "must be `all` or [first, stop] with 0 <= first < stop")

@@ -1,7 +1,7 @@
 """Pipeline schedules, from a program to every stage's actions: build, check, estimate, draw. Pure Python, no torch."""
 
 from sleeptrain.schedule.balance import Balance, balance
-from sleeptrain.schedule.build import build_schedule, channel_per_edge
+from sleeptrain.schedule.build import build_schedule, channel_per_edge, sample_schedule
 from sleeptrain.schedule.check import check, checked
 from sleeptrain.schedule.draw import Picture, draw
 from sleeptrain.schedule.estimate import Costs, Estimate, StageEstimate, estimate
@@ -24,5 +24,6 @@ from sleeptrain.schedule.schedule import (
 __all__ = [
     "RECOMPUTE_POLICIES", "Balance", "Costs", "Edge", "Estimate", "Picture", "Producer", "RecomputePolicy", "Schedule",
     "ScheduleAction", "StageBlocks", "StageEstimate", "StageOp", "StageSchedule", "Value", "ValueSizes", "balance",
-    "build_schedule", "channel_per_edge", "check", "checked", "draw", "estimate", "inputs", "outputs", "reads_writes", "stage_blocks",
+    "build_schedule", "channel_per_edge", "check", "checked", "draw", "estimate", "inputs", "outputs", "reads_writes", "sample_schedule",
+    "stage_blocks",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ reversed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sleeptrain.program import Pass, Program
@@ -64,8 +64,32 @@ def build_schedule(
             f"a group of {group} micro-batches cannot keep {len(stages)} stages busy: "
             f"a pass needs at least as many micro-batches as stages, so use a group of {max(1, len(stages))} or more"
         )
+    return _schedule(program, stages, group, recompute, tied, range(len(stages)))
+
+
+def sample_schedule(
+    program: Program, stages: Sequence[StageBlocks], group: int, recompute: RecomputePolicy, only: Collection[int]
+) -> Schedule:
+    """The actions of the stages `only` as in `build_schedule`, for any number of micro-batches; the others have none.
+
+    For estimates: FLOPs, messages and memory of a stage grow by equal amounts with every micro-batch beyond the first.
+    """
+    return _schedule(program, stages, group, recompute, False, only)
+
+
+def _schedule(
+    program: Program,
+    stages: Sequence[StageBlocks],
+    group: int,
+    recompute: RecomputePolicy,
+    tied: bool,
+    only: Collection[int],
+) -> Schedule:
     schedules = []
     for s, ops in enumerate(stage_ops(program, stages)):
+        if s not in only:
+            schedules.append(StageSchedule(stages[s], ops, (), ()))
+            continue
         stage = _StageContext(program, s, ops, group, recompute)
         stage_passes = _stage_passes(stage)
         forward = _post_receives_early([_forward(s, each, m) for each in stage_passes for m in range(group)])

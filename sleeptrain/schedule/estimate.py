@@ -82,23 +82,32 @@ def estimate(schedule: Schedule, costs: Costs) -> Estimate:
     run = simulate_costs(schedule, costs)
     if run.problems:
         raise ValueError(f"cannot estimate an invalid schedule: {run.problems[0]}")
-    stages, traffic, host = [], dict.fromkeys(schedule.channels, 0.0), 0.0
-    for s, stage in enumerate(schedule.stages):
-        for action in (*stage.forward, *stage.backward):
-            if action.kind in ("SEND", "REDUCE") and action.edge is not None:
-                traffic[action.edge] += _message_bytes(schedule.program, costs, action)
-        flops = _stage_flops(schedule, costs, stage)
-        memory = memory_profile(schedule, s, costs.sizes)
-        host += memory.offload_traffic
+    stages, traffic = [], dict.fromkeys(schedule.channels, 0.0)
+    for s in range(len(schedule.stages)):
+        for edge, size in sent_by_stage(schedule, s, costs).items():
+            traffic[edge] += size
         busy = sum(end - begin for begin, end in run.spans[s])
-        idle = run.seconds - busy
-        bubble = idle / run.seconds if run.seconds else 0.0
-        stages.append(
-            StageEstimate(
-                **flops, busy=busy, idle=idle, bubble=bubble, kept=memory.kept, peak=memory.peak, host=memory.host
-            )
-        )
+        stages.append(estimate_stage(schedule, s, costs, busy, run.seconds))
+    host = sum(2 * stage.host for stage in stages)
     return Estimate(tuple(stages), run.seconds, traffic, {"pipe": sum(traffic.values()), "host": host})
+
+
+def estimate_stage(schedule: Schedule, s: int, costs: Costs, busy: float = 0.0, seconds: float = 0.0) -> StageEstimate:
+    """FLOPs and memory of one stage, which is `busy` for some of the `seconds` that all stages take. The others may have no actions."""
+    memory, idle = memory_profile(schedule, s, costs.sizes), seconds - busy
+    return StageEstimate(
+        **_stage_flops(schedule, costs, schedule.stages[s]),
+        busy=busy, idle=idle, bubble=idle / seconds if seconds else 0.0, kept=memory.kept, peak=memory.peak, host=memory.host,
+    )  # fmt: skip
+
+
+def sent_by_stage(schedule: Schedule, s: int, costs: Costs) -> dict[Edge, float]:
+    """Bytes that one stage sends, by directed edge."""
+    sent: dict[Edge, float] = {}
+    for action in (*schedule.stages[s].forward, *schedule.stages[s].backward):
+        if action.kind in ("SEND", "REDUCE") and action.edge is not None:
+            sent[action.edge] = sent.get(action.edge, 0.0) + _message_bytes(schedule.program, costs, action)
+    return sent
 
 
 def simulate_costs(schedule: Schedule, costs: Costs) -> Simulation:

@@ -39,6 +39,7 @@ def files(folder: Path) -> set[Path]:
         (["mesh.data=3"], "error: train.batch = 8 (command line) with mesh.data = 3 (command line)"),
         (["data.sources=[{path: gone}]"], "error: data.sources = "),
         (["--nodes", "8"], "error: train.batch = 8 (command line)"),
+        (["--set", "hardware={memory: 1KiB}"], "error: small.yaml needs "),
     ],
 )  # fmt: skip
 def test_a_wrong_request_writes_nothing(login: Path, sleeptrain: Any, words: list[str], error: str) -> None:

@@ -102,6 +102,9 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "mesh": (["plan", "rule110-tiny", "mesh.data=2", "--processes", "3"], ["mesh.data = 2 (command line): 3 processes were started; start 2"]),
     "heads": (["plan", "rule110-tiny", "mesh.tensor=3"], ["mesh.tensor can be 1, 2"]),
     "recipe": (["plan", "rule110-tinny"], ["did you mean rule110-tiny"]),
+    "search": (["plan", "rule110-tiny", "--search", "--draw", "--speed", "1"], ["--search needs --processes N", "--search draws no schedule", "--speed 1: with --cluster"]),
+    "cluster": (["plan", "rule110-tiny", "--cluster", "h100"], ['cluster file "h100": no such file', "did you mean h100-slurm"]),
+    "passes": (["plan", "rule110-tiny", "sleep.passes=100000"], ["sleep.passes = 100000 (command line): must be at most 1,000"]),
     "picture": (["plan", "rule110-tiny", "--svg", "/proc/x/y.svg"], ["--svg /proc/x/y.svg cannot be written"]),
     "dry: data": (["train", "text-small", "--dry-run"], ["data.sources = ", "runs/data/text does not exist", "sleeptrain data build text --out"]),
     "dry: batch": (["train", "rule110-tiny", "--dry-run", "train.batch=300"], ["the train split has 256 samples, fewer than one step's 300"]),
@@ -201,3 +204,21 @@ def test_a_plan_is_held_against_a_memory(sleeptrain: Any, folder: Path) -> None:
     assert json.loads(sleeptrain("plan", "rule110-tiny", "--json").out)["device"] is None
     wrong = sleeptrain("plan", "rule110-tiny", "--memory", "80")
     assert wrong.status == 2 and "'80' is not a size with its unit, such as 80GiB" in wrong.err
+
+
+def test_a_plan_on_a_cluster_says_time_and_a_search_lists_layouts(sleeptrain: Any, folder: Path) -> None:
+    words = ["plan", "rule110-tiny", *TINY, "train.batch=16"]
+    ran = sleeptrain(*words, "--processes", "4", "--cluster", "h100-slurm")
+    assert (ran.status, ran.err) == (0, "")
+    assert "a GPU of h100-slurm)\nlargest train.micro that fits: 4\n" in ran.out
+    assert all(
+        f"\n{line}" in ran.out for line in ("time of a step", "tokens a second", "the whole run", "a checkpoint")
+    )
+    found = sleeptrain(*words, "--search", "--processes", "2", "mesh.tensor=1")
+    assert found.status == 0 and "(assumed; --cluster says otherwise)" in found.out
+    assert "mesh.data=2 mesh.pipe=1 mesh.tensor=1" in found.out and "mesh.data=1 mesh.pipe=2 mesh.tensor=1" in found.out
+
+
+def test_a_long_plan_says_so(sleeptrain: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sleeptrain.cli.plan.MANY", 3)
+    assert sleeptrain("plan", "rule110-tiny", *TINY).err.startswith("planning ")

@@ -9,10 +9,13 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sleeptrain.engine.build import EngineSpec, build_engine
+from sleeptrain.model.counts import parameters
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.parallel.tensor import TensorParallelModel
-from sleeptrain.plan.ownership import parameter_ownership
+from sleeptrain.plan.ownership import on_meta, parameter_ownership
+from sleeptrain.recipe import load_recipe
+from sleeptrain.recipe.shipped import configs_root
 from sleeptrain.train.build_model import new_model
 from tests.distributed import run
 from tests.plan.plans import plan_of
@@ -31,8 +34,8 @@ def seven(*overrides):
     return resolve_layout(resolved.value, data_layout.windows, resolve_batch(resolved.value, 64))
 
 
-def count_by_hand(model):
-    """The number of parameters of a model with a gated loop, computed from its sizes."""
+def count_by_hand(model, gated=True):
+    """The number of parameters of a model with or without a gated loop, computed from its sizes."""
     width, a, g = model.width, model.attention, model.deltanet
     attention = width * a.head_dim * (3 * a.heads + 2 * a.kv_heads) + 2 * a.head_dim
     keys, values = g.key_heads * g.head_dim, g.value_heads * g.head_dim
@@ -44,7 +47,7 @@ def count_by_hand(model):
     )
     block = 3 * width * model.mlp.hidden + 2 * width
     mixers = {"A": attention, "G": deltanet}
-    ends = model.vocab * width * (1 if model.tie else 2) + 2 * width  # the final norm and the gate
+    ends = model.vocab * width * (1 if model.tie else 2) + (1 + gated) * width  # the final norm and the gate
     return sum(mixers[letter] + block for letter in model.pattern) + ends
 
 
@@ -88,6 +91,17 @@ def test_shards_of_seven_billion_parameters_on_sixteen_processes_add_up_to_one_m
     assert found.held == 4 * sum(share.elements for share in found.stages)
     assert found.held - found.copies - found.padding == found.total
     assert [share.blocks for share in found.stages] == [(0, 8), (8, 16), (16, 24), (24, 32)]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in configs_root().glob("*.yaml")))
+def test_parameters_of_every_recipe_are_counted_exactly(name):
+    recipe = load_recipe(name, ["model.vocab=50257"]).value
+    built = on_meta(recipe.model, recipe.sleep.gated)
+    parts = parameters(built)
+    assert (
+        parts["total"] == count_by_hand(recipe.model, recipe.sleep.gated) == sum(p.numel() for p in built.parameters())
+    )
+    assert recipe.model.norm == "pre" and recipe.model.attention.gate  # what count_by_hand counts
 
 
 @pytest.mark.slow

@@ -84,6 +84,7 @@ def test_ramp_and_draw_give_the_number_of_passes_of_a_step():
     [
         (Sleep(window=0), "window"),
         (Sleep(passes=0), "passes"),
+        (Sleep(passes=1001), "passes"),
         (Sleep(passes=Draw(3, 2)), "passes"),
         (Sleep(passes=Ramp(0, 2, 5)), "passes"),
         (Sleep(loop=Loop(layers=(3, 1))), "loop.layers"),

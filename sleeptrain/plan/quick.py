@@ -1,0 +1,176 @@
+"""A quick estimate of a layout's memory and step time, for searches over many layouts.
+
+Work, messages and saved activations grow by equal amounts with every micro-batch of a group, and in proportion to its rows. So
+schedules of one and of two micro-batches of one row give those of any group. Idle time and waiting for messages have closed forms.
+Everything else is that of the exact plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sleeptrain.plan.activations import ActivationMemory, SegmentMemory
+from sleeptrain.plan.costs import costs_of, layer_activations
+from sleeptrain.plan.data_layout import DataLayout
+from sleeptrain.plan.hardware import Hardware
+from sleeptrain.plan.memory import memory_of
+from sleeptrain.plan.ownership import StageParameters, parameter_ownership
+from sleeptrain.plan.step_time import StepTime, axis_times
+from sleeptrain.plan.traffic import data_axis, tensor_axis
+from sleeptrain.program import Pass
+from sleeptrain.schedule import Costs, StageEstimate, sample_schedule
+from sleeptrain.schedule.estimate import estimate_stage, sent_by_stage
+from sleeptrain.train.layout import Layout
+
+
+@dataclass(frozen=True)
+class QuickEstimate:
+    """Of one layout."""
+
+    memory: float
+    """Bytes of the process that needs most."""
+    time: StepTime
+
+
+@dataclass(frozen=True)
+class _StageSample:
+    """One stage of those that are alike."""
+
+    one: StageEstimate
+    """Of one micro-batch of one row."""
+    two: StageEstimate
+    """Of two."""
+    pipe: float
+    """Bytes of one micro-batch to other stages."""
+    tensor: float
+    """Bytes of one micro-batch over the tensor axis."""
+    held: StageParameters
+
+    @property
+    def flops(self) -> float:
+        """Of one row."""
+        return self.one.forward + self.one.recompute + self.one.backward
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The stages of a layout."""
+
+    stages: tuple[_StageSample, ...]
+    costs: Costs
+    activations: ActivationMemory
+    """Of one row."""
+    passes: int
+    """Work of a stage on one micro-batch is divided into so many turns."""
+
+
+class QuickPlanner:
+    """Estimates layouts of one recipe. Layouts with the same stages, tensor axis and recompute policy share their samples."""
+
+    def __init__(self, data_layout: DataLayout, hardware: Hardware) -> None:
+        self.data_layout, self.hardware = data_layout, hardware
+        self._samples: dict[tuple[int, int, str], _Sample] = {}
+
+    def estimate(self, layout: Layout) -> QuickEstimate:
+        """Memory and step time of a layout."""
+        mesh = layout.job.mesh
+        key = (mesh.pipe, mesh.tensor, layout.job.train.recompute_policy)
+        if key not in self._samples:
+            self._samples[key] = self._sample(layout)
+        sample = self._samples[key]
+        return QuickEstimate(_memory(layout, sample), _time(layout, sample, self.hardware))
+
+    def _sample(self, layout: Layout) -> _Sample:
+        row = dataclasses.replace(layout, batch=dataclasses.replace(layout.batch, micro=1))
+        activations, program = layer_activations(row, self.data_layout.padded), layout.program()
+        costs, only = costs_of(row, activations), _unlike(layout)
+        one, two = (sample_schedule(program, layout.stages, n, layout.recompute, only) for n in (1, 2))
+        held = parameter_ownership(layout).stages
+        stages = [
+            _StageSample(
+                estimate_stage(one, s, costs), estimate_stage(two, s, costs), sum(sent_by_stage(one, s, costs).values()),
+                tensor_axis(layout, one, s, costs), held[s],
+            )
+            for s in only
+        ]  # fmt: skip
+        turns = {(op.window, op.index) for op in program.ops if isinstance(op, Pass)}
+        return _Sample(tuple(stages), costs, activations, len(turns))
+
+
+def _unlike(layout: Layout) -> list[int]:
+    """One stage of every kind: with the same blocks, at the same end of the stack and of the looped range."""
+    pattern, kinds = layout.job.model.pattern, dict[object, int]()
+    for s, blocks in enumerate(layout.stages):
+        first, stop = blocks.loop
+        ends = [at in range(blocks.start, blocks.stop) for at in (0, first, stop - 1, len(pattern) - 1)]
+        parts = [part[1] - part[0] for part in map(blocks.part, ("prelude", "loop", "coda"))]
+        kinds.setdefault((*ends, *parts, *sorted(pattern[blocks.start : blocks.stop])), s)
+    return list(kinds.values())
+
+
+def _memory(layout: Layout, sample: _Sample) -> float:
+    """Bytes of the process that needs most."""
+    micro, group = layout.batch.micro, layout.batch.group
+    activations = _of_rows(sample.activations, micro)
+    return max(
+        memory_of(layout, s.held, _of_group(s.one, s.two, group, micro), activations, sample.costs.sizes).total
+        for s in sample.stages
+    )
+
+
+def _of_group(one: StageEstimate, two: StageEstimate, group: int, rows: int) -> StageEstimate:
+    """The memory of a group of micro-batches of `rows` rows."""
+
+    def grown(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+        return {name: rows * (n + (group - 1) * (second[name] - n)) for name, n in first.items()}
+
+    host = grown({"host": one.host}, {"host": two.host})["host"]
+    return dataclasses.replace(one, kept=grown(one.kept, two.kept), peak=grown(one.peak, two.peak), host=host)
+
+
+def _of_rows(activations: ActivationMemory, rows: int) -> ActivationMemory:
+    """Activations of one row as those of `rows` rows. Gradients of weights grow with them here, though they do not."""
+
+    def grown(segment: SegmentMemory) -> SegmentMemory:
+        return SegmentMemory(segment.kept * rows, segment.work * rows)
+
+    return dataclasses.replace(
+        activations,
+        rows=rows,
+        blocks={letter: grown(segment) for letter, segment in activations.blocks.items()},
+        cached=None if activations.cached is None else grown(activations.cached),
+        head=grown(activations.head),
+        norm=grown(activations.norm),
+    )
+
+
+def _time(layout: Layout, sample: _Sample, hardware: Hardware) -> StepTime:
+    """A group of G micro-batches on P stages takes G turns a pass, and P - 1 turns until the last stage has work; recompute needs no
+    gradient, and is done meanwhile.
+
+    A micro-batch comes back to a stage after P turns and P messages: where that is longer than the G turns of a pass, it is waited
+    for.
+    """
+    mesh, batch = layout.job.mesh, layout.batch
+    rows = batch.micro * batch.micro_batches
+    flops = max(stage.flops for stage in sample.stages)
+    filled = max(stage.one.forward + stage.one.backward for stage in sample.stages)
+    turn = batch.micro * flops / hardware.speed / sample.passes
+    link = hardware.bandwidth_of_message(mesh.pipe, batch.data * mesh.tensor)
+    sent_by_pass = batch.micro * max(stage.pipe for stage in sample.stages) / sample.passes
+    message = sent_by_pass / link
+    waited = max(0.0, mesh.pipe * (turn + message) - batch.group * turn, batch.group * (message - turn))
+    exposed = batch.accumulation * (sample.passes * waited + (mesh.pipe - 1) * message) if mesh.pipe > 1 else 0.0
+    data = [data_axis(layout, stage.held) for stage in sample.stages]
+    sent: dict[str, float | None] = {
+        "tensor": max(stage.tensor for stage in sample.stages) * rows,
+        "data": None if None in data else max(n for n in data if n is not None),
+        "pipe": sent_by_pass * sample.passes * batch.micro_batches,
+    }
+    return StepTime(
+        rows * flops / hardware.speed,
+        batch.accumulation * (mesh.pipe - 1) * turn * filled / flops,
+        axis_times(hardware, mesh, batch.data, sent, exposed),
+    )
