@@ -103,7 +103,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "heads": (["plan", "rule110-tiny", "mesh.tensor=3"], ["mesh.tensor can be 1, 2"]),
     "recipe": (["plan", "rule110-tinny"], ["did you mean rule110-tiny"]),
     "search": (["plan", "rule110-tiny", "--search", "--draw", "--speed", "1"], ["--search needs --processes N", "--search draws no schedule", "--speed 1: with --cluster"]),
-    "cluster": (["plan", "rule110-tiny", "--cluster", "h100"], ['cluster file "h100": no such file', "did you mean h100-slurm"]),
+    "cluster": (["plan", "rule110-tiny", "--cluster", "h100"], ['cluster file "h100": no such file', "there are: a100-80gb, example, h100-slurm"]),
     "passes": (["plan", "rule110-tiny", "sleep.passes=100000"], ["sleep.passes = 100000 (command line): must be at most 1,000"]),
     "picture": (["plan", "rule110-tiny", "--svg", "/proc/x/y.svg"], ["--svg /proc/x/y.svg cannot be written"]),
     "dry: data": (["train", "text-small", "--dry-run"], ["data.sources = ", "runs/data/text does not exist", "sleeptrain data build text --out"]),
