@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     from sleeptrain.study.curves import curves_page, read_runs, summary_of
     from sleeptrain.study.page import write_page
 
-    out = args.out or Path(os.path.commonpath(args.runs)) / "report.html"
+    common = os.path.commonpath([os.path.abspath(name) for name in args.runs])
+    out = args.out or Path(os.path.relpath(common)) / "report.html"
     if out.suffix not in (".html", ".htm"):
         raise UserError(f"--out {out}: must end in .html")
     logs, broken = read_runs(args.runs)

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "sleeptrain study rule110-tiny --dry-run",
-    "sleeptrain study rule110-tiny --dry-run --json",
-    "sleeptrain study rule110-tiny --index 0 set.train.steps=4",
+    "sleeptrain study rule110-tiny 'axes={train.seed: [0, 1, 2]}' --dry-run --json",
     "sleeptrain study rule110-tiny --report",
 )
 
