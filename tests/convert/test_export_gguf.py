@@ -14,15 +14,15 @@ import torch
 if "CI" not in os.environ:  # where a missing package fails
     pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
-import gguf  # noqa: E402
+import gguf
 
-from sleeptrain.cli.main import main  # noqa: E402
-from sleeptrain.convert.export_gguf import check_gguf, export_gguf  # noqa: E402
-from sleeptrain.errors import UserError  # noqa: E402
-from sleeptrain.model.config import AttentionConfig, DeltaNetConfig  # noqa: E402
-from sleeptrain.program import Loop, Sleep  # noqa: E402
-from tests.convert.runs import BYTES, SYMBOLS, train_tokenizer, write_run  # noqa: E402
-from tests.convert.toys import small, tensors  # noqa: E402
+from sleeptrain.cli.main import main
+from sleeptrain.convert.export_gguf import check_gguf, export_gguf
+from sleeptrain.errors import UserError
+from sleeptrain.model.config import AttentionConfig, DeltaNetConfig
+from sleeptrain.program import Loop, Sleep
+from tests.convert.runs import BYTES, SYMBOLS, train_tokenizer, write_run
+from tests.convert.toys import small, tensors
 
 GATED = Sleep(window=8, passes=3, loop=Loop(trigger="every", feedback="gated"))
 THREE = DeltaNetConfig(key_heads=2, value_heads=6, head_dim=16)
