@@ -116,7 +116,7 @@ def _keys(source: ExportSource) -> dict[str, Any]:
     sleep = sleep_json(source.sleep, len(model.pattern), source.feedback())
     licences = {f"sleeptrain.licence.{name}": text for name, text in licence_files(opened.run).items()}
     return {
-        "general.type": "model", "general.name": opened.run.resolve().name,
+        "general.type": "model", "general.quantization_version": 2, "general.name": opened.run.resolve().name,
         **{f"{ARCHITECTURE}.{key}": value for key, value in _model_keys(model, manifest.length).items()},
         **tokenizer_keys(manifest, source.tokenizer(), model.vocab),
         "sleeptrain.step": opened.step, "sleeptrain.sleep": json.dumps(sleep), **licences,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sleeptrain.convert.qwen3_5 import MappedTensor
+from sleeptrain.inference.llama_state import tiled
 from sleeptrain.model.config import DeltaNetConfig, Model
 
 BLOCK = {
@@ -78,19 +79,15 @@ def _steps(g: DeltaNetConfig, part: str) -> Iterator[Callable[[Tensor], Tensor]]
     match part.removeprefix("linear_attn."):
         case "in_proj_qkv.weight" | "conv1d.weight":
             keys = 2 * g.key_heads * g.head_dim
-            yield lambda rows: torch.cat([rows[:keys], tiled(rows[keys:], g)])
+            yield lambda rows: torch.cat([rows[:keys], _rows(rows[keys:], g)])
         case "in_proj_z.weight" | "in_proj_a.weight" | "in_proj_b.weight" | "dt_bias":
-            yield lambda rows: tiled(rows, g)
+            yield lambda rows: _rows(rows, g)
         case "A_log":
-            yield lambda logs: -torch.exp(tiled(logs, g))
+            yield lambda logs: -torch.exp(_rows(logs, g))
         case "out_proj.weight":
-            yield lambda columns: tiled(columns.T, g).T
+            yield lambda columns: _rows(columns.T, g).T
 
 
-def tiled(rows: Tensor, g: DeltaNetConfig) -> Tensor:
-    """Rows of all value heads [value_heads * n, ...] in llama.cpp's order, which repeats the key heads as a whole.
-
-    Ours has the value heads of one key head beside each other; theirs has the first ones of all key heads, then the second ones.
-    """
-    heads = rows.reshape(g.key_heads, g.value_heads // g.key_heads, -1, *rows.shape[1:])
-    return heads.transpose(0, 1).reshape(rows.shape).contiguous()
+def _rows(rows: Tensor, g: DeltaNetConfig) -> Tensor:
+    """Rows of all value heads [value_heads * n, ...] in llama.cpp's order."""
+    return tiled(rows.unflatten(0, (g.value_heads, -1)), g).flatten(0, 1)
