@@ -46,8 +46,9 @@ def add(subparsers: Any) -> None:
         "--max-shard-size", type=memory_size, metavar="SIZE", help="of a folder: largest file of weights (default: 4GB)"
     )
     parser.add_argument(
-        "--type", choices=["f32", "f16", "bf16"],
-        help="of a file: type of matrices; vectors and convolutions stay f32 (default: f32, exactly the trained weights)",
+        "--type", choices=["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"],
+        help="of a file: type of matrices; vectors and convolutions stay f32 (default: f32, exactly the trained weights). "
+        "Quantised types need llama-cpp-python",
     )  # fmt: skip
     parser.set_defaults(run=run)
 
@@ -60,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     exported, folder = _export(args)
     for name, size in exported.files.items():
         print(f"{size:>15,}  {folder / name}")
-    print(f"{exported.parameters:,} parameters in {exported.tensors} tensors, read again and equal to the checkpoint")
+    how = "quantised by llama.cpp" if (args.type or "").startswith("q") else "read again and equal to the checkpoint"
+    print(f"{exported.parameters:,} parameters in {exported.tensors} tensors, {how}")
     return 0
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sleeptrain.errors import UserError
+
 if TYPE_CHECKING:
     from sleeptrain.inference import SleepSession
     from sleeptrain.inference.continuation import TextSession
@@ -67,6 +69,12 @@ def _open_llama(args: argparse.Namespace, opened: RunFiles, rows: int) -> LlamaS
     saved = _open(args, rows) if args.load_state is not None else None
     rows = len(saved.lengths) if saved else rows
     session = LlamaSession(args.gguf, recipe.model, recipe.sleep, batch=rows, passes=args.passes)
+    written = session.loaded.metadata("sleeptrain.step")
+    if written is not None and int(written) != opened.step:
+        raise UserError(
+            f"--gguf {args.gguf} is of step {int(written):,}, and {args.folder} of step {opened.step:,}; name that checkpoint, or export "
+            "the run again"
+        )
     if saved:
         session.load_state(saved)
     return session

@@ -17,6 +17,7 @@ from sleeptrain.convert.gguf_tensors import GgufTensor, gguf_tensors
 from sleeptrain.convert.gguf_tokenizer import tokenizer_keys
 from sleeptrain.convert.hf_config import POSITIONS, full_attention_interval, sleep_json
 from sleeptrain.convert.licences import licence_files
+from sleeptrain.convert.quantise_gguf import QUANTISED, quantise
 from sleeptrain.convert.source import Exported, ExportSource, WeightSource, open_source
 from sleeptrain.errors import UserError
 from sleeptrain.model.config import Model, rotary_dims
@@ -45,16 +46,17 @@ class GgufSource:
 
 
 def export_gguf(path: Path, out: Path, kind: str) -> Exported:
-    """Write the run or checkpoint at `path` as the file `out` with matrices of a type in TYPES. It gets its name when it is complete.
+    """Write the run or checkpoint at `path` as the file `out`, with matrices of a type in TYPES or QUANTISED.
 
-    Needs no GPU, and memory for the largest tensor. The file is read again and compared. Raises UserError, and leaves nothing
+    It gets its name when it is complete. Needs no GPU, and memory for the largest tensor. What is not quantised is read again and
+    compared. Raises UserError, and leaves nothing
     behind, where `out` exists, where the checkpoint cannot be read, and for everything of the model that the format cannot express.
     """
     if out.exists() or out.is_symlink():
         raise UserError(f"--out {out} exists; remove it, or name another file")
     writer_class = _package().GGUFWriter
     exported = open_source(path, f"GGUF ({ARCHITECTURE})", _limits)
-    dtype, number = TYPES[kind]
+    dtype, number = TYPES.get(kind, TYPES["f32"])
     source = GgufSource(exported.weights(torch.float32), gguf_tensors(exported.model, exported.mapped), dtype)
     keys = {"general.file_type": number} | _keys(exported)
     try:
@@ -62,6 +64,9 @@ def export_gguf(path: Path, out: Path, kind: str) -> Exported:
             partial = folder / out.name
             write_gguf(writer_class(partial, ARCHITECTURE), keys, source)
             check_gguf(partial, source)
+            if kind in QUANTISED:
+                partial = folder / "quantised"
+                quantise(folder / out.name, partial, kind)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             os.rename(partial, out)

@@ -25,7 +25,7 @@ class LlamaModel:
 
     def __init__(self, path: Path) -> None:
         """Raises UserError where llama-cpp-python is missing or cannot load the file."""
-        self.lib = _library()
+        self.lib = llama_library("--engine llama.cpp")
         options = self.lib.llama_model_default_params()
         # Repacked weights make quantised models crash on CPUs with AMX (llama-cpp-python 0.3.36).
         options.use_extra_bufts = False
@@ -142,12 +142,13 @@ def _bytes(data: bytearray) -> Any:
     return (ctypes.c_uint8 * len(data)).from_buffer(data)
 
 
-def _library() -> Any:
+def llama_library(needed_by: str) -> Any:
+    """The package llama_cpp. Raises UserError, naming the option that needs it, where it is not installed."""
     try:
         import llama_cpp
     except ImportError:
         raise UserError(
-            "--engine llama.cpp needs llama-cpp-python, which pip builds from source: pip install 'sleeptrain[llama]'"
+            f"{needed_by} needs llama-cpp-python, which pip builds from source: pip install 'sleeptrain[llama]'"
         ) from None
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     return llama_cpp

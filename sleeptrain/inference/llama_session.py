@@ -81,7 +81,7 @@ class LlamaSession:
         self.passes = sleep.max_passes if passes is None else passes
         if told := list(obstacles(sleep, len(model.pattern), self.passes)):
             raise UserError([f"{field} cannot sleep in llama.cpp: {why}; leave --engine out" for field, why in told])
-        loaded = LlamaModel(path)
+        self.loaded = loaded = LlamaModel(path)
         for name, found, ours in (
             ("blocks", loaded.layers, len(model.pattern)), ("features", loaded.width, model.width), ("tokens", loaded.vocab, model.vocab),
         ):  # fmt: skip

@@ -141,6 +141,20 @@ def test_llama_wakes_from_what_a_session_has_read(feedback, tmp_path):
         torch.testing.assert_close(llama.prefill(piece), session.prefill(piece), rtol=0, atol=allowed)
 
 
+def test_llama_quantises_and_reads_the_result(tmp_path):
+    import gguf
+
+    ours, sleep = trained(layers="GA", width=64), Sleep(window=64)
+    run, out = write_run(tmp_path / "run", ours, sleep), tmp_path / "model.gguf"
+    export_gguf(run, out, "q8_0")
+    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(out).tensors}
+    assert types["blk.0.ffn_gate.weight"] == "Q8_0" and types["blk.0.ssm_a"] == "F32"
+    tokens = text(1, 40, seed=99)
+    found, expected = LlamaSession(out, ours.config, sleep).prefill(tokens), SleepSession(ours, sleep).prefill(tokens)
+    assert (found - expected).norm() < 0.05 * expected.norm()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "model.gguf"}
+
+
 def test_what_llama_cannot_do_is_refused_by_name(tmp_path):
     sleep = Sleep(window=8, passes=2, loop=Loop((0, 1)), evict=Evict("sliding", False))
     ours = small("GA", vocab=BYTES.size)
