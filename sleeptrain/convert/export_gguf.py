@@ -25,8 +25,6 @@ from sleeptrain.model.config import Model, rotary_dims
 ARCHITECTURE = "qwen35"
 TYPES = {"f32": (torch.float32, 0), "f16": (torch.float16, 1), "bf16": (torch.bfloat16, 32)}
 """Dtype of matrices, and its number in llama.cpp's `general.file_type`."""
-ROTARY_SECTIONS = [11, 11, 10, 0]
-"""Dimensions of rotary positions in time, height and width, which the architecture demands. Those of text are all equal."""
 
 
 class GgufSource:
@@ -136,7 +134,7 @@ def _model_keys(model: Model, length: int) -> dict[str, Any]:
         "feed_forward_length": model.mlp.hidden, "attention.head_count": a.heads, "attention.head_count_kv": a.kv_heads,
         "attention.key_length": a.head_dim, "attention.value_length": a.head_dim,
         "attention.layer_norm_rms_epsilon": float(model.eps), "rope.freq_base": float(a.theta),
-        "rope.dimension_count": rotary_dims(a), "rope.dimension_sections": ROTARY_SECTIONS,
+        "rope.dimension_count": rotary_dims(a), "rope.dimension_sections": rotary_sections(a.head_dim),
         "ssm.conv_kernel": g.conv, "ssm.state_size": g.head_dim, "ssm.group_count": g.key_heads,
         "ssm.time_step_rank": g.value_heads, "ssm.inner_size": g.value_heads * g.head_dim,
         "attention.recurrent_layers": [letter == "G" for letter in model.pattern],
@@ -145,9 +143,20 @@ def _model_keys(model: Model, length: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def rotary_sections(head_dim: int) -> list[int]:
+    """Pairs of dimensions that turn with time, height and width, in turn, which the architecture demands.
+
+    Those of text are all equal, so that any will do; llama.cpp ends the process where there are more than `head_dim`.
+    """
+    return [11, 11, 10, 0] if head_dim >= 32 else [head_dim // 3] * 3 + [0]
+
+
 def _limits(model: Model) -> Iterator[tuple[str, str]]:
     """What `qwen35` of llama.cpp cannot express of a model that Qwen3.5 in transformers can."""
-    yield from ()
+    if "A" in model.pattern and rotary_dims(model.attention) == 0:
+        yield "model.attention.rotary", "llama.cpp was not tried without rotary positions"
+    if "A" in model.pattern and model.attention.head_dim < 3:
+        yield "model.attention.head_dim", "its heads have at least 3 dimensions"
 
 
 def _package() -> Any:

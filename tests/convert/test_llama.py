@@ -29,13 +29,16 @@ from tests.convert.toys import small
 pytestmark = pytest.mark.llama
 SOURCE = Path(os.environ.get("LLAMA_CPP_SOURCE", Path(__file__).parents[2] / ".llama.cpp"))
 """The source of llama-cpp-python, which `make test-llama` unpacks."""
+HEADS = AttentionConfig(4, 2, 32, rotary=0.5)
+SMALL_HEADS = {"layers": "GA"}
+"""For these the converter of llama.cpp writes a file with which llama.cpp ends the process."""
 MODELS = {
-    "every second": {"layers": "GAGA"},
-    "irregular, tied": {"layers": "AGG", "tie": True},
-    "more value heads": {"layers": "GA", "deltanet": DeltaNetConfig(2, 6, 16, conv=3)},
+    "every second": {"layers": "GAGA", "attention": HEADS},
+    "irregular, tied": {"layers": "AGG", "tie": True, "attention": HEADS},
+    "more value heads": {"layers": "GA", "deltanet": DeltaNetConfig(2, 6, 16, conv=3), "attention": HEADS},
     "whole rotary": {"layers": "GA", "attention": AttentionConfig(4, 1, 32, rotary=1.0, theta=1e6)},
-    "no gate": {"layers": "GA", "attention": AttentionConfig(4, 2, 16, rotary=0.5, gate=False)},
-    "scaled branches": {"layers": "GA", "residual_scale": 0.3, "eps": 1e-5},
+    "no gate": {"layers": "GA", "attention": AttentionConfig(4, 2, 32, rotary=0.5, gate=False)},
+    "scaled branches": {"layers": "GA", "residual_scale": 0.3, "eps": 1e-5, "attention": HEADS},
 }
 CONVERT = """
 import json, sys
@@ -88,9 +91,9 @@ def greedy(session, count):
     return torch.stack(found, 1)
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", [*MODELS, "small heads"])
 def test_llama_has_our_logits_and_greedy_tokens(case, tmp_path):
-    ours, sleep = trained(**MODELS[case]), Sleep(window=128)
+    ours, sleep = trained(**MODELS.get(case, SMALL_HEADS)), Sleep(window=128)
     export_gguf(write_run(tmp_path / "run", ours, sleep), out := tmp_path / "model.gguf", "f32")
     tokens = text(1, 40, seed=99)
     session, llama = SleepSession(ours, sleep), LlamaSession(out, ours.config, sleep)
