@@ -1,10 +1,11 @@
-# make setup · environments · setup-system · demo · test · test-slow · drills · lint · layers · bench.  Each installs what it needs and is quick the second time.
+# make setup · environments · setup-system · demo · test · test-slow · test-llama · drills · lint · layers · bench.  Each installs what it needs and is quick the second time.
 SHELL := /bin/bash
 PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 PIP = -m pip install --disable-pip-version-check
 VENV := .venv/installed
 ENGINES := .venv-engines/installed
+LLAMA := .llama.cpp/installed
 # Processes that run tests; a file of tests stays in one, and files keep the order of tests/conftest.py.
 WORKERS ?= 2
 PARALLEL = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -12,7 +13,7 @@ DRILLS ?= 10
 DRILL_SEEDS ?= $(shell shuf --input-range 1-999999999 --head-count $(DRILLS) | paste --serial --delimiters ,)
 DRILL ?= test
 
-.PHONY: help setup setup-system demo test test-slow drills lint format layers bench clean
+.PHONY: help setup setup-system demo test test-slow test-llama drills lint format layers bench clean
 
 help:
 	@head -1 Makefile
@@ -29,7 +30,7 @@ $(VENV): pyproject.toml
 $(ENGINES): pyproject.toml
 	@echo "setup: installing transformers 5 for comparisons in .venv-engines (about a minute the first time)"
 	@test -d .venv-engines || $(PYTHON) -m venv .venv-engines
-	@.venv-engines/bin/python $(PIP) torch==2.13.0 transformers==5.23.0 numpy==2.1.3 pytest==9.0.1 hypothesis==6.148.2 omegaconf==2.4.0 pydantic==2.14.4 safetensors xxhash==3.8.2 hatchling==1.27.0 editables \
+	@.venv-engines/bin/python $(PIP) torch==2.13.0 transformers==5.23.0 numpy==2.1.3 pytest==9.0.1 hypothesis==6.148.2 omegaconf==2.4.0 pydantic==2.14.4 gguf==0.19.0 safetensors xxhash==3.8.2 hatchling==1.27.0 editables \
 		2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
 	@.venv-engines/bin/python $(PIP) --quiet --no-deps mlx==0.32.4 mlx-cpu==0.32.4 mlx-lm==0.32.2 2>/dev/null || echo "setup: mlx has no build for this machine; its test is skipped"
 	@.venv-engines/bin/python $(PIP) --no-deps --no-build-isolation --editable . 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
@@ -60,6 +61,20 @@ test: $(VENV) $(ENGINES)
 test-slow: $(VENV) .venv-triton-360/triton
 	.venv/bin/python -m pytest -m 'slow and not engines' $(PARALLEL)
 
+# llama.cpp as llama-cpp-python builds it, in .venv-engines, for any x86-64 CPU with AVX2. Its source has the converter that a test runs.
+$(LLAMA): $(ENGINES)
+	@echo "test-llama: building llama.cpp from source (77 MB download; about eight minutes of two cores the first time)"
+	@mkdir -p .llama.cpp
+	@.venv-engines/bin/python -m pip download --disable-pip-version-check --quiet --no-deps --no-binary llama-cpp-python --dest .llama.cpp llama-cpp-python==0.3.36
+	@tar --extract --strip-components=1 --directory .llama.cpp --file .llama.cpp/llama_cpp_python-0.3.36.tar.gz
+	@CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF" \
+		.venv-engines/bin/python $(PIP) .llama.cpp/llama_cpp_python-0.3.36.tar.gz
+	@touch $@
+
+# Exported GGUF files in llama.cpp and by its converter.
+test-llama: $(LLAMA)
+	.venv-engines/bin/python -m pytest -m llama
+
 # Faults drawn at random, DRILLS of them or those of DRILL_SEEDS, and the rest of the grids of which CI runs a sample.
 # A failed drill prints the command that repeats it.
 drills: $(VENV)
@@ -83,4 +98,4 @@ bench: $(VENV) $(ENGINES)
 	.venv/bin/python benchmarks/parallel.py
 
 clean:
-	rm -rf .venv .venv-engines .venv-triton-360 .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-engines .venv-triton-360 .llama.cpp .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from sleeptrain.cli.generate_engine import add_engine, engine_problems, open_session
 from sleeptrain.cli.help import add_command
 from sleeptrain.errors import UserError
 
 if TYPE_CHECKING:
-    from sleeptrain.inference import SleepSession
-    from sleeptrain.inference.continuation import Continuation
+    from sleeptrain.inference.continuation import Continuation, TextSession
     from sleeptrain.inference.text import Codec
 
 EXAMPLES = (
     'sleeptrain generate runs/text-small --prompt "def read(path):" --tokens 40',
     'sleeptrain generate runs/text-small --prompt "import " --tokens 40 --temperature 0.8 --top-p 0.95 --seed 1',
     'sleeptrain generate runs/rule110-tiny --prompt "T1 0 1 1 0 1 0 0 1" --tokens 1',
+    'sleeptrain generate runs/text-small --engine llama.cpp --gguf runs/text-small.gguf --prompt "def read(path):"',
 )
 
 
@@ -51,6 +52,7 @@ def add(subparsers: Any) -> None:
     )
     _add_sampling(parser)
     parser.add_argument("--passes", type=int, metavar="N", help="number of passes of a sleep (default: as trained)")
+    add_engine(parser)
     parser.add_argument(
         "--load-state",
         type=Path,
@@ -87,18 +89,12 @@ def run(args: argparse.Namespace) -> int:
     from sleeptrain.inference import SleepSession
     from sleeptrain.inference.continuation import Continuation, padded
     from sleeptrain.inference.sampling import Sampling
-    from sleeptrain.inference.state_file import load_state, save_state
-    from sleeptrain.inference.text import Codec
-    from sleeptrain.recipe.load_trained import open_trained
+    from sleeptrain.inference.state_file import save_state
 
     _check(args)
     texts = _prompts(args)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed, args.min_p)
-    trained = open_trained(args.folder)
-    codec = Codec(trained.manifest, trained.run)
-    session = SleepSession(trained.model, trained.recipe.sleep, batch=len(texts), passes=args.passes)
-    if args.load_state is not None:
-        load_state(session, args.load_state)
+    session, codec = open_session(args, len(texts))
     prompts = _encode(args, codec, texts, session)
     session.prefill(*padded(prompts, session.logits.device))
     rows = [Continuation(codec, prompt, args.tokens, sampling, args.stop) for prompt in prompts]
@@ -108,11 +104,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         _write(session, rows, sys.stdout)
     if args.save_state is not None:
+        assert isinstance(session, SleepSession)  # which _check demands
         save_state(session, args.save_state)
     return 0
 
 
-def _write(session: SleepSession, rows: Sequence[Continuation], out: TextIO | None = None) -> list[str]:
+def _write(session: TextSession, rows: Sequence[Continuation], out: TextIO | None = None) -> list[str]:
     """The text of every row, also written to `out` while it is generated."""
     from sleeptrain.inference.continuation import write_token
 
@@ -128,7 +125,7 @@ def _write(session: SleepSession, rows: Sequence[Continuation], out: TextIO | No
     return written
 
 
-def _encode(args: argparse.Namespace, codec: Codec, texts: Sequence[str], session: SleepSession) -> list[list[int]]:
+def _encode(args: argparse.Namespace, codec: Codec, texts: Sequence[str], session: TextSession) -> list[list[int]]:
     """The tokens of the prompts. Raises UserError for one that cannot be encoded, and for one that is empty at the start of a text."""
     lengths = session.lengths.tolist()
     if len(lengths) != len(texts):
@@ -167,6 +164,7 @@ def _check(args: argparse.Namespace) -> None:
         ),
     )
     errors = [f"{name} {value}: must be {wanted}" for name, value, good, wanted in rules if not good]
+    errors += engine_problems(args)
     if errors:
         raise UserError(errors)
 

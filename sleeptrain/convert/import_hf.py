@@ -20,10 +20,11 @@ from sleep_data.staging import publish, staging
 from sleep_data.tokenize import TOKENIZER, FileTokenizer
 from sleeptrain.checkpoint import write_weights
 from sleeptrain.config import Resolved
-from sleeptrain.convert.export import FEEDBACK, ORIGIN
+from sleeptrain.convert.export import ORIGIN
 from sleeptrain.convert.hf_config import read_model, read_sleep, same_shape
 from sleeptrain.convert.licences import licence_files
 from sleeptrain.convert.qwen3_5 import MappedTensor, mapped_tensors
+from sleeptrain.convert.source import FEEDBACK
 from sleeptrain.convert.tensor_files import TensorFiles
 from sleeptrain.data.config import Data, Source
 from sleeptrain.data.manifest import WINDOWS

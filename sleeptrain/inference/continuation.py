@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from sleeptrain.inference.sampling import GREEDY, Sampling
-from sleeptrain.inference.session import SleepSession
 from sleeptrain.inference.text import Codec
 from sleeptrain.inference.text_stream import StopStrings
+
+
+class TextSession(Protocol):
+    """A batch of texts that an engine reads, as `SleepSession` does."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of tokens that each text has, int64 [batch]."""
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits of each text's next token [batch, vocab]."""
+
+    def prefill(self, tokens: Tensor, lengths: Tensor | None = None, *, scored: bool = False) -> Tensor:
+        """Read `tokens` [batch, time], of each text the first `lengths`; `scored`: they were generated."""
 
 
 class Continuation:
@@ -53,7 +67,7 @@ class Continuation:
         return rest
 
 
-def write_token(session: SleepSession, rows: Sequence[Continuation]) -> list[str]:
+def write_token(session: TextSession, rows: Sequence[Continuation]) -> list[str]:
     """Draw a token for every row of a session that is not finished, and read it; returns the text that each row gains.
 
     The session reads the last token, too, but not one that ends a document: a later prompt continues the text.

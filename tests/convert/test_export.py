@@ -236,9 +236,9 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
 MEMORY = """
 import resource, torch
-from sleeptrain.convert.export import WeightSource
 from sleeptrain.convert.qwen3_5 import mapped_tensors
 from sleeptrain.convert.shards import plan_shards, write_shards
+from sleeptrain.convert.source import WeightSource
 from sleeptrain.recipe import load_recipe
 from sleeptrain.recipe.load_trained import parameter_shapes
 
