@@ -146,7 +146,7 @@ def _model_keys(model: Model, length: int) -> dict[str, Any]:
 def rotary_sections(head_dim: int) -> list[int]:
     """Pairs of dimensions that turn with time, height and width, in turn, which the architecture demands.
 
-    Those of text are all equal, so that any will do; llama.cpp ends the process where there are more than `head_dim`.
+    Positions of text are equal in all sections, so that any division will do; together they have at most `head_dim` dimensions.
     """
     return [11, 11, 10, 0] if head_dim >= 32 else [head_dim // 3] * 3 + [0]
 

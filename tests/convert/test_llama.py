@@ -31,7 +31,7 @@ SOURCE = Path(os.environ.get("LLAMA_CPP_SOURCE", Path(__file__).parents[2] / ".l
 """The source of llama-cpp-python, which `make test-llama` unpacks."""
 HEADS = AttentionConfig(4, 2, 32, rotary=0.5)
 SMALL_HEADS = {"layers": "GA"}
-"""For these the converter of llama.cpp writes a file with which llama.cpp ends the process."""
+"""A model whose rotary sections are ours; see `rotary_sections`."""
 MODELS = {
     "every second": {"layers": "GAGA", "attention": HEADS},
     "irregular, tied": {"layers": "AGG", "tie": True, "attention": HEADS},
