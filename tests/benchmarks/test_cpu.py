@@ -1,5 +1,6 @@
 """The CPU benchmarks run, write what they measured, and judge targets; nothing here depends on speed."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -11,6 +12,12 @@ from benchmarks.figures import Figure, interleaved, median_ratio, table
 from sleep_data.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
+SOURCE = ast.parse((ROOT / "benchmarks" / "cpu.py").read_text())
+[PARTS] = [
+    ast.literal_eval(line.value)
+    for line in SOURCE.body
+    if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "PARTS"
+]
 WITHOUT_TORCH = ("generators", "text_build")
 """Parts that only make data."""
 
@@ -35,26 +42,35 @@ def test_a_missed_target_stands_out():
     assert table(figures).split() == ["n", "3.000", "x", ">=", "4", "MISSED"]
 
 
-@pytest.mark.slow
-def test_quick_forms_of_all_parts_run_and_write_the_results(tmp_path):
+SAMPLE = ("recompute", "generators")
+"""Parts that CI runs; `make drills` runs the rest."""
+FIGURES = {"packing": 1, "text_build": 7}
+"""The number of figures of some parts."""
+
+
+@pytest.mark.parametrize(
+    "part", [pytest.param(name, marks=pytest.mark.slow if name in SAMPLE else pytest.mark.exhaustive) for name in PARTS]
+)
+def test_the_quick_form_of_a_part_runs_and_writes_its_results(tmp_path, part):
     out = tmp_path / "cpu.json"
-    words = [sys.executable, str(ROOT / "benchmarks" / "cpu.py"), "--quick", "--json", str(out)]
+    words = [sys.executable, str(ROOT / "benchmarks" / "cpu.py"), "--quick", "--only", part, "--json", str(out)]
     made = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert made.returncode == 0, made.stderr
     body = json.loads(out.read_text())
-    assert body["command"].endswith(f"benchmarks/cpu.py --quick --json {out}")
+    assert body["command"].endswith(f"benchmarks/cpu.py --quick --only {part} --json {out}")
     assert body["hardware"]["cpu"] and body["hardware"]["cores"] >= 1 and body["environment"]["versions"]["torch"]
-    assert set(body["parts"]) == {
-        "operators", "loss", "steps", "recompute", "startup", "threads", "checkpoint", "packing", "generators", "text_build",
-    }  # fmt: skip
-    for name, part in body["parts"].items():
-        assert part["versions"]["python"] and part["figures"]
-        assert name in WITHOUT_TORCH or part["versions"]["torch"]
-        for figure in part["figures"]:
-            assert figure["name"] in made.stdout and figure["unit"] and figure["met"] is None
-    assert len(body["parts"]["packing"]["figures"]) == 1 and len(body["parts"]["text_build"]["figures"]) == 7
-    generated = {f["name"].split(":")[0].split(",")[0] for f in body["parts"]["generators"]["figures"]}
-    assert generated == set(TASKS) - {"text"}
-    saved = {f["name"]: f["value"] for f in body["parts"]["recompute"]["figures"]}
-    per_pass = [value for name, value in saved.items() if name.startswith("saved for one more pass, recompute pass")]
-    assert per_pass and all(abs(value - 1) < 0.05 for value in per_pass)
+    assert list(body["parts"]) == [part]
+    found = body["parts"][part]
+    assert found["versions"]["python"] and found["figures"]
+    assert part in WITHOUT_TORCH or found["versions"]["torch"]
+    for figure in found["figures"]:
+        assert figure["name"] in made.stdout and figure["unit"] and figure["met"] is None
+    assert len(found["figures"]) == FIGURES.get(part, len(found["figures"]))
+    values = {figure["name"]: figure["value"] for figure in found["figures"]}
+    if part == "generators":
+        assert {name.split(":")[0].split(",")[0] for name in values} == set(TASKS) - {"text"}
+    if part == "recompute":
+        per_pass = [
+            value for name, value in values.items() if name.startswith("saved for one more pass, recompute pass")
+        ]
+        assert per_pass and all(abs(value - 1) < 0.05 for value in per_pass)
