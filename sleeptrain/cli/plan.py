@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from sleeptrain.cli.cluster import load_hardware
 from sleeptrain.cli.help import add_command, memory_size
 from sleeptrain.errors import UserError
-from sleeptrain.program import Pass
 
 if TYPE_CHECKING:
     from sleeptrain.cli.progress import Show
@@ -136,6 +135,8 @@ MANY = 20_000
 
 def announce(layout: Layout) -> None:
     """Print a line on the error stream before a plan that takes long."""
+    from sleeptrain.program import Pass
+
     turns = sum(isinstance(op, Pass) for op in layout.program().ops) * layout.batch.group * layout.job.mesh.pipe
     if turns > MANY:
         print(f"planning {turns:,} passes of stages and micro-batches; this takes minutes", file=sys.stderr, flush=True)

@@ -73,10 +73,7 @@ def _kinds_of_change(now: Choice) -> Iterator[list[Choice]]:
     yield [dataclasses.replace(now, zero=2)] if now.zero == 1 else []
     for axis in ("tensor", "pipe"):
         factors = [n for n in divisors(now.data) if n > 1]
-        yield [
-            dataclasses.replace(now, data=now.data // n, **{axis: getattr(now, axis) * n})  # type: ignore[arg-type]
-            for n in factors
-        ]
+        yield [dataclasses.replace(now, data=now.data // n, **{axis: getattr(now, axis) * n}) for n in factors]
 
 
 def _changed(before: Choice, after: Choice) -> tuple[str, ...]:

@@ -161,8 +161,11 @@ def _time(layout: Layout, sample: _Sample, hardware: Hardware) -> StepTime:
     link = hardware.bandwidth_of_message(mesh.pipe, batch.data * mesh.tensor)
     sent_by_pass = batch.micro * max(stage.pipe for stage in sample.stages) / sample.passes
     message = sent_by_pass / link
-    waited = max(0.0, mesh.pipe * (turn + message) - batch.group * turn, batch.group * (message - turn))
-    exposed = batch.accumulation * (sample.passes * waited + (mesh.pipe - 1) * message) if mesh.pipe > 1 else 0.0
+    exposed = 0.0
+    if mesh.pipe > 1:
+        forward = turn * max(stage.one.forward for stage in sample.stages) / flops
+        waited = sum(_waited(mesh.pipe, batch.group, half, message / 2) for half in (forward, turn - forward))
+        exposed = batch.accumulation * (sample.passes * waited + (mesh.pipe - 1) * message)
     data = [data_axis(layout, stage.held) for stage in sample.stages]
     sent: dict[str, float | None] = {
         "tensor": max(stage.tensor for stage in sample.stages) * rows,
@@ -174,3 +177,8 @@ def _time(layout: Layout, sample: _Sample, hardware: Hardware) -> StepTime:
         batch.accumulation * (mesh.pipe - 1) * turn * filled / flops,
         axis_times(hardware, mesh, batch.data, sent, exposed),
     )
+
+
+def _waited(stages: int, group: int, turn: float, message: float) -> float:
+    """Seconds of a pass, forward or backward, in which a stage waits for messages."""
+    return max(0.0, stages * (turn + message) - group * turn, group * (message - turn))

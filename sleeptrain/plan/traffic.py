@@ -27,7 +27,8 @@ def traffic_of(layout: Layout, stage: int, held: StageParameters, costs: Costs, 
 def data_axis(layout: Layout, held: StageParameters) -> float | None:
     """Bytes over the data axis in a step; None: not estimated.
 
-    Gradients are reduced in fp32, once a step or, under ZeRO 2, once a backward; then new parameters are gathered. Under ZeRO 3 the traffic depends on which parameters DeepSpeed keeps gathered between uses.
+    Gradients are reduced in fp32, once a step or, under ZeRO 2, once a backward; then new parameters are gathered. Under ZeRO 3 the
+    traffic depends on which parameters DeepSpeed keeps gathered between uses.
     """
     data, zero = layout.batch.data, layout.job.mesh.zero
     if zero == 3:

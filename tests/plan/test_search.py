@@ -27,7 +27,7 @@ from sleeptrain.train.layout import resolve_layout
 from tests.plan.plans import SMALL
 
 PROCESSES = 4
-SLOW = Hardware(gpus=2, flops=1e9, node_bandwidth=1e7, network_bandwidth=1e6)
+SLOW = Hardware(gpus=2, flops=1e9, node_bandwidth=1e8, network_bandwidth=1e7)
 MEMORY = DeviceMemory(1.3 * 2**20, "a test")
 GIVEN = [change for change in SMALL if not change.startswith(("train.micro", "mesh.group"))]
 

@@ -65,7 +65,7 @@ def test_a_checkpoint_holds_master_weights_and_moments_and_the_state_of_lanes():
         checkpoint_bytes(muon)[0] == 8 * kinds["matrix"] + 12 * kinds["plain"]
         and sum(kinds.values()) == muon.parameters.total
     )
-    lanes = plan_of("data.lane=2", "train.batch=8")
+    lanes = plan_of("data.row=48", "data.lane=96")
     assert checkpoint_bytes(lanes)[1] == lanes.memory[0].lanes / 2 > 0
 
 
