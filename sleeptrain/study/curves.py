@@ -9,7 +9,7 @@ from typing import Any
 from sleeptrain.errors import UserError
 from sleeptrain.run.folder import is_seed_folder, runs_of_seeds
 from sleeptrain.study.chart import Chart, Line
-from sleeptrain.study.page import NONE, Page, Passage, TextTable, number
+from sleeptrain.study.page import NONE, Page, PageSection, TextTable, number
 from sleeptrain.study.run_log import RunLog, mean, read_run
 
 CURVES = (
@@ -61,9 +61,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def curves_page(logs: Sequence[RunLog], broken: Sequence[str]) -> Page:
     """The page of these runs; `broken` are lines about those that cannot be shown."""
     problems = [*broken, *(f"{log.name}: {problem}." for log in logs for problem in log.problems)]
-    passages = [Passage("Runs", [TextTable(COLUMNS, [_row(log) for log in logs]), NOTE])]
+    passages = [PageSection("Runs", [TextTable(COLUMNS, [_row(log) for log in logs]), NOTE])]
     if problems:
-        passages.append(Passage("Damaged or missing", problems))
+        passages.append(PageSection("Damaged or missing", problems))
     for column, title, unit, log_y in CURVES:
         passages += _curve(logs, column, title, unit, log_y)
     passages += _by_window(logs)
@@ -92,20 +92,20 @@ def _row(log: RunLog) -> list[str]:
     ]  # fmt: skip
 
 
-def _curve(logs: Sequence[RunLog], column: str, title: str, unit: str, log_y: bool) -> list[Passage]:
+def _curve(logs: Sequence[RunLog], column: str, title: str, unit: str, log_y: bool) -> list[PageSection]:
     """The chart of one column over the steps; a sentence names the runs that do not have it. Empty where none has evaluated."""
     shown = [log for log in logs if log.has(column)]
     without = [log.name for log in logs if not log.has(column)]
     told = [f"Without {column}: {', '.join(without)}."] if without else []
     if not shown:
-        return [] if column.startswith("eval_") else [Passage(title, told)]
+        return [] if column.startswith("eval_") else [PageSection(title, told)]
     evaluated = column.startswith("eval_")
     lines = [Line(log.name, log.steps, log.column(column), style="marks" if evaluated else "line") for log in shown]
     positive = all(value is None or value > 0 for line in lines for value in line.y)
-    return [Passage(title, [Chart(title, "optimizer step", unit, lines, log_y=log_y and positive), *told])]
+    return [PageSection(title, [Chart(title, "optimizer step", unit, lines, log_y=log_y and positive), *told])]
 
 
-def _by_window(logs: Sequence[RunLog]) -> list[Passage]:
+def _by_window(logs: Sequence[RunLog]) -> list[PageSection]:
     """Loss by window at the end of training."""
     lines = []
     for log in logs:
@@ -115,14 +115,14 @@ def _by_window(logs: Sequence[RunLog]) -> list[Passage]:
         if any(loss is not None for loss in losses):
             lines.append(Line(log.name, [float(i + 1) for i in range(count)], losses, style="marks"))
     if not lines:
-        return [Passage("Loss by window", ["No run has loss_by_window."])]
+        return [PageSection("Loss by window", ["No run has loss_by_window."])]
     ticks = [(float(i), str(i)) for i in range(1, max(len(line.x) for line in lines) + 1)]
     chart = Chart(
         "Loss by window", "window of the sample (number)", "training loss (nats per target)", lines,
         ticks=ticks if len(ticks) <= 16 else (),
     )  # fmt: skip
     return [
-        Passage(
+        PageSection(
             "Loss by window", [chart, "Means over the last 5 % of the steps. Windows without targets have no loss."]
         )
     ]
@@ -133,7 +133,7 @@ def _labels(log: RunLog) -> dict[str, float]:
     return tables[-1] if tables else {}
 
 
-def _by_label(logs: Sequence[RunLog]) -> list[Passage]:
+def _by_label(logs: Sequence[RunLog]) -> list[PageSection]:
     """The last accuracy on held-out data by label of the task."""
     tables = {log.name: found for log in logs if (found := _labels(log))}
     labels = sorted({label for found in tables.values() for label in found}, key=lambda label: (len(label), label))
@@ -143,5 +143,7 @@ def _by_label(logs: Sequence[RunLog]) -> list[Passage]:
     names = {label.get("name") for log in logs if isinstance(label := log.manifest.get("label"), dict)}
     title = f"Accuracy by {names.pop() or 'label'}" if len(names) == 1 else "Accuracy by label"
     return [
-        Passage(title, [TextTable(["run", *labels], rows), f"Share of targets; {NONE}: not in the data of this run."])
+        PageSection(
+            title, [TextTable(["run", *labels], rows), f"Share of targets; {NONE}: not in the data of this run."]
+        )
     ]

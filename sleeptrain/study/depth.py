@@ -9,7 +9,7 @@ import numpy as np
 
 from sleeptrain.evaluate.intervals import Interval, mean_interval
 from sleeptrain.study.chart import Chart, Line
-from sleeptrain.study.page import NONE, Passage, TextTable, estimate, number
+from sleeptrain.study.page import NONE, PageSection, TextTable, estimate, number
 from sleeptrain.study.results import Setting
 
 SHARES = {"accuracy": "accuracy per answer token", "exact": "share of answers that are right throughout"}
@@ -70,7 +70,7 @@ def _depth_axis(settings: Sequence[Setting]) -> str | None:
     return None
 
 
-def depth_passages(settings: Sequence[Setting]) -> list[Passage]:
+def depth_passages(settings: Sequence[Setting]) -> list[PageSection]:
     """A table and a chart for accuracy and for exact answers; nothing where the task has no labels or nothing was measured."""
     lines = depth_lines(settings)
     reports = [run.measured for s in settings for run in s.runs if run.measured and run.measured.get("label")]
@@ -98,7 +98,7 @@ def depth_passages(settings: Sequence[Setting]) -> list[Passage]:
         chart = Chart(
             f"Rate of right answers by {label}: {share}", f"{label} (label of the task)", title, marks, ticks=ticks
         )
-        passages.append(Passage(f"{share.capitalize()} by {label}", [table, DEPTH_NOTE, chart]))
+        passages.append(PageSection(f"{share.capitalize()} by {label}", [table, DEPTH_NOTE, chart]))
     return passages
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sleeptrain.evaluate.intervals import Interval, difference_interval
 from sleeptrain.study.chart import Chart, Line
-from sleeptrain.study.page import Passage, TextTable, estimate, number
+from sleeptrain.study.page import PageSection, TextTable, estimate, number
 from sleeptrain.study.results import Setting, StudyRun
 
 NOISE = 20
@@ -107,7 +107,7 @@ def _effect(
     return PassesEffect(more, fewer, budget, amount, (known[0], known[1]), (shares[0], shares[1]))
 
 
-def effect_passages(found: Sequence[PassesEffect], settings: Sequence[Setting]) -> list[Passage]:
+def effect_passages(found: Sequence[PassesEffect], settings: Sequence[Setting]) -> list[PageSection]:
     """The table of the effects and a chart of the curves over FLOPs; nothing where no two settings can be compared."""
     if not found:
         return []
@@ -131,5 +131,7 @@ def effect_passages(found: Sequence[PassesEffect], settings: Sequence[Setting]) 
         "Loss over FLOPs of the first seed", "model FLOPs of training", "loss (nats per target)", lines, log_x=True
     )
     return [
-        Passage("Effect of the number of passes", [TextTable(columns, rows), EFFECT_NOTE, *([chart] if lines else [])])
+        PageSection(
+            "Effect of the number of passes", [TextTable(columns, rows), EFFECT_NOTE, *([chart] if lines else [])]
+        )
     ]

@@ -10,7 +10,7 @@ import numpy as np
 
 from sleeptrain.study.chart import Chart, Line
 from sleeptrain.study.config import TargetSize
-from sleeptrain.study.page import Passage, TextTable, estimate
+from sleeptrain.study.page import PageSection, TextTable, estimate
 from sleeptrain.study.results import LossKind, Setting, StudyRun
 from sleeptrain.study.scaling import CONSTANTS, RESAMPLES, ScalingFit, ScalingLaw, fit_law, obstacle
 
@@ -77,7 +77,7 @@ def _scales(settings: Sequence[Setting], axis: str) -> bool:
     return False
 
 
-def law_passages(groups: Sequence[LawGroup], targets: Mapping[str, TargetSize]) -> list[Passage]:
+def law_passages(groups: Sequence[LawGroup], targets: Mapping[str, TargetSize]) -> list[PageSection]:
     """The passages of the laws: constants, optima, extrapolations."""
     if not groups:
         return []
@@ -95,10 +95,10 @@ def law_passages(groups: Sequence[LawGroup], targets: Mapping[str, TargetSize]) 
     table: list[str | TextTable | Chart] = (
         [TextTable(("runs", "number", *NAMES, "error of log loss"), rows), FIT_NOTE] if rows else []
     )
-    passages = [Passage("Scaling law", [*table, *without])]
+    passages = [PageSection("Scaling law", [*table, *without])]
     passages += [passage for g, fit in fitted for passage in _optima(g, fit)]
     if targets and fitted:
-        passages.append(Passage("Extrapolation", _extrapolation(fitted, targets)))
+        passages.append(PageSection("Extrapolation", _extrapolation(fitted, targets)))
     return passages
 
 
@@ -106,7 +106,7 @@ def _value(fit: ScalingFit, of: Any, form: str = "{:.4g}") -> str:
     return estimate(of(fit.law), fit.interval(of), form)
 
 
-def _optima(group: LawGroup, fit: ScalingFit) -> list[Passage]:
+def _optima(group: LawGroup, fit: ScalingFit) -> list[PageSection]:
     """The best size and number of tokens at budgets that runs had, with the losses over the size at each."""
     cost = group.cost
     if cost is None:
@@ -128,7 +128,7 @@ def _optima(group: LawGroup, fit: ScalingFit) -> list[Passage]:
     )
     table = TextTable(("FLOPs", "params", "tokens", "loss"), rows)
     title = f"Minima at equal FLOPs: {group.name}"
-    return [Passage(title, [table, told, Chart(title, "parameters", "loss (nats per target)", lines, log_x=True)])]
+    return [PageSection(title, [table, told, Chart(title, "parameters", "loss (nats per target)", lines, log_x=True)])]
 
 
 def _extrapolation(

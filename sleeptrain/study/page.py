@@ -31,7 +31,7 @@ class TextTable:
 
 
 @dataclass(frozen=True)
-class Passage:
+class PageSection:
     """A part of a page with a heading: paragraphs of plain text, tables and charts, in this order or mixed."""
 
     title: str
@@ -44,7 +44,7 @@ class Page:
 
     title: str
     about: str
-    passages: Sequence[Passage]
+    passages: Sequence[PageSection]
 
     @property
     def charts(self) -> list[Chart]:

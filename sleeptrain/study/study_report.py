@@ -11,7 +11,7 @@ from sleeptrain.study.config import Study, TransferredRate, TunedRate
 from sleeptrain.study.depth import SHARES, depth_lines, depth_passages
 from sleeptrain.study.effect import PassesEffect, effect_passages, effects
 from sleeptrain.study.law_passages import LawGroup, law_groups, law_json, law_passages
-from sleeptrain.study.page import NONE, Page, Passage, TextTable, estimate, number
+from sleeptrain.study.page import NONE, Page, PageSection, TextTable, estimate, number
 from sleeptrain.study.results import Results, Setting
 
 KINDS = {
@@ -40,9 +40,16 @@ class StudyReport:
             "in nats per target. Brackets are 95 % intervals of the mean over the seeds (Student's t); one seed has none, and decides "
             "nothing."
         )
-        passages = [Passage("Runs that are missing or damaged", self._results.missing)] if self._results.missing else []
+        passages = (
+            [PageSection("Runs that are missing or damaged", self._results.missing)] if self._results.missing else []
+        )
         if self._settings:
-            passages += [Passage("Results", [self._table()]), *self._rates(), *self._published(), *self._axis_charts()]
+            passages += [
+                PageSection("Results", [self._table()]),
+                *self._rates(),
+                *self._published(),
+                *self._axis_charts(),
+            ]
             passages += depth_passages(self._settings)
             passages += effect_passages(self._effects, self._settings)
             passages += law_passages(self._laws, self._study.extrapolate)
@@ -65,7 +72,7 @@ class StudyReport:
             ])  # fmt: skip
         return TextTable(columns, rows)
 
-    def _rates(self) -> list[Passage]:
+    def _rates(self) -> list[PageSection]:
         """How learning rates were chosen."""
         rules = [rate.rule(key) for key, rate in self._study.rates.items() if isinstance(rate, TransferredRate)]
         parts: list[str | TextTable | Chart] = [f"Transferred, not tuned: {rule}." for rule in rules]
@@ -81,9 +88,9 @@ class StudyReport:
             ]
             told = f"Tuned: {', '.join(self._tuned)}. Of the rates of a setting the one with the lowest mean loss is taken."
             parts += [told, TextTable(("setting", "loss", ""), rows)]
-        return [Passage("Learning rates", parts)] if parts else []
+        return [PageSection("Learning rates", parts)] if parts else []
 
-    def _published(self) -> list[Passage]:
+    def _published(self) -> list[PageSection]:
         """Results of others beside ours."""
         rows = []
         for result in self._study.published:
@@ -97,9 +104,9 @@ class StudyReport:
                     [", ".join(f"{a} {v}" for a, v in wanted.items()), *[NONE] * 3, result.value, result.source]
                 )
         columns = ("setting", "our loss", "our accuracy", "our exact accuracy", "published", "source")
-        return [Passage("Beside published results", [TextTable(columns, rows)])] if rows else []
+        return [PageSection("Beside published results", [TextTable(columns, rows)])] if rows else []
 
-    def _axis_charts(self) -> list[Passage]:
+    def _axis_charts(self) -> list[PageSection]:
         """The loss against every axis that has several values, one line for each setting of the others."""
         charts: list[str | TextTable | Chart] = []
         for axis in self._settings[0].labels:
@@ -120,7 +127,7 @@ class StudyReport:
             ]  # fmt: skip
             ticks = [(place, label) for label, place in places.items()]
             charts.append(Chart(f"Loss by {axis}", axis, "final loss (nats per target)", lines, ticks=ticks))
-        return [Passage("Loss by axis", charts)] if charts else []
+        return [PageSection("Loss by axis", charts)] if charts else []
 
     def json(self) -> dict[str, Any]:
         """Everything that the page shows, as JSON values."""

@@ -125,7 +125,7 @@ def test_the_page_of_means_and_intervals(tmp_path: Path, sleeptrain: Any) -> Non
 def test_a_law_from_runs_of_several_sizes(tmp_path: Path, sleeptrain: Any) -> None:
     points = study(
         tmp_path,
-        "recipe: rule110-tiny\naxes:\n  model.width: [32, 64, 128]\n  train.steps: [10, 100, 1000]\n"
+        "recipe: rule110-tiny\naxes:\n  model.width: [32, 64, 128, 256]\n  train.steps: [10, 100, 1000]\n  train.seed: [0, 1]\n"
         "set: {model.vocab: 7}\nextrapolate: {large: {params: 1.0e+8, tokens: 1.0e+7}}\n",
     )
     noise = np.random.default_rng(0)
