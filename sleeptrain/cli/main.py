@@ -20,7 +20,7 @@ from sleeptrain import __version__
 from sleeptrain.cli.help import PROGRAM, Parser
 from sleeptrain.errors import CONTINUE, RunFailed, TryAgain, UserError
 
-COMMANDS = ("data", "plan", "train", "eval", "generate", "serve", "export", "import", "harness", "doctor")
+COMMANDS = ("data", "plan", "train", "eval", "generate", "serve", "export", "import", "doctor")
 """The modules of this package that are commands, in the order of `--help`."""
 EXAMPLES = """\
 Examples:
