@@ -23,7 +23,7 @@ from sleeptrain.errors import CONTINUE, RunFailed, TryAgain, UserError
 
 COMMANDS = (
     "data", "plan", "train", "launch", "job", "preflight", "study", "report",
-    "eval", "harness", "generate", "serve", "export", "import", "doctor",
+    "eval", "generate", "serve", "export", "import", "doctor",
 )  # fmt: skip
 """The modules of this package that are commands, in the order of `--help`."""
 EXAMPLES = """\

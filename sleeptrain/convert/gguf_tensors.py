@@ -1,6 +1,6 @@
 """The tensors of a GGUF file of architecture `qwen35`, each made of one tensor of the Hugging Face folder.
 
-Names and transformations are those of llama.cpp's converter (conversion/qwen.py, release b7000 and later): RMSNorm weights are
+Names and transformations are those of llama.cpp's converter (conversion/qwen.py in llama-cpp-python 0.3.36): RMSNorm weights are
 stored with their 1, `ssm_a` is -exp(A_log), and the value heads that share a key head are apart from each other.
 """
 

@@ -7,7 +7,8 @@ state, which `LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY` saves and restores alone.
 from __future__ import annotations
 
 import ctypes
-import logging
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from sleeptrain.errors import UserError
 
+ERROR = 4
+"""The level of an error in ggml's log (GGML_LOG_LEVEL_ERROR)."""
 TEXT_POSITIONS = 3
 """Rotary positions of a token of text: equal ones in time, height and width. The fourth is 0."""
 
@@ -150,5 +153,20 @@ def llama_library(needed_by: str) -> Any:
         raise UserError(
             f"{needed_by} needs llama-cpp-python, which pip builds from source: pip install 'sleeptrain[llama]'"
         ) from None
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+    llama_cpp.llama_log_set(_log_callback(), None)
     return llama_cpp
+
+
+@cache
+def _log_callback() -> Any:
+    """A function that llama.cpp calls with its messages, of which errors are shown.
+
+    That of llama-cpp-python 0.3.36 takes warnings for errors and hides errors.
+    """
+    import llama_cpp
+
+    def show(level: int, text: bytes, _: Any) -> None:
+        if level == ERROR:
+            sys.stderr.write(text.decode(errors="replace"))
+
+    return llama_cpp.llama_log_callback(show)

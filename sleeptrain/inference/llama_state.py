@@ -23,9 +23,10 @@ def write_state(data: bytearray, model: Model, state: Mapping[str, Tensor]) -> N
     at, g = _Place(data), model.deltanet
     attention = [f"layers.{i}." for i, letter in enumerate(model.pattern) if letter == "A"]
     deltanet = [f"layers.{i}." for i, letter in enumerate(model.pattern) if letter == "G"]
+    at.read("Ii")  # a constant, and the number of the text
     streams, cells = at.read("II")
     for _ in range(cells):
-        _, sequences, *_ = at.read("iIii")  # positions in time, height and width
+        _, sequences, *_ = at.read("iIiii")  # positions in time, height and width, and the token
         at.read(f"{sequences}i")
     transposed, layers = at.read("II")
     if (streams, transposed, layers) != (1, 1, len(attention)):
