@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sleeptrain.config import Resolved
-from sleeptrain.plan.choices import Choice, Layouts, divisors
+from sleeptrain.plan.choices import LayoutChoice, Layouts, divisors
 from sleeptrain.plan.data_layout import DataLayout
 from sleeptrain.plan.device import DeviceMemory, needed
 from sleeptrain.plan.hardware import Hardware
@@ -41,9 +41,9 @@ class Advice:
 def advise(reload: Reload, resolved: Resolved[Recipe], data_layout: DataLayout, plan: Plan, memory: DeviceMemory) -> Advice:  # fmt: skip
     """What to change where a plan does not fit a memory, and how large its micro-batches could be. `reload` as in `search`."""
     layouts, quick = Layouts(resolved, data_layout), QuickPlanner(data_layout, Hardware())
-    now = dataclasses.replace(Choice.of(plan.layout), group=resolved.value.mesh.group)
+    now = dataclasses.replace(LayoutChoice.of(plan.layout), group=resolved.value.mesh.group)
 
-    def fitting(options: Sequence[Choice]) -> tuple[Choice, float] | None:
+    def fitting(options: Sequence[LayoutChoice]) -> tuple[LayoutChoice, float] | None:
         """The first option that fits, and the bytes of a process."""
         for option in options:
             layout = layouts.of(option)
@@ -65,7 +65,7 @@ def advise(reload: Reload, resolved: Resolved[Recipe], data_layout: DataLayout, 
     return Advice(False, changes, smaller[0].micro if smaller else None)
 
 
-def _kinds_of_change(now: Choice) -> Iterator[list[Choice]]:
+def _kinds_of_change(now: LayoutChoice) -> Iterator[list[LayoutChoice]]:
     """Choices that need less memory in one way, the smallest change of each kind first."""
     policies = list(RECOMPUTE_POLICIES)
     later = policies[policies.index(now.recompute) + 1 :]
@@ -76,6 +76,6 @@ def _kinds_of_change(now: Choice) -> Iterator[list[Choice]]:
         yield [dataclasses.replace(now, data=now.data // n, **{axis: getattr(now, axis) * n}) for n in factors]
 
 
-def _changed(before: Choice, after: Choice) -> tuple[str, ...]:
+def _changed(before: LayoutChoice, after: LayoutChoice) -> tuple[str, ...]:
     """The overrides that make one choice of another."""
     return tuple(new for old, new in zip(before.overrides(), after.overrides(), strict=True) if old != new)

@@ -23,7 +23,7 @@ LARGEST_GROUP = 32
 
 
 @dataclass(frozen=True)
-class Choice:
+class LayoutChoice:
     """One layout, as the fields of a recipe that it sets."""
 
     data: int
@@ -35,7 +35,7 @@ class Choice:
     recompute: str
 
     @classmethod
-    def of(cls, layout: Layout) -> Choice:
+    def of(cls, layout: Layout) -> LayoutChoice:
         """The layout that a recipe has."""
         mesh, batch = layout.job.mesh, layout.batch
         policy = layout.job.train.recompute_policy
@@ -60,7 +60,7 @@ class Choice:
         return dataclasses.replace(resolved, value=dataclasses.replace(recipe, mesh=mesh, train=train))
 
 
-def choices(resolved: Resolved[Recipe], processes: int) -> Iterator[Choice]:
+def choices(resolved: Resolved[Recipe], processes: int) -> Iterator[LayoutChoice]:
     """Every layout of a number of processes, refused ones too. What the command line sets stays as it is.
 
     ZeRO 3 is left out: its traffic is not estimated, and all parameters of a looped model are gathered at once.
@@ -87,7 +87,7 @@ def choices(resolved: Resolved[Recipe], processes: int) -> Iterator[Choice]:
                 for group in options("mesh.group", _groups(share // micro, pipe)):
                     for zero in options("mesh.zero", (1, 2)):
                         for policy in policies:
-                            yield Choice(data, pipe, tensor, zero, group, micro, policy)
+                            yield LayoutChoice(data, pipe, tensor, zero, group, micro, policy)
 
 
 def divisors(n: int) -> list[int]:
@@ -108,7 +108,7 @@ class Layouts:
         self.resolved, self.data_layout = resolved, data_layout
         self._of_stages: dict[int, Layout] = {}
 
-    def of(self, choice: Choice) -> Layout | tuple[str, str]:
+    def of(self, choice: LayoutChoice) -> Layout | tuple[str, str]:
         """The layout, or what refuses it: the name of a rule and its reason."""
         applied = choice.applied(self.resolved)
         job = applied.value

@@ -109,8 +109,8 @@ def _stage_names(model: Model, gated: bool, start: int, stop: int) -> tuple[str,
     whole = _whole(model, gated)
     # A copy of its own lists of modules: keep_stage changes these, and copies of the modules themselves would take seconds.
     stage = copy.copy(whole)
-    stage.__dict__ |= {"_modules": dict(whole._modules), "_parameters": dict(whole._parameters)}
-    stage.layers = torch.nn.ModuleList(whole.layers)
+    modules = whole._modules | {"layers": torch.nn.ModuleList(whole.layers)}
+    stage.__dict__ |= {"_modules": modules, "_parameters": dict(whole._parameters)}
     stage.keep_stage(start, stop)
     return tuple(name for name, _ in stage.named_parameters())
 

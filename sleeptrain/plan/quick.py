@@ -105,7 +105,7 @@ def _unlike(layout: Layout) -> list[int]:
     for s, blocks in enumerate(layout.stages):
         first, stop = blocks.loop
         ends = [at in range(blocks.start, blocks.stop) for at in (0, first, stop - 1, len(pattern) - 1)]
-        parts = [part[1] - part[0] for part in map(blocks.part, ("prelude", "loop", "coda"))]
+        parts = [stop - start for start, stop in (blocks.part("prelude"), blocks.part("loop"), blocks.part("coda"))]
         kinds.setdefault((*ends, *parts, *sorted(pattern[blocks.start : blocks.stop])), s)
     return list(kinds.values())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sleeptrain.config import Resolved
 from sleeptrain.errors import UserError
-from sleeptrain.plan.choices import Choice, Layouts, choices
+from sleeptrain.plan.choices import LayoutChoice, Layouts, choices
 from sleeptrain.plan.data_layout import DataLayout
 from sleeptrain.plan.device import DeviceMemory
 from sleeptrain.plan.hardware import Hardware
@@ -38,7 +38,7 @@ Show = Callable[[str, int, "int | None"], None]
 class Found:
     """A layout that fits, planned exactly."""
 
-    choice: Choice
+    choice: LayoutChoice
     plan: Plan
     time: StepTime
 
@@ -61,7 +61,7 @@ class Search:
     """Layouts by the rule that refuses them, `memory` for those that do not fit."""
     reasons: Mapping[str, str]
     """One reason of each rule."""
-    least: tuple[float, Choice] | None
+    least: tuple[float, LayoutChoice] | None
     """The layout that needs the least memory of all that no rule refuses, and the bytes of a process."""
 
     @property
@@ -81,8 +81,8 @@ def search(
     layouts, quick = Layouts(resolved, data_layout), QuickPlanner(data_layout, hardware)
     every = list(choices(resolved, processes))
     refused, reasons = Counter[str](), dict[str, str]()
-    fitting: list[tuple[Choice, QuickEstimate]] = []
-    least: tuple[float, Choice] | None = None
+    fitting: list[tuple[LayoutChoice, QuickEstimate]] = []
+    least: tuple[float, LayoutChoice] | None = None
     meshes = list(dict.fromkeys(choice.mesh for choice in every))
     for choice in every:
         if show:
@@ -105,14 +105,14 @@ def search(
 
 def _finalists(
     reload: Reload,
-    fitting: Sequence[tuple[Choice, QuickEstimate]],
+    fitting: Sequence[tuple[LayoutChoice, QuickEstimate]],
     memory: DeviceMemory,
     hardware: Hardware,
     show: Show | None,
 ) -> list[Found]:
     """The exact plan of the fastest layout of each of the best meshes; of equally fast ones, of that which needs less memory."""
     ordered = sorted(fitting, key=lambda pair: (_rounded(pair[1].time.seconds), pair[1].memory))
-    by_mesh: dict[tuple[int, int, int], tuple[list[Choice], float]] = {}
+    by_mesh: dict[tuple[int, int, int], tuple[list[LayoutChoice], float]] = {}
     for choice, estimated_by in ordered:
         by_mesh.setdefault(choice.mesh, ([], _rounded(estimated_by.time.seconds)))[0].append(choice)
     found: list[Found] = []
@@ -130,7 +130,7 @@ def _finalists(
     return sorted(found, key=lambda each: each.seconds)[:BEST]
 
 
-def planned_exactly(reload: Reload, choice: Choice, memory: DeviceMemory, hardware: Hardware) -> Found | None:
+def planned_exactly(reload: Reload, choice: LayoutChoice, memory: DeviceMemory, hardware: Hardware) -> Found | None:
     """The exact plan of a choice; None where it is refused, does not fit, or its step time is not known."""
     try:
         resolved, data_layout = reload(choice.overrides())
