@@ -22,7 +22,7 @@ from sleeptrain.train.layout import resolve_layout
 BEST = 5
 """Layouts that a search shows, each of another mesh."""
 MARGIN = 1.02
-"""A mesh is not planned exactly if its estimate is longer than the last of the best by this factor. Estimates are closer."""
+"""A mesh is not planned exactly if its estimate is longer than the last of the best by this factor."""
 TRIES = 3
 """Exact plans of one mesh, where the estimate says that it fits and the plan that it does not."""
 NO_FIT = "memory"
