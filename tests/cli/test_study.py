@@ -30,6 +30,7 @@ def study_file(folder: Path, steps: int, extra: str = "") -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_listed_commands_make_the_runs_of_the_report(tmp_path: Path, sleeptrain: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(study_file(tmp_path, 2, "  eval: {every: 1}\nevaluate: {passes: [2]}\n"))
     listed = json.loads(sleeptrain("study", "s.yaml", "--dry-run", "--json").out)["runs"]

@@ -73,6 +73,7 @@ def test_losers_are_counted_by_reason(found):
     assert body["refused"] == dict(found.refused) and body["best"][0]["step"]["seconds"] == found.best[0].seconds
 
 
+@pytest.mark.slow
 def test_estimates_order_layouts_as_exact_plans_do():
     resolved, data_layout = reload(())
     layouts, quick = Layouts(resolved, data_layout), QuickPlanner(data_layout, SLOW)
@@ -104,6 +105,7 @@ def test_where_nothing_fits_the_smallest_layout_is_named():
     )
 
 
+@pytest.mark.slow
 def test_advice_is_one_change_that_fits():
     start = ["mesh.data=4", "train.recompute=none", "train.micro=4"]
     resolved, data_layout = reload(start)
