@@ -115,8 +115,8 @@ class TimedStream(StreamingResponse):
         try:
             async with asyncio.timeout(self._seconds + 1):  # the batch reports its own limit to clients that read
                 await super().__call__(scope, receive, send)
-        except TimeoutError:
-            pass  # the server closes the connection of an answer that is not complete
+        except (TimeoutError, asyncio.CancelledError):
+            pass  # the server closes the connection of an answer that is not complete, and cancels answers when it stops
         finally:
             self._texts.close()
 
