@@ -108,7 +108,7 @@ def figures(quick: bool) -> list[Figure]:
             entry = body["splits"]["train"]
             rows = -(-entry["tokens"] // ROW)
             found.append(
-                Figure(f"real tokens of rows of {ROW}: {kind}", entry["tokens"] / (rows * ROW), "", at_least=0.97)
+                Figure(f"real tokens of rows of {ROW}: {kind}", entry["tokens"] / (rows * ROW), "x", at_least=0.97)
             )
         path = files["sources"]
         pair = interleaved(
