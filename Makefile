@@ -73,7 +73,7 @@ $(LLAMA): $(ENGINES)
 
 # Exported GGUF files in llama.cpp and by its converter.
 test-llama: $(LLAMA)
-	.venv-engines/bin/python -m pytest -m llama
+	GGML_NO_BACKTRACE=1 .venv-engines/bin/python -m pytest -m llama
 
 # Faults drawn at random, DRILLS of them or those of DRILL_SEEDS, and the rest of the grids of which CI runs a sample.
 # A failed drill prints the command that repeats it.

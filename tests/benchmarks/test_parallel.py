@@ -56,7 +56,7 @@ def test_a_team_answers_by_rank_and_says_who_failed():
             team.do("fail")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_quick_form_runs_and_writes_every_figure(tmp_path):
     out = tmp_path / "parallel.json"
     words = [sys.executable, str(ROOT / "benchmarks" / "parallel.py"), "--quick", "--json", str(out)]
