@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleeptrain.cli.cluster import load_hardware
 from sleeptrain.cli.help import add_command, memory_size
 from sleeptrain.errors import UserError
 
@@ -78,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> str:
     """The plan of one layout, as text or JSON."""
     from sleeptrain import plan
+    from sleeptrain.cli.cluster import load_hardware
     from sleeptrain.recipe import check_batch
     from sleeptrain.schedule import draw
     from sleeptrain.train.layout import resolve_layout
@@ -111,6 +111,7 @@ def _plan(args: argparse.Namespace) -> str:
 def _search(args: argparse.Namespace, show: Show | None) -> str:
     """The best layouts, as text or JSON."""
     from sleeptrain import plan
+    from sleeptrain.cli.cluster import load_hardware
 
     hardware = load_hardware(args.cluster) if args.cluster else plan.Hardware()
     memory = _memory(args, hardware if args.cluster else None, assume=True)
