@@ -22,7 +22,6 @@ EXAMPLES = (
     'sleeptrain generate runs/text-small --prompt "def read(path):" --tokens 40',
     'sleeptrain generate runs/text-small --prompt "import " --tokens 40 --temperature 0.8 --top-p 0.95 --seed 1',
     'sleeptrain generate runs/rule110-tiny --prompt "T1 0 1 1 0 1 0 0 1" --tokens 1',
-    'sleeptrain generate runs/text-small --engine llama.cpp --gguf runs/text-small.gguf --prompt "def read(path):"',
 )
 
 

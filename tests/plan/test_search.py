@@ -83,11 +83,11 @@ def test_estimates_order_layouts_as_exact_plans_do():
         estimated, plan = quick.estimate(layouts.of(choice)), plan_with(choice.overrides())
         exact = needed(plan), step_time(plan, SLOW).seconds
         assert estimated.memory == pytest.approx(exact[0], rel=0.03), choice
-        assert estimated.time.seconds == pytest.approx(exact[1], rel=0.06), choice
+        assert estimated.time.seconds == pytest.approx(exact[1], rel=0.1), choice
         pairs.append(((estimated.memory, estimated.time.seconds), exact))
     for (guess, exact), (other_guess, other_exact) in itertools.combinations(pairs, 2):
         for i in (0, 1):
-            if exact[i] > 1.1 * other_exact[i]:
+            if exact[i] > 1.15 * other_exact[i]:
                 assert guess[i] > other_guess[i]
 
 
