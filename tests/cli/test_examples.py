@@ -35,7 +35,6 @@ def text_run() -> list[list[str]]:
 
 def test_every_example_runs_after_the_previous_ones(folder: Path, parsers: Any, examples: Any) -> None:
     # `doctor` creates a process group, which fails after a training in the same process; its examples run in test_doctor.py.
-    # Another engine needs the extra llama, and a model that can sleep there; tests/convert/test_llama.py runs it.
     # `serve` does not end by itself; its examples run in test_serve.py. Those of jobs need SLURM; test_launch.py runs such words.
     commands = [
         "",
@@ -55,12 +54,7 @@ def test_every_example_runs_after_the_previous_ones(folder: Path, parsers: Any, 
     known = {prog.removeprefix("sleeptrain").strip() for prog in parsers}
     on_a_cluster = {"launch", "job", "job status", "job logs", "job cancel", "preflight"}
     assert known == {*commands, *on_a_cluster, "doctor", "serve"}, "add a new command to this order"
-    lines = [
-        words
-        for command in commands
-        for words in examples(command)
-        if words[0] not in ("doctor", "serve") and "--engine" not in words
-    ]
+    lines = [words for command in commands for words in examples(command) if words[0] not in ("doctor", "serve")]
     prepared = text_run()
     first_use = next(i for i, words in enumerate(lines) if "runs/text-small" in words)
     every = [*lines[:first_use], *prepared, *lines[first_use:]]
