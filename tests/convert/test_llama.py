@@ -219,8 +219,10 @@ def test_the_converter_of_llama_cpp_writes_the_same_tensors_and_metadata(tmp_pat
             assert tensor.tensor_type == b[name].tensor_type and np.array_equal(tensor.shape, b[name].shape), name
             assert tensor.data.tobytes() == b[name].data.tobytes(), name
         a, b = ({f.name: (f.types, f.contents()) for f in reader.fields.values()} for reader in (one, two))
-        described = {
+        described = {  # from the name of the folder, or of our own
             "general.name",
+            "general.basename",
+            "general.version",
             "general.size_label",
             "general.tags",
             "qwen35.full_attention_interval",
