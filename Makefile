@@ -54,9 +54,10 @@ triton-360: .venv-triton-360/triton
 demo: $(VENV)
 	@docs/demo.sh
 
+# .venv-engines has not all that other tests import, so that pytest gets the files of its own.
 test: $(VENV) $(ENGINES)
 	.venv/bin/python -m pytest $(PARALLEL)
-	.venv-engines/bin/python -m pytest -m 'engines and not slow'
+	.venv-engines/bin/python -m pytest -m 'engines and not slow' $$(grep --recursive --files-with-matches 'mark.engines' tests)
 
 test-slow: $(VENV) .venv-triton-360/triton
 	.venv/bin/python -m pytest -m 'slow and not engines' $(PARALLEL)
@@ -73,7 +74,7 @@ $(LLAMA): $(ENGINES)
 
 # Exported GGUF files in llama.cpp and by its converter.
 test-llama: $(LLAMA)
-	GGML_NO_BACKTRACE=1 .venv-engines/bin/python -m pytest -m llama
+	GGML_NO_BACKTRACE=1 .venv-engines/bin/python -m pytest -m llama tests/convert/test_llama.py
 
 # Faults drawn at random, DRILLS of them or those of DRILL_SEEDS, and the rest of the grids of which CI runs a sample.
 # A failed drill prints the command that repeats it.
