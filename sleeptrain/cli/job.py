@@ -111,12 +111,14 @@ def _job(folder: Path) -> SubmittedJob:
 
 def _rows(job: SubmittedJob) -> list[dict[str, Any]]:
     """What is known of each run of a job."""
+    from sleeptrain.run.outcome import read_outcome
+
     queued = {row["index"]: row for row in job.rows()}
     rows = []
     for index, run in enumerate(job.runs):
         row = queued.get(str(index), queued.get("N/A"))
         folder = Path(run)
-        outcome, last = _json(folder / "outcome.json"), _last_metrics(folder / "metrics.jsonl")
+        outcome, last = read_outcome(folder), _last_metrics(folder / "metrics.jsonl")
         attempts = Path(job.folder) / f"attempts-{index}.jsonl"
         state = outcome.get("state")
         rows.append(
@@ -138,13 +140,6 @@ def _told(row: dict[str, str] | None) -> str:
     if row is None:
         return "no"
     return row["state"] + (f" ({row['reason']})" if row["reason"] else f" on {row['nodes']}, {row['left']} left")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}
 
 
 def _last_metrics(path: Path) -> dict[str, Any]:

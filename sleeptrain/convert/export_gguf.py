@@ -47,8 +47,8 @@ def export_gguf(path: Path, out: Path, kind: str) -> Exported:
     """Write the run or checkpoint at `path` as the file `out`, with matrices of a type in TYPES or QUANTISED.
 
     It gets its name when it is complete. Needs no GPU, and memory for the largest tensor. What is not quantised is read again and
-    compared. Raises UserError, and leaves nothing
-    behind, where `out` exists, where the checkpoint cannot be read, and for everything of the model that the format cannot express.
+    compared. Raises UserError, and leaves nothing behind, where `out` exists, where the checkpoint cannot be read, and for everything
+    of the model that the format cannot express.
     """
     if out.exists() or out.is_symlink():
         raise UserError(f"--out {out} exists; remove it, or name another file")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 OUTCOME = "outcome.json"
 State = Literal["running", "done", "stopped", "failed"]
@@ -22,3 +22,12 @@ def write_outcome(folder: Path, state: State, step: int | None = None, by: str |
         json.dumps({"state": state, "step": step, "by": by, "job": os.environ.get("SLURM_JOB_ID")}) + "\n"
     )
     staged.replace(path)
+
+
+def read_outcome(folder: Path) -> dict[str, Any]:
+    """What `write_outcome` wrote last; empty where the file is missing or damaged."""
+    try:
+        body = json.loads((folder / OUTCOME).read_text())
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}

@@ -20,7 +20,7 @@ from sleeptrain.recipe.continuation import announced_changes
 from sleeptrain.recipe.recipe import Recipe, load_recipe
 from sleeptrain.recipe.task_files import with_build_command
 from sleeptrain.run.folder import seed_folder
-from sleeptrain.run.outcome import OUTCOME
+from sleeptrain.run.outcome import read_outcome
 from sleeptrain.study.config import SEED, Study, StudyEvaluation, TransferredRate, TunedRate
 from sleeptrain.study.run_log import read_json
 
@@ -78,7 +78,7 @@ class Point:
 
     def trained(self) -> bool:
         """Whether its run has ended as its recipe is now: longer training, for example, continues it."""
-        done = (read_json(self.folder / OUTCOME) or {}).get("state") == "done"
+        done = read_outcome(self.folder).get("state") == "done"
         return done and not announced_changes(self.resolved, self.folder)[1]
 
     def measured(self) -> dict[str, Any] | None:
@@ -90,7 +90,7 @@ class Point:
             command, step = shlex.split(report["command"]), report["runs"][0]["step"]
         except (LookupError, TypeError, ValueError):
             return None
-        now = (read_json(self.folder / OUTCOME) or {}).get("step")
+        now = read_outcome(self.folder).get("step")
         return report if step == now and command == self.eval_command[: len(command)] else None
 
     def left(self) -> list[list[str]]:

@@ -13,7 +13,7 @@ from typing import Any
 from sleeptrain.errors import UserError
 from sleeptrain.recipe.recipe import Recipe, load_recipe
 from sleeptrain.run.folder import CONFIG, MANIFEST
-from sleeptrain.run.outcome import OUTCOME
+from sleeptrain.run.outcome import OUTCOME, read_outcome
 from sleeptrain.train.log import read_metrics
 
 LAST = 0.05
@@ -124,7 +124,7 @@ def read_run(folder: Path, name: str) -> RunLog:
     if not rows:
         raise UserError(f"{folder}: its metrics.jsonl has no step yet")
     problems = [f"{len(written) - len(rows)} lines of metrics.jsonl are damaged"] if len(written) > len(rows) else []
-    state = str((read_json(folder / OUTCOME) or {}).get("state", "unknown"))
+    state = str(read_outcome(folder).get("state", "unknown"))
     problems += [f"{OUTCOME} is missing or damaged"] if state == "unknown" else []
     recipe = None
     try:

@@ -15,13 +15,13 @@ from types import FrameType, TracebackType
 
 from sleep_launch import parent
 from sleeptrain.errors import CONTINUE
+from sleeptrain.run.stop import SIGNALS
 from sleeptrain.study.points import Point
 
 LOG = "study.log"
 """In the run folder: what the commands of a point printed."""
 SHOWN = 5
 """Lines of a failed command's log that are shown."""
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Stopping:
         self._previous: dict[int, signal.Handlers] = {}
 
     def __enter__(self) -> Stopping:
-        for number in FORWARDED:
+        for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)  # type: ignore[assignment]
         return self
 

@@ -93,8 +93,8 @@ def test_a_job_goes_to_other_nodes_is_stopped_and_continues(cluster: Cluster, lo
     bad = login / "scratch/n1"
     bad.touch()
     run = login / "stopped run"
-    job = launch(sleeptrain, "stopped run", "train.steps=24")
-    again = launch(sleeptrain, "whole", "train.steps=24", "--after", job)
+    job = launch(sleeptrain, "stopped run", "train.steps=60")
+    again = launch(sleeptrain, "whole", "train.steps=60", "--after", job)
     wait_until(lambda: step(run) >= 3, run)
     bad.unlink()
     cluster.run("scancel", "--signal=USR1", job)
@@ -102,11 +102,11 @@ def test_a_job_goes_to_other_nodes_is_stopped_and_continues(cluster: Cluster, lo
     assert state(cluster, job) == "COMPLETED", (run / "launch/1/log.txt").read_text()
     first, second, third = attempts(run)
     assert (first["event"], first["nodes"], first["excluded"]) == ("preflight", ["n1", "n2"], ["n1"])
-    assert second["nodes"] == third["nodes"] == ["n2", "n3"] and second["step"] == 0 < third["step"] < 24
+    assert second["nodes"] == third["nodes"] == ["n2", "n3"] and second["step"] == 0 < third["step"] < 60
     log = (run / "launch/1/log.txt").read_text()
     assert f"preflight: n1  FAILED\n           {bad} (--local) cannot be written" in log
     wait_for_end(cluster, again, login / "whole")
-    assert curve(run) == curve(login / "whole") and len(rows(run)) == 24
+    assert curve(run) == curve(login / "whole") and len(rows(run)) == 60
     assert len(attempts(login / "whole")) == 1
 
 
@@ -124,18 +124,22 @@ def test_a_job_continues_after_its_time_limit_until_it_is_cancelled(
         "slurm.lead=60",
         "--set",
         "nodes.tasks=1",
+        "--set",
+        "restart.limit=20",
         nodes="1",
     )
-    wait_until(lambda: len(attempts(run)) == 2 and step(run) > attempts(run)[1]["step"], run)
-    assert attempts(run)[1]["step"] > 0
+    # A start whose signal comes before it can save, on a busy machine, is followed by another.
+    wait_until(lambda: 0 < attempts(run)[-1]["step"] < step(run) if attempts(run) else False, run)
+    starts = len(attempts(run))
+    assert starts >= 2
     [status] = json.loads(sleeptrain("job", "status", "long", "--json").out)
-    assert (status["job"], status["run is"], status["starts"]) == (job, "running", 2)
+    assert (status["job"], status["run is"], status["starts"]) == (job, "running", starts)
     assert status["in the queue"].startswith("running on n")
     refused = sleeptrain("launch", "small.yaml", *WORDS, "train.steps=9", "run_dir=long", "--cluster", "three.yaml")
     assert refused.status == 2 and f"long has job {job}, which is running; cancel it first" in refused.err
     assert "saves after its step and ends" in sleeptrain("job", "cancel", "long").out
     wait_for_end(cluster, job, run)
-    assert state(cluster, job) == "FAILED" and len(attempts(run)) == 2
+    assert state(cluster, job) == "FAILED" and len(attempts(run)) == starts
     outcome = json.loads((run / "outcome.json").read_text())
     assert (outcome["state"], outcome["by"], outcome["step"]) == ("stopped", "file", step(run))
     assert "the run was asked to stop" in sleeptrain("job", "logs", "long").out
