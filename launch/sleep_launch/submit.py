@@ -141,14 +141,15 @@ def submit(job: JobScript, after: str | None = None) -> SubmittedJob:
     except SlurmError:
         shutil.rmtree(folder)
         raise
-    if (folder / LAST_SCRIPT).exists():
-        _submit(folder / LAST_SCRIPT, job.workdir, "last.txt", f"afterany:{number}")
     submitted = SubmittedJob(
         number, str(folder), job.runs, str(folder / pattern.replace("%A", number).replace("%a", "*"))
     )
     staged = folder / f"{RECORD}.tmp"
     staged.write_text(json.dumps(asdict(submitted), indent=1) + "\n")
     staged.replace(folder / RECORD)
+    # After the record: the array is in the queue, whether or not a job behind it is refused.
+    if (folder / LAST_SCRIPT).exists():
+        _submit(folder / LAST_SCRIPT, job.workdir, "last.txt", f"afterany:{number}")
     return submitted
 
 
