@@ -20,7 +20,6 @@ PACKAGES = ("sleeptrain", "sleep_kernels", "sleep_data", "sleep_launch")
 """What a job runs from a copy of its own."""
 ASK_S = 60.0
 """Seconds that a command of SLURM may take."""
-GONE = "not in the queue"
 
 
 class SlurmError(Exception):
@@ -78,12 +77,6 @@ def free_folder(parent: Path) -> Path:
     """The folder of the next job of a run or a study: launch/1, launch/2, ... below its own."""
     taken = [int(path.name) for path in (parent / LAUNCH).glob("*") if path.name.isdecimal()]
     return parent / LAUNCH / str(max(taken, default=0) + 1)
-
-
-def newest_job(parent: Path) -> SubmittedJob | None:
-    """The job that was submitted last for a run or a study, if it is still in the queue."""
-    job = last_job(parent)
-    return job if job is not None and job.state() else None
 
 
 def last_job(parent: Path) -> SubmittedJob | None:

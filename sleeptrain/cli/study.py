@@ -14,6 +14,7 @@ from sleeptrain.cli.help import add_command
 from sleeptrain.errors import CONTINUE, UserError
 
 if TYPE_CHECKING:
+    from sleeptrain.cli.cluster import ClusterFile
     from sleeptrain.study.config import Study
     from sleeptrain.study.points import Point
 
@@ -55,21 +56,22 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             "--cluster submits jobs, which run each index and the report themselves; leave out --index and --report"
         )
+    cluster = _cluster(args) if args.cluster else None
     study = load_study(args.study, args.overrides).value
     points = make_points(study, args.study)
     if args.report:
         return _report(args, study, points)
     complete, errors = check_data(points)
-    if args.dry_run and not args.cluster:
+    if args.dry_run and cluster is None:
         for line in errors:
             print(f"warning: {line}", file=sys.stderr)
         return _list(args, points if errors else complete)
     if errors:
         raise UserError(errors)
-    if args.cluster:
+    if cluster is not None:
         from sleeptrain.cli.study_jobs import submit_study
 
-        return submit_study(args, complete, base_folder(study, args.study))
+        return submit_study(args, cluster, complete, base_folder(study, args.study))
     if args.index is not None and not 0 <= args.index < len(points):
         raise UserError(f"--index {args.index}: the study has {len(points)} runs, from 0 to {len(points) - 1}")
     chosen = complete if args.index is None else [complete[args.index]]
@@ -77,6 +79,15 @@ def run(args: argparse.Namespace) -> int:
     if args.index is None and status != CONTINUE:
         return max(status, _report(args, study, points))
     return status
+
+
+def _cluster(args: argparse.Namespace) -> ClusterFile:
+    """The cluster file; what it changes in every recipe is put before the changes of the command line, for the jobs' commands too."""
+    from sleeptrain.cli.cluster import load_cluster
+
+    cluster = load_cluster(args.cluster, args.set).value
+    args.overrides = [*(f"set.{word}" for word in cluster.recipe), *args.overrides]
+    return cluster
 
 
 def _list(args: argparse.Namespace, points: Sequence[Point]) -> int:

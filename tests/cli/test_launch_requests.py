@@ -107,8 +107,14 @@ def test_a_study_whose_runs_need_other_numbers_of_processes_is_no_array(login: P
     before = files(login)
     ran = sleeptrain("study", "mixed.yaml", "--cluster", "two.yaml")
     assert ran.status == 2 and ran.err.startswith("error: the runs of this study need 1, 2 processes"), ran.err
-    alone = sleeptrain("study", "mixed.yaml", "axes={mesh.data: [1]}", "--cluster", "two.yaml", "--dry-run")
+    study = ["study", "mixed.yaml", "axes={mesh.data: [1]}", "--cluster", "two.yaml", "--dry-run"]
+    large = sleeptrain(*study, "--set", "hardware={memory: 1KiB}")
+    assert large.status == 2 and "data-1 needs " in large.err and "on 1 processes, more than" in large.err, large.err
+    alone = sleeptrain(*study)
     assert alone.status == 0, alone.err
+    assert (
+        "study mixed.yaml set.data.workers=1 'axes={mesh.data: [1]}' --index" in alone.out
+    )  # the cluster file's change
     for line in ("#SBATCH --array=0", "#SBATCH --nodes=1", "#SBATCH --ntasks-per-node=1"):
         assert line in alone.out.splitlines()
     assert files(login) == before
