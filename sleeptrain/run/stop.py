@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,24 @@ BY_FILE = -1
 """The reason of a stop that the file asked for, beside numbers of signals."""
 
 
-class StopRequest:
+class SignalHandler:
+    """Context manager in which `_handle` gets SIGNALS; afterwards the handlers before are back."""
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        raise NotImplementedError
+
+
+class StopRequest(SignalHandler):
     """Context manager that turns signals and the stop file into a request. Only a repeated SIGINT ends the process at once.
 
     A scheduler's SIGTERM reaches a rank several times: directly, by its launcher, and again when another rank has ended.
@@ -34,18 +52,6 @@ class StopRequest:
         """The first signal that was received on the rank with the largest number, BY_FILE, or None."""
         self._folder, self._announce = folder, announce
         self._interrupted: float | None = None
-        self._previous: dict[int, signal.Handlers] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)  # type: ignore[assignment]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

@@ -61,14 +61,14 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def curves_page(logs: Sequence[RunLog], broken: Sequence[str]) -> Page:
     """The page of these runs; `broken` are lines about those that cannot be shown."""
     problems = [*broken, *(f"{log.name}: {problem}." for log in logs for problem in log.problems)]
-    passages = [PageSection("Runs", [TextTable(COLUMNS, [_row(log) for log in logs]), NOTE])]
+    sections = [PageSection("Runs", [TextTable(COLUMNS, [_row(log) for log in logs]), NOTE])]
     if problems:
-        passages.append(PageSection("Damaged or missing", problems))
+        sections.append(PageSection("Damaged or missing", problems))
     for column, title, unit, log_y in CURVES:
-        passages += _curve(logs, column, title, unit, log_y)
-    passages += _by_window(logs)
-    passages += _by_label(logs)
-    return Page("Training runs", f"Curves of {len(logs)} runs, from their metrics.jsonl.", passages)
+        sections += _curve(logs, column, title, unit, log_y)
+    sections += _by_window(logs)
+    sections += _by_label(logs)
+    return Page("Training runs", f"Curves of {len(logs)} runs, from their metrics.jsonl.", sections)
 
 
 def summary_of(log: RunLog) -> dict[str, Any]:

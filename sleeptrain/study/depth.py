@@ -70,7 +70,7 @@ def _depth_axis(settings: Sequence[Setting]) -> str | None:
     return None
 
 
-def depth_passages(settings: Sequence[Setting]) -> list[PageSection]:
+def depth_sections(settings: Sequence[Setting]) -> list[PageSection]:
     """A table and a chart for accuracy and for exact answers; nothing where the task has no labels or nothing was measured."""
     lines = depth_lines(settings)
     reports = [run.measured for s in settings for run in s.runs if run.measured and run.measured.get("label")]
@@ -79,7 +79,7 @@ def depth_passages(settings: Sequence[Setting]) -> list[PageSection]:
     label = str(reports[0]["label"])
     baselines = {value: table for report in reports for value, table in report["baselines"].items()}
     values = sorted({value for line in lines for value in line.shares["accuracy"]})
-    passages = []
+    sections = []
     for share, title in SHARES.items():
         known = {
             name: [baselines.get(str(value), {}).get(key) for value in values]
@@ -98,8 +98,8 @@ def depth_passages(settings: Sequence[Setting]) -> list[PageSection]:
         chart = Chart(
             f"Rate of right answers by {label}: {share}", f"{label} (label of the task)", title, marks, ticks=ticks
         )
-        passages.append(PageSection(f"{share.capitalize()} by {label}", [table, DEPTH_NOTE, chart]))
-    return passages
+        sections.append(PageSection(f"{share.capitalize()} by {label}", [table, DEPTH_NOTE, chart]))
+    return sections
 
 
 def _cells(line: DepthLine, share: str, values: Sequence[int]) -> Iterator[str]:

@@ -107,7 +107,7 @@ def _effect(
     return PassesEffect(more, fewer, budget, amount, (known[0], known[1]), (shares[0], shares[1]))
 
 
-def effect_passages(found: Sequence[PassesEffect], settings: Sequence[Setting]) -> list[PageSection]:
+def effect_sections(found: Sequence[PassesEffect], settings: Sequence[Setting]) -> list[PageSection]:
     """The table of the effects and a chart of the curves over FLOPs; nothing where no two settings can be compared."""
     if not found:
         return []

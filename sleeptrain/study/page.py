@@ -40,16 +40,16 @@ class PageSection:
 
 @dataclass(frozen=True)
 class Page:
-    """A title, what the page is about, and its passages."""
+    """A title, what the page is about, and its sections."""
 
     title: str
     about: str
-    passages: Sequence[PageSection]
+    sections: Sequence[PageSection]
 
     @property
     def charts(self) -> list[Chart]:
         """All charts of the page, in their order."""
-        return [part for passage in self.passages for part in passage.parts if isinstance(part, Chart)]
+        return [part for passage in self.sections for part in passage.parts if isinstance(part, Chart)]
 
 
 def number(value: float | None, form: str = "{:.4g}") -> str:
@@ -67,7 +67,7 @@ def to_html(page: Page, pictures: Sequence[str]) -> str:
     """The page as one HTML file without a script and without anything to load; `pictures` are the SVG texts of its charts."""
     left = iter(pictures)
     body = [f"<h1>{escape(page.title)}</h1>", f"<p>{escape(page.about)}</p>"]
-    for passage in page.passages:
+    for passage in page.sections:
         body.append(f"<h2>{escape(passage.title)}</h2>")
         for part in passage.parts:
             if isinstance(part, Chart):
@@ -92,7 +92,7 @@ def to_markdown(page: Page, names: Sequence[str]) -> str:
     """The page as Markdown; `names` are the files of its charts' pictures, relative to it."""
     left = iter(names)
     blocks = [f"# {page.title}", page.about]
-    for passage in page.passages:
+    for passage in page.sections:
         blocks.append(f"## {passage.title}")
         for part in passage.parts:
             if isinstance(part, Chart):

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 from sleep_launch import parent
 from sleeptrain.errors import CONTINUE
-from sleeptrain.run.stop import SIGNALS
+from sleeptrain.run.stop import SignalHandler
 from sleeptrain.study.points import Point
 
 LOG = "study.log"
@@ -45,24 +45,12 @@ class Failure:
         return f"{self.folder} {how}: {shlex.join(self.command)}{shown}"
 
 
-class Stopping:
+class Stopping(SignalHandler):
     """Context manager that forwards signals to the command that runs. After the first one no further command is begun."""
 
     def __init__(self) -> None:
         self.asked = False
         self._process: subprocess.Popen[bytes] | None = None
-        self._previous: dict[int, signal.Handlers] = {}
-
-    def __enter__(self) -> Stopping:
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)  # type: ignore[assignment]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.asked = True

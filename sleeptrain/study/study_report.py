@@ -8,9 +8,9 @@ from typing import Any
 from sleeptrain.config.tree import select
 from sleeptrain.study.chart import Chart, Line
 from sleeptrain.study.config import Study, TransferredRate, TunedRate
-from sleeptrain.study.depth import SHARES, depth_lines, depth_passages
-from sleeptrain.study.effect import PassesEffect, effect_passages, effects
-from sleeptrain.study.law_passages import LawGroup, law_groups, law_json, law_passages
+from sleeptrain.study.depth import SHARES, depth_lines, depth_sections
+from sleeptrain.study.effect import PassesEffect, effect_sections, effects
+from sleeptrain.study.law_sections import LawGroup, law_groups, law_json, law_sections
 from sleeptrain.study.page import NONE, Page, PageSection, TextTable, estimate, number
 from sleeptrain.study.results import Results, Setting
 
@@ -40,20 +40,20 @@ class StudyReport:
             "in nats per target. Brackets are 95 % intervals of the mean over the seeds (Student's t); one seed has none, and decides "
             "nothing."
         )
-        passages = (
+        sections = (
             [PageSection("Runs that are missing or damaged", self._results.missing)] if self._results.missing else []
         )
         if self._settings:
-            passages += [
+            sections += [
                 PageSection("Results", [self._table()]),
                 *self._rates(),
                 *self._published(),
                 *self._axis_charts(),
             ]
-            passages += depth_passages(self._settings)
-            passages += effect_passages(self._effects, self._settings)
-            passages += law_passages(self._laws, self._study.extrapolate)
-        return Page(f"Study {self._name}", about, passages)
+            sections += depth_sections(self._settings)
+            sections += effect_sections(self._effects, self._settings)
+            sections += law_sections(self._laws, self._study.extrapolate)
+        return Page(f"Study {self._name}", about, sections)
 
     def _loss(self, setting: Setting) -> float | None:
         return setting.mean(lambda run: run.loss(self._kind))

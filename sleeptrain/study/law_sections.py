@@ -77,8 +77,8 @@ def _scales(settings: Sequence[Setting], axis: str) -> bool:
     return False
 
 
-def law_passages(groups: Sequence[LawGroup], targets: Mapping[str, TargetSize]) -> list[PageSection]:
-    """The passages of the laws: constants, optima, extrapolations."""
+def law_sections(groups: Sequence[LawGroup], targets: Mapping[str, TargetSize]) -> list[PageSection]:
+    """The sections of the laws: constants, optima, extrapolations."""
     if not groups:
         return []
     fitted = [(group, group.fit) for group in groups if group.fit is not None]
@@ -95,11 +95,11 @@ def law_passages(groups: Sequence[LawGroup], targets: Mapping[str, TargetSize]) 
     table: list[str | TextTable | Chart] = (
         [TextTable(("runs", "number", *NAMES, "error of log loss"), rows), FIT_NOTE] if rows else []
     )
-    passages = [PageSection("Scaling law", [*table, *without])]
-    passages += [passage for g, fit in fitted for passage in _optima(g, fit)]
+    sections = [PageSection("Scaling law", [*table, *without])]
+    sections += [passage for g, fit in fitted for passage in _optima(g, fit)]
     if targets and fitted:
-        passages.append(PageSection("Extrapolation", _extrapolation(fitted, targets)))
-    return passages
+        sections.append(PageSection("Extrapolation", _extrapolation(fitted, targets)))
+    return sections
 
 
 def _value(fit: ScalingFit, of: Any, form: str = "{:.4g}") -> str:
