@@ -20,6 +20,9 @@ class Embedding(nn.Embedding):
     Both uses go through `forward`, because ZeRO-3 gathers a parameter in the forward hooks of its module.
     """
 
+    def reset_parameters(self) -> None:
+        """Nothing: `init.py` draws the values. On the meta device torch's own import torch._dynamo, a second at every start."""
+
     def forward(
         self, x: Tensor, targets: Tensor | None = None, known: Tensor | None = None, *, as_head: bool = False,
         scores: bool = False,

@@ -18,6 +18,8 @@ DEEP = [
     "sleep.loop.trigger=every", "checkpoint.every=0", "data.row=96",
 ]  # fmt: skip
 
+SCALED = f"model.residual_scale={residual_scale(12, 3)}"
+
 
 def test_the_factor_is_the_geometric_mean_from_the_last_window_to_the_first() -> None:
     assert growth([27.0, 5.0, 3.0]) == pytest.approx(3.0)
@@ -71,7 +73,7 @@ def check(where: str, name: str, *overrides: str) -> tuple[list[dict], object]:
 def check_all(where: str) -> dict[str, object]:
     cases = {
         "deep": [],
-        "scaled": [f"model.residual_scale={residual_scale(12, 3)}"],
+        "scaled": [SCALED],
         "clipped": ["sleep.gradient.clip_state=0.001"],
         "bf16": ["train.precision=bf16"],
     }
@@ -106,11 +108,14 @@ def test_a_deep_stack_explodes_and_a_scaled_one_does_not(alone: dict) -> None:
 
 
 @pytest.mark.slow
-def test_two_stages_and_two_shards_measure_the_same(folder: str, alone: dict) -> None:
-    for mesh in ("mesh.pipe=2", "mesh.tensor=2"):
-        rows, deep = run(check, 2, folder, mesh, mesh, timeout=300)[0]
-        assert deep.per_window == pytest.approx(alone["deep"][1].per_window, rel=1e-3), mesh
-        assert rows[0]["loss"] == pytest.approx(alone["deep"][0][0]["loss"], rel=1e-3), mesh
+@pytest.mark.parametrize("mesh", ["mesh.pipe=2", "mesh.tensor=2"])
+def test_two_stages_and_two_shards_measure_the_same(folder: str, alone: dict, mesh: str) -> None:
+    """In the scaled stack: one that explodes multiplies the rounding in which layouts and CPUs differ as well."""
+    [row], found = run(check, 2, folder, mesh, mesh, SCALED, timeout=300)[0]
+    [expected_row], expected = alone["scaled"]
+    assert found.per_window == pytest.approx(expected.per_window, rel=1e-4)
+    for name in ("loss", "state_gradient"):
+        assert row[name] == pytest.approx(expected_row[name], rel=1e-4)
 
 
 def train_aloud(where: str) -> None:
