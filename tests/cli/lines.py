@@ -27,9 +27,9 @@ class Line:
     err: str
 
 
-def run_lines(lines: Sequence[Sequence[str]], folder: Path, timeout: float = 300) -> list[Line]:
-    """Run command lines (their words after `sleeptrain`) in order in `folder`."""
-    return run(_run_here, 1, [list(words) for words in lines], str(folder), timeout=timeout)[0]
+def run_lines(lines: Sequence[Sequence[str]], folder: Path, timeout: float = 300, world: int = 1) -> list[Line]:
+    """Run command lines (their words after `sleeptrain`) in order in `folder`, on `world` processes; returns what rank 0 printed."""
+    return run(_run_here, world, [list(words) for words in lines], str(folder), timeout=timeout)[0]
 
 
 def run_named(lines: Mapping[str, Sequence[str]], folder: Path, timeout: float = 300) -> dict[str, Line]:

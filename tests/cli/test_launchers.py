@@ -13,7 +13,7 @@ import pytest
 from sleep_data import shards
 from sleep_data.tasks import make
 from sleeptrain.cli.main import build_parser, parse
-from tests.cli.lines import TINY
+from tests.cli.lines import TINY, run_lines
 
 BIN = Path(sys.executable).parent
 WAIT = 300.0
@@ -81,23 +81,27 @@ def test_several_seeds_under_a_launcher_equal_single_runs(folder: Path) -> None:
     assert [line for line in done.stderr.splitlines() if "step 2 of 2, done" in line] == [
         f"runs/seeds/seed-{seed}: step 2 of 2, done" for seed in (1, 0)
     ]
+    words = ["train", "rule110-tiny", *TINY, "train.steps=2"]
     for seed in (0, 1):
-        alone = launch("sleep_launch", folder, f"train.seed={seed}", "train.steps=2", f"run_dir=runs/alone-{seed}")
-        assert alone.returncode == 0, alone.stderr
+        [alone] = run_lines([[*words, f"train.seed={seed}", f"run_dir=runs/alone-{seed}"]], folder, world=2)
+        assert alone.status == 0, alone.err
         assert losses(folder / "runs" / "seeds" / f"seed-{seed}") == losses(folder / "runs" / f"alone-{seed}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["train.steps=2", "train.batch=9", "run_dir=runs/odd"], "train.batch = 9 (command line): does not divide over 2 processes; the nearest that does is 8"),
-        (["train.steps=0"], "train.steps = 0 (command line): must be at least 1"),
-        (["train.steps=2", "data.sources=[{path: nope}]"], "(command line): data folder nope does not exist"),
-        (["train.steps=2", "mesh.data=4"], "mesh.data = 4 (command line): 2 processes were started; start 4"),
-        (["train.steps=9", "optim.lr=1e30", "run_dir=runs/diverged"], "loss or gradient was not finite 3 times in a row"),
-    ],
-)  # fmt: skip
+ERRORS = [
+    pytest.param(words, message, marks=mark)
+    for mark, words, message in (
+        (pytest.mark.exhaustive, ["train.steps=2", "train.batch=9", "run_dir=runs/odd"], "train.batch = 9 (command line): does not divide over 2 processes; the nearest that does is 8"),
+        (pytest.mark.slow, ["train.steps=0"], "train.steps = 0 (command line): must be at least 1"),
+        (pytest.mark.exhaustive, ["train.steps=2", "data.sources=[{path: nope}]"], "(command line): data folder nope does not exist"),
+        (pytest.mark.exhaustive, ["train.steps=2", "mesh.data=4"], "mesh.data = 4 (command line): 2 processes were started; start 4"),
+        (pytest.mark.slow, ["train.steps=9", "optim.lr=1e30", "run_dir=runs/diverged"], "loss or gradient was not finite 3 times in a row"),
+    )
+]  # fmt: skip
+"""Found before there is a process group, at its layout, and in training."""
+
+
+@pytest.mark.parametrize(("words", "message"), ERRORS)
 def test_an_error_of_all_ranks_is_printed_once(words: list[str], message: str, folder: Path) -> None:
     done = launch("torchrun", folder, *words)
     assert done.returncode != 0

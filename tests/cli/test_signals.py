@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from sleeptrain import checkpoint
 from sleeptrain.errors import CONTINUE
 from tests.cli.lines import TINY, run_lines
-from tests.cli.programs import ENVIRONMENT, WAIT, children, curve, rows, small_recipe, start, stop_after, wait_for
+from tests.cli.programs import WAIT, children, curve, rows, small_recipe, start, stop_after, wait_for
 
 FOREVER = 10**6
 
@@ -81,9 +80,8 @@ def test_two_processes_stop_at_the_same_step(folder: Path) -> None:
         assert "Traceback" not in printed, printed
         step = rows(run)[-1]["step"]
         assert saved(run) == step
-    for name in ("two", "two-whole"):
-        done = subprocess.run([*sleeptrain, *words(name, step + 3)], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT, check=False)  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    for done in run_lines([words(name, step + 3) for name in ("two", "two-whole")], folder, world=2):
+        assert done.status == 0, done.err
     assert curve(run) == curve(folder / "two-whole")
     assert len(rows(run)) == step + 3
 
@@ -109,10 +107,8 @@ def test_requests_during_a_save_of_two_processes_with_two_workers_each(folder: P
     assert program.returncode == CONTINUE and "Traceback" not in printed, printed
     step = rows(run)[-1]["step"]
     assert saved(run) == step
-    for name in ("saving", "saving-whole"):
-        command = [*launch, *words(name, step + 2, "data.workers=2")]
-        done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT, check=False)  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    for done in run_lines([words(name, step + 2) for name in ("saving", "saving-whole")], folder, world=2):
+        assert done.status == 0, done.err
     assert curve(run) == curve(folder / "saving-whole")
 
 

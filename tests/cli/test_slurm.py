@@ -7,14 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sleeptrain.errors import CONTINUE
-from tests.cli.lines import TINY
-from tests.cli.programs import ENVIRONMENT, WAIT, curve, rows, small_recipe, start, wait_for
+from tests.cli.lines import TINY, run_lines
+from tests.cli.programs import WAIT, curve, rows, small_recipe, start, wait_for
 from tests.slurm import Cluster
 
 pytestmark = pytest.mark.slow
@@ -65,10 +66,14 @@ def stop_job(cluster: Cluster, folder: Path, step: int, how: str) -> int:
     return last
 
 
-def finish(folder: Path, command: list[str], environ: Mapping[str, str], name: str, steps: int) -> None:
-    """Train to the end."""
-    done = subprocess.run([*command, *words(name, steps)], cwd=folder, env=environ, capture_output=True, text=True, timeout=WAIT, check=False)  # fmt: skip
+def finish(cluster: Cluster, folder: Path, name: str, steps: int) -> list[Any]:
+    """Train to the end by srun, and what an unbroken run of two processes without SLURM measured."""
+    command = [*SRUN, *words(name, steps)]
+    done = subprocess.run(command, cwd=folder, env=cluster.environ, capture_output=True, text=True, timeout=WAIT, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    [whole] = run_lines([words(f"{name}-whole", steps)[len(SLEEPTRAIN) :]], folder, world=2)
+    assert whole.status == 0, whole.err
+    return curve(folder / f"{name}-whole")
 
 
 RANKS = """
@@ -91,10 +96,8 @@ def test_a_job_on_two_nodes_stops_saves_and_continues(cluster: Cluster, folder: 
     """Stopped by `scancel --signal`, which `--signal=USR1@N` does too, and by a signal to srun, which hands it on."""
     step = stop_job(cluster, folder, 3, "scancel")
     step = stop_job(cluster, folder, step + 3, "srun")
-    launch = [*SLEEPTRAIN[:1], "-m", "sleep_launch.local", "--processes", "2", "--"]
-    finish(folder, SRUN, cluster.environ, "run", step + 3)
-    finish(folder, launch, ENVIRONMENT, "whole", step + 3)
-    assert curve(folder / "run") == curve(folder / "whole")
+    whole = finish(cluster, folder, "run", step + 3)
+    assert curve(folder / "run") == whole
     assert json.loads((folder / "run" / "outcome.json").read_text())["state"] == "done"
 
 
@@ -118,6 +121,4 @@ def test_a_killed_job_continues_from_its_last_checkpoint(cluster: Cluster, folde
     if victim != "srun":
         assert srun.returncode == 128 + signal.SIGKILL and "Exited with exit code 75" in printed, printed
     steps = int(rows(run)[-1]["step"]) + 3
-    for each in (name, f"{name}-whole"):
-        finish(folder, SRUN, cluster.environ, each, steps)
-    assert curve(run) == curve(folder / f"{name}-whole") and len(rows(run)) == steps
+    assert finish(cluster, folder, name, steps) == curve(run) and len(rows(run)) == steps

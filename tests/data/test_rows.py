@@ -181,6 +181,7 @@ while sys.argv[2] == "forever":
 """
 
 
+@pytest.mark.slow
 def test_programs_leave_no_shared_memory(folder, tmp_path):
     """Neither at their end nor after Ctrl-C, which the workers receive as well."""
     processes = [

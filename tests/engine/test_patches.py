@@ -20,11 +20,11 @@ from sleeptrain.parallel.process import init_distributed
 from tests.distributed import run
 from tests.engine.tiny import Tiny, batch
 
-pytestmark = pytest.mark.slow
 
-
-def test_deepspeeds_muon_still_takes_the_norm_of_updates() -> None:
+@pytest.mark.slow
+def test_deepspeeds_muon_still_takes_the_norm_of_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason for `engine.muon`: the norm that DeepSpeed reports and clips by is not that of the gradient."""
+    monkeypatch.setattr("torch._dynamo.config.disable", True)  # compiling what it decorates takes longer than the test
     init_distributed()
     import deepspeed
 
@@ -73,9 +73,14 @@ def build_with_deepspeed_alone() -> None:
     deepspeed.initialize(model=model, optimizer=optimizer, config=config)
 
 
+@pytest.mark.slow
+def test_our_engine_does_not_import_inductor() -> None:
+    assert run(inductor_is_imported, 1, build_ours, fresh=True) == [False]
+
+
+@pytest.mark.exhaustive
 def test_deepspeed_still_imports_inductor_for_every_optimizer() -> None:
     assert run(inductor_is_imported, 1, build_with_deepspeed_alone, fresh=True) == [True]
-    assert run(inductor_is_imported, 1, build_ours, fresh=True) == [False]
 
 
 class Memory(nn.Module):
@@ -130,6 +135,7 @@ def train_without_root_forward(disabled_patch: str | None) -> tuple[list[float],
     return losses, coordinator.is_complete_trace(), len(FWD_MODULE_STACK)
 
 
+@pytest.mark.slow
 def test_zero_3_still_traces_parameter_uses_by_forwards_of_the_root_module() -> None:
     losses, complete_trace, depth = run(train_without_root_forward, 2, None)[0]
     assert losses[2] < losses[1] < losses[0] and complete_trace and depth == 1
@@ -137,6 +143,7 @@ def test_zero_3_still_traces_parameter_uses_by_forwards_of_the_root_module() -> 
     assert losses == unpatched_losses and not complete_trace and depth > 3
 
 
+@pytest.mark.slow
 def test_zero_3_still_releases_parameters_of_a_module_in_backward() -> None:
     with pytest.raises(AssertionError, match="must match the size of tensor b"):
         run(train_without_root_forward, 2, "keep_params_of_reentered_modules")

@@ -42,7 +42,7 @@ def test_without_a_gpu_the_message_says_so(tmp_path: Path) -> None:
     assert out.startswith("no GPU run\nok: chunked") and (tmp_path / "out.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_dry_run_measures_all_contenders(tmp_path: Path) -> None:
     package = tmp_path / "fla/ops/gated_delta_rule"
     package.mkdir(parents=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from sleeptrain.model.config import DeltaNetConfig
@@ -29,6 +30,7 @@ def packed_case(name: str) -> dict[str, float]:
     return {n: ((found[n] - w).abs().max() / w.abs().max().clamp(min=1e-3)).item() for n, w in wanted.items()}
 
 
+@pytest.mark.slow
 def test_packed_rows_in_triton(interpreted: Callable[..., Any]) -> None:
     for name, difference in interpreted(packed_case, "N=3, sliding").items():
         assert difference < 2e-4, f"{name}: {difference}"

@@ -25,8 +25,6 @@ from sleeptrain.parallel.process import init_distributed
 from tests.distributed import run
 from tests.engine.tiny import Tiny, train
 
-pytestmark = pytest.mark.slow
-
 
 def init_deepspeed_without_ninja() -> str:
     """The error of DeepSpeed's start without `skip_shm_op_build` and without ninja."""
@@ -41,10 +39,12 @@ def init_deepspeed_without_ninja() -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_deepspeed_still_compiles_its_shared_memory_operator() -> None:
     assert "deepspeed_shm_comm" in run(init_deepspeed_without_ninja, 1, fresh=True)[0]
 
 
+@pytest.mark.slow
 def test_the_bf16_optimizer_still_prints(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sleeptrain.engine.build.deepspeed_quiet", contextlib.nullcontext)
     build_engine(Tiny(), Optim(), EngineSpec("bf16", zero=1, micro_rows=1, accumulation=1))
@@ -64,10 +64,12 @@ def timeout_of_a_group_of_deepspeed() -> float:
     return float(group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
 
 
+@pytest.mark.slow
 def test_groups_of_deepspeed_still_have_a_timeout_of_their_own() -> None:
     assert run(timeout_of_a_group_of_deepspeed, 1)[0] == 1800.0
 
 
+@pytest.mark.slow
 def test_zero_3_still_calls_deprecated_collectives() -> None:
     engine = build_engine(Tiny(), Optim(), EngineSpec("fp32", zero=3, micro_rows=4, accumulation=1))
     with warnings.catch_warnings(record=True) as caught:
@@ -80,12 +82,18 @@ IMPORT = "import megatron.core.tensor_parallel"
 QUIET_IMPORT = "from sleeptrain.parallel.patches.megatron_warnings import import_megatron; import_megatron()"
 
 
-def test_megatron_still_warns_on_import_unless_it_is_silenced() -> None:
-    plain, quiet = (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
-        for code in (IMPORT, QUIET_IMPORT)
-    )
-    assert "Apex" in plain and quiet == ""
+def warnings_of(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+
+
+@pytest.mark.slow
+def test_our_import_of_megatron_is_quiet() -> None:
+    assert warnings_of(QUIET_IMPORT) == ""
+
+
+@pytest.mark.exhaustive
+def test_megatron_still_warns_on_import() -> None:
+    assert "Apex" in warnings_of(IMPORT)
 
 
 def initialize_with_mpu() -> tuple[str, list[int], bool]:
@@ -115,6 +123,7 @@ def initialize_with_mpu() -> tuple[str, list[int], bool]:
     return error, numbers, hasattr(mpu, "get_slice_parallel_rank")
 
 
+@pytest.mark.slow
 def test_megatron_still_lacks_names_that_deepspeed_calls() -> None:
     for rank, (error, numbers, invents_names) in enumerate(run(initialize_with_mpu, 2)):
         assert "get_model_parallel_" in error
@@ -141,6 +150,7 @@ def sequence_parallel_collectives():
     return errors, *(collective(local, group=group).tolist() for collective in collectives)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="megatron-core allocates on this machine's GPU")
 def test_megatron_still_needs_a_gpu_for_sequence_parallelism() -> None:
     for rank, (errors, gathered, scattered) in enumerate(run(sequence_parallel_collectives, 2)):

@@ -147,8 +147,15 @@ shutdown_distributed()
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["none", "torchrun", "deepspeed"])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param("none", marks=pytest.mark.slow),
+        # tests/cli/test_launchers.py trains under them.
+        pytest.param("torchrun", marks=pytest.mark.exhaustive),
+        pytest.param("deepspeed", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_every_launcher_forms_a_group(tmp_path: Path, launcher: str) -> None:
     script, scripts = tmp_path / "script.py", Path(sys.executable).parent
     script.write_text(SCRIPT)

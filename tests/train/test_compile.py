@@ -27,9 +27,12 @@ def train_with_and_without(folder, changes):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("world", "changes", "rounding"), [(2, ("mesh.pipe=2",), 1e-5), (1, ("train.precision=bf16",), 5e-3)]
+    ("world", "changes", "rounding"),
+    [
+        pytest.param(2, ("mesh.pipe=2",), 1e-5, marks=pytest.mark.slow),
+        pytest.param(1, ("train.precision=bf16",), 5e-3, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_compiled_run_follows_the_uncompiled_one(tmp_path, world, changes, rounding):
     """Two pipeline stages in float32; one process in bf16, whose rounding fused kernels change."""

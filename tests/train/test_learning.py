@@ -43,10 +43,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run(learn, 1, str(tmp_path_factory.mktemp("learning")), timeout=580)[0]
 
 
+@pytest.mark.slow
 def test_the_hybrid_solves_a_step_of_rule_110(measured: dict[str, Any]) -> None:
     assert measured["hybrid"]["accuracy"] > 0.99
 
 
+@pytest.mark.slow
 def test_attention_alone_can_only_guess_evicted_strings(measured: dict[str, Any]) -> None:
     low, high = measured["attention"]["interval"]
     # The majority of this split: its 512 strings repeat, so its share of ones differs slightly from that of all strings.
