@@ -12,7 +12,7 @@ from sleeptrain.study.chart import Chart, Line
 from sleeptrain.study.config import TargetSize
 from sleeptrain.study.page import PageSection, TextTable, estimate
 from sleeptrain.study.results import LossKind, Setting, StudyRun
-from sleeptrain.study.scaling import CONSTANTS, RESAMPLES, ScalingFit, ScalingLaw, fit_law, obstacle
+from sleeptrain.study.scaling import CONSTANTS, RESAMPLES, ScalingFit, ScalingLaw, distinct, fit_law, obstacle
 
 NAMES = ("E", "A", "B", "alpha", "beta")
 FIT_NOTE = (
@@ -58,7 +58,7 @@ def law_groups(settings: Sequence[Setting], kind: LossKind) -> list[LawGroup]:
         name = ", ".join(f"{axis.rpartition('.')[2]} {label}" for axis, label in zip(axes, key, strict=True))
         runs = [run for setting in group for run in setting.runs if run.params and run.tokens and run.loss(kind)]
         params, tokens = [float(run.params or 0) for run in runs], [float(run.tokens or 0) for run in runs]
-        if len(set(params)) < 2 or len(set(tokens)) < 2:
+        if min(len(set(distinct(values))) for values in (params, tokens)) < 2:
             continue
         why = obstacle(params, tokens)
         fit = fit_law(params, tokens, [run.loss(kind) or 0.0 for run in runs]) if why is None else None
@@ -96,7 +96,7 @@ def law_sections(groups: Sequence[LawGroup], targets: Mapping[str, TargetSize]) 
         [TextTable(("runs", "number", *NAMES, "error of log loss"), rows), FIT_NOTE] if rows else []
     )
     sections = [PageSection("Scaling law", [*table, *without])]
-    sections += [passage for g, fit in fitted for passage in _optima(g, fit)]
+    sections += [section for g, fit in fitted for section in _optima(g, fit)]
     if targets and fitted:
         sections.append(PageSection("Extrapolation", _extrapolation(fitted, targets)))
     return sections

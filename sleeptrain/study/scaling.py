@@ -19,6 +19,8 @@ from sleeptrain.evaluate.intervals import LEVEL, Interval
 DELTA = 1e-3
 """Difference of log losses from which the Huber loss is linear."""
 CONSTANTS = 5
+SAME = 0.01
+"""Relative difference up to which sizes or numbers of tokens count as one: seeds pack documents differently."""
 RESAMPLES = 200
 BOUNDS = [(-40.0, 40.0), (-40.0, 40.0), (-12.0, 6.0), (0.01, 3.0), (0.01, 3.0)]
 """Of log A, log B, log E, alpha and beta, with params and tokens relative to their geometric means."""
@@ -63,13 +65,25 @@ class ScalingFit:
 
 
 def obstacle(params: Sequence[float], tokens: Sequence[float]) -> str | None:
-    """Why runs of these sizes do not determine the law; None if they may."""
-    sizes, counts, settings = len(set(params)), len(set(tokens)), len(set(zip(params, tokens, strict=True)))
-    if sizes < 2 or counts < 2:
-        return f"it needs two sizes and two numbers of tokens, and there are {sizes} and {counts}"
+    """Why runs of these sizes do not determine the law and its intervals; None if they may."""
+    n, d = distinct(params), distinct(tokens)
+    sizes, counts, settings = len(set(n)), len(set(d)), len(set(zip(n, d, strict=True)))
+    if min(sizes, counts) < 3:
+        return f"an exponent needs three sizes and three numbers of tokens, and there are {sizes} and {counts}"
     if settings < CONSTANTS:
         return f"{settings} pairs of size and tokens do not determine its {CONSTANTS} constants"
+    if len(n) == CONSTANTS:
+        return f"its {CONSTANTS} constants fit {CONSTANTS} runs exactly, which leaves nothing to tell the error; add runs or seeds"
     return None
+
+
+def distinct(values: Sequence[float]) -> list[int]:
+    """By value, its place in ascending order, where values that differ by at most SAME share one."""
+    order = np.argsort(values)
+    ascending = np.asarray(values, float)[order]
+    numbers = np.empty(len(order), int)
+    numbers[order] = np.concatenate([[0], np.cumsum(ascending[1:] > ascending[:-1] * (1 + SAME))])
+    return [int(number) for number in numbers]
 
 
 def fit_law(params: Sequence[float], tokens: Sequence[float], losses: Sequence[float], seed: int = 0) -> ScalingFit:

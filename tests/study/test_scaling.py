@@ -31,13 +31,20 @@ def test_the_optimum_is_that_of_a_search() -> None:
     assert params == pytest.approx(found, rel=1e-3) and 6 * params * tokens == pytest.approx(1e20)
 
 
+GRID = [(n, d) for n in (1.0, 2.0, 4.0) for d in (1.0, 2.0, 4.0)]
+
+
 @pytest.mark.parametrize(
-    ("params", "tokens", "message"),
+    ("pairs", "message"),
     [
-        ([1.0, 1.0], [1.0, 2.0], "needs two sizes and two numbers of tokens, and there are 1 and 2"),
-        ([1.0, 1.0, 2.0, 2.0], [1.0, 2.0, 1.0, 2.0], "4 pairs of size and tokens do not determine its 5 constants"),
+        ([(1.0, d) for d in (1.0, 2.0, 3.0)], "needs three sizes and three numbers of tokens, and there are 1 and 3"),
+        ([(n, d) for n, d in GRID if n < 4] * 2, "there are 2 and 3"),
+        # The seeds of one setting read slightly different numbers of tokens.
+        ([(n, 1e9 * (1 + 0.001 * seed)) for n in (1.0, 2.0, 4.0) for seed in range(3)], "there are 3 and 1"),
+        ([(1.0, 1.0), (2.0, 2.0), (4.0, 4.0)] * 2, "3 pairs of size and tokens do not determine its 5 constants"),
+        (GRID[:3] + GRID[4:9:4], "its 5 constants fit 5 runs exactly"),
     ],
 )
-def test_too_few_runs(params: list[float], tokens: list[float], message: str) -> None:
+def test_too_few_runs(pairs: list[tuple[float, float]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        fit_law(params, tokens, [1.0] * len(params))
+        fit_law([n for n, _ in pairs], [d for _, d in pairs], [1.0] * len(pairs))
