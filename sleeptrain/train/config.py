@@ -45,8 +45,10 @@ class Train:
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     """Seed of the initial parameters and of the data order."""
-    recompute: Literal["auto", "none", "block", "pass", "window"] = "none"
-    """Activation checkpointing: the unit that is recomputed in backward. `none` saves all activations. `block` saves the input
+    recompute: Literal["auto", "none", "selective", "block", "pass", "window"] = "none"
+    """Activation checkpointing: the unit that is recomputed in backward. `none` saves all activations. `selective` saves, beside what
+    `block` does, the outputs of matrix products, attention and the delta rule, and recomputes norms, gates, convolutions, rotary
+    embeddings and the head. `block` saves the input
     features of every block and the input state of every pass. `pass` saves the input features and state of every pass.
     `window` saves the state at window starts and, while a window is recomputed, the inputs of its passes. `auto`: the command
     chooses the one that recomputes least among those whose planned memory fits the device."""
@@ -70,7 +72,7 @@ class Train:
     guard: GuardLimits = field(default_factory=GuardLimits)
 
     @property
-    def recompute_policy(self) -> Literal["none", "block", "pass", "window"]:
+    def recompute_policy(self) -> Literal["none", "selective", "block", "pass", "window"]:
         """`recompute`, once it is no longer `auto`. Raises ValueError before."""
         if self.recompute == "auto":
             raise ValueError("train.recompute is auto: choose a policy first, as plan.resolve_recompute does")

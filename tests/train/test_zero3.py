@@ -50,7 +50,7 @@ GRID = {
     ("ramp", "pass"): [*ZERO, "train.recompute=pass"],
     ("large vocabulary", "none"): [*ZERO, "train.recompute=none"],
     ("large vocabulary, tied", "no reuse"): [*ZERO, "train.recompute=pass", *NO_REUSE],
-    ("context", "block"): [*ZERO, "train.recompute=block"],
+    ("context", "selective"): [*ZERO, "train.recompute=selective"],
     ("tied", "micro-batches"): [*ZERO, "train.recompute=pass", "train.micro=1", "mesh.group=2"],
     ("tied, range", "no reuse"): [*ZERO, "train.recompute=window", *NO_REUSE],
 }  # fmt: skip
