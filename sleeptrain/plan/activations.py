@@ -72,12 +72,14 @@ class ActivationMemory:
 
 @lru_cache(maxsize=16)
 def measure_activations(
-    model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype, padded: bool, compiled: bool = False
-) -> ActivationMemory:
+    model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype, padded: bool, compiled: bool = False,
+    z_loss: float = 0.0,
+) -> ActivationMemory:  # fmt: skip
     """Measure every kind of block of a model, and its head, over one window of `rows` x `tokens` on fake tensors.
 
     `dtype` is that of parameters and activations. `padded` adds a mask of valid tokens. `compiled`: what a block saves is measured
     in the graphs that `train.compile` makes of it; its other memory is at most that of the uncompiled block, and counted as such.
+    `z_loss`: `train.z_loss`.
     """
     # One block of each kind suffices.
     small = replace(model, layers="".join(sorted(set(model.pattern))))
@@ -89,6 +91,7 @@ def measure_activations(
     with FakeTensorMode():
         weights = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
         meta.load_state_dict(weights, assign=True)
+        meta.z_loss = z_loss
         traced = meta
         if compiled:
             traced = on_meta(small)

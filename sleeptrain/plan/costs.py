@@ -30,6 +30,7 @@ def layer_activations(layout: Layout, padded: bool) -> ActivationMemory:
         DTYPES[job.train.precision],
         padded,
         job.train.compile,
+        job.train.z_loss,
     )
 
 

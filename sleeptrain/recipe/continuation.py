@@ -27,7 +27,7 @@ FREE = re.compile(
 """Fields that a continuation may change because they change nothing that is learned, rounding aside. Data may have moved, since
 its hash is compared."""
 ANNOUNCED = re.compile(
-    r"optim\.(lr|adam_lr|schedule\..*)|train\.(steps|tokens|batch|guard\..*)|checkpoint\..*|eval\..*|log\..*"
+    r"optim\.(lr|adam_lr|schedule\..*)|train\.(steps|tokens|batch|z_loss|guard\..*)|checkpoint\..*|eval\..*|log\..*"
 )
 """Fields that a continuation may change, and says so. All others are fixed."""
 

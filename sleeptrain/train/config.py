@@ -45,6 +45,9 @@ class Train:
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     """Seed of the initial parameters and of the data order."""
+    z_loss: float = 0.0
+    """Weight of the z-loss: the gradient is that of the loss plus this times log(Z)^2 of every target, where Z is the denominator of the
+    softmax. It keeps logits small; 1e-5 to 1e-4 are usual. `loss` in metrics is without it."""
     recompute: Literal["auto", "none", "selective", "block", "pass", "window"] = "none"
     """Activation checkpointing: the unit that is recomputed in backward. `none` saves all activations. `selective` saves, beside what
     `block` does, the outputs of matrix products, attention and the delta rule, and recomputes norms, gates, convolutions, rotary
@@ -92,6 +95,8 @@ class Train:
             yield Problem("profile", "is a list of steps, which are counted from 1")
         if self.batch < 1:
             yield Problem("batch", "must be at least 1 row")
+        if not 0 <= self.z_loss < float("inf"):
+            yield Problem("z_loss", "must be a number of at least 0; 0 trains without")
         if self.seed < 0:
             yield Problem("seed", "must not be negative")
 
