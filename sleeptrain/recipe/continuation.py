@@ -22,7 +22,7 @@ from sleeptrain.train.job import Job
 from sleeptrain.train.layout import Layout
 
 FREE = re.compile(
-    r"run_dir|init_from|mesh\..*|train\.(micro|recompute|offload|kernels|compile|cuda_graphs|profile)|data\.(workers|cache|cache_limit|sources\.\d+\.(path|name))"
+    r"run_dir|init_from|mesh\..*|train\.(micro|recompute|offload|kernels|compile|cuda_graphs|profile|gc_every|deterministic|matmul_precision)|data\.(workers|cache|cache_limit|sources\.\d+\.(path|name))"
 )
 """Fields that a continuation may change because they change nothing that is learned, rounding aside. Data may have moved, since
 its hash is compared."""

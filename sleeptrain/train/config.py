@@ -69,6 +69,15 @@ class Train:
     """Capture every kind of pass (forward, recompute, backward) once as a CUDA graph and replay it, so that a pass takes a few
     launches. A graph's first replays are compared with the eager pass; a graph that differs is not used."""
 
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Precision of float32 matrix products, as torch.set_float32_matmul_precision takes it: `high` allows TF32 on a GPU, `medium` also
+    bfloat16. Products of bf16 training do not depend on it."""
+    deterministic: bool = False
+    """Let torch use deterministic algorithms only, so that a repeated run has the same bits on a GPU, too. An operator that has none
+    fails. It may be slower."""
+    gc_every: int = 50
+    """Steps between collections of Python's garbage collector, at the same steps on all ranks; 0 leaves them to Python, whose moments
+    differ from rank to rank."""
     profile: tuple[int, ...] = ()
     """Steps of which every rank writes a profile into the run folder: profile/step-STEP.rank-RANK.json.gz, a trace for
     https://ui.perfetto.dev, and .txt, a table of the operators that take most time. Profiled steps are slower."""
@@ -97,6 +106,8 @@ class Train:
             yield Problem("batch", "must be at least 1 row")
         if not 0 <= self.z_loss < float("inf"):
             yield Problem("z_loss", "must be a number of at least 0; 0 trains without")
+        if self.gc_every < 0:
+            yield Problem("gc_every", "must not be negative; 0 leaves garbage collection to Python")
         if self.seed < 0:
             yield Problem("seed", "must not be negative")
 

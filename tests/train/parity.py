@@ -53,8 +53,7 @@ PROGRAMS = {
 }
 AUTOGRAD, PLAIN = "plain autograd", "executor, recompute none"
 POLICIES = {
-    f"executor, recompute {policy}": [f"train.recompute={policy}"]
-    for policy in ("none", "selective", "block", "pass", "window")
+    f"executor, recompute {policy}": [f"train.recompute={policy}"] for policy in ("none", "block", "pass", "window")
 }
 LAYOUTS: dict[int, dict[str, list[str]]] = {
     1: {
@@ -68,7 +67,7 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "data=2, ZeRO 2": ["mesh.data=2", "mesh.zero=2", "train.recompute=window", "train.micro=2"],
         "data=2, ZeRO 3": ["mesh.data=2", "mesh.zero=3"],
         "data=2, ZeRO 3, recompute window": ["mesh.data=2", "mesh.zero=3", "train.micro=2", "train.recompute=window"],
-        "tensor=2": ["mesh.tensor=2", "train.recompute=selective"],
+        "tensor=2": ["mesh.tensor=2", "train.recompute=pass"],
         "tensor=2, sequence": ["mesh.tensor=2", "mesh.sequence=true", "train.recompute=window"],
         "pipe=2": ["mesh.pipe=2", "train.recompute=window"],
     },
