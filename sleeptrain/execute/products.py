@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 T = TypeVar("T")
 Products = list[Any]
@@ -50,12 +49,13 @@ def tensors_of(products: Sequence[Any]) -> list[Tensor]:
 
 
 def checkpoint_contexts() -> tuple[Any, Any]:
-    """The same choice for torch's non-reentrant checkpoint: its `context_fn`."""
-    return create_selective_checkpoint_contexts(
-        lambda _, operator, *args, **kwargs: (
-            CheckpointPolicy.MUST_SAVE if is_product(operator) else CheckpointPolicy.PREFER_RECOMPUTE
-        )
-    )
+    """The same choice for torch's non-reentrant checkpoint: its `context_fn`.
+
+    torch's own (create_selective_checkpoint_contexts, 2.13) requires that forward and recompute run the same operators. Under ZeRO 3 a
+    region also gathers weights, in one of them or in both.
+    """
+    recording = _Recording()
+    return recording, _Replay(recording.products)
 
 
 class _Recording(TorchDispatchMode):
@@ -82,8 +82,12 @@ class _Replay(TorchDispatchMode):
 
     def __init__(self, products: Products) -> None:
         super().__init__()
-        self._next = iter(products)
-        self._addresses = {tensor.untyped_storage()._cdata for tensor in tensors_of(products)}
+        self._products = products
+
+    def __enter__(self) -> Any:
+        self._next = iter(self._products)
+        self._addresses = {tensor.untyped_storage()._cdata for tensor in tensors_of(self._products)}
+        return super().__enter__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_product(func):
