@@ -1,4 +1,4 @@
-# make setup · environments · setup-system · demo · test · test-slow · test-llama · drills · lint · layers · bench.  Each installs what it needs and is quick the second time.
+# make setup · environments · setup-system · demo · test · test-slow · test-llama · test-gpu · drills · lint · layers · bench.  Each installs what it needs and is quick the second time.
 SHELL := /bin/bash
 PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
@@ -13,7 +13,7 @@ DRILLS ?= 10
 DRILL_SEEDS ?= $(shell shuf --input-range 1-999999999 --head-count $(DRILLS) | paste --serial --delimiters ,)
 DRILL ?= test
 
-.PHONY: help setup setup-system demo test test-slow test-llama drills lint format layers bench clean
+.PHONY: help setup setup-system demo test test-slow test-llama test-gpu drills lint format layers bench clean
 
 help:
 	@head -1 Makefile
@@ -75,6 +75,10 @@ $(LLAMA): $(ENGINES)
 # Exported GGUF files in llama.cpp and by its converter.
 test-llama: $(LLAMA)
 	GGML_NO_BACKTRACE=1 .venv-engines/bin/python -m pytest -m llama tests/convert/test_llama.py
+
+# What needs a GPU; the last test needs two. Without a device they are skipped, and say so.
+test-gpu: $(VENV)
+	.venv/bin/python -m pytest -m gpu -rs tests/gpu
 
 # Faults drawn at random, DRILLS of them or those of DRILL_SEEDS, and the rest of the grids of which CI runs a sample.
 # A failed drill prints the command that repeats it.

@@ -14,6 +14,10 @@ LONG = ("train", "plan", "execute", "benchmarks", "cli", "checkpoint", "parallel
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order tests by folder; within a folder they stay as they are."""
+    """Order tests by folder; within a folder they stay as they are. Tests of a GPU are skipped without one."""
     order = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.parent.name, len(LONG)))
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none here"))

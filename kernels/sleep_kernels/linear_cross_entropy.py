@@ -28,13 +28,14 @@ _TILE_ALIGNMENT = 64  # tiles start at a multiple of this, for fast matrix produ
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, *, known: Tensor | None = None, ignored: int = -100
-) -> Tensor:
+    x: Tensor, weight: Tensor, targets: Tensor, *, known: Tensor | None = None, ignored: int = -100, z_loss: float = 0.0
+) -> Tensor:  # fmt: skip
     """Negative log likelihood, in nats, of each target under softmax(x weight^T); 0 where the target is `ignored`.
 
     x: [..., width], bf16, fp16, fp32 or fp64. weight: [vocab, width], in the dtype of x. targets: [...], int64.
     known: the result of an earlier call with the same tensors, if there was one. Forward then returns a copy of it without
         computing anything; backward is unchanged.
+    z_loss: the gradient is that of the result plus z_loss log(sum(exp(x weight^T)))^2 of every target. The result is without it.
 
     Returns [...] in float32 (float64 for float64 inputs). Matrix products are in the dtype of x, everything else, the
     targets' logits included, in float32. Backward saves the inputs and the result and recomputes the logits; there is no
@@ -53,8 +54,15 @@ def linear_cross_entropy(
         raise ValueError(f"known is {known.dtype} {list(known.shape)}; it must be {wide} {list(targets.shape)}")
     if targets.numel() * weight.shape[0] * wide.itemsize < _UNTILED_BYTES[device_kind(x)]:
         logits = F.linear(x, weight).to(wide).flatten(0, -2)
-        return F.cross_entropy(logits, targets.flatten(), ignore_index=ignored, reduction="none").view(targets.shape)
-    return _LOSS(x, weight, targets, None if known is None else known.detach(), ignored)
+        nll = F.cross_entropy(logits, targets.flatten(), ignore_index=ignored, reduction="none")
+        if z_loss:
+            scored = targets.flatten() != ignored
+            # log(Z) from the loss: logsumexp would save the logits once more.
+            target_logits = logits.gather(-1, targets.flatten().where(scored, 0)[:, None])[:, 0]
+            square = (nll + target_logits).square().where(scored, 0)
+            nll = nll + z_loss * (square - square.detach())  # which adds zeros, with a gradient
+        return nll.view(targets.shape)
+    return _LOSS(x, weight, targets, None if known is None else known.detach(), ignored, z_loss)
 
 
 def _tile_size(like: Tensor) -> int:
@@ -78,8 +86,8 @@ def _even_tiles(count: int, most: int) -> Iterator[slice]:
         yield slice(start, min(start + length, count))
 
 
-def forward(x: Tensor, weight: Tensor, targets: Tensor, known: Tensor | None, ignored: int) -> Tensor:
-    """Losses of all targets, computed in tiles."""
+def forward(x: Tensor, weight: Tensor, targets: Tensor, known: Tensor | None, ignored: int, z_loss: float) -> Tensor:
+    """Losses of all targets, computed in tiles; `z_loss` matters to backward alone."""
     if known is not None:
         return known.clone()
     x, shape = x.reshape(-1, x.shape[-1]), targets.shape
@@ -100,14 +108,16 @@ def forward(x: Tensor, weight: Tensor, targets: Tensor, known: Tensor | None, ig
 
 
 def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, targets: Tensor, nll: Tensor, ignored: int
+    grad: Tensor, x: Tensor, weight: Tensor, targets: Tensor, nll: Tensor, ignored: int, z_loss: float
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight, computed in tiles; `grad` is the gradient of the losses."""
     shape, x = x.shape, x.reshape(-1, x.shape[-1])
     scored, nll = targets.flatten() != ignored, nll.flatten()
     target_ids, grad = targets.flatten().where(scored, 0), grad.flatten().where(scored, 0)
-    log_sum_exp = (_target_logits(x, weight, target_ids) + nll).where(scored, torch.inf)[:, None]
-    at_target = grad * torch.expm1(-nll)
+    log_sum_exp = _target_logits(x, weight, target_ids) + nll
+    z_grad = 2 * z_loss * grad * log_sum_exp.where(scored, 0)
+    at_target = grad * torch.expm1(-nll) + z_grad * torch.exp(-nll)
+    grad, log_sum_exp = grad + z_grad, log_sum_exp.where(scored, torch.inf)[:, None]
     groups, blocks = _tiles(x, weight)
     # Gradients that are accumulated over tiles are float32: in bfloat16 every addition would lose digits.
     d_x = torch.empty_like(x, dtype=x.dtype if len(blocks) == 1 else nll.dtype)
@@ -159,32 +169,32 @@ def _add_product(log_sum_exp: Tensor, a: Tensor, b: Tensor, *, first: bool) -> N
         log_sum_exp.add_(a @ b)
 
 
-def _forward_fake(x: Tensor, weight: Tensor, targets: Tensor, known: Tensor | None, ignored: int) -> Tensor:
+def _forward_fake(x: Tensor, weight: Tensor, targets: Tensor, known: Any, ignored: int, z_loss: float) -> Tensor:
     return x.new_empty(targets.shape, dtype=compute_dtype(x))
 
 
-def _backward_fake(grad: Any, x: Tensor, weight: Tensor, targets: Any, nll: Any, ignored: int) -> Any:
+def _backward_fake(grad: Any, x: Tensor, weight: Tensor, targets: Any, nll: Any, ignored: int, z_loss: float) -> Any:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, targets, _, ctx.ignored = inputs
+    x, weight, targets, _, ctx.ignored, ctx.z_loss = inputs
     ctx.save_for_backward(x, weight, targets, output)
 
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_LOSS_BACKWARD(grad, *ctx.saved_tensors, ctx.ignored), None, None, None
+    return *_LOSS_BACKWARD(grad, *ctx.saved_tensors, ctx.ignored, ctx.z_loss), None, None, None, None
 
 
 _LOSS = register_operator(
     "linear_cross_entropy",
-    "(Tensor x, Tensor weight, Tensor targets, Tensor? known, int ignored) -> Tensor",
+    "(Tensor x, Tensor weight, Tensor targets, Tensor? known, int ignored, float z_loss) -> Tensor",
     forward,
     _forward_fake,
 )
 _LOSS_BACKWARD = register_operator(
     "linear_cross_entropy_backward",
-    "(Tensor grad, Tensor x, Tensor weight, Tensor targets, Tensor nll, int ignored) -> (Tensor, Tensor)",
+    "(Tensor grad, Tensor x, Tensor weight, Tensor targets, Tensor nll, int ignored, float z_loss) -> (Tensor, Tensor)",
     backward,
     _backward_fake,
 )

@@ -68,12 +68,15 @@ class Batch:
         return starts_by_window(inside, windows)
 
     def to(self, device: torch.device | str) -> Batch:
-        """A copy on `device`; the transfer may be asynchronous."""
+        """A copy on `device`. To a GPU it is asynchronous, from page-locked memory."""
+        pin = torch.device(device).type == "cuda" and not self.tokens.is_cuda
+
+        def move(tensor: Tensor) -> Tensor:
+            return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=True)
+
         tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "labels"}
-        moved: dict[str, Any] = {
-            name: t if t is None else t.to(device, non_blocking=True) for name, t in tensors.items()
-        }
-        labels = {name: value.to(device, non_blocking=True) for name, value in self.labels.items()}
+        moved: dict[str, Any] = {name: t if t is None else move(t) for name, t in tensors.items()}
+        labels = {name: move(value) for name, value in self.labels.items()}
         return Batch(**moved, labels=labels)
 
     def slice(self, start: int, stop: int) -> Batch:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sleeptrain.execute import segment_chain
 from sleeptrain.execute.gradients import GradAccumulator, add_optional
-from sleeptrain.execute.segment_chain import ChainInputs, ChainOutputs
+from sleeptrain.execute.segment_chain import NOTHING_SAVED, ChainInputs, ChainOutputs, SavedBlocks
 from sleeptrain.execute.segments import (
     Entry,
     PassTokens,
@@ -30,7 +30,7 @@ from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import Leaf, State
 from sleeptrain.model.state_adjoint import StateAdjoint, fast_leaves
 from sleeptrain.program import Pass
-from sleeptrain.schedule import Producer, StageOp, Value
+from sleeptrain.schedule import Body, Producer, StageOp, Value
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,13 @@ class ActionRunner:
     def forward(self, work: WorkItem, *, recompute: bool) -> None:
         """Run a pass. `recompute`: it ran before, and its outputs are needed again."""
         saves = work.stage_op.backward and not recompute and self.predicted is None
-        body = self.body if saves else "none"
-        inputs, blocks = self._inputs(work), work.stage_op.blocks
-        block_inputs = blocks[1] - blocks[0] - 1 if body == "block" else 0
-        outputs = self._run_chain(work, inputs, body == "all", block_inputs)
+        body: Body = self.body if saves else "none"
+        inputs = self._inputs(work)
+        outputs = self._run_chain(work, inputs, body)
         if body == "all":
             self._put("graph", work, outputs.graphs)
-        elif body == "block":
-            self._put("blocks", work, outputs.block_inputs)
+        elif body != "none":
+            self._put("blocks", work, outputs.saved)
         state = State(work.leaves, {**inputs.state, **outputs.changed})
         if work.stage_op.boundary is not None:
             self._state_shapes[work.stage_op.op, work.micro] = {name: t.shape for name, t in state.tensors.items()}
@@ -129,7 +128,7 @@ class ActionRunner:
 
     def recompute_graphs(self, work: WorkItem) -> None:
         """Recompute the graphs of a pass, or that of its last block where block inputs were saved."""
-        graphs = segment_chain.graphs_for_backward(self._segments(work), self._inputs(work), self._block_inputs(work))
+        graphs = segment_chain.graphs_for_backward(self._segments(work), self._inputs(work), self._saved(work))
         self._put("graph", work, graphs)
         if work.stage_op.loss:
             self._put("h", work, graphs[-1].out.detach())
@@ -167,8 +166,12 @@ class ActionRunner:
         if stage_op.h is not None and stage_op.h.grad:
             self.store.add(work.input("dh", stage_op.h), d_h)
 
-    def _run_chain(self, work: WorkItem, inputs: ChainInputs, with_grad: bool, block_inputs: int) -> ChainOutputs:
-        return segment_chain.run(self._segments(work), inputs, with_grad=with_grad, block_inputs=block_inputs)
+    def _run_chain(self, work: WorkItem, inputs: ChainInputs, body: Body) -> ChainOutputs:
+        blocks = work.stage_op.blocks[1] - work.stage_op.blocks[0]
+        return segment_chain.run(
+            self._segments(work), inputs, with_grad=body == "all",
+            block_inputs=blocks - 1 if body in ("block", "products") else 0, products=blocks if body == "products" else 0,
+        )  # fmt: skip
 
     def _backward_chain(
         self, work: WorkItem, received: Sequence[Tensor], d_out: Tensor | None, d_state: Mapping[str, Tensor]
@@ -178,7 +181,7 @@ class ActionRunner:
         graphs, norm = self._get("graph", work), norm_segment(self.model) if work.stage_op.normed else None
         d_out = add_optional(d_out, segment_chain.backward_received(received, norm, graphs[-1].out, self.grads))
         return segment_chain.backward(
-            self._segments(work), self._inputs(work), self._block_inputs(work), graphs, d_out, d_state, self.grads
+            self._segments(work), self._inputs(work), self._saved(work), graphs, d_out, d_state, self.grads
         )
 
     def _inputs(self, work: WorkItem) -> ChainInputs:
@@ -211,8 +214,8 @@ class ActionRunner:
             return "gated"
         return "norm" if work.op.reads == "normed" and h.stage == self.plan.index else None
 
-    def _block_inputs(self, work: WorkItem) -> list[Tensor]:
-        return self._get("blocks", work) if self.body == "block" else []
+    def _saved(self, work: WorkItem) -> SavedBlocks:
+        return self._get("blocks", work) if self.body in ("block", "products") else NOTHING_SAVED
 
     def _add_residual(self, work: WorkItem, out: Tensor) -> None:
         if work.op.index > 1:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from sleeptrain.execute.products import checkpoint_contexts
 from sleeptrain.model.sleep import RecomputeWrappers
 
 
@@ -28,8 +29,16 @@ def activation_checkpoint(fn: Callable[..., Any], *args: Any) -> Any:
     return checkpoint(fn, *args, use_reentrant=False, preserve_rng_state=False)
 
 
+def selective_checkpoint(fn: Callable[..., Any], *args: Any) -> Any:
+    """As `activation_checkpoint`, saving the outputs of matrix products, attention and the delta rule as well."""
+    if not torch.is_grad_enabled():
+        return fn(*args)
+    return checkpoint(fn, *args, use_reentrant=False, preserve_rng_state=False, context_fn=checkpoint_contexts)
+
+
 AUTOGRAD_WRAPPERS: Mapping[str, RecomputeWrappers] = {
     "none": RecomputeWrappers(),
+    "selective": RecomputeWrappers(block=selective_checkpoint, head=activation_checkpoint),
     "block": RecomputeWrappers(block=activation_checkpoint, head=activation_checkpoint),
     "pass": RecomputeWrappers(passes=activation_checkpoint, head=activation_checkpoint),
     "window": RecomputeWrappers(window=activation_checkpoint, passes=activation_checkpoint),

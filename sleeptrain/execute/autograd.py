@@ -26,8 +26,9 @@ from sleeptrain.model.sleep import ProgramOutput
 from sleeptrain.program import Program, Sleep
 from sleeptrain.schedule import RECOMPUTE_POLICIES
 
-RecomputeName = Literal["none", "block", "pass", "window"]
-"""What is saved for backward: `none` recomputes nothing and saves all activations; `block` saves the features entering
+RecomputeName = Literal["none", "selective", "block", "pass", "window"]
+"""What is saved for backward: `none` recomputes nothing and saves all activations; `selective` saves the features entering every
+block and the outputs of its matrix products, attention and delta rule; `block` saves the features entering
 every block and the state entering every pass; `pass` the features and state entering every pass; `window` the state
 entering every window."""
 

@@ -13,7 +13,7 @@ from sleeptrain.execute import segment_chain
 from sleeptrain.execute.actions import ActionRunner, WorkItem
 from sleeptrain.execute.cuda_graphs import GraphCache, NamedTensors
 from sleeptrain.execute.gradients import GradAccumulator, add_optional
-from sleeptrain.execute.segment_chain import ChainInputs, ChainOutputs
+from sleeptrain.execute.segment_chain import ChainInputs, ChainOutputs, SavedBlocks
 from sleeptrain.execute.segments import (
     Entry,
     PassTokens,
@@ -31,6 +31,7 @@ from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import Leaf, State
 from sleeptrain.model.token_mask import TokenMask
 from sleeptrain.program import Pass
+from sleeptrain.schedule import Body
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ class GraphedActionRunner(ActionRunner):
         graph_cache: GraphCache, predict: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(model, micro_batches, plan, store, graph_cache.grads, predict)
-        if self.body == "all":
+        if self.body in ("all", "products"):
             raise ValueError(
-                "train.cuda_graphs cannot replay the saved autograd graphs of train.recompute = none; use another policy"
+                "train.cuda_graphs cannot replay what train.recompute = none and selective save; use another policy"
             )
         self.graph_cache = graph_cache
 
@@ -106,18 +107,19 @@ class GraphedActionRunner(ActionRunner):
         """Does nothing: the graph of the backward pass includes the loss."""
         self.store.add(work.output("dh", self.plan.index), None)
 
-    def _run_chain(self, work: WorkItem, inputs: ChainInputs, with_grad: bool, block_inputs: int) -> ChainOutputs:
-        assert not with_grad
+    def _run_chain(self, work: WorkItem, inputs: ChainInputs, body: Body) -> ChainOutputs:
+        first, stop = work.stage_op.blocks
+        block_inputs = stop - first - 1 if body == "block" else 0
         key = self._key("a forward pass", work, block_inputs=block_inputs)
         function = partial(_forward, self.model, work.batch.state.spec, key)
         outputs = self.graph_cache(key, function, self._named(work, inputs))
         saved = [outputs.pop(f"block_input.{k}") for k in range(block_inputs)]
-        return ChainOutputs(outputs.pop("h"), outputs, saved, [])
+        return ChainOutputs(outputs.pop("h"), outputs, SavedBlocks(saved), [])
 
     def _backward_chain(
         self, work: WorkItem, received: Sequence[Tensor], d_out: Tensor | None, d_state: Mapping[str, Tensor]
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        inputs, block_inputs = self._inputs(work), self._block_inputs(work)
+        inputs, block_inputs = self._inputs(work), self._saved(work).inputs
         key = self._key(
             "a backward pass", work, block_inputs=len(block_inputs), grad_h=inputs.grad_h, grad_leaves=inputs.grad_leaves,
             normed=work.stage_op.normed,
@@ -153,7 +155,7 @@ def _loss(model: LanguageModel, key: GraphKey, named: NamedTensors) -> dict[str,
 def _forward(model: LanguageModel, spec: tuple[Leaf, ...], key: GraphKey, named: NamedTensors) -> dict[str, Tensor]:
     inputs = ChainInputs(named.get("h"), named, False, frozenset())
     outputs = segment_chain.run(_segments(model, spec, key, named), inputs, block_inputs=key.block_inputs)
-    return {"h": outputs.out, **outputs.changed} | {f"block_input.{k}": h for k, h in enumerate(outputs.block_inputs)}
+    return {"h": outputs.out, **outputs.changed} | {f"block_input.{k}": h for k, h in enumerate(outputs.saved.inputs)}
 
 
 def _backward(
@@ -162,8 +164,8 @@ def _backward(
     """Three actions of `ActionRunner` in one: recomputation, loss backward, backward of the pass."""
     segments = _segments(model, spec, key, named)
     inputs = ChainInputs(named.get("h"), named, key.grad_h, key.grad_leaves)
-    block_inputs = [named[f"block_input.{k}"] for k in range(key.block_inputs)]
-    graphs = segment_chain.graphs_for_backward(segments, inputs, block_inputs)
+    saved = SavedBlocks([named[f"block_input.{k}"] for k in range(key.block_inputs)])
+    graphs = segment_chain.graphs_for_backward(segments, inputs, saved)
     out, d_out = graphs[-1].out.detach(), named.get("d.h")
     if "d.nll" in named:
         loss = forward_with_grad(_loss_segment(model, key, named), out, {})
@@ -172,7 +174,7 @@ def _backward(
     norm = norm_segment(model) if key.normed else None
     d_out = add_optional(d_out, segment_chain.backward_received(received, norm, out, grads))
     d_changed = {name: named[f"d.{name}"] for s in segments for name in s.leaves if f"d.{name}" in named}
-    d_h, d_leaves = segment_chain.backward(segments, inputs, block_inputs, graphs, d_out, d_changed, grads)
+    d_h, d_leaves = segment_chain.backward(segments, inputs, saved, graphs, d_out, d_changed, grads)
     return {f"d.{name}": d for name, d in d_leaves.items()} | ({} if d_h is None else {"d.h": d_h})
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sleeptrain.execute.segment_chain import SavedBlocks
+
 
 @dataclass(frozen=True)
 class Offloaded:
@@ -19,7 +21,7 @@ class Offloaded:
 
 @dataclass(frozen=True)
 class Offloader:
-    """Moves tensors, or dicts and lists of tensors, to host memory; other values, such as graphs, stay on the device."""
+    """Moves tensors, dicts and lists of tensors, and inputs of blocks to host memory; all else, such as graphs, stays on the device."""
 
     enabled: bool = False
     """`train.offload`; nothing calls `put` otherwise."""
@@ -38,6 +40,8 @@ class Offloader:
                 return {name: self.put(one) for name, one in value.items()}
             case list():
                 return [self.put(one) for one in value]
+            case SavedBlocks(inputs, products):
+                return SavedBlocks(self.put(inputs), products)
         return value
 
     def get(self, value: Any) -> Any:
@@ -49,4 +53,6 @@ class Offloader:
                 return {name: self.get(one) for name, one in value.items()}
             case list():
                 return [self.get(one) for one in value]
+            case SavedBlocks(inputs, products):
+                return SavedBlocks(self.get(inputs), products)
         return value

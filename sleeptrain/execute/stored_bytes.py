@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from sleeptrain.execute.p2p import PendingRecv
+from sleeptrain.execute.products import tensors_of
+from sleeptrain.execute.segment_chain import SavedBlocks
 from sleeptrain.execute.segments import SegmentGraph
 from sleeptrain.model.state import Leaf
 from sleeptrain.schedule import Value
@@ -56,6 +58,8 @@ def _tensors(stored: Any) -> list[Tensor]:
             return [stored]
         case SegmentGraph():
             return stored.saved()
+        case SavedBlocks(inputs, products):
+            return [*_tensors(inputs), *tensors_of(products)]
         case PendingRecv():
             return [stored.buffer]
         case dict():

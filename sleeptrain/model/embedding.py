@@ -25,10 +25,10 @@ class Embedding(nn.Embedding):
 
     def forward(
         self, x: Tensor, targets: Tensor | None = None, known: Tensor | None = None, *, as_head: bool = False,
-        scores: bool = False,
+        scores: bool = False, z_loss: float = 0.0,
     ) -> Any:  # fmt: skip
         """Tokens [...] -> features [..., width]; with `as_head` the same as `Head.forward` of features."""
-        return _head(x, self.weight, targets, known, scores) if as_head else super().forward(x)
+        return _head(x, self.weight, targets, known, scores, z_loss) if as_head else super().forward(x)
 
 
 class Head(nn.Linear):
@@ -38,16 +38,16 @@ class Head(nn.Linear):
         super().__init__(width, vocab, bias=False)
 
     def forward(
-        self, x: Tensor, targets: Tensor | None = None, known: Tensor | None = None, *, scores: bool = False
-    ) -> Any:
+        self, x: Tensor, targets: Tensor | None = None, known: Tensor | None = None, *, scores: bool = False, z_loss: float = 0.0
+    ) -> Any:  # fmt: skip
         """Features [..., width] -> logits [..., vocab], or with targets [...] their losses [...] (see `LanguageModel.nll`), or
         with `scores` the `HeadScores` of [tokens, width]."""
-        return _head(x, self.weight, targets, known, scores)
+        return _head(x, self.weight, targets, known, scores, z_loss)
 
 
-def _head(x: Tensor, weight: Tensor, targets: Tensor | None, known: Tensor | None, scores: bool) -> Any:
+def _head(x: Tensor, weight: Tensor, targets: Tensor | None, known: Tensor | None, scores: bool, z_loss: float) -> Any:
     if targets is None:
         return F.linear(x, weight)
     if scores:
         return head_scores(x, weight, targets)
-    return linear_cross_entropy(x, weight, targets, known=known, ignored=IGNORED)
+    return linear_cross_entropy(x, weight, targets, known=known, ignored=IGNORED, z_loss=z_loss)

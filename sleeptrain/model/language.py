@@ -63,6 +63,8 @@ class LanguageModel(nn.Module):
         """First and one-past-last block of this pipeline stage."""
         self.token_shards = 1
         """Sequence parallelism: the number of processes that share the tokens of features between blocks."""
+        self.z_loss = 0.0
+        """Weight of the z-loss in the gradient of `nll`; see there."""
         if seed is not None and not self.embed.weight.is_meta:
             initialise(self, seed, config.deltanet.horizon or DEFAULT_HORIZON)
 
@@ -162,9 +164,14 @@ class LanguageModel(nn.Module):
 
         0 where the target is -100. The operator computes large logits in tiles, so that they never exist all at once.
         `known`: the losses of an earlier call with the same features; they are returned and only the gradient is computed.
+
+        The gradient is that of nll + z_loss * log(Z)^2 of every target, where Z is the denominator of the softmax; the second term, the
+        z-loss (arXiv 2204.02311), keeps logits from drifting and is not in the result.
         """
         x = self.norm(h)
-        return self.embed(x, targets, known, as_head=True) if self.head is None else self.head(x, targets, known)
+        if self.head is None:
+            return self.embed(x, targets, known, as_head=True, z_loss=self.z_loss)
+        return self.head(x, targets, known, z_loss=self.z_loss)
 
     @torch.no_grad()
     def predict(self, h: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from sleeptrain.parallel import sequence
 from sleeptrain.parallel.config import padded_vocab, tensor_obstacle
 from sleeptrain.parallel.mesh import MeshAxis
 from sleeptrain.parallel.tp_layout import COLUMN_PARALLEL, ROW_PARALLEL, TPLayout
+from sleeptrain.parallel.vocab_cross_entropy import vocab_parallel_cross_entropy
 
 
 class TensorParallelModel(LanguageModel):
@@ -48,17 +49,16 @@ class TensorParallelModel(LanguageModel):
     def nll(self, h: Tensor, targets: Tensor, known: Tensor | None = None) -> Tensor:
         """As `LanguageModel.nll`, by vocabulary-parallel cross-entropy: logits of all tokens and this process's shard of the
         vocabulary exist at once, so that `known` is not needed. A collective over the tensor axis."""
-        from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
-
         weight = self.embed.weight if self.head is None else self.head.weight
         logits = F.linear(self._replicate(self.norm(h)), weight)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        vocab_rows = self.vocab - self.tp_layout.axis.rank * weight.shape[0]
+        first = self.tp_layout.axis.rank * weight.shape[0]
+        vocab_rows = self.vocab - first
         if vocab_rows < weight.shape[0]:
             padding = torch.arange(weight.shape[0], device=h.device) >= vocab_rows
             logits = logits.masked_fill(padding, float("-inf"))
         scored = targets != IGNORED
-        loss = vocab_parallel_cross_entropy(logits, targets.where(scored, 0).contiguous())
+        loss = vocab_parallel_cross_entropy(logits, targets.where(scored, 0), self.tp_layout.axis, first, self.z_loss)
         return loss.where(scored, 0)
 
     def scores(self, x: Tensor, targets: Tensor) -> HeadScores:

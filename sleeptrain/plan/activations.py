@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from sleep_kernels.linear_cross_entropy import backward as head_backward
 from sleep_kernels.linear_cross_entropy import forward as head_forward
+from sleeptrain.execute.products import record, tensors_of
 from sleeptrain.execute.segments import (
     PassTokens,
     Segment,
@@ -48,6 +49,10 @@ class SegmentMemory:
     """Activations that its graph saves for backward, without its input and the weights."""
     work: int
     """Peak of all other memory during its forward or backward, including gradients of its weights."""
+    products: int = 0
+    """What selective recompute saves between forward and backward, without its input and the state that it leaves."""
+    beside: int = 0
+    """Activations that its graph saves beside those, once it is recomputed."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,14 @@ class ActivationMemory:
 
 @lru_cache(maxsize=16)
 def measure_activations(
-    model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype, padded: bool, compiled: bool = False
-) -> ActivationMemory:
+    model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype, padded: bool, compiled: bool = False,
+    z_loss: float = 0.0,
+) -> ActivationMemory:  # fmt: skip
     """Measure every kind of block of a model, and its head, over one window of `rows` x `tokens` on fake tensors.
 
     `dtype` is that of parameters and activations. `padded` adds a mask of valid tokens. `compiled`: what a block saves is measured
     in the graphs that `train.compile` makes of it; its other memory is at most that of the uncompiled block, and counted as such.
+    `z_loss`: `train.z_loss`.
     """
     # One block of each kind suffices.
     small = replace(model, layers="".join(sorted(set(model.pattern))))
@@ -84,6 +91,7 @@ def measure_activations(
     with FakeTensorMode():
         weights = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
         meta.load_state_dict(weights, assign=True)
+        meta.z_loss = z_loss
         traced = meta
         if compiled:
             traced = on_meta(small)
@@ -136,7 +144,15 @@ def _measure_segment(segment: Segment, h: Tensor, state: State, inputs: Iterable
     adjoints = {name: torch.empty_like(value) for name, value in node.changed.items() if value.is_floating_point()}
     with backward:
         vjp(node, torch.empty_like(node.out), adjoints)
-    return SegmentMemory(kept, max(forward.peak, backward.peak - kept))
+    return SegmentMemory(kept, max(forward.peak, backward.peak - kept), *_selective_bytes(segment, h, state, inputs))
+
+
+def _selective_bytes(segment: Segment, h: Tensor, state: State, inputs: Iterable[Tensor]) -> tuple[int, int]:
+    """`products` and `beside` of a segment."""
+    graph, recorded = record(lambda: _graph(segment, h, state))
+    products = tensors_of(recorded)
+    left = [value for leaf in state.spec if leaf.kind != "kv" and (value := graph.changed.get(leaf.name)) is not None]
+    return _bytes(products, [*inputs, *left]), _saved_bytes(graph, [*inputs, *products])
 
 
 def _graph(segment: Segment, h: Tensor, state: State) -> SegmentGraph:
@@ -145,9 +161,13 @@ def _graph(segment: Segment, h: Tensor, state: State) -> SegmentGraph:
 
 def _saved_bytes(graph: SegmentGraph, inputs: Iterable[Tensor]) -> int:
     """Bytes that a graph saves for backward; `inputs` are not counted."""
-    counted = {_id(tensor) for tensor in inputs}
-    saved = {_id(tensor): tensor.untyped_storage().nbytes() for tensor in graph.saved()}
-    return sum(size for storage, size in saved.items() if storage not in counted)
+    return _bytes(graph.saved(), inputs)
+
+
+def _bytes(tensors: Iterable[Tensor], counted: Iterable[Tensor]) -> int:
+    """Bytes of the storages of tensors, without those of `counted` ones."""
+    known, sizes = {_id(tensor) for tensor in counted}, {_id(t): t.untyped_storage().nbytes() for t in tensors}
+    return sum(size for storage, size in sizes.items() if storage not in known)
 
 
 def _id(tensor: Tensor) -> int:

@@ -30,6 +30,7 @@ def layer_activations(layout: Layout, padded: bool) -> ActivationMemory:
         DTYPES[job.train.precision],
         padded,
         job.train.compile,
+        job.train.z_loss,
     )
 
 
@@ -76,7 +77,7 @@ def _sizes(job: Job, model: Model, micro: int, activations: ActivationMemory | N
     )  # fmt: skip
     if activations is None:
         return sizes
-    tokens = activations.rows * activations.tokens
+    tokens, blocks = activations.rows * activations.tokens, [activations.blocks[letter] for letter in pattern]
     # Between layers a process keeps its own tokens only: inputs of the two norms of a block, and of the head's norm.
     norm = activations.norm.kept / tokens * (1 - 1 / sharing)
 
@@ -84,13 +85,14 @@ def _sizes(job: Job, model: Model, micro: int, activations: ActivationMemory | N
         extra = full.kept - activations.blocks["A"].kept
         return extra / (activations.rows * max(1, activations.tokens - 1))
 
-    cached = zeros
+    selective, cached = job.train.recompute == "selective", zeros
     if activations.cached is not None:
         with_cache = per_cached_token(activations.cached)
         cached = tuple(with_cache if letter == "A" else 0.0 for letter in pattern)
     return replace(
         sizes,
-        graph=tuple(activations.blocks[letter].kept / tokens - 2 * norm for letter in pattern),
+        graph=tuple((each.beside if selective else each.kept) / tokens - 2 * norm for each in blocks),
+        products=tuple(each.products / tokens for each in blocks) if selective else (),
         cached=cached,
         head=activations.head.kept / tokens - norm,
     )

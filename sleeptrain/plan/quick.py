@@ -134,7 +134,7 @@ def _of_rows(activations: ActivationMemory, rows: int) -> ActivationMemory:
     """Activations of one row as those of `rows` rows. Gradients of weights grow with them here, though they do not."""
 
     def grown(segment: SegmentMemory) -> SegmentMemory:
-        return SegmentMemory(segment.kept * rows, segment.work * rows)
+        return SegmentMemory(*(size * rows for size in dataclasses.astuple(segment)))
 
     return dataclasses.replace(
         activations,

@@ -12,6 +12,7 @@ from sleeptrain.plan.device import DeviceMemory, needed
 from sleeptrain.plan.memory import size
 from sleeptrain.plan.plan import Plan, make_plan
 from sleeptrain.recipe.recipe import Recipe
+from sleeptrain.recipe.rules import RULES
 from sleeptrain.schedule import RECOMPUTE_POLICIES
 from sleeptrain.train.config import Train
 from sleeptrain.train.layout import Layout, resolve_layout
@@ -65,7 +66,7 @@ def _plans(layout: Layout, data_layout: DataLayout) -> Iterator[tuple[str, Plan]
     """The plan under every policy that may be combined with the rest of the recipe."""
     train = layout.job.train
     for policy in RECOMPUTE_POLICIES:
-        if policy == "none" and (train.offload or train.cuda_graphs):  # refused by name in recipe/rules.py
-            continue
         job = dataclasses.replace(layout.job, train=_with(train, policy))
+        if any(rule.broken(job) for rule in RULES):
+            continue
         yield policy, make_plan(dataclasses.replace(layout, job=job), data_layout)

@@ -22,12 +22,12 @@ from sleeptrain.train.job import Job
 from sleeptrain.train.layout import Layout
 
 FREE = re.compile(
-    r"run_dir|init_from|mesh\..*|train\.(micro|recompute|offload|kernels|compile|cuda_graphs|profile)|data\.(workers|cache|cache_limit|sources\.\d+\.(path|name))"
+    r"run_dir|init_from|mesh\..*|train\.(micro|recompute|offload|kernels|compile|cuda_graphs|profile|gc_every|deterministic|matmul_precision)|data\.(workers|cache|cache_limit|sources\.\d+\.(path|name))"
 )
 """Fields that a continuation may change because they change nothing that is learned, rounding aside. Data may have moved, since
 its hash is compared."""
 ANNOUNCED = re.compile(
-    r"optim\.(lr|adam_lr|schedule\..*)|train\.(steps|tokens|batch|guard\..*)|checkpoint\..*|eval\..*|log\..*"
+    r"optim\.(lr|adam_lr|schedule\..*)|train\.(steps|tokens|batch|z_loss|guard\..*)|checkpoint\..*|eval\..*|log\..*"
 )
 """Fields that a continuation may change, and says so. All others are fixed."""
 

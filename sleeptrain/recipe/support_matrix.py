@@ -40,7 +40,7 @@ AXES = (
     OptionAxis("mesh.zero", (1, 2, 3), "ZeRO stage: shards optimizer state, also gradients (2), also parameters (3) over the data axis"),
     OptionAxis("mesh.group", (0, 1, 2), "micro-batches per group of the pipeline; 0 chooses"),
     OptionAxis("train.micro", (None, 1), "rows per micro-batch; null: all rows of the process"),
-    OptionAxis("train.recompute", ("none", "block", "pass", "window"), "activations saved for backward"),
+    OptionAxis("train.recompute", ("none", "selective", "block", "pass", "window"), "activations saved for backward"),
     OptionAxis("train.offload", (False, True), "saved activations are moved to host memory"),
     OptionAxis("train.precision", ("fp32", "bf16"), "dtype of parameters and features"),
     OptionAxis("optim.name", ("adamw", "muon"), "optimizer of the hidden matrices"),

@@ -9,6 +9,7 @@ from sleeptrain.schedule.memory import ValueSizes
 from sleeptrain.schedule.reads_writes import inputs, outputs, reads_writes
 from sleeptrain.schedule.schedule import (
     RECOMPUTE_POLICIES,
+    Body,
     Edge,
     Producer,
     RecomputePolicy,
@@ -22,7 +23,7 @@ from sleeptrain.schedule.schedule import (
 )
 
 __all__ = [
-    "RECOMPUTE_POLICIES", "Balance", "Costs", "Edge", "Estimate", "Picture", "Producer", "RecomputePolicy", "Schedule",
+    "RECOMPUTE_POLICIES", "Balance", "Body", "Costs", "Edge", "Estimate", "Picture", "Producer", "RecomputePolicy", "Schedule",
     "ScheduleAction", "StageBlocks", "StageEstimate", "StageOp", "StageSchedule", "Value", "ValueSizes", "balance",
     "build_schedule", "channel_per_edge", "check", "checked", "draw", "estimate", "inputs", "outputs", "reads_writes", "sample_schedule",
     "stage_blocks",

@@ -165,7 +165,7 @@ def _action_flops(
         case "BWD":
             return {"backward": costs.backward * flops}
         case "RECOMPUTE":
-            return {"recompute": flops}
+            return {"recompute": 0.0 if schedule.recompute.body == "products" else flops}
         case _:
             return {"recompute" if backward else "forward": flops}
 

@@ -34,6 +34,8 @@ class ValueSizes:
     """Attention cache, per block and token."""
     graph: tuple[float, ...]
     """Saved activations of a block without its input, per block and token."""
+    products: tuple[float, ...] = ()
+    """Under selective recompute: saved outputs of products of a block, per block and token, which `graph` leaves out."""
     cached: tuple[float, ...] = ()
     """Saved activations of an attention block beyond that, per block and cached token that it reads; empty: none."""
     head: float = 0.0
@@ -163,7 +165,8 @@ class _SizeTable:
             return [("kv" if kind == "kv" else "gradients", cache)]
         assert stage_op is not None
         if kind == "blocks":
-            return [("body", (len(blocks) - 1) * sizes.h * self._tokens(op))]
+            products = sum(sizes.products[b] for b in blocks) if sizes.products else 0.0
+            return [("body", ((len(blocks) - 1) * sizes.h + products) * self._tokens(op))]
         if kind == "head":
             return [("body", sizes.head * self._tokens(op))]
         return [("body", self._graph_bytes(stage_op, blocks))]
@@ -179,8 +182,8 @@ class _SizeTable:
         per_block = [
             self.sizes.graph[b] * tokens + (self.sizes.cached[b] * cache_read if reads_cache else 0.0) for b in blocks
         ]
-        if self.schedule.recompute.body == "block":
-            # Block inputs are saved as `blocks`, and the graph of one block at a time is recomputed.
+        if self.schedule.recompute.body in ("block", "products"):
+            # What is saved of blocks is in `blocks`, and the graph of one block at a time is recomputed.
             return max(per_block)
         # The input of the first block is a value of its own, unless this op embeds the tokens.
         block_inputs = len(per_block) - (stage_op.h is not None)

@@ -49,7 +49,7 @@ def _compute(
     i, saves_graphs = stage_op.op, recompute.body == "all"
     producers = [("h", stage_op.h), ("S", stage_op.S), ("kv", stage_op.kv)]
     inputs = tuple((kind, p.op, p.stage) for kind, p in producers if p is not None)
-    block_inputs = (("blocks", i, stage),) if recompute.body == "block" else ()
+    block_inputs = (("blocks", i, stage),) if recompute.body in ("block", "products") else ()
     h = ("h", i, stage)
     match action_kind:
         case "FWD":

@@ -18,6 +18,9 @@ from sleeptrain.program import Boundary, Layers, Program, Sleep, loop_range
 ActionKind = Literal["FWD", "RECOMPUTE", "BWD", "SEND", "RECV", "LOSS", "REDUCE"]
 Granularity = Literal["pass", "window"]
 Direction = Literal["forward", "backward", "reduce"]
+Body = Literal["none", "block", "products", "all"]
+"""What is saved inside a stage op: nothing, the input of every block, also the outputs of its matrix products, attention and delta
+rule, or the whole autograd graph."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,14 @@ class RecomputePolicy:
     """Save the features entering every pass, or only those at window starts."""
     S: Granularity = "pass"
     """Save the state entering every pass, or only the state at window starts."""
-    body: Literal["none", "block", "all"] = "none"
-    """What is saved inside a stage op: nothing, the input of every block, or the whole autograd graph."""
+    body: Body = "none"
     offload: bool = False
     """Saved activations are moved to host memory between forward and backward."""
 
 
 RECOMPUTE_POLICIES: Mapping[str, RecomputePolicy] = {
     "none": RecomputePolicy(body="all"),
+    "selective": RecomputePolicy(body="products"),
     "block": RecomputePolicy(body="block"),
     "pass": RecomputePolicy(),
     "window": RecomputePolicy(h="window", S="window"),
@@ -62,7 +65,7 @@ class Value(NamedTuple):
     - `dh`, `dS`, `dkv`: gradients of these
     - `rdh`: gradient received from stage `stage` for the features leaving `op` on this stage
     - `graph`: saved autograd graph of `op`
-    - `blocks`: saved inputs of the blocks of `op`
+    - `blocks`: saved inputs of the blocks of `op`, and outputs of their products
     - `head`: saved autograd graph of the loss head
     """
 

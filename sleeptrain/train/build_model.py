@@ -41,6 +41,7 @@ def new_model(layout: Layout, axes: MeshAxes, horizon: int, device: torch.device
 
             model = sharded = TensorParallelModel(job.model, axes.tensor, job.mesh.sequence, gated=job.sleep.gated)
             fill = sharded.initialise
+    model.z_loss = job.train.z_loss
     model.keep_stage(blocks.start, blocks.stop)
     model.to_empty(device=device)
     fill(job.train.seed, horizon)

@@ -45,8 +45,13 @@ class Train:
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     """Seed of the initial parameters and of the data order."""
-    recompute: Literal["auto", "none", "block", "pass", "window"] = "none"
-    """Activation checkpointing: the unit that is recomputed in backward. `none` saves all activations. `block` saves the input
+    z_loss: float = 0.0
+    """Weight of the z-loss: the gradient is that of the loss plus this times log(Z)^2 of every target, where Z is the denominator of the
+    softmax. It keeps logits small; 1e-5 to 1e-4 are usual. `loss` in metrics is without it."""
+    recompute: Literal["auto", "none", "selective", "block", "pass", "window"] = "none"
+    """Activation checkpointing: the unit that is recomputed in backward. `none` saves all activations. `selective` saves, beside what
+    `block` does, the outputs of matrix products, attention and the delta rule, and recomputes norms, gates, convolutions, rotary
+    embeddings and the head. `block` saves the input
     features of every block and the input state of every pass. `pass` saves the input features and state of every pass.
     `window` saves the state at window starts and, while a window is recomputed, the inputs of its passes. `auto`: the command
     chooses the one that recomputes least among those whose planned memory fits the device."""
@@ -64,13 +69,22 @@ class Train:
     """Capture every kind of pass (forward, recompute, backward) once as a CUDA graph and replay it, so that a pass takes a few
     launches. A graph's first replays are compared with the eager pass; a graph that differs is not used."""
 
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Precision of float32 matrix products, as torch.set_float32_matmul_precision takes it: `high` allows TF32 on a GPU, `medium` also
+    bfloat16. Products of bf16 training do not depend on it."""
+    deterministic: bool = False
+    """Let torch use deterministic algorithms only, so that a repeated run has the same bits on a GPU, too. An operator that has none
+    fails. It may be slower."""
+    gc_every: int = 50
+    """Steps between collections of Python's garbage collector, at the same steps on all ranks; 0 leaves them to Python, whose moments
+    differ from rank to rank."""
     profile: tuple[int, ...] = ()
     """Steps of which every rank writes a profile into the run folder: profile/step-STEP.rank-RANK.json.gz, a trace for
     https://ui.perfetto.dev, and .txt, a table of the operators that take most time. Profiled steps are slower."""
     guard: GuardLimits = field(default_factory=GuardLimits)
 
     @property
-    def recompute_policy(self) -> Literal["none", "block", "pass", "window"]:
+    def recompute_policy(self) -> Literal["none", "selective", "block", "pass", "window"]:
         """`recompute`, once it is no longer `auto`. Raises ValueError before."""
         if self.recompute == "auto":
             raise ValueError("train.recompute is auto: choose a policy first, as plan.resolve_recompute does")
@@ -90,6 +104,10 @@ class Train:
             yield Problem("profile", "is a list of steps, which are counted from 1")
         if self.batch < 1:
             yield Problem("batch", "must be at least 1 row")
+        if not 0 <= self.z_loss < float("inf"):
+            yield Problem("z_loss", "must be a number of at least 0; 0 trains without")
+        if self.gc_every < 0:
+            yield Problem("gc_every", "must not be negative; 0 leaves garbage collection to Python")
         if self.seed < 0:
             yield Problem("seed", "must not be negative")
 

@@ -19,6 +19,7 @@ from sleeptrain.train.go_back import go_back
 from sleeptrain.train.growth import can_explode, growth_at_start, looped_blocks
 from sleeptrain.train.log import Logs
 from sleeptrain.train.metrics import metrics
+from sleeptrain.train.process_settings import ScheduledCollection
 from sleeptrain.train.profile import profiled
 from sleeptrain.train.setup import Setup
 from sleeptrain.train.step import read_step, train_step
@@ -59,13 +60,16 @@ def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -
         setup.watchdog as watchdog,
         completed(setup.saver, min(LAST_SAVE, setup.job.mesh.timeout)),
         explain_lost_process(setup.process, watchdog.describe),
+        ScheduledCollection(setup.job.train.gc_every) as collection,
     ):
         if step == 0 and not quiet:
             warn_of_growth(setup)
         while step < steps and not stop.agreed(setup.process.device):
             began = perf_counter()
             watchdog.beat(step + 1, "reading data")
-            program, batches = setup.layout.program_at(step), read_step(setup.reader)
+            program = setup.layout.program_at(step)
+            with setup.context.times.reading():
+                batches = read_step(setup.reader)
             watchdog.beat(step + 1, "computing")
             rate = lr_multiplier(setup.job.optim.schedule, step, steps)
             with profiled(setup.job.train.profile, step + 1, setup.folder, setup.process.rank):
@@ -87,6 +91,7 @@ def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -
                 watchdog.beat(step, "saving")
                 save(setup, step, eval_loss)
                 saved = step
+            collection.after(step)
         if step != saved:
             watchdog.beat(step, "saving")
             save(setup, step, eval_loss)

@@ -37,4 +37,4 @@ def metrics(
         "perplexity": math.exp(min(report.loss, 50.0)) if math.isfinite(report.loss) else None,
     }  # fmt: skip
     losses = {"loss_by_source": dict(zip(names, report.loss_by_source, strict=True))} if len(names) > 1 else {}
-    return row | losses | seen
+    return row | losses | seen | setup.context.times.report(step)

@@ -29,6 +29,8 @@ from sleeptrain.train.job import Job
 from sleeptrain.train.kernels import use_kernels
 from sleeptrain.train.lanes import Lanes
 from sleeptrain.train.layout import Layout
+from sleeptrain.train.process_settings import apply_settings
+from sleeptrain.train.rank_times import RankTimes
 from sleeptrain.train.step import StepContext
 
 MACHINE_SPECIFIC = ("data.cache", "data.cache_limit", "data.workers")
@@ -118,6 +120,7 @@ def set_up(
     Raises UserError where ranks hold different data or programs, and where a checkpoint does not fit.
     """
     job, manifest = layout.job, reader.manifest
+    apply_settings(job.train)
     assert_same_on_all_ranks(
         process,
         {"the data's hash": manifest.hash[:12], "its length": manifest.length, "the program": layout.program().key},
@@ -130,8 +133,9 @@ def set_up(
         compile_blocks(model)
     lanes = new_lanes(layout, model) if job.data.lane is not None else None
     context = StepContext(
-        engine, make_forward(layout, axes, engine.grad_buffers), layout, axes, manifest.pad, len(reader.names), lanes
-    )
+        engine, make_forward(layout, axes, engine.grad_buffers), layout, axes, manifest.pad, len(reader.names),
+        RankTimes(process.rank, process.world, job.log.every, process.device), lanes,
+    )  # fmt: skip
     limits = job.train.guard
     guard = Guard(limits.streak, limits.rollbacks, spike=limits.spike)
     found = resume(context, reader, guard, folder)

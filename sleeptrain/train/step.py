@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 import torch
@@ -25,6 +25,7 @@ from sleeptrain.parallel.process import Process
 from sleeptrain.program import Program, Window
 from sleeptrain.train.lanes import Lanes
 from sleeptrain.train.layout import Layout
+from sleeptrain.train.rank_times import RankTimes
 
 
 class Forward(Protocol):
@@ -50,6 +51,8 @@ class StepContext:
     """The token id of padding."""
     sources: int = 1
     """Number of sources of the data."""
+    times: RankTimes = field(default_factory=RankTimes)
+    """Counts the forward half of every step."""
     lanes: Lanes | None = None
     """The state that rows carry from step to step; None where every row begins with an empty state."""
 
@@ -122,7 +125,8 @@ def train_step(
             to_micro_batch(batch, context, engine.adjoint_scale(total), _initial_state(context, number, batch))
             for number, batch in enumerate(batches[first : first + group], first)
         ]
-        outputs = context.forward(context.model, micro_batches, program)
+        with context.times.forward():
+            outputs = context.forward(context.model, micro_batches, program)
         engine.backward(torch.stack([output.nll.sum() for output in outputs]).sum() * engine.scale(total))
         for batch, output in zip(batches[first : first + group], outputs, strict=True):
             measures += _measure(output, batch, context)

@@ -73,6 +73,8 @@ def _repeated(schedule: Schedule, model: Model) -> Iterator[tuple[Pass, Tensor]]
                 continue
             op = schedule.program.ops[action.op]
             assert isinstance(op, Pass)
+            if action.kind == "RECOMPUTE" and schedule.recompute.body == "products":
+                continue  # elementwise work alone, of which no FLOPs are counted
             if action.kind != "LOSS":
                 yield op, forward_flops(model, stage.ops[action.op].blocks)
             elif schedule.recompute.body != "all":

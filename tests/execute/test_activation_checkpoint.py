@@ -10,9 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from sleeptrain.engine import Optim
-from sleeptrain.execute.activation_checkpoint import activation_checkpoint
+from sleeptrain.execute.activation_checkpoint import AUTOGRAD_WRAPPERS, activation_checkpoint
+from sleeptrain.model.micro_batch import MicroBatch
+from sleeptrain.model.sleep import run as run_program
+from sleeptrain.program import compile
 from tests.distributed import run
 from tests.engine.tiny import PASSES, Tiny, make_engine, train
+from tests.model import toy
+from tests.model.test_sleep import CASES
 
 
 class Stack(nn.Module):
@@ -126,3 +131,18 @@ def test_weights_used_several_times_train_under_zero() -> None:
 def test_weights_used_several_times_train_under_zero_on_two_processes() -> None:
     for results in run(train_both, 2, "fp32", [1, 2, 3]):
         assert all(plain == checkpointed for plain, checkpointed in results)
+
+
+@pytest.mark.parametrize("policy", AUTOGRAD_WRAPPERS)
+def test_the_policies_of_plain_autograd_give_the_same_bits(policy: str) -> None:
+    sleep, layout, passes = CASES["sliding, range, every"]
+    tokens, targets = toy.batch(layout)
+    results = []
+    for name in ("none", policy):
+        model = toy.model()
+        batch = MicroBatch(tokens, targets, model.zero_state(sleep, 2))
+        program = compile(sleep, layout, len(model.layers), passes)
+        output = run_program(model, batch, program, sleep, recompute=AUTOGRAD_WRAPPERS[name])
+        output.nll.square().sum().backward()
+        results.append([output.nll.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

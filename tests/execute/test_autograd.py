@@ -2,9 +2,11 @@
 
 import copy
 import importlib
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sleeptrain.execute.autograd import CheckpointedExecutor
 from sleeptrain.model.micro_batch import MicroBatch
@@ -13,7 +15,7 @@ from tests.execute.bf16 import gradient_error
 from tests.model import toy
 from tests.model.test_sleep import CASES
 
-POLICIES = ["none", "block", "pass", "window"]
+POLICIES = ["none", "selective", "block", "pass", "window"]
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
@@ -139,6 +141,34 @@ def test_saved_bytes_are_those_of_the_policy():
     # Every pass saves the input features of its four blocks, except the embedded tokens.
     assert saved["block"] == {"h": 4 * h, "S": 8 * fast, "conv": 8 * conv, "body": 7 * 3 * h, **none}
     assert saved["none"]["body"] > 10 * saved["block"]["h"]
+
+
+def test_selective_recompute_runs_no_product_again():
+    """Each product runs once in forward; its backward multiplies twice, as without recompute."""
+    sleep, layout, passes = CASES["context"]
+    model, (tokens, targets) = toy.model(), toy.batch(layout)
+    counts = {}
+    for policy in ("none", "selective", "block"):
+        with OperatorCounter() as counter:
+            by_executor(model, (sleep, layout, passes), tokens, targets, policy)
+        counts[policy] = counter.counts
+    head = counts["selective"]["aten::mm"] - counts["none"]["aten::mm"]
+    assert head == 1  # of the one window that is scored
+    for name in ("aten::_scaled_dot_product_flash_attention_for_cpu", "sleep_kernels::gated_delta_rule_chunked"):
+        assert counts["selective"][name] == counts["none"][name] < counts["block"][name]
+    assert counts["none"]["aten::silu"] < counts["selective"]["aten::silu"] == counts["block"]["aten::silu"]
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Counts operators by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.name()] += 1
+        return func(*args, **(kwargs or {}))
 
 
 def test_the_gradient_of_64_uses_of_a_bf16_weight_is_as_exact_as_that_of_one_use():

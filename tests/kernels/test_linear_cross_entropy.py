@@ -55,6 +55,28 @@ def assert_close(dtype: torch.dtype, bound: float) -> None:
         torch.testing.assert_close(got, wanted, rtol=bound, atol=bound)
 
 
+def assert_z_loss() -> None:
+    """The result is the cross-entropy, the gradient that of cross-entropy plus z-loss, written out."""
+    x, weight, targets = make_inputs()
+    plain, actual = linear_cross_entropy(x, weight, targets), linear_cross_entropy(x, weight, targets, z_loss=0.3)
+    assert torch.equal(actual, plain)
+    squares = torch.logsumexp(x @ weight.t(), -1).square().masked_fill(targets == -100, 0)
+    expected, weights = by_formula(x, weight, targets) + 0.3 * squares, torch.rand_like(plain)
+    known = linear_cross_entropy(x, weight, targets, known=plain.detach(), z_loss=0.3)
+    wanted = torch.autograd.grad(expected, (x, weight), weights)
+    for found in (actual, known):
+        for got, want in zip(torch.autograd.grad(found, (x, weight), weights), wanted, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_z_loss_in_tiles(tiled: None) -> None:
+    assert_z_loss()
+
+
+def test_z_loss_of_saved_logits() -> None:
+    assert_z_loss()
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_equals_separate_operators(tiled: None, dtype: torch.dtype, bound: float) -> None:
     assert_close(dtype, bound)

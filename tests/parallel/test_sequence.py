@@ -84,7 +84,7 @@ def compare(everything):
     for number, (name, case) in enumerate(CASES.items()):
         full, sharded = models(toy.config(**case[2]), axis, case[0].gated)
         expected, expected_grads, features = forward_backward(full, case, "pass")
-        others = ("none", "block", "window")
+        others = ("none", "selective", "block", "window")
         for policy in ("pass", *(others if everything else others[number % 3 : number % 3 + 1])):
             result, grads, local_features = forward_backward(sharded, case, policy)
             grads = {key: gathered(sharded.tp_layout, key, g) for key, g in grads.items()}

@@ -30,7 +30,7 @@ def test_flops_match_the_count_of_the_trainer(name):
         assert plan.flops == per_row * plan.job.train.batch
 
 
-@pytest.mark.parametrize("policy", ["none", "block", "pass", "window"])
+@pytest.mark.parametrize("policy", ["none", "selective", "block", "pass", "window"])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_recompute_matches_the_count_of_the_trainer(name, policy):
     for mesh in ([], ["mesh.pipe=2"]):

@@ -33,7 +33,7 @@ from tests.distributed import run
 from tests.plan.plans import plan_of
 from tests.storages import StorageCounter
 
-POLICIES = ("window", "pass", "block", "none")
+POLICIES = ("window", "pass", "block", "selective", "none")
 CASES = {
     "every": [],
     "sliding": ["sleep.evict.mode=sliding"],
@@ -209,7 +209,7 @@ def test_saved_activations_of_two_stages_match_the_plan_under_every_policy(two):
             assert_close(found["start of backward"], planned["start of backward"], (stage, key))
             assert found["peak"] == pytest.approx(planned["peak"], rel=0.05), (stage, key)
         sums = {policy: sum(by_case[policy, 3][0]["start of backward"].values()) for policy in POLICIES}
-        assert sums["window"] < sums["pass"] < sums["block"] < sums["none"]
+        assert sums["window"] < sums["pass"] < sums["block"] < sums["selective"] < sums["none"]
 
 
 def test_under_recompute_window_a_stage_saves_the_state_and_the_received_features_of_every_pass(two):

@@ -18,7 +18,10 @@ LARGE = ["sleep.window=64", "model.width=64", "model.mlp.hidden=256", "model.lay
 
 @pytest.fixture(scope="module")
 def plans():
-    return {policy: plan_of(*LARGE, f"train.recompute={policy}") for policy in ("none", "block", "pass", "window")}
+    return {
+        policy: plan_of(*LARGE, f"train.recompute={policy}")
+        for policy in ("none", "selective", "block", "pass", "window")
+    }
 
 
 def chosen(total, *overrides):

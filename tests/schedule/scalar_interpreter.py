@@ -107,7 +107,7 @@ class StageInterpreter:
             self.held[Value(kind, op, m, self.index)] = graph
 
     def recompute(self, action: ScheduleAction) -> None:
-        if self.schedule.recompute.body == "block":
+        if self.schedule.recompute.body in ("block", "products"):
             assert Value("blocks", action.op, action.micro, self.index) in self.held
         graph = self._run(action)
         self.held[Value("graph", action.op, action.micro, self.index)] = graph

@@ -62,7 +62,7 @@ def test_policy_window_reruns_every_pass_but_the_last_of_a_window():
     }
     passes_run = (windows - 1) * passes + 1
     pass_flops = 4 * depth
-    assert recompute == {"none": 0, "block": passes_run * pass_flops, "pass": passes_run * pass_flops,
+    assert recompute == {"none": 0, "selective": 0, "block": passes_run * pass_flops, "pass": passes_run * pass_flops,
                      "window": passes_run * pass_flops + (windows - 1) * (passes - 1) * pass_flops}  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def by_lanes(model, sleep, tokens, targets, starts, policy):
     return torch.cat(losses, 1), gradients(model)
 
 
-@pytest.mark.parametrize("policy", [None, "none", "block", "pass", "window", "graphs"])
+@pytest.mark.parametrize("policy", [None, "none", "selective", "block", "pass", "window", "graphs"])
 @pytest.mark.parametrize("case", [case for case in CASES if "clipped" not in case])
 def test_lanes_equal_one_long_row(case, policy):
     model = toy.model()
