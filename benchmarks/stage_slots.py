@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sleeptrain.program import Pass
-from sleeptrain.schedule import Costs, Schedule, ValueSizes, estimate
+from sleeptrain.schedule import BlockFlops, Costs, Schedule, ValueSizes, estimate
 
 SLOTS = {"FWD": 1.0, "RECOMPUTE": 1.0, "BWD": 2.0}
 """Slots of an action by kind."""
@@ -51,5 +51,5 @@ def planned_slots(schedule: Schedule) -> list[float]:
         blocks = range(stage.blocks.start, stage.blocks.stop)
         for b in blocks:
             block_slots[b] = 1 / len(blocks)
-    costs = Costs(ValueSizes(1.0, zeros, zeros, zeros, zeros), tuple(block_slots), zeros, speed=tokens)
+    costs = Costs(ValueSizes(1.0, zeros, zeros, zeros, zeros), tuple(map(BlockFlops, block_slots)), speed=tokens)
     return [stage.idle for stage in estimate(schedule, costs).stages]

@@ -9,6 +9,7 @@ from sleeptrain.model.config import Model
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.work import work_of_full_row
 from sleeptrain.program import Pass, Program, Sleep, blocks_of
+from sleeptrain.schedule import BlockFlops, backward_blocks, backward_flops, stage_blocks, stage_ops
 
 
 def parameters(model: LanguageModel) -> dict[str, int]:
@@ -31,21 +32,24 @@ def _part(name: str, pattern: str) -> str:
     return "mlp" if part == "mlp" else "norms"
 
 
-def block_flops(model: Model, letter: str) -> tuple[float, float]:
-    """Forward FLOPs of one block: per token, and per pair of a query and a key that it attends to (0 for Gated DeltaNet).
+def block_flops(model: Model, letter: str, conv_carry: bool = True) -> BlockFlops:
+    """Forward FLOPs of one block. `conv_carry`: later passes read the tail of the convolution, the projections of its last tokens.
 
-    Two FLOPs per multiply-add of every projection, plus the mixer: attention over causal pairs, or the gated delta rule
-    with 6 d^2 per head and token (decay, read, write), without its in-chunk part. Norms and activations are left out.
+    Two FLOPs per multiply-add of every projection, of the short convolution, and of the mixer: attention over the pairs that its mask
+    allows, or the gated delta rule with three products of d^2 per head and token, to read what a key holds, to write, and to read
+    for the query. Norms, activations, decay, softmax and the in-chunk part of kernels are left out.
     """
     width, a, g = model.width, model.attention, model.deltanet
     mlp = 6 * width * model.mlp.hidden
     if letter == "A":
-        inner = a.heads * a.head_dim
-        linear = 2 * width * (inner * (3 if a.gate else 2) + 2 * a.kv_heads * a.head_dim)
-        return mlp + linear, 4 * inner
-    keys, values = g.key_heads * g.head_dim, g.value_heads * g.head_dim
+        inner, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
+        return BlockFlops(mlp + 2 * width * (inner * (3 if a.gate else 2) + 2 * kv), 4 * inner, state=4 * width * kv)
+    keys, values, rule = g.key_heads * g.head_dim, g.value_heads * g.head_dim, g.value_heads * g.head_dim**2
     linear = 2 * width * (2 * keys + 3 * values + 2 * g.value_heads) + 2 * g.conv * (2 * keys + values)
-    return mlp + linear + 6 * g.value_heads * g.head_dim**2, 0.0
+    # S depends on keys, values, decay and write strength; the tail on the queries, too.
+    state = 2 * width * (keys + values + 2 * g.value_heads) + 2 * g.conv * (keys + values) + 4 * rule
+    state += 2 * width * keys if conv_carry and g.conv > 1 else 0
+    return BlockFlops(mlp + linear + 6 * rule, state=state)
 
 
 def head_flops(model: Model) -> float:
@@ -56,13 +60,18 @@ def head_flops(model: Model) -> float:
 def flops_of_work(model: Model, program: Program, sleep: Sleep) -> Tensor:
     """Model FLOPs of forward and backward for each unit of work on each window (`work_of_rows`): float64 [windows, 2, 2].
 
-    All passes count; their recomputation does not. Backward of a pass costs twice its forward; a pass without gradient has none.
+    All passes count; their recomputation does not. Backward costs twice the forward of what a gradient reaches (`backward_blocks`).
     """
     flops = torch.zeros(program.windows, 2, 2, dtype=torch.float64)
-    for op in program.ops:
-        if isinstance(op, Pass):
-            forward = forward_flops(model, blocks_of(op.layers, sleep, len(model.pattern)), head=op.loss)
-            flops[op.window, int(op.last_document)] += forward * (3 if op.grad else 1)
+    blocks = [block_flops(model, letter, sleep.evict.conv_carry) for letter in model.pattern]
+    [stage_ops_by_index] = stage_ops(program, stage_blocks(sleep, len(blocks)))
+    for index, reached in backward_blocks(stage_ops_by_index, blocks).items():
+        op = program.ops[index]
+        assert isinstance(op, Pass)
+        of_pass = forward_flops(model, blocks_of(op.layers, sleep, len(blocks)))
+        of_pass += torch.tensor(backward_flops(reached, blocks), dtype=torch.float64)
+        of_pass[0] += head_flops(model) * (3 if op.grad else 1) if op.loss else 0
+        flops[op.window, int(op.last_document)] += of_pass
     return flops
 
 
@@ -70,8 +79,8 @@ def forward_flops(model: Model, blocks: tuple[int, int], head: bool = False) -> 
     """Forward FLOPs of a range of blocks, and with `head` of the head, for each token and for each pair: float64 [2]."""
     letters = model.pattern[blocks[0] : blocks[1]]
     by_letter = {letter: block_flops(model, letter) for letter in set(letters)}
-    per_token, per_pair = (sum(by_letter[letter][unit] for letter in letters) for unit in (0, 1))
-    return torch.tensor([per_token + (head_flops(model) if head else 0), per_pair], dtype=torch.float64)
+    per_token = sum(by_letter[letter].token for letter in letters) + (head_flops(model) if head else 0)
+    return torch.tensor([per_token, sum(by_letter[letter].pair for letter in letters)], dtype=torch.float64)
 
 
 def step_flops(model: Model, program: Program, sleep: Sleep) -> float:

@@ -42,13 +42,12 @@ def costs_of(layout: Layout, activations: ActivationMemory | None = None, speed:
     """
     job, pattern = layout.job, layout.job.model.pattern
     model, dtype = local_config(job.model, job.mesh.tensor), DTYPES[job.train.precision]
-    flops = {letter: block_flops(model, letter) for letter in set(pattern)}
+    flops = {letter: block_flops(model, letter, job.sleep.evict.conv_carry) for letter in set(pattern)}
     grad_bytes = torch.promote_types(dtype, torch.float32).itemsize
     tied_across_stages = job.model.tie and job.mesh.pipe > 1
     return Costs(
         sizes=_sizes(job, model, layout.batch.micro, activations),
-        flops=tuple(flops[letter][0] for letter in pattern),
-        pairs=tuple(flops[letter][1] for letter in pattern),
+        blocks=tuple(flops[letter] for letter in pattern),
         attention_window=model.attention.window,
         head=head_flops(model),
         tied_bytes=float(grad_bytes * model.width * (model.vocab or 0)) if tied_across_stages else 0.0,

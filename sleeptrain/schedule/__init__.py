@@ -1,8 +1,10 @@
 """Pipeline schedules, from a program to every stage's actions: build, check, estimate, draw. Pure Python, no torch."""
 
+from sleeptrain.schedule.backward import BlockFlops, backward_blocks, backward_flops
 from sleeptrain.schedule.balance import Balance, balance
 from sleeptrain.schedule.build import build_schedule, channel_per_edge, sample_schedule
 from sleeptrain.schedule.check import check, checked
+from sleeptrain.schedule.dataflow import stage_ops
 from sleeptrain.schedule.draw import Picture, draw
 from sleeptrain.schedule.estimate import Costs, Estimate, StageEstimate, estimate
 from sleeptrain.schedule.memory import ValueSizes
@@ -23,8 +25,9 @@ from sleeptrain.schedule.schedule import (
 )
 
 __all__ = [
-    "RECOMPUTE_POLICIES", "Balance", "Body", "Costs", "Edge", "Estimate", "Picture", "Producer", "RecomputePolicy", "Schedule",
-    "ScheduleAction", "StageBlocks", "StageEstimate", "StageOp", "StageSchedule", "Value", "ValueSizes", "balance",
+    "RECOMPUTE_POLICIES", "Balance", "BlockFlops", "Body", "Costs", "Edge", "Estimate", "Picture", "Producer", "RecomputePolicy",
+    "Schedule", "ScheduleAction", "StageBlocks", "StageEstimate", "StageOp", "StageSchedule", "Value", "ValueSizes", "backward_blocks",
+    "backward_flops", "balance",
     "build_schedule", "channel_per_edge", "check", "checked", "draw", "estimate", "inputs", "outputs", "reads_writes", "sample_schedule",
-    "stage_blocks",
+    "stage_blocks", "stage_ops",
 ]  # fmt: skip

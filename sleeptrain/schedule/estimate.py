@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sleeptrain.program import Pass, Program, pairs_seen
+from sleeptrain.schedule.backward import BackwardBlocks, BlockFlops, backward_blocks, backward_flops
 from sleeptrain.schedule.memory import BytesByComponent, ValueSizes, memory_profile
 from sleeptrain.schedule.schedule import Edge, Schedule, ScheduleAction, StageSchedule
 from sleeptrain.schedule.simulate import ActionSeconds, Simulation, simulate
 
 FlopsByKind = dict[str, float]
 """FLOPs by kind: forward, recompute, backward."""
+Reached = Mapping[int, BackwardBlocks]
+"""By op of a stage."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +22,8 @@ class Costs:
     """Unit costs of compute and messages; FLOPs per row of a micro-batch."""
 
     sizes: ValueSizes
-    flops: tuple[float, ...]
-    """Forward FLOPs of every block per token."""
-    pairs: tuple[float, ...]
-    """Forward FLOPs of every block per (query, key) pair; 0 for blocks without attention."""
+    blocks: tuple[BlockFlops, ...]
+    """Forward FLOPs of every block."""
     attention_window: int | None = None
     """Largest number of keys per query, if it is less than the program's span."""
     head: float = 0.0
@@ -35,8 +36,6 @@ class Costs:
     """Bytes per second and edge."""
     latency: float = 0.0
     """Seconds per message."""
-    backward: float = 2.0
-    """Ratio of backward to forward FLOPs."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +121,12 @@ def simulate_costs(schedule: Schedule, costs: Costs) -> Simulation:
 def action_seconds(schedule: Schedule, costs: Costs) -> ActionSeconds:
     """Duration of an action, computed once for every stage, kind and op."""
     known: dict[tuple[int, str, int, bool], float] = {}
+    reached = [backward_blocks(stage.ops, costs.blocks) for stage in schedule.stages]
 
     def seconds(stage: int, action: ScheduleAction, backward: bool) -> float:
         key = (stage, action.kind, action.op, backward)
         if key not in known:
-            flops = _action_flops(schedule, costs, schedule.stages[stage], action, backward)
+            flops = _action_flops(schedule, costs, schedule.stages[stage], reached[stage], action, backward)
             known[key] = sum(flops.values()) / costs.speed
         return known[key]
 
@@ -136,22 +136,23 @@ def action_seconds(schedule: Schedule, costs: Costs) -> ActionSeconds:
 def _stage_flops(schedule: Schedule, costs: Costs, stage: StageSchedule) -> FlopsByKind:
     total = {"forward": 0.0, "recompute": 0.0, "backward": 0.0}
     known: dict[tuple[str, int, bool], FlopsByKind] = {}
+    reached = backward_blocks(stage.ops, costs.blocks)
     for backward, actions in ((False, stage.forward), (True, stage.backward)):
         for action in actions:
             if action.edge is not None:
                 continue
             key = (action.kind, action.op, backward)
             if key not in known:
-                known[key] = _action_flops(schedule, costs, stage, action, backward)
+                known[key] = _action_flops(schedule, costs, stage, reached, action, backward)
             for kind, flops in known[key].items():
                 total[kind] += flops
     return total
 
 
 def _action_flops(
-    schedule: Schedule, costs: Costs, stage: StageSchedule, action: ScheduleAction, backward: bool
+    schedule: Schedule, costs: Costs, stage: StageSchedule, reached: Reached, action: ScheduleAction, backward: bool
 ) -> FlopsByKind:
-    """FLOPs of one action by kind."""
+    """FLOPs of one action by kind. `reached`: the blocks of every op of the stage that a gradient reaches."""
     program = schedule.program
     if action.kind == "LOSS":
         op = program.ops[action.op]
@@ -159,11 +160,14 @@ def _action_flops(
         head = costs.head * (op.stop - op.start) * costs.sizes.rows
         if not backward:
             return {"forward": head}
-        return {"recompute": 0.0 if schedule.recompute.body == "all" else head, "backward": costs.backward * head}
-    flops = _forward_flops(program, costs, action.op, stage.ops[action.op].blocks)
+        return {"recompute": 0.0 if schedule.recompute.body == "all" else head, "backward": 2 * head}
+    stage_op = stage.ops[action.op]
+    if action.kind == "BWD":
+        op = program.ops[action.op]
+        assert isinstance(op, Pass)
+        return {"backward": _per_micro_batch(program, costs, op, *backward_flops(reached[action.op], costs.blocks))}
+    flops = _forward_flops(program, costs, action.op, stage_op.blocks)
     match action.kind:
-        case "BWD":
-            return {"backward": costs.backward * flops}
         case "RECOMPUTE":
             return {"recompute": 0.0 if schedule.recompute.body == "products" else flops}
         case _:
@@ -174,9 +178,14 @@ def _forward_flops(program: Program, costs: Costs, index: int, blocks: tuple[int
     """Forward FLOPs of a range of blocks in one op, over all rows of a micro-batch."""
     op = program.ops[index]
     assert isinstance(op, Pass)
+    parts = costs.blocks[slice(*blocks)]
+    return _per_micro_batch(program, costs, op, sum(block.token for block in parts), sum(block.pair for block in parts))
+
+
+def _per_micro_batch(program: Program, costs: Costs, op: Pass, token: float, pair: float) -> float:
+    """FLOPs of one op over all rows of a micro-batch, from those for each token and for each pair of a query and a key."""
     tokens, pairs = op.stop - op.start, pairs_seen(program, op, costs.attention_window)
-    per_row = sum(costs.flops[b] * tokens + costs.pairs[b] * pairs for b in range(*blocks))
-    return per_row * costs.sizes.rows
+    return costs.sizes.rows * (token * tokens + pair * pairs)
 
 
 def _message_bytes(program: Program, costs: Costs, action: ScheduleAction) -> float:

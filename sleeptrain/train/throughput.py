@@ -43,7 +43,7 @@ def recomputed_flops(layout: Layout, program: Program, work: Tensor) -> float:
     job = layout.job
     if job.train.recompute_policy == "none":
         return 0.0
-    return float((_recomputed(job.model, program, layout.stages, layout.recompute, job.model.tie) * work).sum())
+    return float((recompute_flops(job.model, program, layout.stages, layout.recompute, job.model.tie) * work).sum())
 
 
 @lru_cache(maxsize=64)
@@ -53,7 +53,7 @@ def _for_each_unit(model: Model, program: Program, sleep: Sleep) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _recomputed(
+def recompute_flops(
     model: Model, program: Program, stages: tuple[StageBlocks, ...], recompute: RecomputePolicy, tied: bool
 ) -> Tensor:
     """FLOPs that are recomputed for each unit of work on each window: float64 [windows, 2, 2]. Micro-batches do not differ in it."""

@@ -10,6 +10,7 @@ from sleeptrain.execute.segments import PassTokens, block_segments, forward_with
 from sleeptrain.execute.stored_bytes import ByteCounter
 from sleeptrain.schedule import (
     RECOMPUTE_POLICIES,
+    BlockFlops,
     Costs,
     Edge,
     ScheduleAction,
@@ -54,7 +55,7 @@ def assert_idle_as_estimated(traces, cuts, group, policy):
         stage = schedule.stages[s]
         assert done == [(a.kind, a.op, a.micro, a.edge) for a in (*stage.forward, *stage.backward)]
     # A token of a block costs one FLOP, so an op over four tokens costs four; the head costs nothing.
-    costs = Costs(ValueSizes(1.0, zeros, zeros, zeros, zeros), (1.0,) * depth, zeros, speed=4.0)
+    costs = Costs(ValueSizes(1.0, zeros, zeros, zeros, zeros), (BlockFlops(1.0),) * depth, speed=4.0)
     expected = estimate(schedule, costs)
     # On a clock that only compute actions advance.
     idle = idle_slots(traces)
@@ -110,8 +111,7 @@ def sizes():
 
 def assert_stored_as_estimated(found, stage, policy, group=3):
     schedule = schedule_of(stages.EVERY, 4, (2,), group, policy)
-    zeros = (0.0,) * 4
-    expected = estimate(schedule, Costs(sizes(), zeros, zeros)).stages[stage]
+    expected = estimate(schedule, Costs(sizes(), (BlockFlops(0.0),) * 4)).stages[stage]
     for component, size in expected.kept.items():
         assert found["saved"][component] == pytest.approx(size, rel=0.05), (policy, stage, component)
     assert found["peak"] == pytest.approx(sum(expected.peak.values()), rel=0.05), (policy, stage)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sleeptrain.model import init
-from sleeptrain.model.counts import block_flops, parameters, step_flops
+from sleeptrain.model.counts import block_flops, forward_flops, parameters, step_flops
 from sleeptrain.model.init import half_lives, initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.program import Sleep, Window, compile
@@ -85,13 +85,13 @@ def test_parameter_counts_by_part_sum_to_the_total():
 def test_linear_flops_are_two_per_weight(letter):
     m = initialised(letter, width=32)
     weights = sum(p.numel() for n, p in m.layers.named_parameters() if p.dim() == 2)
-    per_token, per_pair = block_flops(m.config, letter)
-    assert per_token == 2 * weights + (0 if letter == "A" else 6 * 4 * 4**2)
-    assert per_pair == (4 * 16 if letter == "A" else 0)
+    flops = block_flops(m.config, letter)
+    assert flops.token == 2 * weights + (0 if letter == "A" else 6 * 4 * 4**2)
+    assert flops.pair == (4 * 16 if letter == "A" else 0)
 
 
 def test_step_flops_grow_with_the_number_of_passes():
     layout, config = [Window(0, 8, False), Window(8, 16, True)], toy.config()
     one, four = (step_flops(config, compile(Sleep(window=8), layout, 4, n), Sleep(window=8)) for n in (1, 4))
-    head = 3 * 2 * 8 * 12 * 11
-    assert (four - head) / (one - head) == pytest.approx(5 / 2)
+    a_pass = float(forward_flops(config, (0, 4)) @ torch.tensor([8.0, 8 * 9 / 2], dtype=torch.float64))
+    assert four - one == pytest.approx(3 * 3 * a_pass)

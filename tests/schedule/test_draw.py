@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 from sleeptrain.program import Sleep, Window, compile
-from sleeptrain.schedule import RECOMPUTE_POLICIES, Costs, ValueSizes, build_schedule, draw, stage_blocks
+from sleeptrain.schedule import RECOMPUTE_POLICIES, BlockFlops, Costs, ValueSizes, build_schedule, draw, stage_blocks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -45,7 +45,7 @@ def test_svg_has_a_bar_for_every_action_that_takes_time():
 
 def test_costs_set_the_time_scale_and_show_the_head():
     sizes = ValueSizes(1.0, (1.0,) * 4, (0.0,) * 4, (0.0,) * 4, (1.0,) * 4)
-    picture = draw(schedule("pass"), Costs(sizes, (1.0,) * 4, (0.0,) * 4, head=4.0), columns=60)
+    picture = draw(schedule("pass"), Costs(sizes, (BlockFlops(1.0),) * 4, head=4.0), columns=60)
     assert "+" in picture.text.splitlines()[2] and "+" not in picture.text.splitlines()[1]
     assert any(t.text.startswith("LOSS") for t in ET.fromstring(picture.svg).iter(f"{SVG}title"))
 
@@ -58,5 +58,5 @@ def test_a_schedule_that_deadlocks_is_drawn_up_to_the_deadlock():
 
 def test_a_schedule_whose_actions_take_no_time_is_drawn():
     valid = schedule("none")
-    free = Costs(ValueSizes(0.0, (0.0,) * 4, (0.0,) * 4, (0.0,) * 4, (0.0,) * 4), (0.0,) * 4, (0.0,) * 4)
+    free = Costs(ValueSizes(0.0, (0.0,) * 4, (0.0,) * 4, (0.0,) * 4, (0.0,) * 4), (BlockFlops(0.0),) * 4)
     assert "0.0% idle" in draw(valid, free).text

@@ -5,7 +5,16 @@ from dataclasses import replace
 import pytest
 
 from sleeptrain.program import Evict, Gradient, Sleep, Window, compile
-from sleeptrain.schedule import RECOMPUTE_POLICIES, Costs, Edge, ValueSizes, build_schedule, estimate, stage_blocks
+from sleeptrain.schedule import (
+    RECOMPUTE_POLICIES,
+    BlockFlops,
+    Costs,
+    Edge,
+    ValueSizes,
+    build_schedule,
+    estimate,
+    stage_blocks,
+)
 from tests.schedule.uniform import circular_schedule, uniform_costs
 
 
@@ -71,7 +80,8 @@ def test_attention_flops_count_the_keys_of_every_query():
     program = compile(sleep, [Window(0, 4, True), Window(4, 8, True)], 1)
     sizes = ValueSizes(1.0, (0.0,), (0.0,), (1.0,), (0.0,))
     found = estimate(
-        build_schedule(program, stage_blocks(sleep, 1), 1, RECOMPUTE_POLICIES["none"]), Costs(sizes, (0.0,), (1.0,))
+        build_schedule(program, stage_blocks(sleep, 1), 1, RECOMPUTE_POLICIES["none"]),
+        Costs(sizes, (BlockFlops(0.0, 1.0),)),
     )
     assert found.stages[0].forward == (1 + 2 + 3 + 4) + 4 * 4
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from sleeptrain.program import Evict, Sleep, Window, compile
 from sleeptrain.schedule import (
     RECOMPUTE_POLICIES,
+    BlockFlops,
     Costs,
     RecomputePolicy,
     ValueSizes,
@@ -61,7 +62,7 @@ def test_sliding_eviction_counts_the_attention_cache_of_every_row():
     sizes = ValueSizes(2.0, (8.0, 8.0), (1.0, 1.0), (5.0, 0.0), (9.0, 9.0), rows=3)
     found = estimate(
         build_schedule(program, stage_blocks(sleep, 2), 1, RECOMPUTE_POLICIES["pass"]),
-        Costs(sizes, (1.0, 1.0), (0.0, 0.0)),
+        Costs(sizes, (BlockFlops(1.0),) * 2),
     )
     assert found.stages[0].kept["kv"] == 3 * 3 * 5.0
 
@@ -70,7 +71,7 @@ def test_graphs_of_attention_blocks_include_the_cached_tokens_that_they_read():
     sleep = Sleep(window=4, evict=Evict("sliding"))
     program = compile(sleep, [Window(4 * i, 4 * i + 4, True) for i in range(3)], 2)
     plain = ValueSizes(2.0, (8.0, 8.0), (1.0, 1.0), (5.0, 0.0), (9.0, 9.0))
-    costs = [Costs(sizes, (1.0, 1.0), (0.0, 0.0)) for sizes in (plain, replace(plain, cached=(7.0, 0.0)))]
+    costs = [Costs(sizes, (BlockFlops(1.0),) * 2) for sizes in (plain, replace(plain, cached=(7.0, 0.0)))]
     without, with_cache = (
         estimate(build_schedule(program, stage_blocks(sleep, 2), 1, RECOMPUTE_POLICIES["none"]), c).stages[0].kept
         for c in costs

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sleeptrain.schedule import Costs, ValueSizes, estimate
+from sleeptrain.schedule import BlockFlops, Costs, ValueSizes, estimate
 from tests.schedule.random_schedules import ScheduleCase, schedule_cases
 
 
@@ -48,8 +48,8 @@ def idle_seconds(schedule, seconds):
 @given(schedule_cases(), st.integers(0, 10**6))
 def test_idle_seconds_of_every_random_schedule_equal_an_independent_computation(case: ScheduleCase, seed: int):
     costs = Costs(
-        ValueSizes(1.0, *((1.0,) * case.depth,) * 4), tuple(1.0 + (seed >> b) % 3 for b in range(case.depth)),
-        (0.0,) * case.depth, head=float(seed % 2),
+        ValueSizes(1.0, *((1.0,) * case.depth,) * 4), tuple(BlockFlops(1.0 + (seed >> b) % 3) for b in range(case.depth)),
+        head=float(seed % 2),
     )  # fmt: skip
     schedule = case.build_schedule()
 
@@ -60,7 +60,7 @@ def test_idle_seconds_of_every_random_schedule_equal_an_independent_computation(
             return costs.head * tokens * ((2 if case.policy == "none" else 3) if backward else 1)
         if action.kind == "RECOMPUTE" and case.policy == "selective":
             return 0.0
-        forward = sum(costs.flops[slice(*schedule.stages[s].ops[action.op].blocks)]) * tokens
+        forward = sum(block.token for block in costs.blocks[slice(*schedule.stages[s].ops[action.op].blocks)]) * tokens
         return forward * (2 if action.kind == "BWD" else 1)
 
     assert [s.idle for s in estimate(schedule, costs).stages] == pytest.approx(

@@ -1,7 +1,7 @@
 """A circular schedule with equal stages, and costs that are equal for all blocks; for results known in closed form."""
 
 from sleeptrain.program import Loop, Sleep, Window, compile
-from sleeptrain.schedule import RECOMPUTE_POLICIES, Costs, ValueSizes, build_schedule, stage_blocks
+from sleeptrain.schedule import RECOMPUTE_POLICIES, BlockFlops, Costs, ValueSizes, build_schedule, stage_blocks
 
 
 def uniform_costs(depth, **kwargs):
@@ -9,7 +9,7 @@ def uniform_costs(depth, **kwargs):
     sizes = ValueSizes(
         h=2.0, fast=(64.0,) * depth, conv=(3.0,) * depth, kv=(0.0,) * depth, graph=(40.0,) * depth, head=50.0
     )
-    return Costs(sizes, (1.0,) * depth, (0.0,) * depth, **kwargs)
+    return Costs(sizes, (BlockFlops(1.0),) * depth, **kwargs)
 
 
 def circular_schedule(stages, windows, passes, group, policy="none", recompute=None, depth=None, targets=True):
