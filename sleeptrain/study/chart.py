@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-INKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-"""The colours of Okabe and Ito, which colour-blind readers can tell apart, without yellow, which is lost on white paper."""
-DASHES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+from sleeptrain.evaluate.line_styles import DASHES, INKS, MARKERS
+
 POINTS = 300
 """Points of a line; longer lines are thinned to the means of as many groups of neighbours."""
 LEGEND = 14
