@@ -10,7 +10,7 @@ from sleeptrain.data.manifest import Manifest
 from sleeptrain.evaluate.line_styles import DASHES, INKS, MARKERS
 from sleeptrain.evaluate.seeds import RunResult, SeedGroup, group_by_recipe, label_values, summary
 
-WIDTH = 0.3
+WIDTH = 0.16
 """Part of the distance of two labels within which the intervals of all lines stand beside each other."""
 
 
