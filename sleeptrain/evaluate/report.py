@@ -159,6 +159,8 @@ def print_report(results: Sequence[RunResult], manifest: Manifest) -> None:
         print(
             "Intervals of a single seed are over distinct problems; they do not show how much another seed would differ."
         )
+    if manifest.label:
+        print(f"{manifest.label}: {manifest.labels.get(manifest.label, 'label of the task')}.")
     print(
         "Loss: nats per target. Brackets: 95 % intervals. N: passes over a window. All rows are explained in docs/concepts.md and by --out DIR."
     )
