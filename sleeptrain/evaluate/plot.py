@@ -27,8 +27,9 @@ def plot_accuracy(results: Sequence[RunResult], manifest: Manifest, path: Path) 
     lines = [(group, passes, measured) for group in groups for passes, measured in group.by_passes()]
     for number, line in enumerate(lines):
         _draw_errors(axes, line, values, number, WIDTH * (number - (len(lines) - 1) / 2) / max(1, len(lines) - 1))
-    majority = [manifest.baselines.get(str(v), {}).get("majority") for v in values]
-    if all(share is not None for share in majority):
+    guessed = [manifest.baselines.get(str(v), {}).get("majority") for v in values]
+    majority = [share for share in guessed if share is not None]
+    if len(majority) == len(values):
         axes.plot(
             range(len(values)), majority, "k", ls=(0, (1, 2)), lw=1, label="always the most frequent answer token"
         )
