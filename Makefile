@@ -1,10 +1,11 @@
-# make setup · environments · setup-system · demo · test · test-slow · test-llama · test-gpu · drills · lint · layers · bench.  Each installs what it needs and is quick the second time.
+# make setup · environments · setup-system · demo · test · test-slow · test-llama · test-gpu · drills · lint · docs · layers · bench.  Each installs what it needs and is quick the second time.
 SHELL := /bin/bash
 PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 PIP = -m pip install --disable-pip-version-check
 VENV := .venv/installed
 ENGINES := .venv-engines/installed
+DOCS := .venv-docs/installed
 LLAMA := .llama.cpp/installed
 # Processes that run tests; a file of tests stays in one, and files keep the order of tests/conftest.py.
 WORKERS ?= 2
@@ -13,7 +14,7 @@ DRILLS ?= 10
 DRILL_SEEDS ?= $(shell shuf --input-range 1-999999999 --head-count $(DRILLS) | paste --serial --delimiters ,)
 DRILL ?= test
 
-.PHONY: help setup setup-system demo test test-slow test-llama test-gpu drills lint format layers bench clean
+.PHONY: help setup setup-system demo test test-slow test-llama test-gpu drills lint format docs layers bench clean
 
 help:
 	@head -1 Makefile
@@ -94,6 +95,19 @@ format: $(VENV)
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
+# The extra `docs` alone: API pages are made from the sources, which are not imported.
+$(DOCS): pyproject.toml
+	@echo "docs: installing mkdocs in .venv-docs (110 MB, less than a minute the first time)"
+	@test -d .venv-docs || $(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > .venv-docs/requirements.txt
+	@.venv-docs/bin/python $(PIP) --quiet --requirement .venv-docs/requirements.txt 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
+	@touch $@
+
+# The documentation site in site/. A warning, such as a link to nothing, fails.
+docs: $(DOCS)
+	@PATH="$$PWD/.venv-docs/bin:$$PATH" .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "docs: site/index.html; .venv-docs/bin/mkdocs serve shows it and follows changes"
+
 # docs/layers.svg: the packages and who imports whom.
 layers:
 	$(PYTHON) docs/layers.py
@@ -103,4 +117,4 @@ bench: $(VENV) $(ENGINES)
 	.venv/bin/python benchmarks/parallel.py
 
 clean:
-	rm -rf .venv .venv-engines .venv-triton-360 .llama.cpp .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-engines .venv-docs site .venv-triton-360 .llama.cpp .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

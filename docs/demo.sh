@@ -37,8 +37,9 @@ $out/report.md          the table above with a plot and an explanation
 $out/n1, $out/n4        run folders: config.yaml, metrics.jsonl, checkpoints/
 These are runs of one seed, which decide nothing: docs/passes.sh trains three seeds, and one pass for the time of four.
 This took $(( SECONDS / 60 )) minutes and $(( SECONDS % 60 )) seconds.
-Next:
+Next, after: source .venv/bin/activate
   sleeptrain eval $out/n4 --passes 1,2,4,8        the model at other numbers of passes
   sleeptrain train rule110-demo --explain         every value with its source
-  sleeptrain doctor                               checks of this machine
+  sleeptrain report $out/n1 $out/n4 $out/text     curves of the three runs, one HTML file
+docs/first-hour.md goes on from here.
 END

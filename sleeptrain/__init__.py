@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sleeptrain.recipe.load_trained import open_trained
 
 __all__ = ["LanguageModel", "Loop", "Model", "Sleep", "SleepSession", "load_recipe", "open_trained"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "LanguageModel": "sleeptrain.model.language",

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import zipfile
 from email.parser import Parser
@@ -21,6 +22,7 @@ from tests.cli.lines import TINY
 
 ROOT = Path(__file__).parents[1]
 STACK = {"torch", "deepspeed", "megatron-core", "triton", "mosaicml-streaming", "wandb", "omegaconf"}
+VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "sleeptrain" / "__init__.py").read_text())[0]
 ELSEWHERE = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
 
 
@@ -33,6 +35,11 @@ def test_the_installed_metadata_names_the_stack() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert names(declared["dependencies"]) >= STACK
     assert all("==" in text for text in declared["dependencies"]), "versions are pinned: they were run together"
+
+
+def test_the_version_is_the_newest_of_the_changelog_and_that_of_the_citation() -> None:
+    newest = re.findall(r"(?m)^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text())[0]
+    assert newest == VERSION == re.findall(r"(?m)^version: (\S+)", (ROOT / "CITATION.cff").read_text())[0]
 
 
 def test_no_folder_of_ours_is_taken_for_a_package_of_others() -> None:
@@ -98,7 +105,28 @@ def test_the_wheel_holds_the_four_packages_and_the_recipes(wheel: Path) -> None:
     shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
     assert {f"sleeptrain/{name}" for name in shipped} <= set(held)
     assert names(told.get_all("Requires-Dist") or []) >= STACK
+    assert told["Version"] == VERSION
     assert told["License-Expression"] == "Apache-2.0" and any(name.endswith("licenses/LICENSE") for name in held)
+
+
+@pytest.mark.slow
+def test_the_source_distribution_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Nothing that the wheel needs is missing in it, and neither are documents and tests."""
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path)]
+    subprocess.run([*build, "--sdist", str(ROOT)], capture_output=True, check=True)
+    (file,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(file) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    assert all(
+        (source / name).exists() for name in ("docs/first-hour.md", "mkdocs.yml", "tests/conftest.py", "Makefile")
+    )
+    subprocess.run([*build, "--wheel", str(source)], capture_output=True, check=True)
+    (again,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as ours, zipfile.ZipFile(again) as theirs:
+        assert {name: ours.read(name) for name in ours.namelist()} == {
+            name: theirs.read(name) for name in theirs.namelist()
+        }
 
 
 @pytest.mark.slow
@@ -115,5 +143,5 @@ def test_the_wheel_works_from_another_folder(installed: Path, tmp_path: Path) ->
     said("sleeptrain", "data", "build", "rule110-tiny", "--out", "runs/data/rule110-tiny", "train=128", "test=16")
     said("sleeptrain", "train", "rule110-tiny", "train.steps=2", "run_dir=runs/wheel", *TINY)
     environment = json.loads((tmp_path / "runs" / "wheel" / "environment.json").read_text())
-    assert environment["code"] == metadata.version("sleeptrain")
+    assert environment["code"] == VERSION
     assert "rule110: 1 run(s)" in said("sleeptrain", "eval", "runs/wheel")

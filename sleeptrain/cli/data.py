@@ -45,7 +45,9 @@ def add(subparsers: Any) -> None:
         "Write the shards of a task and their manifest. The same request writes the same bytes; a folder that already\n"
         "holds them is not changed.", EXAMPLES["build"],
     )  # fmt: skip
-    build.add_argument("task", help="a YAML file, the name of one in configs/task, or the name of a task")
+    build.add_argument(
+        "task", metavar="TASK", help="a YAML file, the name of one in configs/task, or the name of a task"
+    )
     build.add_argument(
         "overrides",
         nargs="*",
@@ -68,7 +70,7 @@ def add(subparsers: Any) -> None:
     )  # fmt: skip
     inspect.add_argument("path", metavar="SOURCE", help="folder of shards, or its URL")
     inspect.add_argument(
-        "--samples", type=int, default=2, metavar="N", help="samples of each split to show (default 2)"
+        "--samples", type=int, default=2, metavar="N", help="samples of each split to show (default: 2)"
     )
     inspect.add_argument("--json", action="store_true", help="print the manifest and the samples as JSON")
     inspect.add_argument("--plot", metavar="PNG", help="draw the lengths of the documents of a text")
@@ -80,9 +82,9 @@ def add(subparsers: Any) -> None:
     )  # fmt: skip
     tokenizer.add_argument("paths", nargs="+", metavar="PATH", help="files and folders, as for the task text")
     tokenizer.add_argument("--out", required=True, metavar="FILE", help="file to write")
-    tokenizer.add_argument("--vocab", type=int, default=32_768, metavar="N", help="number of ids (default 32768)")
+    tokenizer.add_argument("--vocab", type=int, default=32_768, metavar="N", help="number of ids (default: 32,768)")
     tokenizer.add_argument(
-        "--field", default="text", help="field of lines, and column of tables, with the text (default text)"
+        "--field", default="text", help="field of lines, and column of tables, with the text (default: text)"
     )
     tokenizer.set_defaults(run=run_tokenizer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -11,11 +12,19 @@ from sleeptrain.sizes import read_size
 PROGRAM = "sleeptrain"
 
 
+class FilledHelp(argparse.RawDescriptionHelpFormatter):
+    """Help whose paragraphs are as wide as the terminal; lists of examples and other indented lines stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(part if "\n  " in part else textwrap.fill(part, width) for part in paragraphs)
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that reports an error in one line with a pointer to --help, and keeps the line breaks of descriptions."""
+    """A parser that reports an error in one line with a pointer to --help."""
 
     def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", FilledHelp)
         super().__init__(allow_abbrev=False, **options)
         about = "print the stack trace of an error"
         self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=about)

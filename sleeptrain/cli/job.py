@@ -39,7 +39,7 @@ def add(subparsers: Any) -> None:
     status.set_defaults(run=run_status)
     logs = add_command(actions, "logs", "the end of a job's log", "Print the end of a job's log.", EXAMPLES["logs"])
     logs.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder")
-    logs.add_argument("--lines", type=int, default=40, metavar="N", help="lines to print (default 40)")
+    logs.add_argument("--lines", type=int, default=40, metavar="N", help="lines to print (default: 40)")
     logs.set_defaults(run=run_logs)
     cancel = add_command(
         actions, "cancel", "end a job",

@@ -19,14 +19,14 @@ and is requeued until the run is done. Code and recipe are copied into the run f
 `sleeptrain job` shows and cancels it."""
 EXAMPLES = (
     "sleeptrain launch rule110-tiny --cluster example --dry-run",
-    "sleeptrain launch hybrid-1b --cluster h100 --nodes 4 mesh.tensor=2 run_dir=/shared/runs/1b",
+    "sleeptrain launch hybrid-1b --cluster mine.yaml --nodes 4 mesh.tensor=2 run_dir=/shared/runs/1b",
 )
 
 
 def add(subparsers: Any) -> None:
     """Add this command to the program's parser."""
     parser = add_command(subparsers, "launch", "submit a recipe to SLURM", DESCRIPTION, EXAMPLES)
-    parser.add_argument("recipe", help="a YAML file, or the name of one in configs/")
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     parser.add_argument("--cluster", required=True, metavar="NAME", help="a YAML file, or the name of one in configs/cluster")  # fmt: skip
     parser.add_argument("--nodes", type=int, metavar="N", help="nodes of the job (default: as many as the mesh needs)")

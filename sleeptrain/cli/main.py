@@ -26,11 +26,18 @@ COMMANDS = (
     "eval", "generate", "serve", "export", "import", "doctor",
 )  # fmt: skip
 """The modules of this package that are commands, in the order of `--help`."""
+DESCRIPTION = """\
+Pretrain language models that sleep. RECIPE and other files may be names of files in configs/; key=value changes them. \
+`sleeptrain COMMAND --help` has examples of each command.
+
+Exit status: 0 done, 1 failed, 2 the request was wrong, 75 saved: run me again, 128 + n ended by signal n without a save.
+"""
 EXAMPLES = """\
 Examples:
   sleeptrain doctor
   sleeptrain data build rule110-tiny --out runs/data/rule110-tiny
   sleeptrain train rule110-tiny
+  sleeptrain eval runs/rule110-tiny
 """
 
 
@@ -91,7 +98,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def build_parser() -> Parser:
     """The parser of the program with those of all commands."""
-    parser = Parser(prog=PROGRAM, description="Pretrain language models that sleep.", epilog=EXAMPLES)
+    parser = Parser(prog=PROGRAM, description=DESCRIPTION, epilog=EXAMPLES)
     # DeepSpeed's launcher adds this option; the rank is read from LOCAL_RANK, which it sets as well.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")

@@ -39,7 +39,7 @@ def add(subparsers: Any) -> None:
         "what the whole run takes and costs. With --search it prints the layouts that are fastest."
     )
     parser = add_command(subparsers, "plan", "what a recipe needs, before it is queued", description, EXAMPLES)
-    parser.add_argument("recipe", help="a YAML file, or the name of one in configs/")
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as mesh.pipe=4")
     parser.add_argument(
         "--processes", type=int, metavar="N", help="processes of the run (default: those that mesh names)"

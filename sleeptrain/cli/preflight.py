@@ -23,7 +23,7 @@ def add(subparsers: Any) -> None:
     parser = add_command(subparsers, "preflight", "check the nodes of a job", DESCRIPTION, EXAMPLES)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="a folder that all nodes share, for the results")
     parser.add_argument("--tasks", type=int, metavar="N", help="tasks of a node (default: those that were started)")
-    parser.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs that a node must have (default 0)")
+    parser.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs that a node must have (default: 0)")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="the run folder, in which files are written")
     parser.add_argument("--space", type=int, default=0, metavar="BYTES", help="bytes that must be free in it")
     parser.add_argument("--local", metavar="DIR", help="a folder on a local disk that must be writable")

@@ -43,7 +43,7 @@ def add(subparsers: Any) -> None:
         ("--session-tokens", int, 1_000_000, "tokens that a session reads and writes"),
         ("--session-seconds", float, 600.0, "time that an unused session is kept"),
     ):
-        limits.add_argument(option, type=of, default=default, metavar="N", help=f"{meaning} (default: {default:,g})")
+        limits.add_argument(option, type=of, default=default, metavar="N", help=f"{meaning} (default: {default:,.0f})")
     limits.add_argument(
         "--body", type=memory_size, default=4 << 20, metavar="SIZE", help="size of a request (default: 4MiB)"
     )

@@ -33,7 +33,7 @@ def add(subparsers: Any) -> None:
         "Everything is checked before the first run."
     )
     parser = add_command(subparsers, "study", "a grid of runs and its report", description, EXAMPLES)
-    parser.add_argument("study", help="a YAML file, or the name of one in configs/study")
+    parser.add_argument("study", metavar="STUDY", help="a YAML file, or the name of one in configs/study")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the study, such as set.train.steps=100"
     )

@@ -30,10 +30,11 @@ def add(subparsers: Any) -> None:
     """Add this command to the program's parser."""
     description = (
         "Train a recipe: a file, or the name of one in configs/. A run folder that already has a checkpoint "
-        "is continued. Works in one process, and under torchrun, srun or the deepspeed launcher in several."
+        "is continued. Works in one process, and under torchrun, srun or the deepspeed launcher in several. --explain prints all keys. "
+        "Ctrl-C and SIGTERM stop it after the present step and save; it then ends with status 75, and the same command continues it."
     )
     parser = add_command(subparsers, "train", "train a recipe", description, EXAMPLES)
-    parser.add_argument("recipe", help="a YAML file, or the name of one in configs/")
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as sleep.passes=4"
     )

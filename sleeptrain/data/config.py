@@ -50,6 +50,7 @@ class Data:
     """Sources of samples, and how they are read."""
 
     sources: list[Source] = field(default_factory=list)
+    """Folders of shards, of which every step reads rows."""
     split: str = "train"
     """Split for training."""
     eval_split: str = "test"

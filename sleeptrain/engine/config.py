@@ -38,12 +38,15 @@ class Optim:
     """The optimizer. With `muon`, Muon updates the hidden matrices and AdamW everything else."""
 
     name: Literal["muon", "adamw"] = "adamw"
+    """`adamw` for all parameters; `muon` for the hidden matrices, with AdamW for the others."""
     lr: float = 1e-3
     """Peak learning rate of the hidden matrices, and of all other parameters unless adam_lr is set."""
     adam_lr: float | None = None
     """Peak learning rate of the other parameters: embeddings, head, norms, b and a projections, A_log, dt_bias, convolutions."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of AdamW's means of the gradient and of its square, by step."""
     eps: float = 1e-8
+    """Added to the root of the mean square gradient in AdamW."""
     weight_decay: float = 0.1
     """Decoupled, times the learning rate; not applied to vectors, A_log, dt_bias and convolutions."""
     momentum: float = 0.95

@@ -11,7 +11,8 @@ from typing import Any
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.evaluate.compare import compare
 from sleeptrain.evaluate.measure import Measurement
-from sleeptrain.evaluate.seeds import SHARES, RunResult, SeedGroup, group_by_recipe, mean_of, summary
+from sleeptrain.evaluate.plot import plot_accuracy
+from sleeptrain.evaluate.seeds import SHARES, RunResult, SeedGroup, group_by_recipe, label_values, mean_of, summary
 from sleeptrain.evaluate.table import print_table
 
 NONE = "–"
@@ -90,7 +91,7 @@ def _group_json(group: SeedGroup) -> Iterator[dict[str, Any]]:
 
 def table_rows(groups: Sequence[SeedGroup], manifest: Manifest) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table: baselines first, then accuracy with its 95 % interval for each label value."""
-    values, names = _label_values(groups), _source_names(groups)
+    values, names = label_values(groups), _source_names(groups)
     header = [
         *COLUMNS,
         *(f"loss of {name}" for name in names),
@@ -117,11 +118,6 @@ def table_rows(groups: Sequence[SeedGroup], manifest: Manifest) -> tuple[list[st
                 row += [str(summary(measured, value, share) or NONE) for value in values]
             rows.append(row)
     return header, rows
-
-
-def _label_values(groups: Sequence[SeedGroup]) -> list[int]:
-    """All label values that were measured, in ascending order."""
-    return sorted({value for group in groups for r in group.runs for m in r.measured for value in m.by_value})
 
 
 def _source_names(groups: Sequence[SeedGroup]) -> list[str]:
@@ -163,46 +159,13 @@ def print_report(results: Sequence[RunResult], manifest: Manifest) -> None:
         print(
             "Intervals of a single seed are over distinct problems; they do not show how much another seed would differ."
         )
+    if manifest.label:
+        print(f"{manifest.label}: {manifest.labels.get(manifest.label, 'label of the task')}.")
+    print(
+        "Loss: nats per target. Brackets: 95 % intervals. N: passes over a window. All rows are explained in docs/concepts.md and by --out DIR."
+    )
     for comparison in compare(groups, manifest):
         print(comparison)
-
-
-def plot_accuracy(results: Sequence[RunResult], manifest: Manifest, path: Path) -> bool:
-    """Plot accuracy over label values for each recipe and number of passes; false, without a file, if there is no label."""
-    groups = group_by_recipe(results)
-    values = _label_values(groups)
-    if manifest.label is None or not values:
-        return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for group in groups:
-        for passes, measured in group.by_passes():
-            found = [(i, summary(measured, value, "accuracy")) for i, value in enumerate(values)]
-            shown = [(i, one, one.interval or (one.mean, one.mean)) for i, one in found if one]
-            below = [max(0.0, one.mean - low) for _, one, (low, _) in shown]
-            above = [max(0.0, high - one.mean) for _, one, (_, high) in shown]
-            count = f", {len(group.runs)} seeds" if len(group.runs) > 1 else ", one seed"
-            label = f"{group.name}, N={passes}{count}"
-            positions, means = [i for i, *_ in shown], [one.mean for _, one, _ in shown]
-            axes.errorbar(positions, means, yerr=[below, above], marker="o", capsize=3, label=label)
-    majority = [manifest.baselines.get(str(v), {}).get("majority") for v in values]
-    if all(x is not None for x in majority):
-        axes.plot(range(len(values)), majority, "k--", lw=1, label="majority")  # type: ignore[arg-type]
-    axes.set_xticks(range(len(values)), [str(v) for v in values])
-    axes.set(
-        xlabel=manifest.labels.get(manifest.label, manifest.label),
-        ylabel="accuracy per answer token",
-        title=manifest.task,
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return True
 
 
 def write(

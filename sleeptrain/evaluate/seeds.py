@@ -175,3 +175,8 @@ def mean_of(measured: Sequence[Measurement], value: Callable[[Measurement], Any]
     """The mean of a quantity over runs; None where a run has none."""
     values = [value(m) for m in measured]
     return None if any(v is None for v in values) else float(np.mean(values))
+
+
+def label_values(groups: Sequence[SeedGroup]) -> list[int]:
+    """All label values that were measured, in ascending order."""
+    return sorted({value for group in groups for r in group.runs for m in r.measured for value in m.by_value})

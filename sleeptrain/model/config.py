@@ -15,11 +15,15 @@ class AttentionConfig:
     """Grouped-query attention: per-head q/k RMSNorm, rotary positions on a fraction of each head, output gate."""
 
     heads: int = 8
+    """Heads of queries; a multiple of kv_heads."""
     kv_heads: int = 2
+    """Heads of keys and values."""
     head_dim: int = 64
+    """Size of a head's queries, keys and values."""
     rotary: float = 0.25
     """Fraction of each head's dimensions that is rotated."""
     theta: float = 10000.0
+    """Base of the rotary wavelengths."""
     gate: bool = True
     """Sigmoid gate on the output, with its own projection."""
     window: int | None = None
@@ -31,9 +35,11 @@ class DeltaNetConfig:
     """Gated DeltaNet; its state is `value_heads` matrices [head_dim, head_dim] per layer."""
 
     key_heads: int = 4
+    """Heads of queries and keys."""
     value_heads: int = 4
     """A multiple of key_heads; more value heads per key head widen the state."""
     head_dim: int = 64
+    """Size of a head's queries, keys and values, so that its state has head_dim x head_dim numbers."""
     conv: int = 4
     """Taps of the short convolution on q, k and v."""
     horizon: int | None = None
@@ -48,6 +54,7 @@ class MlpConfig:
     """The SwiGLU MLP."""
 
     hidden: int = 1024
+    """Size between the projections, as in two matrices [width, hidden] and one [hidden, width]."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Model:
     """A stack of attention (A) and Gated DeltaNet (G) blocks."""
 
     width: int = 256
+    """Features of a token between the blocks."""
     layers: str = "AGAG"
     """One letter per block, with repeated groups: `AGAG`, `(GGGA)x8`."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
@@ -71,7 +79,9 @@ class Model:
     (2 * blocks * passes)^-0.75 the gradient of a deep stack with several passes does not explode at the start; see
     docs/depth.md. It is a part of the model: it changes inference, too."""
     eps: float = 1e-6
+    """Added to the mean square in every RMSNorm."""
     init_std: float = 0.02
+    """Standard deviation of the initial matrices."""
 
     @property
     def pattern(self) -> str:

@@ -19,8 +19,11 @@ class Ramp:
     """A number of passes that grows linearly from `start` to `stop` over the first `steps` steps."""
 
     start: int
+    """N of the first step."""
     stop: int
+    """N from step `steps` on."""
     steps: int
+    """Length of the ramp."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Draw:
     """A number of passes drawn at every step, uniformly from `low` to `high` (both included)."""
 
     low: int
+    """Smallest N."""
     high: int
+    """Largest N, with which evaluation and generation sleep."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-INKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-"""The colours of Okabe and Ito, which colour-blind readers can tell apart, without yellow, which is lost on white paper."""
-DASHES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+from sleeptrain.evaluate.line_styles import DASHES, INKS, MARKERS
+
 POINTS = 300
 """Points of a line; longer lines are thinned to the means of as many groups of neighbours."""
 LEGEND = 14
@@ -69,6 +67,9 @@ def draw_svg(chart: Chart) -> str:
         axes.set(xlabel=chart.x_label, ylabel=chart.y_label, title=chart.title)
         axes.set_xscale("log" if chart.log_x else "linear")
         axes.set_yscale("log" if chart.log_y else "linear")
+        for axis, is_log in ((axes.xaxis, chart.log_x), (axes.yaxis, chart.log_y)):
+            if is_log:
+                _label_log_ticks(axis)
         if chart.ticks:
             axes.set_xticks([at for at, _ in chart.ticks], [text for _, text in chart.ticks])
             axes.minorticks_off()
@@ -83,6 +84,17 @@ def draw_svg(chart: Chart) -> str:
         )  # fmt: skip
     # What stands before the element, the XML declaration and a document type with an address, has no place in HTML.
     return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
+
+
+def _label_log_ticks(axis: Any) -> None:
+    """Labels at 1, 2 and 5 times the powers of ten where a logarithmic axis has few decades; it would label powers of ten alone."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    if 0 < low < high < low * 1000:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_line(axes: Any, line: Line, number: int) -> None:

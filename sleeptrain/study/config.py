@@ -18,6 +18,7 @@ class TunedRate:
     """A rate that is tried at several values; the report takes the best one for every setting of the axes."""
 
     tune: list[float]
+    """The values, an axis of the grid."""
 
     def problems(self) -> list[Problem]:
         """Problems of this section alone."""
@@ -36,6 +37,7 @@ class TransferredRate:
     at: float
     """That size."""
     power: float = -1.0
+    """Exponent of the ratio of sizes."""
 
     def problems(self) -> list[Problem]:
         """Problems of this section alone."""
@@ -74,7 +76,9 @@ class TargetSize:
     """A size and a number of tokens for which the fit predicts the loss."""
 
     params: float
+    """Parameters of the model, a tied head counted once."""
     tokens: float
+    """Training tokens."""
 
     def problems(self) -> list[Problem]:
         """Problems of this section alone."""
@@ -89,7 +93,9 @@ class PublishedResult:
     setting: dict[str, Any]
     """Values by axis."""
     value: str
+    """The result in words."""
     source: str
+    """Where it is published."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,11 @@ class Study:
     rates: dict[str, TunedRate | TransferredRate] = field(default_factory=dict)
     """Learning rates by dotted key."""
     evaluate: StudyEvaluation | None = None
+    """What is measured of every run that is done; null: nothing."""
     extrapolate: dict[str, TargetSize] = field(default_factory=dict)
+    """Sizes by name for which the fitted law predicts the loss."""
     published: list[PublishedResult] = field(default_factory=list)
+    """Results of others beside ours."""
     run_dir: str | None = None
     """The folder of the runs; null: runs/study/<name of the study>."""
 

@@ -43,6 +43,7 @@ class Train:
     micro: int | None = None
     """Micro-batch size in rows; null: all rows of the process."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Dtype of parameters and features. The fast weights, the weights that the optimizer updates, and its moments are fp32 with both."""
     seed: int = 0
     """Seed of the initial parameters and of the data order."""
     z_loss: float = 0.0
@@ -154,7 +155,9 @@ class Wandb:
     """Weights & Biases."""
 
     mode: Literal["off", "offline", "online"] = "off"
+    """Where rows go; `offline` writes them into the run folder for `wandb sync`. WANDB_MODE overrides it, unless it is `off`."""
     project: str = "sleeptrain"
+    """Project of W&B."""
     name: str | None = None
     """Display name of the run; null: the name of the run folder."""
 

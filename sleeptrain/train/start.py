@@ -18,7 +18,7 @@ from sleeptrain.train.layout import Layout
 
 
 def start_lines(layout: Layout, manifest: Manifest, process: Process) -> Iterator[str]:
-    """One line each for device, model, data and step; known before model and engine are built."""
+    """One line each for device, model, data and step, and for a warm-up that the run does not end; known before model and engine are built."""
     job, mesh, batch = layout.job, layout.job.mesh, layout.batch
     with torch.device("meta"):
         count = parameters(LanguageModel(job.model, gated=job.sleep.gated))["total"]
@@ -41,6 +41,8 @@ def start_lines(layout: Layout, manifest: Manifest, process: Process) -> Iterato
         f"step    {job.train.batch:,} samples, {layout.tokens_per_step:,} tokens, {passes}, {job.optim.name}, "
         f"recompute {job.train.recompute}{', compiled' if job.train.compile else ''}; {layout.steps:,} steps"
     )
+    if layout.steps < job.optim.schedule.warmup:
+        yield f"rate    optim.schedule.warmup = {job.optim.schedule.warmup:,} is longer than the run: optim.lr is never reached"
 
 
 def mixture(data: Data, steps: int) -> str:

@@ -62,7 +62,8 @@ def test_every_example_runs_after_the_previous_ones(folder: Path, parsers: Any, 
     for words, line in zip(every, ran, strict=True):
         assert line.status == 0, (words, line.err)
         assert line.out or words[0] == "train", words
-    assert "loss" in result_of(every, ran, "train rule110-tiny").err
+    trained = result_of(every, ran, "train rule110-tiny").err
+    assert "loss" in trained and "optim.schedule.warmup = 10 is longer than the run" in trained, "four steps"
 
 
 def result_of(lines: list[list[str]], ran: list[Line], line: str) -> Line:

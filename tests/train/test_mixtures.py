@@ -155,6 +155,13 @@ def test_held_out_sets_are_reported_by_name(folder: str, alone: Any) -> None:
     assert last["eval_loss"] == pytest.approx(total / last["eval_targets"], rel=1e-5)
 
 
+def test_every_field_of_the_rows_is_in_the_document(alone: Any) -> None:
+    """docs/metrics.md names each in backquotes; the last row has those of several sources and of an evaluation, too."""
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert "eval_accuracy_by_source" in alone[0][-1]
+    assert not [field for field in alone[0][-1] if f"`{field}`" not in page]
+
+
 BY_SOURCE = ("rows_by_source", "tokens_by_source", "epochs_by_source")
 
 
