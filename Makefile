@@ -97,7 +97,7 @@ format: $(VENV)
 
 # The extra `docs` alone: API pages are made from the sources, which are not imported.
 $(DOCS): pyproject.toml
-	@echo "docs: installing mkdocs in .venv-docs (110 MB, less than a minute the first time)"
+	@echo "docs: installing mkdocs in .venv-docs (200 MB, less than a minute the first time)"
 	@test -d .venv-docs || $(PYTHON) -m venv .venv-docs
 	@.venv-docs/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > .venv-docs/requirements.txt
 	@.venv-docs/bin/python $(PIP) --quiet --requirement .venv-docs/requirements.txt 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
