@@ -189,18 +189,18 @@ def test_at_most_one_tile_of_logits_exists(dtype: torch.dtype) -> None:
         x, weight = torch.empty(2048, 64, dtype=dtype), torch.empty(32768, 64, dtype=dtype)
         targets, loss = torch.empty(2048, dtype=torch.int64), torch.empty(2048)
         with StorageCounter() as forward:
-            module.forward(x, weight, targets, None, -100)
+            module.forward(x, weight, targets, None, -100, 0.0)
         with StorageCounter() as backward:
-            module.backward(loss, x, weight, targets, loss, -100)
+            module.backward(loss, x, weight, targets, loss, -100, 0.1)
     assert 4 << 20 < forward.peak < 13 << 20
     assert backward.peak < (13 << 20) + 2 * (x.nbytes + weight.nbytes)
 
 
 def test_registration(always_tiled: None) -> None:
     inputs = make_inputs()
-    torch.library.opcheck(torch.ops.sleep_kernels.linear_cross_entropy.default, (*inputs, None, -100))
+    torch.library.opcheck(torch.ops.sleep_kernels.linear_cross_entropy.default, (*inputs, None, -100, 0.0))
     known = linear_cross_entropy(*inputs).detach()
-    torch.library.opcheck(torch.ops.sleep_kernels.linear_cross_entropy.default, (*inputs, known, -100))
+    torch.library.opcheck(torch.ops.sleep_kernels.linear_cross_entropy.default, (*inputs, known, -100, 0.1))
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,7 @@ WHOLE = {
     "fp32, zero 2": ["mesh.zero=2", "train.batch=8"],
     "muon": ["optim.name=muon", "optim.adam_lr=0.001", "train.batch=8"],
     "graphs kept": ["train.recompute=none"],
+    "selective": ["train.recompute=selective"],
     "bf16": ["train.precision=bf16", "train.recompute=block"],
     "bf16, several backwards": ["train.precision=bf16", "train.batch=8"],
     "bf16, zero 2": ["train.precision=bf16", "mesh.zero=2", "train.batch=8"],

@@ -32,6 +32,7 @@ REFUSED = {
     (("mesh.tensor", 2), ("optim.name", "muon")): ["muon-tensor"],
     (("mesh.sequence", True), ("optim.name", "muon")): ["sequence-tensor", "muon-tensor"],
     (("train.recompute", "none"), ("train.offload", True)): ["offload-none"],
+    (("train.recompute", "selective"), ("train.offload", True)): ["offload-none"],
     (("sleep.loop.layers", (1, 3)), ("sleep.loop.feedback", "normed")): ["normed-coda"],
     (("sleep.loop.layers", (1, 4)), ("sleep.loop.feedback", "gated")): ["gated-prelude"],
     (("sleep.loop.layers", (1, 3)), ("sleep.loop.feedback", "gated")): ["gated-prelude"],
