@@ -29,7 +29,7 @@ class Line:
     intervals: Sequence[tuple[float, float] | None] | None = None
     """The interval of every y, drawn as an error bar."""
     style: Literal["line", "marks", "baseline"] = "line"
-    """`marks`: with a marker on every point. `baseline`: thin, black and dashed."""
+    """`marks`: with a marker on every point. `baseline`: thin, black and dotted, each with dots farther apart than those of the one before."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def draw_svg(chart: Chart) -> str:
 
 def _draw_line(axes: Any, line: Line, number: int) -> None:
     if line.style == "baseline":
-        axes.plot(*thinned(line), color="black", linestyle=(0, (1, 2)), linewidth=1, label=line.label)
+        look = {"color": "black", "linestyle": (0, (1, 2 + 4 * number)), "linewidth": 1, "label": line.label}
+        axes.plot(*thinned(line), **look)
         return
     look = {
         "color": INKS[number % len(INKS)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.3, "label": line.label,
