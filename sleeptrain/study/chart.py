@@ -12,6 +12,8 @@ from typing import Any, Literal
 INKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 """The colours of Okabe and Ito, which colour-blind readers can tell apart, without yellow, which is lost on white paper."""
 DASHES = ("-", "--", "-.", ":")
+BASELINES = ((1, 2), (6, 2, 1, 2), (10, 3))
+"""Lengths of dashes and gaps in points."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 POINTS = 300
 """Points of a line; longer lines are thinned to the means of as many groups of neighbours."""
@@ -29,7 +31,7 @@ class Line:
     intervals: Sequence[tuple[float, float] | None] | None = None
     """The interval of every y, drawn as an error bar."""
     style: Literal["line", "marks", "baseline"] = "line"
-    """`marks`: with a marker on every point. `baseline`: thin, black and dotted, each with dots farther apart than those of the one before."""
+    """`marks`: with a marker on every point. `baseline`: thin, black, with dashes of its own."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,18 @@ def draw_svg(chart: Chart) -> str:
 
 def _draw_line(axes: Any, line: Line, number: int) -> None:
     if line.style == "baseline":
-        look = {"color": "black", "linestyle": (0, (1, 2 + 4 * number)), "linewidth": 1, "label": line.label}
-        axes.plot(*thinned(line), **look)
+        dashes = BASELINES[number % len(BASELINES)]
+        axes.plot(*thinned(line), color="black", linestyle=(0, dashes), linewidth=1, label=line.label)
         return
     look = {
         "color": INKS[number % len(INKS)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.3, "label": line.label,
     }  # fmt: skip
     if line.style == "marks":
-        look |= {"marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+        look |= {
+            "marker": MARKERS[number % len(MARKERS)],
+            "markersize": 5,
+            "markerfacecolor": "none",
+        }  # open: equal lines show all
     if line.intervals is None:
         axes.plot(*thinned(line), **look)
         return
