@@ -26,6 +26,8 @@ class Hardware:
     """Bytes a second that a GPU sends within a node (NVLink: 900 GB/s, both directions together)."""
     network_bandwidth: float = 50e9
     """Bytes a second that a GPU sends to other nodes (one adapter of 400 Gb/s a GPU)."""
+    latency: float = 0.0
+    """Seconds of a message or an all-reduce beside those of its bytes; measure yours. Data sheets have none."""
     price: float | None = None
     """Price of a GPU-hour, in any currency; null: costs are not printed."""
 
@@ -68,6 +70,8 @@ class Hardware:
             for name, unit in (("flops", "FLOPs"), ("node_bandwidth", "bytes"), ("network_bandwidth", "bytes"))
             if not 0 < getattr(self, name) < float("inf")
         ]
+        if not 0 <= self.latency < float("inf"):
+            found.append(Problem("latency", "must be the seconds of a message, 0 or more"))
         if not 0 < self.share <= 1:
             found.append(Problem("share", "must be above 0 and at most 1"))
         if self.price is not None and not 0 <= self.price < float("inf"):

@@ -18,7 +18,7 @@ from sleeptrain.plan.hardware import Hardware
 from sleeptrain.plan.memory import memory_of
 from sleeptrain.plan.ownership import StageParameters, parameter_ownership
 from sleeptrain.plan.step_time import StepTime, axis_times
-from sleeptrain.plan.traffic import data_axis, tensor_axis
+from sleeptrain.plan.traffic import data_axis, tensor_axis, tensor_reductions
 from sleeptrain.program import Pass
 from sleeptrain.schedule import Costs, StageEstimate, sample_schedule
 from sleeptrain.schedule.estimate import estimate_stage, sent_by_stage
@@ -46,6 +46,8 @@ class _StageSample:
     """Bytes of one micro-batch to other stages."""
     tensor: float
     """Bytes of one micro-batch over the tensor axis."""
+    reductions: int
+    """All-reduces of one micro-batch over the tensor axis."""
     held: StageParameters
 
     @property
@@ -91,7 +93,7 @@ class QuickPlanner:
         stages = [
             _StageSample(
                 estimate_stage(one, s, costs), estimate_stage(two, s, costs), sum(sent_by_stage(one, s, costs).values()),
-                tensor_axis(layout, one, s, costs), held[s],
+                tensor_axis(layout, one, s, costs), tensor_reductions(layout, one, s)[0], held[s],
             )
             for s in only
         ]  # fmt: skip
@@ -160,7 +162,7 @@ def _time(layout: Layout, sample: _Sample, hardware: Hardware) -> StepTime:
     turn = batch.micro * flops / hardware.speed / sample.passes
     link = hardware.bandwidth_of_message(mesh.pipe, batch.data * mesh.tensor)
     sent_by_pass = batch.micro * max(stage.pipe for stage in sample.stages) / sample.passes
-    message = sent_by_pass / link
+    message = sent_by_pass / link + hardware.latency
     exposed = 0.0
     if mesh.pipe > 1:
         forward = turn * max(stage.one.forward for stage in sample.stages) / flops
@@ -172,10 +174,11 @@ def _time(layout: Layout, sample: _Sample, hardware: Hardware) -> StepTime:
         "data": None if None in data else max(n for n in data if n is not None),
         "pipe": sent_by_pass * sample.passes * batch.micro_batches,
     }
+    reductions = batch.micro_batches * max(stage.reductions for stage in sample.stages)
     return StepTime(
         rows * flops / hardware.speed,
         batch.accumulation * (mesh.pipe - 1) * turn * filled / flops,
-        axis_times(hardware, mesh, batch.data, sent, exposed),
+        axis_times(hardware, mesh, batch.data, sent, exposed, reductions),
     )
 
 

@@ -40,7 +40,8 @@ def _lines(plan: Plan, time: StepTime, hardware: Hardware) -> Iterator[str]:
         yield _run(run)
     stored, lanes = checkpoint_bytes(plan)
     yield f"a checkpoint       {size(stored + lanes)}" + (f", {size(lanes)} of it state of lanes" if lanes else "")
-    omitted = ["time of the optimizer, of reading data, evaluation and saving", "latency of messages"]
+    omitted = ["time of the optimizer, of reading data, evaluation and saving"]
+    omitted += [] if hardware.latency else ["latency of messages (hardware.latency is 0)"]
     omitted += ["transfers of train.offload"] if plan.job.train.offload else []
     omitted += ["messages of ZeRO 3"] if time.seconds is None else []
     yield f"Not in the time: {'; '.join(omitted)}."

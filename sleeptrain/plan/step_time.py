@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sleeptrain.parallel.config import Mesh
 from sleeptrain.plan.hardware import Hardware
 from sleeptrain.plan.plan import Plan
+from sleeptrain.plan.traffic import tensor_reductions
 from sleeptrain.schedule.estimate import simulate_costs
 
 WHEN = {
@@ -30,16 +31,18 @@ class AxisTime:
     """Bytes a second of one process."""
     exposed: float | None
     """Seconds of the step in which messages are waited for; None: not estimated."""
+    latency: float = 0.0
+    """Seconds of the messages beside those of their bytes."""
 
     @property
     def seconds(self) -> float | None:
         """Seconds that the messages take."""
-        return None if self.sent is None else self.sent / self.bandwidth
+        return None if self.sent is None else self.sent / self.bandwidth + self.latency
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step. The optimizer, reading data, offload and the latency of messages are left out."""
+    """Seconds of one step. The optimizer, reading data and offload are left out."""
 
     work: float
     """Forward, recompute and backward of the busiest stage."""
@@ -65,19 +68,23 @@ def step_time(plan: Plan, hardware: Hardware) -> StepTime:
     alone = waiting = plan.estimate.seconds * plan.costs.speed / hardware.speed
     if mesh.pipe > 1:
         link = hardware.bandwidth_of_message(mesh.pipe, batch.data * mesh.tensor)
-        waiting = simulate_costs(plan.schedule, dataclasses.replace(costs, bandwidth=link)).seconds
+        waiting = simulate_costs(
+            plan.schedule, dataclasses.replace(costs, bandwidth=link, latency=hardware.latency)
+        ).seconds
     sent = {axis: _most([traffic[axis] for traffic in plan.traffic]) for axis in ("tensor", "data", "pipe")}
     n = batch.accumulation
-    messages = axis_times(hardware, mesh, batch.data, sent, n * (waiting - alone))
+    reductions = n * max(tensor_reductions(plan.layout, plan.schedule, s)[0] for s in range(len(stages)))
+    messages = axis_times(hardware, mesh, batch.data, sent, n * (waiting - alone), reductions)
     return StepTime(n * work, n * max(0.0, alone - work), messages)
 
 
 def axis_times(
-    hardware: Hardware, mesh: Mesh, data: int, sent: Mapping[str, float | None], pipe_exposed: float
+    hardware: Hardware, mesh: Mesh, data: int, sent: Mapping[str, float | None], pipe_exposed: float, reductions: int
 ) -> tuple[AxisTime, ...]:
     """The messages of every axis of more than one process, from the bytes that a process sends over it in a step.
 
     Ranks are numbered tensor first, then data, then pipe. `pipe_exposed`: seconds in which stages wait for messages.
+    `reductions`: all-reduces over the tensor axis; over the data axis there are two collectives, of gradients and parameters.
     """
     links = {
         "tensor": (mesh.tensor, hardware.bandwidth_of_ring(mesh.tensor, 1)),
@@ -87,7 +94,8 @@ def axis_times(
     found = []
     for axis, (size, bandwidth) in links.items():
         if size > 1:
-            time = AxisTime(axis, sent[axis], bandwidth, None)
+            latency = hardware.latency * {"tensor": reductions, "data": 2, "pipe": 0}[axis]
+            time = AxisTime(axis, sent[axis], bandwidth, None, latency)
             found.append(dataclasses.replace(time, exposed=pipe_exposed if axis == "pipe" else time.seconds))
     return tuple(found)
 

@@ -39,26 +39,32 @@ def data_axis(layout: Layout, held: StageParameters) -> float | None:
 
 
 def tensor_axis(layout: Layout, schedule: Schedule, stage: int, costs: Costs) -> float:
-    """Bytes over the tensor axis in one run of a schedule.
+    """Bytes over the tensor axis in one run of a schedule. Sequence parallelism sends as much."""
+    size = layout.job.mesh.tensor
+    _, reduced = tensor_reductions(layout, schedule, stage)
+    token_bytes = layout.job.model.width * DTYPES[layout.job.train.precision].itemsize
+    return 2 * (size - 1) / size * reduced * costs.sizes.rows * token_bytes
+
+
+def tensor_reductions(layout: Layout, schedule: Schedule, stage: int) -> tuple[int, int]:
+    """All-reduces over the tensor axis in one run of a schedule, and the tokens of a row in all of them.
 
     Features are reduced behind the mixer and the MLP of every block, their gradients before them; and once at the embedding and in
-    the backward of the head. Sequence parallelism sends as much.
+    the backward of the head. Sequence parallelism has two messages in place of each.
     """
-    size = layout.job.mesh.tensor
     at = schedule.stages[stage]
-    if size == 1:
-        return 0.0
-    reduced = 0
+    if layout.job.mesh.tensor == 1:
+        return 0, 0
+    messages = reduced = 0
     for n, action in enumerate((*at.forward, *at.backward)):
         if action.edge is not None:
             continue
         op, stage_op = schedule.program.ops[action.op], at.ops[action.op]
         assert isinstance(op, Pass)
-        tokens = (op.stop - op.start) * costs.sizes.rows
         if action.kind == "LOSS":
-            reduced += tokens if n >= len(at.forward) else 0
+            count = int(n >= len(at.forward))
         else:
-            embeds = stage_op.h is None and action.kind != "BWD"
-            reduced += tokens * (2 * len(range(*stage_op.blocks)) + embeds)
-    token_bytes = layout.job.model.width * DTYPES[layout.job.train.precision].itemsize
-    return 2 * (size - 1) / size * reduced * token_bytes
+            count = 2 * len(range(*stage_op.blocks)) + (stage_op.h is None and action.kind != "BWD")
+        messages += count * (2 if layout.job.mesh.sequence else 1)
+        reduced += count * (op.stop - op.start)
+    return messages, reduced

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from sleeptrain.evaluate.line_styles import DASHES, INKS, MARKERS
 
+BASELINES = ((1, 2), (6, 2, 1, 2), (10, 3))
+"""Lengths of dashes and gaps in points."""
 POINTS = 300
 """Points of a line; longer lines are thinned to the means of as many groups of neighbours."""
 LEGEND = 14
@@ -27,7 +29,7 @@ class Line:
     intervals: Sequence[tuple[float, float] | None] | None = None
     """The interval of every y, drawn as an error bar."""
     style: Literal["line", "marks", "baseline"] = "line"
-    """`marks`: with a marker on every point. `baseline`: thin, black and dashed."""
+    """`marks`: with a marker on every point. `baseline`: thin, black, with dashes of its own."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,18 @@ def _label_log_ticks(axis: Any) -> None:
 
 def _draw_line(axes: Any, line: Line, number: int) -> None:
     if line.style == "baseline":
-        axes.plot(*thinned(line), color="black", linestyle=(0, (1, 2)), linewidth=1, label=line.label)
+        dashes = BASELINES[number % len(BASELINES)]
+        axes.plot(*thinned(line), color="black", linestyle=(0, dashes), linewidth=1, label=line.label)
         return
     look = {
         "color": INKS[number % len(INKS)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.3, "label": line.label,
     }  # fmt: skip
     if line.style == "marks":
-        look |= {"marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+        look |= {
+            "marker": MARKERS[number % len(MARKERS)],
+            "markersize": 5,
+            "markerfacecolor": "none",
+        }  # open: equal lines show all
     if line.intervals is None:
         axes.plot(*thinned(line), **look)
         return

@@ -22,6 +22,10 @@ th { background: #eee } img { max-width: 100% } code { font-size: 13px }
 @media print { table { overflow: visible } img, table { break-inside: avoid } }"""
 
 
+POLICY = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">"""
+"""Browsers refuse to load anything or run a script for a page that says so."""
+
+
 @dataclass(frozen=True)
 class TextTable:
     """Rows of plain text under their column names."""
@@ -78,7 +82,7 @@ def to_html(page: Page, pictures: Sequence[str]) -> str:
                 body.append(_html_table(part))
             else:
                 body.append(f"<p>{escape(part)}</p>")
-    head = f'<meta charset="utf-8"><title>{escape(page.title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8">{POLICY}<title>{escape(page.title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style>'
     return "\n".join([f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>', *body, "</body></html>", ""])
 
 

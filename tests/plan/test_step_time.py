@@ -51,6 +51,21 @@ def test_a_step_of_two_data_and_two_tensor_ranks_computed_by_hand():
     assert body["step"]["seconds"] == time.seconds and body["run"]["gpu_hours"] == run.gpu_hours
 
 
+def test_latency_is_that_of_every_message():
+    plan = plan_of("mesh.data=2", "mesh.tensor=2", "train.batch=8", "train.recompute=pass")
+    without, late = (step_time(plan, replace(SLOW, latency=seconds)) for seconds in (0.0, 0.5))
+    # As many all-reduces as in the test above, in each of the two micro-batches; and gradients and parameters over the data axis.
+    all_reduces = 2 * (2 * (2 * 4 * PASSES + LOSSES) + 2 * 4 * PASSES + LOSSES)
+    added = [b.seconds - a.seconds for a, b in zip(without.messages, late.messages, strict=True)]
+    assert added == pytest.approx([0.5 * all_reduces, 0.5 * 2]) and late.seconds == pytest.approx(
+        without.seconds + sum(added)
+    )
+    assert "latency of messages" in time_text(plan, without, SLOW)
+    assert "latency of messages" not in time_text(plan, late, replace(SLOW, latency=0.5))
+    pipe = plan_of("mesh.pipe=2", "train.batch=16", "mesh.group=4")
+    assert step_time(pipe, replace(SLOW, latency=9.0)).messages[0].exposed > 9
+
+
 def test_stages_wait_for_slow_links_only():
     plan = plan_of("mesh.pipe=2", "train.batch=16", "mesh.group=4")
     fast, slow = (step_time(plan, replace(SLOW, gpus=1, network_bandwidth=b)) for b in (1e12, 1e6))
