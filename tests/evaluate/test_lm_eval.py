@@ -14,6 +14,7 @@ import torch
 
 from sleeptrain.cli.main import main
 from sleeptrain.convert.export import export_hf
+from sleeptrain.errors import UserError
 from sleeptrain.inference import SleepSession
 from sleeptrain.program import Loop, Sleep
 from tests.convert.runs import SYMBOLS, write_run
@@ -181,3 +182,12 @@ def test_folders_that_cannot_be_evaluated_are_refused(made, tmp_path, capsys):
     ):
         assert main(["eval", str(folder), *task]) == 2, folder
         assert part in capsys.readouterr().err, folder
+    from sleeptrain.evaluate.lm_eval_model import SleepLM
+
+    symbols = SleepLM(str(tmp_path / "symbols"))
+    with pytest.raises(UserError, match="no token that starts a text; every request must have a context"):
+        symbols.loglikelihood_rolling([])
+    with pytest.raises(UserError, match="passes 0 must be a whole number of at least 1"):
+        symbols.passes = 0
+    with pytest.raises(UserError, match="batch_size 'auto' must be a whole number"):
+        SleepLM(str(tmp_path / "symbols"), batch_size="auto")
