@@ -1,4 +1,4 @@
-# make setup · environments · setup-system · demo · test · test-slow · test-llama · test-gpu · drills · lint · docs · layers · bench.  Each installs what it needs and is quick the second time.
+# make setup · environments · setup-system · demo · test · test-slow · test-llama · test-lm-eval · test-gpu · drills · lint · docs · layers · bench.  Each installs what it needs and is quick the second time.
 SHELL := /bin/bash
 PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
@@ -7,6 +7,7 @@ VENV := .venv/installed
 ENGINES := .venv-engines/installed
 DOCS := .venv-docs/installed
 LLAMA := .llama.cpp/installed
+LM_EVAL := .venv-engines/lm-eval-installed
 # Processes that run tests; a file of tests stays in one, and files keep the order of tests/conftest.py.
 WORKERS ?= 2
 PARALLEL = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -14,7 +15,7 @@ DRILLS ?= 10
 DRILL_SEEDS ?= $(shell shuf --input-range 1-999999999 --head-count $(DRILLS) | paste --serial --delimiters ,)
 DRILL ?= test
 
-.PHONY: help setup setup-system demo test test-slow test-llama test-gpu drills lint format docs layers bench clean
+.PHONY: help setup setup-system demo test test-slow test-llama test-lm-eval test-gpu drills lint format docs layers bench clean
 
 help:
 	@head -1 Makefile
@@ -80,6 +81,16 @@ test-llama: $(LLAMA)
 # What needs a GPU; the last test needs two. Without a device they are skipped, and say so.
 test-gpu: $(VENV)
 	.venv/bin/python -m pytest -m gpu -rs tests/gpu
+
+# lm-evaluation-harness in .venv-engines; its dependencies take 0.6 GB, so that CI leaves it out.
+$(LM_EVAL): $(ENGINES)
+	@echo "test-lm-eval: installing lm-evaluation-harness in .venv-engines (about a minute the first time)"
+	@.venv-engines/bin/python $(PIP) lm_eval==0.4.13 datasets==5.2.0 evaluate==0.4.6
+	@touch $@
+
+# Tasks of lm-evaluation-harness with an exported folder.
+test-lm-eval: $(LM_EVAL)
+	.venv-engines/bin/python -m pytest -m lm_eval tests/evaluate/test_lm_eval.py
 
 # Faults drawn at random, DRILLS of them or those of DRILL_SEEDS, and the rest of the grids of which CI runs a sample.
 # A failed drill prints the command that repeats it.

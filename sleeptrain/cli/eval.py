@@ -1,4 +1,4 @@
-"""`sleeptrain eval`: accuracy by label of one or more runs, at one or more numbers of passes."""
+"""`sleeptrain eval`: accuracy by label of runs, or tasks of lm-evaluation-harness, at one or more numbers of passes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from sleeptrain.cli.eval_lm_eval import add_lm_eval, check_lm_eval, lm_eval_options, run_lm_eval
 from sleeptrain.cli.help import add_command, whole_numbers
 from sleeptrain.errors import UserError
 
@@ -26,10 +27,14 @@ def add(subparsers: Any) -> None:
     description = (
         "Measure accuracy and loss by task label beside baselines, state norm, pass residual and retention, "
         "with the number of passes of training or with several numbers. Runs that differ in their seeds alone are one "
-        "result, with range and interval over the seeds."
+        "result, with range and interval over the seeds. With --lm-eval an exported folder is evaluated on tasks of "
+        "lm-evaluation-harness, whose contexts sleep."
     )
     parser = add_command(subparsers, "eval", "evaluate trained runs", description, EXAMPLES)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, one of several seeds, or a checkpoint")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN",
+        help="a run folder, one of several seeds, or a checkpoint; with --lm-eval an exported folder",
+    )  # fmt: skip
     parser.add_argument(
         "--passes", type=whole_numbers(1), metavar="N,N,...", help="numbers of passes to evaluate (default: as trained)"
     )
@@ -39,8 +44,12 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("--rows", type=_positive, default=64, metavar="N", help="rows per batch (default: 64)")
     parser.add_argument("--fp32", action="store_true", help="compute in float32 (default: as trained, train.precision)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write report.md, report.json and a plot to DIR")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="write report.md, report.json and a plot to DIR; with --lm-eval results and samples",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    add_lm_eval(parser)
     parser.set_defaults(run=run)
 
 
@@ -53,14 +62,22 @@ def _positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate the runs, print the table or JSON, write the report. Returns 0."""
+    check_lm_eval(args)
+    if args.out:
+        _prepare(args.out)
+    command = shlex.join(["sleeptrain", "eval", *args.runs, *_options(args)])
+    if args.lm_eval:
+        return run_lm_eval(args, command)
+    return _run_tasks(args, command)
+
+
+def _run_tasks(args: argparse.Namespace, command: str) -> int:
+    """Evaluate runs on the tasks of their data."""
     from sleeptrain.evaluate.report import print_report, to_json, write
     from sleeptrain.evaluate.runs import evaluate
     from sleeptrain.run.environment import environment
 
-    if args.out:
-        _prepare(args.out)
     entries, manifest = evaluate(args.runs, args.passes, args.data, args.rows, args.samples, args.json, args.fp32)
-    command = shlex.join(["sleeptrain", "eval", *args.runs, *_options(args)])
     if args.json:
         json.dump(to_json(entries, manifest, environment(), command), sys.stdout, indent=1)
         print()
@@ -91,4 +108,4 @@ def _options(args: argparse.Namespace) -> list[str]:
         "--samples": args.samples,
     }
     words = [word for name, value in given.items() if value for word in (name, str(value))]
-    return words + ["--fp32"] * args.fp32
+    return words + ["--fp32"] * args.fp32 + lm_eval_options(args)

@@ -71,7 +71,9 @@ class SleepCache(DynamicCache):
         """Keep these entries of the attention caches of some blocks, in memory of their own."""
         for layer in self.layers[blocks]:
             if getattr(layer, "keys", None) is not None and layer.keys.numel():
-                layer.keys, layer.values = (t[..., tokens, :].clone() for t in (layer.keys, layer.values))
+                kept = (t[..., tokens, :] for t in (layer.keys, layer.values))
+                # An empty cache has no shape, so that rows can be selected.
+                layer.keys, layer.values = (t.clone() if t.numel() else t.new_empty(0) for t in kept)
 
     def clear_convolutions(self) -> None:
         """Forget the inputs of the short convolutions."""

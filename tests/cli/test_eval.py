@@ -63,6 +63,8 @@ def test_a_checkpoint_evaluates_like_its_run(sleeptrain: Any, here: Path) -> Non
         (["runs/rule110", "--out", CHECKPOINT + "/checkpoint.json"], ["--out runs/rule110/checkpoints/", "name another folder"]),
         (["runs/rule110", "--out", "/proc/report"], ["--out /proc/report", "name another folder"]),
         (["runs/rule110", "--data", "nope"], ["--data: data folder nope does not exist"]),
+        (["runs/rule110", "--lm-eval", "x"], ["--lm-eval needs an environment with lm_eval 0.4.13, and this one has no lm_eval"]),
+        (["runs/rule110", "--few-shot", "1"], ["--few-shot goes with --lm-eval TASK"]),
         (["runs/rule110", "runs/text"], ["runs/text was trained on other data than runs/rule110"]),
         (["runs/rule110", "runs/text", "--data", "{rule110}"], ["--data", "differ from what runs/text was trained on"]),
     ],

@@ -24,7 +24,7 @@ from sleeptrain.inference.llama_session import LlamaSession
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig
 from sleeptrain.program import Evict, Loop, Sleep
 from tests.convert.runs import BYTES, TEXTS, train_tokenizer, write_run
-from tests.convert.toys import small
+from tests.convert.toys import small, text, trained
 
 pytestmark = pytest.mark.llama
 SOURCE = Path(os.environ.get("LLAMA_CPP_SOURCE", Path(__file__).parents[2] / ".llama.cpp"))
@@ -50,28 +50,6 @@ for folder, out, kind, pre in json.loads(sys.argv[2]):
     sys.argv = ["convert", folder, "--outfile", out, "--outtype", kind, "--no-mtp"]
     convert_hf_to_gguf.main()
 """
-
-
-def text(rows, length, seed=0):
-    """Rows of bytes that can be predicted: steps through the alphabet, of a size that each row has."""
-    generator = torch.Generator().manual_seed(seed)
-    step, start = (torch.randint(1, 8, (rows, 1), generator=generator) for _ in range(2))
-    return 97 + (start + step * torch.arange(length)) % 26
-
-
-def trained(sleep=None, steps=60, **options):
-    """A model after some steps of training with a sleep."""
-    sleep = sleep or Sleep(window=64)
-    model = small(vocab=BYTES.size, std=0.05, **options).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for i in range(steps):
-        tokens = text(8, 33, seed=i)
-        loss = model(tokens[:, :-1], tokens[:, 1:], sleep=sleep)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 2.5, "it has learned something"
-    return model.eval()
 
 
 def tolerance(model, sleep, tokens, passes):

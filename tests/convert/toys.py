@@ -12,6 +12,7 @@ from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, 
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.program import Sleep
+from tests.convert.runs import BYTES
 
 VOCAB = 101
 IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": VOCAB - 1}
@@ -54,3 +55,25 @@ def theirs(model: LanguageModel, sleep: Sleep | None = None, cls: Any = None) ->
 def random_tokens(rows: int, length: int, seed: int = 2) -> torch.Tensor:
     """Tokens without the padding token."""
     return torch.randint(0, VOCAB - 1, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def text(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Rows of bytes that can be predicted: steps through the alphabet, of a size that each row has."""
+    generator = torch.Generator().manual_seed(seed)
+    step, start = (torch.randint(1, 8, (rows, 1), generator=generator) for _ in range(2))
+    return 97 + (start + step * torch.arange(length)) % 26
+
+
+def trained(sleep: Sleep | None = None, steps: int = 60, **options: Any) -> LanguageModel:
+    """A model after some steps of training with a sleep."""
+    sleep = sleep or Sleep(window=64)
+    model = small(vocab=BYTES.size, std=0.05, **options).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for i in range(steps):
+        tokens = text(8, 33, seed=i)
+        loss = model(tokens[:, :-1], tokens[:, 1:], sleep=sleep)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 2.5, "it has learned something"
+    return model.eval()
