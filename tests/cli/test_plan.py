@@ -78,7 +78,7 @@ def test_json_says_the_same(sleeptrain: Any, tmp_path: Path, monkeypatch: pytest
     assert body["parameters"]["held"] == 4 * sum(stage["elements"] for stage in body["stages"])
     for stage in body["stages"]:
         assert stage["elements"] <= 4 * sum(stage["optimizer_elements"].values()) < stage["elements"] + 24
-        assert 2**30 < stage["memory"]["optimizer"] < stage["memory"]["all"] and 0 < stage["idle"] < 0.1
+        assert 2**30 < stage["memory"]["optimizer"] < stage["memory"]["all"] and 0 < stage["idle"] < 0.15
     assert body["seconds"] > body["flops"] / 64 / 4e14  # some of it is computed again, and stages wait
     assert body["processes"]["all"] == 64 and body["rows"]["accumulation"] * body["rows"]["group"] == 64
 

@@ -1,11 +1,13 @@
 """How pipeline stages run a schedule: idle time and stored bytes against the estimate, and schedules that are refused."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from benchmarks.stage_slots import SLOTS, idle_slots
+from sleeptrain.execute.products import record, tensors_of
 from sleeptrain.execute.segments import PassTokens, block_segments, forward_with_grad, loss_segment
 from sleeptrain.execute.stored_bytes import ByteCounter
 from sleeptrain.schedule import (
@@ -86,32 +88,48 @@ def stored_bytes(p2p, policy, group=3):
     return found
 
 
-def sizes():
-    """Bytes per row and token of the toy's leaves, counted by hand, and of the graphs of blocks and head, measured."""
+def bytes_beside(tensors, known):
+    """Bytes per row and token of tensors, without the storages of known ones."""
+    counter = ByteCounter(known)
+    counter.add("body", tensors)
+    return counter.by_component["body"] / (2 * 4)
+
+
+def sizes(selective):
+    """Bytes per row and token of the toy's leaves, counted by hand, and of the graphs of blocks and head, measured.
+
+    `selective`: the outputs of products are saved for themselves, and are not in the graphs of blocks.
+    """
     model, width = toy.model(dtype=torch.float32), 12
     batch = stages.micro_batches(model, stages.EVERY[0], stages.EVERY[1], 1)[0]
     op = stages.program_of(stages.EVERY, 4).ops[0]
     known = [*model.parameters(), batch.tokens, batch.targets]
 
-    def graph_bytes(segment, h):
-        graph = forward_with_grad(segment, h, batch.state.tensors, grad_leaves=segment.leaves)
-        counter = ByteCounter([*known, graph.h, *graph.leaves.values()])
-        counter.add("body", graph.saved())
-        return counter.by_component["body"] / (2 * 4)
+    def graph_bytes(segment, h, apart):
+        run = partial(forward_with_grad, segment, h, batch.state.tensors, grad_leaves=segment.leaves)
+        graph, recorded = record(run) if apart else (run(), ())
+        products, inputs = tensors_of(recorded), [graph.h, *graph.leaves.values()]
+        return (
+            bytes_beside(graph.saved(), [*known, *inputs, *products]),
+            bytes_beside(products, [*known, *inputs, *graph.changed.values()]),
+        )
 
     h = torch.randn(2, 4, width)
-    blocks = tuple(
-        graph_bytes(segment, h)
-        for segment in block_segments(model, op, (0, 4), 4, batch.state.spec, PassTokens.of(batch, op), None)
+    blocks, products = zip(
+        *(
+            graph_bytes(segment, h, selective)
+            for segment in block_segments(model, op, (0, 4), 4, batch.state.spec, PassTokens.of(batch, op), None)
+        ),
+        strict=True,
     )
-    head = graph_bytes(loss_segment(model, op, batch), h)
+    head = graph_bytes(loss_segment(model, op, batch), h, False)[0]
     fast, conv = (0, 4 * 4 * 4 * 4) * 2, (0, 3 * 2 * 16 * 4) * 2
-    return ValueSizes(width * 4.0, fast, conv, (0.0,) * 4, blocks, head, rows=2)
+    return ValueSizes(width * 4.0, fast, conv, (0.0,) * 4, blocks, products, head=head, rows=2)
 
 
 def assert_stored_as_estimated(found, stage, policy, group=3):
     schedule = schedule_of(stages.EVERY, 4, (2,), group, policy)
-    expected = estimate(schedule, Costs(sizes(), (BlockFlops(0.0),) * 4)).stages[stage]
+    expected = estimate(schedule, Costs(sizes(policy == "selective"), (BlockFlops(0.0),) * 4)).stages[stage]
     for component, size in expected.kept.items():
         assert found["saved"][component] == pytest.approx(size, rel=0.05), (policy, stage, component)
     assert found["peak"] == pytest.approx(sum(expected.peak.values()), rel=0.05), (policy, stage)
