@@ -115,7 +115,7 @@ def test_advice_is_one_change_that_fits():
     assert (
         not advice.fits
         and ("train.micro=2",) in dict(advice.changes)
-        and ("train.recompute=block",) in dict(advice.changes)
+        and ("train.recompute=selective",) in dict(advice.changes)
     )
     assert advice.largest_micro == 2
     for overrides, n in advice.changes:
