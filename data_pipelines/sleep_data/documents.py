@@ -52,9 +52,9 @@ def read(span: Span, fields: Fields, divide: Divide) -> Iterator[Piece]:
     return TOKEN_READERS[str(kind)](span, fields)
 
 
-def texts(paths: Sequence[str], field: str = "text") -> Iterator[bytes]:
-    """All texts under some paths, long ones in pieces that end after a line. ValueError if a file cannot be read."""
-    for path in find(paths):
+def texts(paths: Sequence[str], field: str = "text", key: str = "paths") -> Iterator[bytes]:
+    """All texts under some paths, long ones in pieces that end after a line. ValueError, which names `key`, if a file cannot be read."""
+    for path in find(paths, key):
         for span in spans(path):
             for piece in read(span, Fields(field, None), whole_lines):
                 if isinstance(piece.data, bytes) and piece.data:

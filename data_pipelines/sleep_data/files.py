@@ -37,25 +37,25 @@ def kind(path: Path) -> str | None:
     return inner if inner in allowed else None
 
 
-def find(paths: Sequence[str]) -> list[Path]:
-    """All readable files under the given files and folders, each once, ordered by name within a folder.
+def find(paths: Sequence[str], key: str = "paths") -> list[Path]:
+    """All readable files under the given files and folders, each once, ordered by name within a folder. Errors name `key`.
 
     Links are followed. Hidden files and folders are skipped. ValueError if a path does not exist, a named file has an unknown
     suffix, or there is no file.
     """
     if not paths:
-        raise ValueError("paths is empty; name at least one file or folder")
+        raise ValueError(f"{key} is empty; name at least one file or folder")
     files: dict[Path, Path] = {}
     for path, named in _walk(paths):
         if named and not path.exists():
-            raise ValueError(f"paths: {path} does not exist")
+            raise ValueError(f"{key}: {path} does not exist")
         readable = path.is_file() and kind(path) is not None
         if named and not readable:
-            raise ValueError(f"paths: {path} ends in {path.suffix!r}; read are {READ}")
+            raise ValueError(f"{key}: {path} ends in {path.suffix!r}; read are {READ}")
         if readable:
             files.setdefault(path.resolve(), path)
     if not files:
-        raise ValueError(f"paths: there is no file to read under {', '.join(map(str, paths))}; read are {READ}")
+        raise ValueError(f"{key}: there is no file to read under {', '.join(map(str, paths))}; read are {READ}")
     return list(files.values())
 
 

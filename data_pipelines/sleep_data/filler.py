@@ -100,7 +100,7 @@ def sentences_of(paths: Sequence[str]) -> list[str]:
     if not paths:
         return list(SENTENCES)
     found, read = list[str](), 0
-    for document in texts(paths):
+    for document in texts(paths, key="filler"):
         text = document[: TEXT_LIMIT - read].decode(errors="replace")
         read += len(document)
         parts = (" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+|\n\s*\n", text))

@@ -93,6 +93,11 @@ def problems(slurm: Slurm, nodes: Nodes, software: Software, restart: Restart) -
             yield f"slurm.{name}", "must be one word of letters, digits and the characters that SLURM uses"
     if not _TIME.fullmatch(slurm.time):
         yield "slurm.time", 'must be a time of SLURM: minutes, "hours:minutes:seconds" or "days-hours"'
+    elif time_seconds(slurm.time) < 60:
+        yield (
+            "slurm.time",
+            "must be at least a minute; SLURM takes 0 for no limit, and a job needs one to save before it",
+        )
     elif not 1 <= slurm.lead <= time_seconds(slurm.time) / 2:
         yield "slurm.lead", f"must be from 1 s to half of the time limit, which is {time_seconds(slurm.time)} s"
     for name, value in slurm.options.items():
@@ -108,6 +113,8 @@ def problems(slurm: Slurm, nodes: Nodes, software: Software, restart: Restart) -
     ):  # fmt: skip
         if value is not None and value < least:
             yield path, f"must be at least {least}"
+    if 0 < nodes.gpus < nodes.tasks:
+        yield "nodes.tasks", f"must be at most nodes.gpus = {nodes.gpus}: each task uses one GPU"
     for name in software.environment:
         if not _VARIABLE.fullmatch(name):
             yield "software.environment", f"{name!r} is not a name of an environment variable"

@@ -7,6 +7,8 @@ import json
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +65,12 @@ def _positive(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Evaluate the runs, print the table or JSON, write the report. Returns 0."""
     check_lm_eval(args)
-    if args.out:
-        _prepare(args.out)
     command = shlex.join(["sleeptrain", "eval", *args.runs, *_options(args)])
-    if args.lm_eval:
-        return run_lm_eval(args, command)
-    return _run_tasks(args, command)
+    evaluate = run_lm_eval if args.lm_eval else _run_tasks
+    if not args.out:
+        return evaluate(args, command)
+    with _prepared(args.out):
+        return evaluate(args, command)
 
 
 def _run_tasks(args: argparse.Namespace, command: str) -> int:
@@ -89,8 +91,13 @@ def _run_tasks(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def _prepare(out: Path) -> None:
-    """Create the report folder before evaluation, so that an error there loses no work. Raises UserError."""
+@contextmanager
+def _prepared(out: Path) -> Iterator[None]:
+    """Create the report folder before evaluation, so that an error there loses no work. Raises UserError.
+
+    Folders that were created for a report that was not written are removed again.
+    """
+    created = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -99,6 +106,12 @@ def _prepare(out: Path) -> None:
         raise UserError(
             f"--out {out}: the report cannot be written there ({error.strerror}); name another folder"
         ) from None
+    try:
+        yield
+    finally:
+        for folder in created:
+            with suppress(OSError):  # what is not empty stays
+                folder.rmdir()
 
 
 def _options(args: argparse.Namespace) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -54,12 +55,17 @@ def check_lm_eval(args: argparse.Namespace) -> None:
     if args.task_files is not None and not args.task_files.is_dir():
         raise UserError(f"--task-files {args.task_files} is no folder; name one with YAML files of tasks")
     for name, least in (("lm_eval", "0.4.13"), ("transformers", "5")):
-        if (found := _version(name)) is None or int(found.split(".")[0]) < int(least.split(".")[0]):
+        if (found := _version(name)) is None or _numbers(found) < _numbers(least):
             has = f"this one has {name} {found}" if found else f"this one has no {name}"
             raise UserError(
                 f"--lm-eval needs an environment with {name} {least}, and {has}. Make another one: pip install {NEEDED}, then pip install "
                 "--no-deps sleeptrain"
             )
+
+
+def _numbers(version: str) -> list[int]:
+    """The numbers that a version begins with."""
+    return [int(number) for number in re.findall(r"^\d+|(?<=\.)\d+", version)]
 
 
 def _version(name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,8 @@ def check(args: argparse.Namespace) -> tuple[ClusterFile, JobRun, int]:
     tasks = cluster.nodes.tasks
     if args.nodes is not None and args.nodes < 1:
         raise UserError(f"--nodes {args.nodes}: must be at least 1")
+    if args.after is not None and not re.fullmatch(r"\d+(_\d+)?", args.after):
+        raise UserError(f"--after {args.after}: must be the number of a job, as squeue shows it")
     nodes = args.nodes or -(-plan.planned_world(resolved.value, None) // tasks)
     batch = check_batch(resolved, nodes * tasks)
     with naming_data(resolved):

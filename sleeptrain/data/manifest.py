@@ -108,9 +108,9 @@ def merge(manifests: Sequence[Manifest], paths: Sequence[str]) -> Manifest:
             expected, actual = getattr(first, name), getattr(other, name)
             if expected != actual:
                 shown = (expected["hash"][:12], actual["hash"][:12]) if name == "tokenizer" else (expected, actual)
+                way = "" if name == "label" else "build both with the same vocabulary and windows, or "
                 raise UserError(
-                    f"data.sources do not fit together: {name} is {shown[0]} in {paths[0]} and {shown[1]} in {path}; "
-                    "build both with the same vocabulary and windows, or read one of them"
+                    f"data.sources do not fit together: {name} is {shown[0]} in {paths[0]} and {shown[1]} in {path}; {way}read one of them"
                 )
     if len(manifests) == 1:
         return first

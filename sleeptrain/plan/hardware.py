@@ -35,7 +35,11 @@ class Hardware:
         links = (
             f"{self.node_bandwidth / 1e9:.3g} GB/s within a node, {self.network_bandwidth / 1e9:.3g} GB/s between nodes"
         )
-        return f"{self.gpus} GPUs a node, {self.flops:.3g} FLOPs a second at peak, {self.share:.0%} of it while computing; a GPU sends {links}"
+        latency = f", {1e6 * self.latency:.3g} us a message" if self.latency else ""
+        return (
+            f"{self.gpus} GPUs a node, {self.flops:.3g} FLOPs a second at peak, {self.share:.0%} of it while computing; a GPU sends "
+            f"{links}{latency}"
+        )
 
     @property
     def speed(self) -> float:

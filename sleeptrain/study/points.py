@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sleeptrain.errors import UserError
 from sleeptrain.plan import planned_world, resolve_data
 from sleeptrain.recipe import check_batch, check_run
 from sleeptrain.recipe.continuation import announced_changes
+from sleeptrain.recipe.load_trained import initial_weights
 from sleeptrain.recipe.recipe import Recipe, load_recipe
 from sleeptrain.recipe.task_files import with_build_command
 from sleeptrain.run.folder import seed_folder
@@ -177,24 +178,28 @@ def _resolve(study: Study, choices: Sequence[Choice], folder: Path) -> tuple[lis
 def check_data(points: Sequence[Point]) -> tuple[list[Point], list[str]]:
     """The points with recipes completed by their data, and an error for all that stands against running them.
 
-    Checked are batch and mesh, that the data is there and fits, and that a run folder holds no other run.
+    Checked are batch and mesh, that the data is there and fits, that a run folder holds no other run, and that the weights of
+    `init_from` are there and fit, unless another point trains them.
     """
     complete, errors = list[Point](), dict[str, list[str]]()
+    trained = {str(point.folder) for point in points}
     for point in points:
         try:
-            complete.append(_complete(point))
+            complete.append(_complete(point, trained))
         except UserError as error:
             for line in error.errors:
                 errors.setdefault(line.replace("(command line)", "(the study)"), []).append(str(point.folder))
     return complete, [_in_runs(line, runs, len(points)) for line, runs in errors.items()]
 
 
-def _complete(point: Point) -> Point:
+def _complete(point: Point, trained: Container[str]) -> Point:
     check_batch(point.resolved, point.processes)
     resolved, layout = resolve_data(point.resolved)
     if layout.assumed is not None:
         raise UserError(list(_missing(point.resolved)))
     check_run(resolved, point.folder, layout.manifest)
+    if resolved.value.init_from not in trained:
+        initial_weights(resolved, point.recipe)
     return replace(point, resolved=resolved)
 
 

@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from sleeptrain.checkpoint import load_weights
+from sleeptrain.cli.eval_lm_eval import check_lm_eval
+from sleeptrain.cli.main import build_parser
+from sleeptrain.errors import UserError
 from tests.checkpoint.written import write_weights
 
 CHECKPOINT = "runs/rule110/checkpoints/step-00000000"
@@ -64,6 +67,7 @@ def test_a_checkpoint_evaluates_like_its_run(sleeptrain: Any, here: Path) -> Non
         (["runs/rule110", "--out", "/proc/report"], ["--out /proc/report", "name another folder"]),
         (["runs/rule110", "--data", "nope"], ["--data: data folder nope does not exist"]),
         (["runs/rule110", "--lm-eval", "x"], ["--lm-eval needs an environment with lm_eval 0.4.13, and this one has no lm_eval"]),
+        (["runs/nope", "--out", "report/of/nothing"], ["runs/nope does not exist"]),
         (["runs/rule110", "--few-shot", "1"], ["--few-shot goes with --lm-eval TASK"]),
         (["runs/rule110", "runs/text"], ["runs/text was trained on other data than runs/rule110"]),
         (["runs/rule110", "runs/text", "--data", "{rule110}"], ["--data", "differ from what runs/text was trained on"]),
@@ -73,6 +77,23 @@ def test_wrong_requests(sleeptrain: Any, here: Path, untrained_runs: Path, words
     ran = sleeptrain("eval", *(word.format(rule110=untrained_runs / "rule110") for word in words))
     assert (ran.status, ran.out) == (2, ""), ran.err
     assert all(part in ran.err for part in parts), ran.err
+    assert not (here / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "enough"), [("0.4.2", False), ("0.4.13", True), ("0.4.13rc1", True), ("1.0", True)]
+)
+def test_the_harness_has_the_version_that_was_tried(
+    version: str, enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"lm_eval": version, "transformers": "5.23.0"}
+    monkeypatch.setattr("sleeptrain.cli.eval_lm_eval._version", versions.get)
+    args = build_parser().parse_args(["eval", "folder", "--lm-eval", "task"])
+    if enough:
+        check_lm_eval(args)
+    else:
+        with pytest.raises(UserError, match=f"this one has lm_eval {version}"):
+            check_lm_eval(args)
 
 
 def no_checkpoint(run: Path) -> None:

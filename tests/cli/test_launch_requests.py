@@ -33,6 +33,7 @@ def files(folder: Path) -> set[Path]:
     [
         (["--cluster", "nowhere"], 'error: --cluster: cluster file "nowhere": no such file'),
         (["--set", "slurm.partion=x"], 'error: --cluster: slurm.partion = "x" (command line): unknown key; did you mean slurm.partition?'),
+        (["--after", "abc"], "error: --after abc: must be the number of a job, as squeue shows it"),
         (["--set", "slurm.time=soon"], 'error: --cluster: slurm.time = "soon" (command line): must be a time of SLURM'),
         (["--set", "slurm.lead=90000"], "error: --cluster: slurm.lead = 90000 (command line): must be from 1 s to half of the time limit"),
         (["--nodes", "0"], "error: --nodes 0: must be at least 1"),

@@ -109,6 +109,11 @@ def instance(sample: TextSample, kind: str) -> tuple[str, ...]:
     return (*sorted(facts), *(prompt for prompt, _ in sample.turns))
 
 
+def test_a_missing_folder_of_filler_is_named_by_its_key(tmp_path):
+    with pytest.raises(ValueError, match=r"^filler: .*/nothing does not exist"):
+        task_of("multi_key", filler=str(tmp_path / "nothing")).generate("test", 0, 20)
+
+
 def test_filler_is_the_sentences_of_the_users_documents(tmp_path):
     (tmp_path / "a.txt").write_text(
         "One sentence here.  Another\nsentence there! Short. A third sentence?\n\nThe end of it"

@@ -38,6 +38,23 @@ def test_a_shipped_study_resolves_without_data(name: str, tmp_path: Path, sleept
     assert not list(tmp_path.iterdir())
 
 
+def test_the_data_of_a_shipped_study_fit_and_missing_weights_are_named(
+    tmp_path: Path, sleeptrain: Any, monkeypatch: Any
+) -> None:
+    """As the head of the file says, in windows of 256 tokens."""
+    monkeypatch.chdir(tmp_path)
+    for task in ("recall-32k", "state-32k"):
+        built = sleeptrain("data", "build", task, "--out", f"runs/data/{task}", "train=64", "test=8", "window=256")
+        assert built.status == 0, built.err
+    changes = ("set.sleep.window=256", "set.mesh.data=1")
+    dry = sleeptrain("study", "hybrid-7b-recall", *changes, "--dry-run")
+    assert dry.status == 0 and dry.out.count("sleeptrain train") == 6
+    [line] = dry.err.splitlines()
+    assert "init_from = " in line and "runs/hybrid-7b does not exist" in line and line.endswith("[every run]")
+    ran = sleeptrain("study", "hybrid-7b-recall", *changes)
+    assert ran.status == 2 and line.removeprefix("warning: ") in ran.err and not Path("runs/study").exists()
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_arms_at_equal_flops_have_them(name: str) -> None:
     """Within half a percent, over all steps of training."""
