@@ -9,7 +9,7 @@ __all__ = ["pytest_addoption", "pytest_generate_tests", "pytest_runtest_makerepo
 
 torch.set_num_threads(1)
 
-LONG = ("train", "kernels", "plan", "execute", "benchmarks", "cli", "checkpoint", "parallel", "engine")
+LONG = ("train", "kernels", "tests", "plan", "execute", "benchmarks", "cli", "checkpoint", "parallel", "engine")
 """Folders whose files take long. They are begun first, so that no worker is left alone with one at the end."""
 
 
