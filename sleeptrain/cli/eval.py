@@ -99,14 +99,14 @@ def _prepared(out: Path) -> Iterator[None]:
     """
     created = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--out {out}: the report cannot be written there ({error.strerror}); name another folder"
-        ) from None
-    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=out):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"--out {out}: the report cannot be written there ({error.strerror}); name another folder"
+            ) from None
         yield
     finally:
         for folder in created:

@@ -58,8 +58,8 @@ def check_lm_eval(args: argparse.Namespace) -> None:
         if (found := _version(name)) is None or _numbers(found) < _numbers(least):
             has = f"this one has {name} {found}" if found else f"this one has no {name}"
             raise UserError(
-                f"--lm-eval needs an environment with {name} {least}, and {has}. Make another one: pip install {NEEDED}, then pip install "
-                "--no-deps sleeptrain"
+                f"--lm-eval needs an environment with {name} {least}, and {has}. Make another one: pip install {NEEDED}, then "
+                "pip install --no-deps and the folder of a checkout of sleeptrain"
             )
 
 

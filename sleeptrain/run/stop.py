@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -23,7 +24,7 @@ BY_FILE = -1
 """The reason of a stop that the file asked for, beside numbers of signals."""
 
 
-class SignalHandler:
+class SignalHandler(ABC):
     """Context manager in which `_handle` gets SIGNALS; afterwards the handlers before are back."""
 
     def __enter__(self) -> Self:
@@ -36,8 +37,9 @@ class SignalHandler:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @abstractmethod
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        raise NotImplementedError
+        """What a signal does."""
 
 
 class StopRequest(SignalHandler):

@@ -78,7 +78,10 @@ def test_json_says_the_same(sleeptrain: Any, tmp_path: Path, monkeypatch: pytest
     assert body["parameters"]["held"] == 4 * sum(stage["elements"] for stage in body["stages"])
     for stage in body["stages"]:
         assert stage["elements"] <= 4 * sum(stage["optimizer_elements"].values()) < stage["elements"] + 24
-        assert 2**30 < stage["memory"]["optimizer"] < stage["memory"]["all"] and 0 < stage["idle"] < 0.15
+        assert 2**30 < stage["memory"]["optimizer"] < stage["memory"]["all"]
+    *others, last = (stage["idle"] for stage in body["stages"])
+    # Nothing reads the features of a window's last pass, so that the last stage has less backward.
+    assert 0 < min(others) <= max(others) < 0.05 < last < 0.12
     assert body["seconds"] > body["flops"] / 64 / 4e14  # some of it is computed again, and stages wait
     assert body["processes"]["all"] == 64 and body["rows"]["accumulation"] * body["rows"]["group"] == 64
 

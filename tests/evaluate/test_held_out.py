@@ -129,11 +129,22 @@ def test_a_run_in_bf16_is_evaluated_in_bf16(folder: str) -> None:
     assert abs(losses[False] - rows[-1]["eval_loss"]) < abs(losses[True] - rows[-1]["eval_loss"]) < 0.05
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_measures_the_same(folder: str, request: pytest.FixtureRequest, layout: str) -> None:
+CASES = [
+    *(
+        pytest.param(
+            layout, ["text"] if layout in ("sequence", "zero 3") else list(TASKS), marks=pytest.mark.slow, id=layout
+        )
+        for layout in LAYOUTS
+    ),
+    pytest.param("zero 3", ["rule110"], marks=pytest.mark.exhaustive, id="zero 3, rule110"),
+]
+
+
+@pytest.mark.parametrize(("layout", "tasks"), CASES)
+def test_every_layout_measures_the_same(
+    folder: str, request: pytest.FixtureRequest, layout: str, tasks: list[str]
+) -> None:
     world, mesh = LAYOUTS[layout]
-    tasks = ["text"] if layout in ("sequence", "zero 3") else list(TASKS)
     alone = request.getfixturevalue("alone_with_heads" if "mesh.tensor=2" in mesh else "alone")
     found = run(trainings, world, folder, [(f"{task}-{layout}", task, [*EVAL, *mesh]) for task in tasks], timeout=300)[
         0

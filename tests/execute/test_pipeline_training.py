@@ -34,6 +34,8 @@ MESHES = {
         "4, groups of six": (["mesh.pipe=4", "mesh.group=6"], FEWER_RUNS[:1]),
     },
 }
+LONG = {4: {"4, groups of six": (["mesh.pipe=4", "mesh.group=6"], FEWER_RUNS[1:])}}
+"""What `make drills` trains beside."""
 
 
 def train_all(folder, meshes):
@@ -61,10 +63,18 @@ def one_process(folder):
     return run(train_all, 1, folder, {"1": ([], RUNS)}, timeout=600)[0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("world", MESHES)
-def test_pipelined_runs_equal_one_process(folder, one_process, world):
-    ranks = run(train_all, world, folder, MESHES[world], timeout=900)
+@pytest.mark.parametrize(
+    ("world", "meshes"),
+    [
+        *(pytest.param(world, meshes, marks=pytest.mark.slow, id=str(world)) for world, meshes in MESHES.items()),
+        *(
+            pytest.param(world, meshes, marks=pytest.mark.exhaustive, id=f"{world}, long")
+            for world, meshes in LONG.items()
+        ),
+    ],
+)
+def test_pipelined_runs_equal_one_process(folder, one_process, world, meshes):
+    ranks = run(train_all, world, folder, meshes, timeout=900)
     for (name, mesh), (rows, weights) in ranks[0].items():
         expected, whole = one_process[name, "1"]
         for key in ("loss", "grad_norm", "state_norm"):

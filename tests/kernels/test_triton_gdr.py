@@ -184,11 +184,14 @@ SLOW_BFLOAT16: dict[str, Callable[[], dict[str, Tensor]]] = {
     "64 wide": lambda: make_inputs(192, group=2, d_k=64, d_v=64),
     "slow decay, 64 wide": lambda: slowly_decaying(time=129, group=2, d_k=64, d_v=64),
 }
+LONG_BFLOAT16: dict[str, Callable[[], dict[str, Tensor]]] = {
+    "slow decay, 64 wide, three chunks": lambda: slowly_decaying(time=193, key_heads=2, group=2, d_k=64, d_v=64),
+}
 
 
 def bfloat16_case(case: str) -> dict[str, tuple[float, float]]:
     """Relative errors in the norm: of the kernels, and of rounding the exact results to bfloat16."""
-    inputs = (BFLOAT16 | SLOW_BFLOAT16)[case]()
+    inputs = (BFLOAT16 | SLOW_BFLOAT16 | LONG_BFLOAT16)[case]()
     rounded = {name: t.bfloat16() if name in "qkv" else t for name, t in inputs.items()}
     actual = run(rounded, "triton")
     weights = torch.randn(inputs["v"].shape, generator=torch.Generator().manual_seed(99)).bfloat16().double()
@@ -212,7 +215,14 @@ def _after(count: int) -> torch.Generator:
     return generator
 
 
-@pytest.mark.parametrize("case", [*BFLOAT16, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW_BFLOAT16)])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *BFLOAT16,
+        *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW_BFLOAT16),
+        *(pytest.param(case, marks=pytest.mark.exhaustive) for case in LONG_BFLOAT16),
+    ],
+)
 def test_bfloat16(interpreted: Interpreted, case: str) -> None:
     """Bound: 1.5 times the error of rounding the exact result to bfloat16.
 
