@@ -31,7 +31,7 @@ def add(subparsers: Any) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="the HTML file (default: report.html in the folder that holds the runs)",
+        help="the HTML file (default: report.html in the run folder; of several runs, in the folder that holds them)",
     )
     parser.add_argument("--json", action="store_true", help="print the table as JSON instead, and write no file")
     parser.set_defaults(run=run)
