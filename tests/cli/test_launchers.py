@@ -1,4 +1,4 @@
-"""Two gloo processes under torchrun, sleep_launch and DeepSpeed's launcher."""
+"""Two gloo processes under torchrun, sleep_launch and DeepSpeed's launcher, and under two torchruns, as on two hosts."""
 
 from __future__ import annotations
 
@@ -71,6 +71,34 @@ def test_every_launcher_gives_the_same_losses(folder: Path) -> None:
         assert (done.stdout + done.stderr).count("step 2 of 2, done") == 1
     curves = {tuple(losses(folder / "runs" / launcher)) for launcher in TWO}
     assert len(curves) == 1 and len(curves.pop()) == 2
+
+
+@pytest.mark.slow
+def test_a_torchrun_on_each_of_two_hosts_trains_one_run(folder: Path) -> None:
+    """Both agents are on this machine, and meet at an address; the words are those of docs/clusters.md."""
+    from sleep_launch.local import _free_port
+
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{_free_port()}"]
+    words = ["-m", "sleeptrain", "train", "rule110-tiny", *TINY, "train.steps=2", "run_dir=runs/hosts"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    agents = [
+        subprocess.Popen(
+            [str(BIN / "torchrun"), "--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1", *meeting, *words],
+            cwd=folder, env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    try:
+        printed = "".join(agent.communicate(timeout=WAIT)[1] for agent in agents)
+    finally:
+        for agent in agents:
+            agent.terminate()
+            agent.wait(WAIT)
+    assert [agent.returncode for agent in agents] == [0, 0], printed
+    assert printed.count("step 2 of 2, done") == 1
+    [alone] = run_lines([["train", "rule110-tiny", *TINY, "train.steps=2", "run_dir=runs/one-host"]], folder, world=2)
+    assert alone.status == 0, alone.err
+    assert losses(folder / "runs" / "hosts") == losses(folder / "runs" / "one-host")
 
 
 @pytest.mark.slow
