@@ -36,7 +36,9 @@ class Mlp(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        if torch.is_grad_enabled():
+            return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(F.silu(self.gate(x), inplace=True).mul_(self.up(x)))  # nothing is kept for backward
 
 
 class Block(nn.Module):
