@@ -45,7 +45,8 @@ class SleepSession:
         weight = model.embed.weight
         functions = compiled_functions(weight.device.type) if compiled else TokenFunctions()
         self._tokens = TokenReader(model, sleep, functions)
-        self._set(State.zeros(session_leaves(model.config, sleep, weight.dtype), batch, weight.device))
+        self._state = State.zeros(session_leaves(model.config, sleep, weight.dtype), batch, weight.device)
+        self._room: Room | None = None
 
     @property
     def passes(self) -> int:

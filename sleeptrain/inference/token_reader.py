@@ -100,9 +100,9 @@ class TokenReader:
             else:
                 x, q, k, v = self.functions.attention_inputs(block, h, cos, sin)
                 key, value = append(f"{name}.key", k), append(f"{name}.value", v)
-                mask = append(f"{name}.seen", real)
+                seen_keys = append(f"{name}.seen", real)
                 first = max(0, key.shape[1] - self._span)
-                mask = None if seen else mask[:, first:]
+                mask = None if seen else seen_keys[:, first:]
                 o = attend_token(q, key[:, first:], value[:, first:], mask)
                 h = self.functions.attention_output(block, h, x, o)
             if layer == self._loop[1] - 1:

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from sleeptrain.model.attention import Attention
+from sleeptrain.model.deltanet import DeltaNet
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.stack import Block
 
 
 def deltanet_token(block: Block, h: Tensor, fast: Tensor, conv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A block with Gated DeltaNet over one token [batch, 1, width]: the features after it, the new S and the new tail."""
-    y, fast, conv = block.mixer.token(block.norm1(h), fast, conv)
+    y, fast, conv = cast(DeltaNet, block.mixer).token(block.norm1(h), fast, conv)
     return block.add_branches(h, y), fast, conv
 
 
 def attention_inputs(block: Block, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The input of a block's attention for one token, and its query, key and value [batch, 1, heads, head_dim]."""
-    x = block.norm1(h)
-    return x, *block.mixer.project(x, cos, sin)
+    x, mixer = block.norm1(h), cast(Attention, block.mixer)
+    return x, *mixer.project(x, cos, sin)
 
 
 def attention_output(block: Block, h: Tensor, x: Tensor, o: Tensor) -> Tensor:
     """The features after a block with attention, from those before it, its attention's input, and what the heads read
     [batch, 1, heads * head_dim]."""
-    return block.add_branches(h, block.mixer.output(o, x))
+    return block.add_branches(h, cast(Attention, block.mixer).output(o, x))
 
 
 def token_logits(model: LanguageModel, h: Tensor) -> Tensor:
