@@ -3,6 +3,8 @@
 A model that sleeps and a full-attention model of transformers of the same width, depth and MLP, with random weights, read and write
 in turn in one process, so that what slows one slows both. The bytes are counted from shapes, at those of `hybrid-1b`.
 
+Full attention reads 32k tokens once: minutes on two cores. The whole run takes less than nine.
+
     python -m benchmarks.inference [--quick] [--json benchmarks/results/inference.json]
 """
 
@@ -16,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.figures import Figure, interleaved, median_ratio, part
 from sleeptrain import LanguageModel, Loop, Model, Sleep, SleepSession, load_recipe
@@ -58,8 +61,8 @@ def seconds(call: Callable[[], Any]) -> float:
 class Writer:
     """A session that has read `length` tokens, and writes single ones."""
 
-    def __init__(self, model: LanguageModel, sleep: Sleep, passes: int, length: int) -> None:
-        self.session = SleepSession(model, sleep, passes=1)
+    def __init__(self, model: LanguageModel, sleep: Sleep, passes: int, length: int, *, compiled: bool = False) -> None:
+        self.session = SleepSession(model, sleep, passes=1, compiled=compiled)
         self.session.prefill(torch.randint(VOCAB, (1, length)))
         self.session.passes = (
             passes  # the context is read with one pass: the time of a token does not depend on what it was
@@ -104,6 +107,9 @@ def tokens_at_wake(quick: bool) -> list[Figure]:
         runs[f"N={passes}"] = partial(Writer(model, sleep, passes, lengths[0]).write, tokens)
     for length in lengths[1:]:
         runs[f"{length}"] = partial(Writer(model, sleep, 1, length).write, tokens)
+    compiled = Writer(model, sleep, 1, lengths[0], compiled=True)
+    compiled.write(1)  # which compiles
+    runs["compiled"] = partial(compiled.write, tokens)
     runs["full"] = partial(FullCache(full_attention(width, lengths[-1] + 64), lengths[0]).write, tokens)
     times = interleaved(runs, rounds)
     first = times["N=1"]
@@ -117,8 +123,26 @@ def tokens_at_wake(quick: bool) -> list[Figure]:
     for length in lengths[1:]:
         ratio = median_ratio(times[f"{length}"], first)
         found.append(Figure(f"a token after {length} by one after {lengths[0]}", ratio, "ratio", at_most=1.1))
+    ratio = median_ratio(times["compiled"], first)
+    found.append(Figure("a token of compiled decoding by one of eager decoding", ratio, "ratio"))
+    found += operators(model, sleep, lengths[0])
     ratio = median_ratio(first, times["full"])
     return [*found, Figure(f"a token after {lengths[0]} by one of full attention", ratio, "ratio", at_most=1.0)]
+
+
+def operators(model: LanguageModel, sleep: Sleep, length: int) -> list[Figure]:
+    """What the profiler of torch counts for a token: operators, those that others call included, and bytes of new tensors."""
+    found = []
+    for kind in ("eager", "compiled"):
+        writer, tokens = Writer(model, sleep, 1, length, compiled=kind == "compiled"), 8
+        writer.write(1)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            writer.write(tokens)
+        events = [e for e in profiled.key_averages() if e.key.startswith(("aten::", "sleep_kernels::"))]
+        calls, made = sum(e.count for e in events), sum(max(0, e.self_cpu_memory_usage) for e in events)
+        found.append(Figure(f"operators of a token, {kind}", calls / tokens, "operators"))
+        found.append(Figure(f"bytes that a token allocates, {kind}", made / tokens, "bytes"))
+    return found
 
 
 def prefill(quick: bool) -> list[Figure]:
@@ -131,11 +155,15 @@ def prefill(quick: bool) -> list[Figure]:
     def read() -> Any:
         return SleepSession(model, sleep).prefill(prompt)
 
+    SleepSession(model, sleep).prefill(
+        prompt[:, : 2 * window]
+    )  # pages, threads and kernels that the first call would wait for
+
     def read_full() -> Any:
         with torch.no_grad():
             return full(prompt, use_cache=True, logits_to_keep=1)
 
-    times = interleaved({"ours": lambda: seconds(read), "full": lambda: seconds(read_full)}, 1 if quick else 3)
+    times = interleaved({"ours": lambda: seconds(read), "full": lambda: seconds(read_full)}, 1)
     return [
         Figure(
             f"prefill of {length} tokens",

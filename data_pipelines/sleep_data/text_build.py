@@ -76,10 +76,7 @@ def build(
         arrays = folder / "documents"
         arrays.mkdir()
         _token_files(task, tables, names, folder).save(arrays, splits)
-        described = {
-            name: write_shards(arrays, name, task.block, target / name, shard_bytes, processes, progress)
-            for name in splits
-        }
+        described = write_shards(arrays, splits, task.block, target, shard_bytes, processes, progress)
         body = manifest.compose(
             task,
             request,

@@ -9,12 +9,16 @@ from sleep_kernels.gated_delta import BACKENDS, gated_delta_rule
 from sleep_kernels.gated_norm import gated_rms_norm
 from sleep_kernels.linear_cross_entropy import linear_cross_entropy
 from sleep_kernels.short_conv import short_conv
+from sleep_kernels.single_token import convolve_token, delta_rule_token, gated_norm_token
 from sleep_kernels.torch_delta_inputs import log_decay
 
 __all__ = [
     "BACKENDS",
+    "convolve_token",
     "delta_inputs",
+    "delta_rule_token",
     "gated_delta_rule",
+    "gated_norm_token",
     "gated_rms_norm",
     "linear_cross_entropy",
     "log_decay",

@@ -28,12 +28,23 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gguf", type=Path, metavar="FILE", help="for llama.cpp: the model of RUN, which sleeptrain export wrote"
     )
+    add_compile(parser)
+
+
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """Add the option that compiles decoding."""
+    parser.add_argument(
+        "--compile", action="store_true",
+        help="compile what a written token computes, which takes up to a minute at the first one (default: no)",
+    )  # fmt: skip
 
 
 def engine_problems(args: argparse.Namespace) -> Iterator[str]:
     """What is wrong with the options of engines."""
     if (args.engine == LLAMA) != (args.gguf is not None):
         yield f"--engine {LLAMA} and --gguf FILE go together; sleeptrain export RUN --to gguf writes the file"
+    if args.engine == LLAMA and args.compile:
+        yield f"--compile does not apply to --engine {LLAMA}; leave one of them out"
     if args.engine == LLAMA and args.save_state is not None:
         yield f"--save-state does not apply to --engine {LLAMA}; leave one of them out"
 
@@ -55,7 +66,7 @@ def _open(args: argparse.Namespace, rows: int) -> SleepSession:
     from sleeptrain.recipe.load_trained import open_trained
 
     trained = open_trained(args.folder)
-    session = SleepSession(trained.model, trained.recipe.sleep, batch=rows, passes=args.passes)
+    session = SleepSession(trained.model, trained.recipe.sleep, batch=rows, passes=args.passes, compiled=args.compile)
     if args.load_state is not None:
         load_state(session, args.load_state)
     return session

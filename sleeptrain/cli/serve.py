@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+from sleeptrain.cli.generate_engine import add_compile
 from sleeptrain.cli.help import add_command, memory_size
 from sleeptrain.errors import UserError
 
@@ -33,6 +34,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--port", type=int, default=8000, help="port to listen at; 0: any free one (default: 8000)")
     parser.add_argument("--name", help="name of the model in requests (default: the name of the run folder)")
     parser.add_argument("--passes", type=int, metavar="N", help="number of passes of a sleep (default: as trained)")
+    add_compile(parser)
     limits = parser.add_argument_group("limits")
     for option, of, default, meaning in (
         ("--rows", int, 32, "texts that are read and written in one batch"),
@@ -65,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     trained = open_trained(args.folder)
     listener = _listen(args.host, args.port)
     served = Served(
-        args.name or trained.run.absolute().name, trained.model, trained.recipe.sleep, Codec(trained.manifest, trained.run), args.passes
+        args.name or trained.run.absolute().name, trained.model, trained.recipe.sleep, Codec(trained.manifest, trained.run), args.passes,
+        args.compile,
     )  # fmt: skip
     limits = Limits(
         args.rows, args.waiting, args.max_tokens, args.body, args.seconds, args.sessions, args.session_tokens, args.session_seconds

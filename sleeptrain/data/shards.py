@@ -23,7 +23,7 @@ from streaming.base.compression import decompress  # noqa: E402
 from streaming.base.format.mds.reader import MDSReader  # noqa: E402
 
 from sleeptrain.data.cache import lock_of  # noqa: E402
-from sleeptrain.data.origin import Origin  # noqa: E402
+from sleeptrain.data.origin import Origin, reason  # noqa: E402
 from sleeptrain.data.row_cut import RowCut  # noqa: E402
 from sleeptrain.data.sources import OpenedSource  # noqa: E402
 
@@ -196,4 +196,4 @@ def _is_full(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "is missing"
-    return str(error) if isinstance(error, DamagedShard) else f"cannot be read ({type(error).__name__}: {error})"
+    return str(error) if isinstance(error, DamagedShard) else f"cannot be read ({reason(error)})"

@@ -16,7 +16,7 @@ from sleeptrain.data.budget import SourceSize
 from sleeptrain.data.cache import ShardCache
 from sleeptrain.data.config import Data, Source, is_remote
 from sleeptrain.data.manifest import Manifest, merge
-from sleeptrain.data.origin import Origin
+from sleeptrain.data.origin import Origin, reason
 from sleeptrain.data.row_cut import RowCut
 from sleeptrain.errors import UserError
 
@@ -202,7 +202,7 @@ def _download(path: str, name: str) -> bytes:
     try:
         return origin.read(name)
     except Exception as error:  # storage backends raise errors of any type
-        raise UserError(f"{origin.url(name)} cannot be downloaded ({type(error).__name__}: {error})") from error
+        raise UserError(f"{origin.url(name)} cannot be downloaded ({reason(error)})") from error
 
 
 def _sha256(content: bytes) -> str:

@@ -10,11 +10,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from sleeptrain.inference.compiled import compiled_functions
 from sleeptrain.inference.rows import FILL, join_rows, push_right, put_rows, session_leaves, trim
 from sleeptrain.inference.sampling import GREEDY, Sampling
+from sleeptrain.inference.token_reader import Room, TokenReader
 from sleeptrain.inference.window import NextTokens, evict_window, read_piece
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.state import State
+from sleeptrain.model.token import TokenFunctions
 from sleeptrain.program import Sleep
 
 
@@ -26,15 +29,24 @@ class SleepSession:
     For the windows of a training sequence the session computes the trainer's logits.
     """
 
-    def __init__(self, model: LanguageModel, sleep: Sleep, *, batch: int = 1, passes: int | None = None) -> None:
-        """`passes` overrides N, which is the largest of `sleep.passes` by default. Raises ValueError for sizes below 1."""
+    def __init__(
+        self, model: LanguageModel, sleep: Sleep, *, batch: int = 1, passes: int | None = None, compiled: bool = False
+    ) -> None:
+        """`passes` overrides N, which is the largest of `sleep.passes` by default. Raises ValueError for sizes below 1.
+
+        `compiled`: single tokens are read by compiled functions, which differ from the others by rounding. Where they cannot be
+        compiled, the log says so in one line, and the others are used.
+        """
         model.check_feedback(sleep)
         self.model, self.sleep = model, sleep
         self.passes = passes if passes is not None else sleep.max_passes
         if batch < 1:
             raise ValueError(f"batch = {batch} must be at least 1")
         weight = model.embed.weight
+        functions = compiled_functions(weight.device.type) if compiled else TokenFunctions()
+        self._tokens = TokenReader(model, sleep, functions)
         self._state = State.zeros(session_leaves(model.config, sleep, weight.dtype), batch, weight.device)
+        self._room: Room | None = None
 
     @property
     def passes(self) -> int:
@@ -72,7 +84,7 @@ class SleepSession:
         Raises ValueError, naming a leaf, where the leaves differ.
         """
         self._check(state)
-        self._state = state
+        self._set(state)
 
     def rows(self, index: Sequence[int]) -> State:
         """The state of some rows, in the order of `index`."""
@@ -80,12 +92,12 @@ class SleepSession:
 
     def keep(self, index: Sequence[int]) -> None:
         """Remove all rows but those of `index`, whose order the session takes over. None may be left."""
-        self._state = self.rows(index)
+        self._set(self.rows(index))
 
     def append(self, state: State) -> None:
         """Add the rows of a state after the present ones. Raises ValueError, naming a leaf, where it does not fit."""
         self._check(state)
-        self._state = join_rows([self._state, state])
+        self._set(join_rows([self._state, state]))
 
     @torch.no_grad()
     def feed(
@@ -99,6 +111,8 @@ class SleepSession:
 
         Raises ValueError for tokens outside the vocabulary, and for wrong shapes.
         """
+        if self._read_token(tokens, lengths, scored, real):
+            return self.logits[:, None].clone()
         logits: Tensor = self.logits.new_zeros(*tokens.shape, self.logits.shape[-1])
         for rows, columns, piece, features in self._pieces(tokens, lengths, scored, real):
             read = piece.present
@@ -109,8 +123,9 @@ class SleepSession:
         self, tokens: Tensor, lengths: Tensor | None = None, *, scored: bool = False, real: Tensor | None = None
     ) -> Tensor:
         """Read tokens as `feed` does and return the logits after each row's last token, [batch, vocab]. No others are computed."""
-        for _ in self._pieces(tokens, lengths, scored, real):
-            pass
+        if not self._read_token(tokens, lengths, scored, real):
+            for _ in self._pieces(tokens, lengths, scored, real):
+                pass
         return self.logits
 
     def generate(self, count: int, sampling: Sampling = GREEDY, stop: int | None = None) -> Iterator[Tensor]:
@@ -150,20 +165,46 @@ class SleepSession:
             valid = present if real is None else present & real[rows].gather(1, index)
             piece = NextTokens(tokens[rows].gather(1, index).masked_fill(~present, 0), present, valid, scored)
             features, state = read_piece(self.model, self.sleep, state, piece)
-            last = features[torch.arange(len(rows), device=tokens.device), count - 1]
-            state = state.replace({"live.logits": self.model.logits(last[:, None])[:, 0]})
+            if bool((done[rows] + count == lengths[rows]).any()):  # the logits after other pieces are seen by nobody
+                last = features[torch.arange(len(rows), device=tokens.device), count - 1]
+                state = state.replace({"live.logits": self.model.logits(last[:, None])[:, 0]})
             if not bool(present.all()):
                 state = trim(push_right(state, present.shape[1] - count), self.sleep)
-            self._state = put_rows(self._state, rows, state)
+            self._set(put_rows(self._state, rows, state))
             done = done.index_add(0, rows, count)
             yield rows, columns, piece, features
+
+    @torch.no_grad()
+    def _read_token(self, tokens: Tensor, lengths: Tensor | None, scored: bool, real: Tensor | None) -> bool:
+        """Read one token of every row, and whether this was asked for: else nothing is read."""
+        rows = len(self.fill)
+        if not rows or real is not None or tokens.shape != (rows, 1):
+            return False
+        if lengths is not None and (lengths.shape != (rows,) or not bool((lengths == 1).all())):
+            return False
+        least, most = torch.aminmax(tokens)
+        if int(least) < 0 or int(most) >= self.model.embed.num_embeddings:
+            return False
+        room = self._room or Room.of(self._state, self.sleep)
+        if not room.tokens:
+            self._set(self._evict_full(self._state))
+            room = Room.of(self._state, self.sleep)
+        _, state = self._tokens.read(self._state, tokens, scored=scored, seen=room.seen)
+        self._state, self._room = state, Room(room.tokens - 1, room.seen)
+        return True
+
+    def _set(self, state: State) -> None:
+        """Continue from a state of which nothing is known."""
+        self._state, self._room = state, None
+        self._tokens.buffers.clear()
 
     def _evict_full(self, state: State) -> State:
         """The state after sleep and eviction of those rows' windows that are full."""
         full = (state[FILL][:, 0] == self.sleep.window).nonzero()[:, 0]
         if not len(full):
             return state
-        evicted = evict_window(self.model, self.sleep, trim(state.rows(full), self.sleep), self.passes)
+        rows = state if len(full) == len(state[FILL]) else trim(state.rows(full), self.sleep)
+        evicted = evict_window(self.model, self.sleep, rows, self.passes)
         return trim(put_rows(state, full, evicted), self.sleep)
 
     def _check(self, state: State) -> None:

@@ -62,7 +62,8 @@ def evict_window(model: LanguageModel, sleep: Sleep, state: State, passes: int) 
     rows = sleeps.nonzero()[:, 0]
     slept = state
     if passes > 1 and len(rows):
-        slept = put_rows(state, rows, _later_passes(model, sleep, trim(state.rows(rows), sleep), passes))
+        asleep = state if len(rows) == len(sleeps) else trim(state.rows(rows), sleep)
+        slept = put_rows(state, rows, _later_passes(model, sleep, asleep, passes))
     evicted = slept.evict(Boundary(0, kept_tokens(sleep), detach=False))
     evicted = evicted.replace({"live.before": state["live.before"] + sleep.window})
     # Under `context` the coda runs again after the last pass, from its state at the start of the window.

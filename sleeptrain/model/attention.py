@@ -54,12 +54,7 @@ class Attention(nn.Module):
         their own document that `mask` does not exclude.
         """
         batch, time, _ = x.shape
-        d = self.config.head_dim
-        q = self.q_norm(self.q(x).view(batch, time, -1, d))
-        k = self.k_norm(self.k(x).view(batch, time, -1, d))
-        v = self.v(x).view(batch, time, -1, d)
-        cos, sin = rotary_cos_sin(position0, time, self.config, x)
-        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+        q, k, v = self.project(x, *rotary_cos_sin(position0, time, self.config, x))
         seen = mask.valid if mask.valid is not None else torch.ones(batch, time, dtype=torch.bool, device=x.device)
         if cache is not None:
             before = cache.seen if mask.cached is None else cache.seen & mask.cached
@@ -72,10 +67,18 @@ class Attention(nn.Module):
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=allowed, is_causal=causal,
             enable_gqa=self.config.heads != self.config.kv_heads,
         )  # fmt: skip
-        o = o.transpose(1, 2).reshape(batch, time, -1)
-        if self.gate is not None:
-            o = o * torch.sigmoid(self.gate(x))
-        return self.o(o), KVCache(k, v, seen if document is None else seen & (document == document[:, -1:]))
+        o = self.output(o.transpose(1, 2).reshape(batch, time, -1), x)
+        return o, KVCache(k, v, seen if document is None else seen & (document == document[:, -1:]))
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [batch, time, heads, head_dim] of `x`, rotated by the result of `rotary_cos_sin`."""
+        batch, time, _ = x.shape
+        q, k, v = (layer(x).view(batch, time, -1, self.config.head_dim) for layer in (self.q, self.k, self.v))
+        return apply_rotary(self.q_norm(q), cos, sin), apply_rotary(self.k_norm(k), cos, sin), v
+
+    def output(self, o: Tensor, x: Tensor) -> Tensor:
+        """The mixer's output from what the heads read [batch, time, heads * head_dim] and the mixer's input `x`."""
+        return self.o(o if self.gate is None else o * torch.sigmoid(self.gate(x)))
 
 
 def rotary_cos_sin(position0: int | Tensor, time: int, config: Config, like: Tensor) -> tuple[Tensor, Tensor]:

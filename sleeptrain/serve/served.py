@@ -20,6 +20,8 @@ class Served:
     codec: Codec
     passes: int | None = None
     """N; None: as trained."""
+    compiled: bool = False
+    """Whether single tokens are read by compiled functions."""
 
     @property
     def vocab(self) -> int:
@@ -28,4 +30,4 @@ class Served:
 
     def empty_session(self) -> SleepSession:
         """A session of one row."""
-        return SleepSession(self.model, self.sleep, passes=self.passes)
+        return SleepSession(self.model, self.sleep, passes=self.passes, compiled=self.compiled)

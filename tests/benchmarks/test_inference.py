@@ -16,5 +16,5 @@ def test_the_quick_form_measures_every_figure(tmp_path):
     command = [sys.executable, "-m", "benchmarks.inference", "--quick", "--json", str(out)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     figures = {figure["name"]: figure for figure in json.loads(out.read_text())["figures"]}
-    assert len(figures) == 9 and all(figure["value"] > 0 for figure in figures.values())
+    assert len(figures) == 14 and all(figure["value"] > 0 for figure in figures.values())
     assert figures["bytes of hybrid-1b's state by a cache of 32k tokens"]["value"] <= 0.15

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from sleeptrain.inference.compiled import compiled_functions
+
 
 @pytest.fixture(autouse=True)
 def here(untrained_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +87,19 @@ def test_a_text_is_continued_from_a_saved_state(sleeptrain: Any, tmp_path: Path)
     assert other.status == 2 and "was saved with model." in other.err
 
 
+def test_where_decoding_cannot_be_compiled_a_line_says_so(
+    sleeptrain: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sleeptrain.model.compile_blocks.missing_compiler", lambda: "there is no compiler")
+    compiled_functions.cache_clear()
+    try:
+        line = ("generate", "runs/text", "--prompt", "lmno", "--tokens", "9")
+        assert sleeptrain(*line, "--compile").out == sleeptrain(*line).out
+    finally:
+        compiled_functions.cache_clear()
+    assert [record.message for record in caplog.records] == ["decoding runs uncompiled: there is no compiler"]
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
@@ -104,6 +119,7 @@ def test_a_text_is_continued_from_a_saved_state(sleeptrain: Any, tmp_path: Path)
             ["runs/text", "--prompt", "a", "--min-p", "2", "--stop", "", "--save-state", "nowhere/a"],
             ["--min-p 2.0: must be from 0 to 1", "--stop ['']: must be", "--save-state nowhere/a: must be in a folder that exists"],
         ),
+        (["runs/text", "--prompt", "a", "--engine", "llama.cpp", "--gguf", "a", "--compile"], ["--compile does not apply to --engine llama.cpp"]),
         (["runs/text", "--prompt", "a", "--load-state", "nope"], ["nope cannot be read as a state of a session"]),
         (["runs/text", "--prompt-file", "empty.jsonl"], ["--prompt-file empty.jsonl is empty: give at least one prompt"]),
         (["runs/text", "--prompt-file", "wrong.jsonl"], ["--prompt-file wrong.jsonl:2 is no JSON"]),

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 BUCKET = "corpus"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -56,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            path = self.path.partition("?")[0]
+            path = unquote(self.path.partition("?")[0])
             self.server.gets.append(path)
             faults = next((faults for end, faults in self.server.faults.items() if path.endswith(end) and faults), [])
             self.wfile.write(faults.pop(0)(body) if faults else body)
@@ -82,7 +83,7 @@ def flip(body: bytes) -> bytes:
 def proxy(upstream: str) -> Iterator[Proxy]:
     """A proxy in a thread."""
     server = Proxy(upstream)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
         yield server
