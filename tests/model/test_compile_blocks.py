@@ -65,6 +65,14 @@ def test_compiled_blocks_equal_uncompiled_ones(gated):
 
 
 @pytest.mark.slow
+def test_compiled_blocks_with_the_options_of_jet_nemotron_equal_uncompiled_ones():
+    model = toy.jet()
+    compiled = compiled_copy(model)
+    for padded in (False, True):
+        assert_equal(model, compiled, CASES["sliding, range, every"], "window", padded)
+
+
+@pytest.mark.slow
 def test_all_blocks_of_a_kind_share_their_graphs():
     case = CASES["context"]
     results_of(compiled_copy(toy.model()), case, "window")
