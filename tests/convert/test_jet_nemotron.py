@@ -19,12 +19,13 @@ from sleeptrain.convert.export_gguf import export_gguf
 from sleeptrain.convert.import_hf import Imported, import_hf
 from sleeptrain.convert.jet_nemotron import read_model
 from sleeptrain.convert.licences import licence_files
+from sleeptrain.convert.model_card import ModelCard
 from sleeptrain.errors import UserError
 from sleeptrain.inference.session import SleepSession
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.program import Loop, Sleep
 from sleeptrain.recipe import load_recipe
-from sleeptrain.recipe.load_trained import Trained, open_trained
+from sleeptrain.recipe.load_trained import Trained, open_run_files, open_trained
 from tests.convert.runs import train_tokenizer
 
 JET = {
@@ -282,6 +283,8 @@ def test_the_licence_goes_with_the_run_and_with_what_is_trained_from_it(folder: 
     assert found.licences == ("LICENSE",) and list(found.notices) == ["NOTICE-NON-COMMERCIAL"]
     carried = licence_files(out)
     assert carried["LICENSE"] == "their terms" and "non-commercial use only" in carried["NOTICE-NON-COMMERCIAL"]
+    card = ModelCard(open_run_files(out), 1, "float32", True, tuple(carried)).text()
+    assert "whose licence applies: LICENSE, NOTICE-NON-COMMERCIAL" in card
     (tuned := tmp_path / "tuned").mkdir()
     text = (out / "config.yaml").read_text().replace("init_from: null", f"init_from: {out}")
     (tuned / "config.yaml").write_text(text)
