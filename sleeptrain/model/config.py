@@ -27,9 +27,9 @@ class AttentionConfig:
     gate: bool = True
     """Sigmoid gate on the output, with its own projection."""
     window: int | None = None
-    """Number of keys that a query sees at most; null: the whole context window."""
+    """Number of keys that a query of an A block sees at most; null: the whole context window."""
     local: int | None = None
-    """The same for the local attention of L blocks, which needs a number."""
+    """Number of keys that a query of an L block (local attention) sees at most. L blocks need it."""
     bias: bool = False
     """The projections to q, k and v have a bias. Such models cannot be exported."""
     qk_norm: bool = True

@@ -23,7 +23,7 @@ from sleeptrain.convert.model_card import ModelCard
 from sleeptrain.errors import UserError
 from sleeptrain.inference.session import SleepSession
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.program import Loop, Sleep
+from sleeptrain.program import Evict, Loop, Sleep
 from sleeptrain.recipe import load_recipe
 from sleeptrain.recipe.load_trained import Trained, open_run_files, open_trained
 from tests.convert.runs import train_tokenizer
@@ -141,10 +141,10 @@ def attention(x: Tensor, w: dict[str, Tensor], window: int | None) -> Tensor:
     return torch.stack(outputs)
 
 
-def plain_logits(tokens: Tensor, weights: dict[str, Tensor]) -> Tensor:
+def plain_logits(tokens: Tensor, weights: dict[str, Tensor], kinds: list[str] = CONFIG["layer_types"]) -> Tensor:
     """Logits [time, vocab] of one text [time] by the formulas of the published model."""
     h = weights["model.embed_tokens.weight"][tokens]
-    for i, kind in enumerate(CONFIG["layer_types"]):
+    for i, kind in enumerate(kinds):
         at = f"model.layers.{i}."
         w = {name.removeprefix(at): tensor for name, tensor in weights.items() if name.startswith(at)}
         mixer = {name.removeprefix("self_attn."): tensor for name, tensor in w.items()}
@@ -209,6 +209,17 @@ def test_a_session_that_sleeps_computes_the_logits_of_training(imported: tuple[I
     session = SleepSession(imported[2].model, sleep, batch=2)
     pieces = [session.feed(TOKENS[:, a:b]) for a, b in ((0, 3), (3, 4), (4, 13), (13, 17))]
     torch.testing.assert_close(torch.cat(pieces, 1), imported[2].model(TOKENS, sleep=sleep), atol=1e-5, rtol=1e-5)
+
+
+def test_local_attention_alone_sees_the_same_keys_over_the_borders_of_windows(
+    imported: tuple[Imported, Path, Trained],
+) -> None:
+    """Under sliding eviction, where windows are longer than its reach."""
+    model = LanguageModel(replace(imported[2].recipe.model, layers="GLLG"), seed=None)
+    model.load_state_dict(imported[2].model.state_dict())
+    found = model(TOKENS[:1], sleep=Sleep(window=6, loop=Loop(trigger="every"), evict=Evict("sliding")))
+    wanted = plain_logits(TOKENS[0], WEIGHTS, ["jet", "swa", "swa", "jet"])
+    torch.testing.assert_close(found[0], wanted, atol=1e-5, rtol=0)
 
 
 def test_gradients_are_those_of_the_formulas_in_float64(imported: tuple[Imported, Path, Trained]) -> None:
