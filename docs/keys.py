@@ -25,8 +25,9 @@ from sleeptrain.study.config import Study
 UNITS = {
     "model.width": "features", "model.attention.heads": "heads", "model.attention.kv_heads": "heads",
     "model.attention.head_dim": "features", "model.attention.rotary": "fraction", "model.attention.theta": "base",
-    "model.attention.window": "tokens", "model.deltanet.key_heads": "heads", "model.deltanet.value_heads": "heads",
+    "model.attention.window": "tokens", "model.attention.local": "tokens", "model.deltanet.key_heads": "heads", "model.deltanet.value_heads": "heads",
     "model.deltanet.head_dim": "features", "model.deltanet.conv": "tokens", "model.deltanet.horizon": "tokens",
+    "model.deltanet.generator": "features", "model.deltanet.value_dim": "features", "model.deltanet.eps": "square of features",
     "model.mlp.hidden": "features", "model.vocab": "ids", "model.residual_scale": "factor", "model.eps": "square of features",
     "model.init_std": "standard deviation", "sleep.window": "tokens", "sleep.passes": "passes",
     "sleep.passes.start": "passes", "sleep.passes.stop": "passes", "sleep.passes.steps": "steps", "sleep.passes.low": "passes",

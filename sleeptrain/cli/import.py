@@ -14,8 +14,8 @@ EXAMPLES = ("sleeptrain import runs/text-small-hf --out runs/text-small-imported
 def add(subparsers: Any) -> None:
     """Add this command to the program's parser."""
     description = (
-        "Read a dense Qwen3.5 text model (safetensors, config.json, tokenizer.json; also an export of sleeptrain) and write a run "
-        "folder with its weights, from which training starts with init_from and which generate reads. No code of the folder is run, "
+        "Read a dense Qwen3.5 text model or Jet-Nemotron (safetensors, config.json, tokenizer.json; also an export of sleeptrain) and "
+        "write a run folder with its weights, from which training starts with init_from and which generate reads. No code of the folder is run, "
         "and no pickle is opened. Every tensor is used exactly once, or listed as left out with the reason."
     )
     parser = add_command(subparsers, "import", "read a model of another program", description, EXAMPLES)
@@ -31,6 +31,12 @@ def run(args: argparse.Namespace) -> int:
     imported = import_hf(args.folder, args.out)
     for name, reason in imported.dropped.items():
         print(f"left out  {name}: {reason}")
+    for name, text in imported.notices.items():
+        print(f"{args.out / name}:\n{text}")
+        if not imported.licences:
+            print(
+                f"{args.folder} has no licence file; put a copy of the licence into {args.out}, from where exports take it"
+            )
     print(f"{imported.tensors:,} tensors are in {args.out}. Train it on data of the same tokenizer:")
     print(
         f"  sleeptrain train {args.out}/config.yaml init_from={args.out} run_dir=runs/mine 'data.sources=[{{path: DATA}}]'"

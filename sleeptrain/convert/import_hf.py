@@ -1,14 +1,15 @@
-"""Imports a Hugging Face folder of the dense Qwen3.5 text model as a run folder that a recipe starts from (`init_from`).
+"""Imports a Hugging Face folder of a published model as a run folder that a recipe starts from (`init_from`).
 
-Nothing of the folder is executed: config.json, tokenizer.json and safetensors files are read.
+Nothing of the folder is executed: config.json, tokenizer.json and safetensors files are read. What differs between kinds of
+models is in `published.py`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from sleep_data.tokenize import TOKENIZER, FileTokenizer
 from sleeptrain.checkpoint import write_weights
 from sleeptrain.config import Resolved
 from sleeptrain.convert.export import ORIGIN
-from sleeptrain.convert.hf_config import read_model, read_sleep, same_shape
+from sleeptrain.convert.hf_config import read_sleep, same_shape
 from sleeptrain.convert.licences import licence_files
-from sleeptrain.convert.qwen3_5 import MappedTensor, mapped_tensors
+from sleeptrain.convert.published import PublishedModel, published_model
+from sleeptrain.convert.qwen3_5 import MappedTensor
 from sleeptrain.convert.source import FEEDBACK
 from sleeptrain.convert.tensor_files import TensorFiles
 from sleeptrain.data.config import Data, Source
@@ -35,11 +37,6 @@ from sleeptrain.recipe.recipe import Recipe, load_recipe
 from sleeptrain.run.folder import CHECKPOINTS, CONFIG, write_run_folder
 from sleeptrain.train.config import Train
 
-DROPPED = {
-    r"mtp\..*": "multi-token prediction, which sleeptrain has not",
-    r"model\.visual\..*": "the vision tower, which sleeptrain has not",
-}
-"""Tensors of published checkpoints that are left out, and why."""
 TIED = "it is the embedding (tie_word_embeddings)"
 DTYPES = ("F32", "BF16", "F16")
 
@@ -53,6 +50,10 @@ class Imported:
     """The number of tensors that are used, each exactly once."""
     dropped: dict[str, str]
     """Tensors that were left out, and why."""
+    notices: dict[str, str]
+    """What the licence of the weights demands, by the name of the file in the run folder that says so."""
+    licences: tuple[str, ...]
+    """Licence files of the folder, which the run folder has, too."""
 
 
 def import_hf(folder: Path, out: Path) -> Imported:
@@ -68,12 +69,12 @@ def import_hf(folder: Path, out: Path) -> Imported:
         raise UserError(
             f"{folder} {'is a file' if folder.exists() else 'does not exist'}; name a folder with config.json"
         )
-    config = _text_config(_read_json(folder / "config.json"), folder)
-    model = read_model(config, str(folder / "config.json"))
+    published = published_model(_read_json(folder / "config.json"), str(folder / "config.json"))
+    config, model = published.config, published.model
     resolved, manifest, tokenizer = _origin(folder, model) or _described(folder, config, model)
     model = resolved.value.model
-    files = TensorFiles(folder)
-    names, dropped = _accounted(files, mapped_tensors(model))
+    files, licences = TensorFiles(folder), licence_files(folder)
+    names, dropped = _accounted(files, replace(published, model=model))
     place = {ours: (name, i) for name, tensor in names.items() for i, ours in enumerate(tensor.parameters)}
     feedback = _feedback(config, model, folder) if resolved.value.sleep.gated else torch.empty(0)
     shapes = parameter_shapes(resolved.value)
@@ -89,24 +90,13 @@ def import_hf(folder: Path, out: Path) -> Imported:
         with staging(out, keep=False) as staged:
             write_run_folder(staged, resolved.to_yaml(), manifest, tokenizer)
             _check_recipe(staged / CONFIG, folder / "config.json")
-            for name, text in licence_files(folder).items():
+            for name, text in (licences | published.notices).items():
                 (staged / name).write_text(text)
             write_weights(staged / CHECKPOINTS, 0, shapes, read)
             publish(staged, out)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}: {error.filename})") from None
-    return Imported(model, len(names), dropped)
-
-
-def _text_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The configuration of the text model; that of a model with vision has it as a section. Raises UserError for other models."""
-    text = config.get("text_config") if config.get("model_type") == "qwen3_5" else config
-    if not isinstance(text, dict) or text.get("model_type") != "qwen3_5_text":
-        kind = config.get("model_type")
-        raise UserError(
-            f"{folder / 'config.json'}: model_type {kind!r} cannot be imported; qwen3_5_text and qwen3_5 can"
-        )
-    return {"tie_word_embeddings": config.get("tie_word_embeddings", False), **text}
+    return Imported(model, len(names), dropped, published.notices, tuple(licences))
 
 
 def _origin(folder: Path, model: Model) -> tuple[Resolved[Recipe], dict[str, Any], Path] | None:
@@ -115,7 +105,7 @@ def _origin(folder: Path, model: Model) -> tuple[Resolved[Recipe], dict[str, Any
     if not (origin / CONFIG).exists():
         return None
     resolved = load_recipe(str(origin / CONFIG), ["model.residual_scale=1.0", "init_from=null"])
-    resolved = dataclasses.replace(resolved, value=dataclasses.replace(resolved.value, run_dir=None))
+    resolved = replace(resolved, value=replace(resolved.value, run_dir=None))
     if same_shape(resolved.value.model) != same_shape(model):
         raise UserError(
             f"{origin / CONFIG} describes another model than {folder / 'config.json'}; remove {origin} to import without it"
@@ -126,7 +116,7 @@ def _origin(folder: Path, model: Model) -> tuple[Resolved[Recipe], dict[str, Any
         raise UserError(f"{error}; or remove {origin} to import without it") from None
 
 
-def _described(folder: Path, config: dict[str, Any], model: Model) -> tuple[Resolved[Recipe], dict[str, Any], Path]:
+def _described(folder: Path, config: Mapping[str, Any], model: Model) -> tuple[Resolved[Recipe], dict[str, Any], Path]:
     """A recipe for the model of another program, and a manifest of text that its tokenizer encodes."""
     path = folder / TOKENIZER
     try:
@@ -159,16 +149,16 @@ def _check_recipe(written: Path, source: Path) -> None:
         raise UserError([re.sub(r"\(\S*\.yaml:\d+\)", f"({source})", line) for line in error.errors]) from None
 
 
-def _accounted(files: TensorFiles, mapped: list[MappedTensor]) -> tuple[dict[str, MappedTensor], dict[str, str]]:
+def _accounted(files: TensorFiles, published: PublishedModel) -> tuple[dict[str, MappedTensor], dict[str, str]]:
     """The tensors by their names in the files, and those that are dropped with the reason. Every tensor is one or the other.
 
     Raises UserError that lists what is missing, unexpected, or of a wrong shape or dtype.
     """
-    wanted = {tensor.name: tensor for tensor in mapped}
+    wanted = {tensor.name: tensor for tensor in published.mapped_tensors(published.model)}
     used, dropped, errors, seen = dict[str, MappedTensor](), dict[str, str](), list[str](), set[str]()
     for name in files.names():
-        plain = name.replace("model.language_model.", "model.", 1)  # checkpoints with vision
-        reason = next((why for pattern, why in DROPPED.items() if re.fullmatch(pattern, plain)), None)
+        plain = name.replace(published.prefix, "model.", 1)
+        reason = next((why for pattern, why in published.dropped.items() if re.fullmatch(pattern, plain)), None)
         if plain not in wanted and (reason or plain == "lm_head.weight"):
             dropped[name] = reason or TIED
         elif plain not in wanted or plain in seen:
@@ -195,7 +185,7 @@ def _part(files: TensorFiles, name: str, tensor: MappedTensor, index: int) -> Te
         raise UserError(f"{files.where(name)}: {error}") from None
 
 
-def _feedback(config: dict[str, Any], model: Model, folder: Path) -> Tensor:
+def _feedback(config: Mapping[str, Any], model: Model, folder: Path) -> Tensor:
     """The weight [width] of gated feedback, which config.json has."""
     weight = torch.tensor((config.get("sleep") or {}).get("feedback_weight", []))
     if tuple(weight.shape) != (model.width,):

@@ -52,6 +52,24 @@ def obstacles(model: Model, sleep: Sleep) -> Iterator[tuple[str, str]]:
         yield "model.deltanet.negative_eigenvalues", "its write strengths are at most 1"
     if "A" in model.pattern and model.attention.window is not None and model.attention.window < sleep.window:
         yield "model.attention.window", "its attention sees all keys of a window"
+    if "L" in model.pattern:
+        yield "model.layers", "it has no blocks of local attention (L)"
+    if set(model.pattern) & {"A", "L"} and model.attention.bias:
+        yield "model.attention.bias", "its projections have no biases"
+    if set(model.pattern) & {"A", "L"} and not model.attention.qk_norm:
+        yield "model.attention.qk_norm", "it norms queries and keys"
+    if "G" in model.pattern:
+        yield from _deltanet_obstacles(model)
+
+
+def _deltanet_obstacles(model: Model) -> Iterator[tuple[str, str]]:
+    g = model.deltanet
+    if g.generator is not None:
+        yield "model.deltanet.generator", "the taps of its convolution are fixed"
+    if g.d_v != g.head_dim:
+        yield "model.deltanet.value_dim", "its engines take keys and values of one size"
+    if g.eps not in (None, model.eps):
+        yield "model.deltanet.eps", f"all of its norms have the same eps, here model.eps = {model.eps}"
 
 
 def _block(model: Model, layer: int, letter: str) -> Iterator[MappedTensor]:

@@ -30,20 +30,20 @@ class Attention(nn.Module):
     """Causal attention over at most `span` keys: per-head q/k RMSNorm, partial rotary embedding, output gate.
 
     The mixer of the dense Qwen3.5 text block (Hugging Face transformers, `qwen3_5`), with separate query and
-    gate projections.
+    gate projections. `local`: of an L block, which sees `config.local` keys at most in place of `config.window`.
     """
 
-    def __init__(self, width: int, config: Config, eps: float) -> None:
+    def __init__(self, width: int, config: Config, eps: float, local: bool = False) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.window = config, config.local if local else config.window
         inner, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q = nn.Linear(width, inner, bias=False)
-        self.k = nn.Linear(width, kv, bias=False)
-        self.v = nn.Linear(width, kv, bias=False)
+        self.q = nn.Linear(width, inner, bias=config.bias)
+        self.k = nn.Linear(width, kv, bias=config.bias)
+        self.v = nn.Linear(width, kv, bias=config.bias)
         self.gate = nn.Linear(width, inner, bias=False) if config.gate else None
         self.o = nn.Linear(inner, width, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, eps)
-        self.k_norm = RMSNorm(config.head_dim, eps)
+        self.q_norm: nn.Module = RMSNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
+        self.k_norm: nn.Module = RMSNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
 
     def forward(
         self, x: Tensor, cache: KVCache | None, position0: int | Tensor, span: int, mask: TokenMask
@@ -60,7 +60,7 @@ class Attention(nn.Module):
             before = cache.seen if mask.cached is None else cache.seen & mask.cached
             k, v, seen = torch.cat([cache.key, k], 1), torch.cat([cache.value, v], 1), torch.cat([before, seen], 1)
         document = None if mask.starts is None else key_documents(mask.document(), seen.shape[1])
-        span = min(span, self.config.window or span)
+        span = min(span, self.window or span)
         causal = cache is None and mask.valid is None and document is None and time <= span
         allowed = None if causal else attention_mask(time, seen, span, document)
         o = F.scaled_dot_product_attention(

@@ -27,19 +27,25 @@ class AttentionConfig:
     gate: bool = True
     """Sigmoid gate on the output, with its own projection."""
     window: int | None = None
-    """Number of keys that a query sees at most; null: the whole context window."""
+    """Number of keys that a query of an A block sees at most; null: the whole context window."""
+    local: int | None = None
+    """Number of keys that a query of an L block (local attention) sees at most. L blocks need it."""
+    bias: bool = False
+    """The projections to q, k and v have a bias. Such models cannot be exported."""
+    qk_norm: bool = True
+    """RMSNorm of each head's queries and keys. Models without cannot be exported."""
 
 
 @dataclass(frozen=True)
 class DeltaNetConfig:
-    """Gated DeltaNet; its state is `value_heads` matrices [head_dim, head_dim] per layer."""
+    """Gated DeltaNet; its state is `value_heads` matrices [head_dim, value_dim] per layer."""
 
     key_heads: int = 4
     """Heads of queries and keys."""
     value_heads: int = 4
     """A multiple of key_heads; more value heads per key head widen the state."""
     head_dim: int = 64
-    """Size of a head's queries, keys and values, so that its state has head_dim x head_dim numbers."""
+    """Size of a head's queries and keys, and of its values unless value_dim says otherwise."""
     conv: int = 4
     """Taps of the short convolution on q, k and v."""
     horizon: int | None = None
@@ -47,6 +53,18 @@ class DeltaNetConfig:
     passes write over the longest context."""
     negative_eigenvalues: bool = False
     """Write strengths up to 2 (arXiv 2411.12537). Such models cannot be exported."""
+    generator: int | None = None
+    """Dynamic convolution, as in Jet-Nemotron (arXiv 2508.15884): only v is convolved, and every token adds taps of its own, which an
+    MLP with this hidden size computes from the block's input. null: fixed taps. Such models cannot be exported."""
+    value_dim: int | None = None
+    """Size of a head's values under dynamic convolution; null: head_dim. Others than head_dim cannot be exported."""
+    eps: float | None = None
+    """`eps` of the gated norm of a head's output; null: model.eps. Others than model.eps cannot be exported."""
+
+    @property
+    def d_v(self) -> int:
+        """Size of a head's values."""
+        return self.value_dim or self.head_dim
 
 
 @dataclass(frozen=True)
@@ -59,12 +77,12 @@ class MlpConfig:
 
 @dataclass(frozen=True)
 class Model:
-    """A stack of attention (A) and Gated DeltaNet (G) blocks."""
+    """A stack of blocks: attention (A), attention to the newest keys alone (L, local), and Gated DeltaNet (G)."""
 
     width: int = 256
     """Features of a token between the blocks."""
     layers: str = "AGAG"
-    """One letter per block, with repeated groups: `AGAG`, `(GGGA)x8`."""
+    """One letter per block, with repeated groups: `AGAG`, `(GGGA)x8`, `GGLGGA`."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     deltanet: DeltaNetConfig = field(default_factory=DeltaNetConfig)
     mlp: MlpConfig = field(default_factory=MlpConfig)
@@ -87,6 +105,11 @@ class Model:
     def pattern(self) -> str:
         """One letter per block, with groups expanded."""
         return expand(self.layers)
+
+    @property
+    def reaches(self) -> tuple[int | None, int | None]:
+        """The number of keys that a query of A and of L blocks sees at most; None: those of the context window."""
+        return self.attention.window, self.attention.local
 
     def problems(self) -> list[Problem]:
         """All invalid values of this section."""
@@ -116,10 +139,30 @@ class Model:
             yield Problem("attention.rotary", "must rotate an even number of dimensions between 0 and head_dim")
         if self.attention.window is not None and self.attention.window < 1:
             yield Problem("attention.window", "must be at least 1 key, or null")
+        if self.attention.local is not None and self.attention.local < 1:
+            yield Problem("attention.local", "must be at least 1 key, or null")
+        if self.attention.local is None and "L" in self.layers:
+            yield Problem("attention.local", "must be the number of keys that a query of the L blocks in layers sees")
+        yield from self._dynamic_problems()
         if self.deltanet.horizon is not None and self.deltanet.horizon < 1:
             yield Problem("deltanet.horizon", "must be at least 1 token, or null")
         positive = {"residual_scale": self.residual_scale, "init_std": self.init_std, "eps": self.eps}
         yield from (Problem(name, "must be above 0") for name, value in positive.items() if value <= 0)
+
+    def _dynamic_problems(self) -> Iterator[Problem]:
+        """Invalid values of the dynamic convolution."""
+        g = self.deltanet
+        for name in ("generator", "value_dim"):
+            if getattr(g, name) is not None and getattr(g, name) < 1:
+                yield Problem(f"deltanet.{name}", "must be at least 1, or null")
+        if g.generator is None and g.d_v != g.head_dim:
+            yield Problem(
+                "deltanet.value_dim",
+                "must be head_dim or null without deltanet.generator: the convolution of q, k and v "
+                "takes heads of one size",
+            )
+        if g.eps is not None and g.eps <= 0:
+            yield Problem("deltanet.eps", "must be above 0, or null for model.eps")
 
 
 def rotary_dims(attention: AttentionConfig) -> int:
@@ -130,11 +173,13 @@ def rotary_dims(attention: AttentionConfig) -> int:
 def expand(layers: str) -> str:
     """Expand a layer pattern: `"(GGGA)x2"` -> `"GGGAGGGA"`.
 
-    Raises ValueError for a pattern with anything but A, G and groups `(...)xN`.
+    Raises ValueError for a pattern with anything but A, L, G and groups `(...)xN`.
     """
     text = re.sub(r"\s", "", layers)
-    while group := re.search(r"\(([AG]+)\)x(\d+)", text):
+    while group := re.search(r"\(([ALG]+)\)x(\d+)", text):
         text = text[: group.start()] + group[1] * int(group[2]) + text[group.end() :]
-    if not text or set(text) - {"A", "G"}:
-        raise ValueError("must be made of A (attention) and G (Gated DeltaNet), with groups such as (GGGA)x8")
+    if not text or set(text) - {"A", "L", "G"}:
+        raise ValueError(
+            "must be made of A (attention), L (local attention) and G (Gated DeltaNet), with groups such as (GGGA)x8"
+        )
     return text

@@ -36,7 +36,9 @@ class Mlp(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training or torch.is_grad_enabled():  # a trainer keeps products for backward, also in a forward without gradients
+        if (
+            self.training or torch.is_grad_enabled()
+        ):  # a trainer keeps products for backward, also in a forward without gradients
             return self.down(F.silu(self.gate(x)) * self.up(x))
         return self.down(F.silu(self.gate(x), inplace=True).mul_(self.up(x)))
 
@@ -54,14 +56,14 @@ class Block(nn.Module):
         self.mixer: Attention | DeltaNet = (
             DeltaNet(model.width, model.deltanet, model.eps)
             if model.pattern[layer] == "G"
-            else Attention(model.width, model.attention, model.eps)
+            else Attention(model.width, model.attention, model.eps, local=model.pattern[layer] == "L")
         )
         self.norm2 = RMSNorm(model.width, model.eps)
         self.mlp = Mlp(model.width, model.mlp.hidden)
         sandwich = model.norm == "sandwich"
         self.out1: nn.Module = RMSNorm(model.width, model.eps) if sandwich else nn.Identity()
         self.out2: nn.Module = RMSNorm(model.width, model.eps) if sandwich else nn.Identity()
-        self.compute: Callable[..., Any] = attention_block if model.pattern[layer] == "A" else deltanet_block
+        self.compute: Callable[..., Any] = deltanet_block if model.pattern[layer] == "G" else attention_block
         """`attention_block` or `deltanet_block`, or that function compiled (`compile_blocks`)."""
 
     def forward(

@@ -43,7 +43,7 @@ def leaves(model: Model, sleep: Sleep, dtype: torch.dtype = torch.float32, live:
     """The leaves of a model's state, in layer order.
 
     `fast` is S [value_heads, d_k, d_v], float32 (float64 in a float64 model); `conv` the last taps-1 inputs of the
-    short convolution [taps-1, key_heads, channels of a key head and its value heads]; `kv` the keys and values
+    convolution [taps-1, key_heads, channels of a key head and its value heads, or under dynamic convolution of the latter]; `kv` the keys and values
     [time, kv_heads, head_dim] and their padding mask [time]. `dtype` is that of the activations. With `live` the caches
     hold an unfinished window as well, and the leaves of `live_leaves` are appended.
     """
@@ -55,8 +55,8 @@ def leaves(model: Model, sleep: Sleep, dtype: torch.dtype = torch.float32, live:
     g, a = model.deltanet, model.attention
     for i, letter in enumerate(model.pattern):
         if letter == "G":
-            s = (g.value_heads, g.head_dim, g.head_dim)
-            channels = 2 * g.head_dim + g.value_heads // g.key_heads * g.head_dim
+            s = (g.value_heads, g.head_dim, g.d_v)
+            channels = g.value_heads // g.key_heads * g.d_v + (2 * g.head_dim if g.generator is None else 0)
             stored.append(Leaf(f"layers.{i}.fast", i, "fast", s, wide, 1, EVERYWHERE))
             stored.append(Leaf(f"layers.{i}.conv", i, "conv", (g.conv - 1, g.key_heads, channels), dtype, 2, tail))
         else:

@@ -58,7 +58,7 @@ class Mesh:
 def divided_sizes(model: Model) -> Mapping[str, int]:
     """Sizes that tensor parallelism divides, by field of the recipe's `model:` section: heads of the mixers in use, MLP width."""
     sizes = {"mlp.hidden": model.mlp.hidden}
-    if "A" in model.pattern:
+    if set(model.pattern) & {"A", "L"}:
         sizes |= {"attention.heads": model.attention.heads, "attention.kv_heads": model.attention.kv_heads}
     if "G" in model.pattern:
         sizes |= {"deltanet.key_heads": model.deltanet.key_heads, "deltanet.value_heads": model.deltanet.value_heads}
@@ -73,6 +73,16 @@ def tensor_obstacle(model: Model, tensor: int) -> str | None:
     common = gcd(*divided_sizes(model).values())
     sizes = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
     return f"{' and '.join(wrong)} cannot be shared by {tensor} processes; mesh.tensor can be {sizes} for this model"
+
+
+def unsharded_options(model: Model) -> list[str]:
+    """The options of a model that tensor parallelism does not shard, by field."""
+    attends, delta = bool(set(model.pattern) & {"A", "L"}), "G" in model.pattern
+    found = {
+        "model.attention.bias": attends and model.attention.bias,
+        "model.deltanet.generator": delta and model.deltanet.generator is not None,
+    }
+    return [field for field, used in found.items() if used]
 
 
 def padded_vocab(vocab: int, tensor: int) -> int:
@@ -164,10 +174,10 @@ def stage_cuts(model: Model, sleep: Sleep, pipe: int) -> tuple[int, ...]:
     The cost of a block is the number of elements of its matrices, times the number of passes if it is looped.
     """
     a, g, width = model.attention, model.deltanet, model.width
-    mixers = {
-        "A": width * a.head_dim * (a.heads * (3 if a.gate else 2) + 2 * a.kv_heads),
-        "G": width * g.head_dim * (2 * g.key_heads + 3 * g.value_heads) + g.value_heads * g.head_dim**2,
-    }
+    attention, values = width * a.head_dim * (a.heads * (3 if a.gate else 2) + 2 * a.kv_heads), g.value_heads * g.d_v
+    deltanet = width * (2 * g.key_heads * g.head_dim + 3 * values) + values * g.head_dim
+    deltanet += (g.generator or 0) * (width + g.conv * values)
+    mixers = {"A": attention, "L": attention, "G": deltanet}
     costs = [mixers[letter] + 3 * width * model.mlp.hidden for letter in model.pattern]
     depth = len(model.pattern)
     return balance(costs, pipe, loop_range(sleep, depth), sleep.max_passes, head=width * (model.vocab or 0)).cuts

@@ -21,7 +21,7 @@ from sleeptrain.model.init import fill, initial
 from sleeptrain.model.language import IGNORED, LanguageModel
 from sleeptrain.model.scores import HeadScores, head_scores
 from sleeptrain.parallel import sequence
-from sleeptrain.parallel.config import padded_vocab, tensor_obstacle
+from sleeptrain.parallel.config import padded_vocab, tensor_obstacle, unsharded_options
 from sleeptrain.parallel.mesh import MeshAxis
 from sleeptrain.parallel.tp_layout import COLUMN_PARALLEL, ROW_PARALLEL, TPLayout
 from sleeptrain.parallel.vocab_cross_entropy import vocab_parallel_cross_entropy
@@ -38,6 +38,8 @@ class TensorParallelModel(LanguageModel):
         assert config.vocab is not None
         if reason := tensor_obstacle(config, axis.size):
             raise UserError(f"mesh.tensor = {axis.size}: {reason}")
+        if axis.size > 1 and (options := unsharded_options(config)):
+            raise UserError(f"mesh.tensor = {axis.size}: {' and '.join(options)} cannot be sharded; use mesh.tensor=1")
         with torch.device("meta"):
             shapes = {name: p.shape for name, p in LanguageModel(config, gated=gated).named_parameters()}
         super().__init__(local_config(config, axis.size), gated=gated, seed=None)

@@ -63,8 +63,8 @@ class ActivationMemory:
     tokens: int
     blocks: Mapping[str, SegmentMemory]
     """By letter of the pattern; attention with an empty cache."""
-    cached: SegmentMemory | None
-    """Attention with a full cache of `tokens - 1`; None if the program never reads a cache."""
+    cached: Mapping[str, SegmentMemory]
+    """Attention by letter, with a full cache of `tokens - 1`; empty if the program never reads a cache."""
     head: SegmentMemory
     norm: SegmentMemory
     """The final norm, or any other norm of the residual stream."""
@@ -123,12 +123,12 @@ def measure_activations(
                 found = [replace(each, kept=size) for each, size in zip(found, kept, strict=True)]
             return dict(zip(small.pattern, found, strict=True))
 
-        blocks, cached = measure_blocks(first, empty), None
-        if last.kv_read and "A" in small.pattern:
+        blocks, cached = measure_blocks(first, empty), dict[str, SegmentMemory]()
+        if last.kv_read and set(small.pattern) != {"G"}:
             kv = {
                 f.name: torch.empty(rows, *f.shape, dtype=f.dtype, device=device) for f in empty.spec if f.kind == "kv"
             }
-            cached = measure_blocks(last, empty.replace(kv))["A"]
+            cached = {letter: m for letter, m in measure_blocks(last, empty.replace(kv)).items() if letter != "G"}
         head = measure(empty, loss_segment(meta, first, MicroBatch(ids, ids, empty)))
         return ActivationMemory(rows, tokens, blocks, cached, head, measure(empty, norm_segment(meta)))
 

@@ -12,7 +12,7 @@ from sleeptrain.model.config import Model
 from sleeptrain.model.counts import block_flops, head_flops
 from sleeptrain.model.state import Leaf, leaves
 from sleeptrain.parallel.tensor import local_config
-from sleeptrain.plan.activations import ActivationMemory, SegmentMemory, measure_activations
+from sleeptrain.plan.activations import ActivationMemory, measure_activations
 from sleeptrain.schedule import Costs, ValueSizes
 from sleeptrain.train.job import Job
 from sleeptrain.train.kernels import DTYPES
@@ -48,7 +48,7 @@ def costs_of(layout: Layout, activations: ActivationMemory | None = None, speed:
     return Costs(
         sizes=_sizes(job, model, layout.batch.micro, activations),
         blocks=tuple(flops[letter] for letter in pattern),
-        attention_window=model.attention.window,
+        reaches=model.reaches,
         head=head_flops(model),
         tied_bytes=float(grad_bytes * model.width * (model.vocab or 0)) if tied_across_stages else 0.0,
         speed=speed or 1.0,
@@ -80,14 +80,13 @@ def _sizes(job: Job, model: Model, micro: int, activations: ActivationMemory | N
     # Between layers a process keeps its own tokens only: inputs of the two norms of a block, and of the head's norm.
     norm = activations.norm.kept / tokens * (1 - 1 / sharing)
 
-    def per_cached_token(full: SegmentMemory) -> float:
-        extra = full.kept - activations.blocks["A"].kept
+    def per_cached_token(letter: str) -> float:
+        extra = activations.cached[letter].kept - activations.blocks[letter].kept
         return extra / (activations.rows * max(1, activations.tokens - 1))
 
     selective, cached = job.train.recompute == "selective", zeros
-    if activations.cached is not None:
-        with_cache = per_cached_token(activations.cached)
-        cached = tuple(with_cache if letter == "A" else 0.0 for letter in pattern)
+    if activations.cached:
+        cached = tuple(per_cached_token(letter) if letter in activations.cached else 0.0 for letter in pattern)
     return replace(
         sizes,
         graph=tuple((each.beside if selective else each.kept) / tokens - 2 * norm for each in blocks),

@@ -103,9 +103,9 @@ def _work(job: Job, held: StageParameters, activations: ActivationMemory) -> flo
     """Temporaries of the segment of a stage that needs most. One recompute policy keeps the head's graph; under the others the
     graph exists only while the head runs and counts here."""
     first, stop = held.blocks
-    segments: list[SegmentMemory] = [activations.blocks[letter] for letter in set(job.model.pattern[first:stop])]
-    if activations.cached is not None and "A" in job.model.pattern[first:stop]:
-        segments.append(activations.cached)
+    letters = set(job.model.pattern[first:stop])
+    segments: list[SegmentMemory] = [activations.blocks[letter] for letter in letters]
+    segments += [activations.cached[letter] for letter in letters & activations.cached.keys()]
     sizes = [float(segment.work) for segment in segments]
     if stop == len(job.model.pattern):
         graph = 0 if job.train.recompute == "none" else activations.head.kept

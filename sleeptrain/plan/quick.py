@@ -142,7 +142,7 @@ def _of_rows(activations: ActivationMemory, rows: int) -> ActivationMemory:
         activations,
         rows=rows,
         blocks={letter: grown(segment) for letter, segment in activations.blocks.items()},
-        cached=None if activations.cached is None else grown(activations.cached),
+        cached={letter: grown(segment) for letter, segment in activations.cached.items()},
         head=grown(activations.head),
         norm=grown(activations.norm),
     )

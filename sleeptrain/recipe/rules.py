@@ -6,7 +6,7 @@ the data and the number of processes, once both are known.
 
 from __future__ import annotations
 
-from sleeptrain.parallel.config import LayoutError, batch_layout, pipeline_obstacle, tensor_obstacle
+from sleeptrain.parallel.config import LayoutError, batch_layout, pipeline_obstacle, tensor_obstacle, unsharded_options
 from sleeptrain.program import loop_range
 from sleeptrain.recipe.rule import Rule
 from sleeptrain.train.job import Job
@@ -122,6 +122,13 @@ RULES: tuple[Rule[Job], ...] = (
         "sequence parallelism divides the tokens over the processes of the tensor axis, and there is only one",
         "use mesh.tensor=2 or more, or mesh.sequence=false",
         ("mesh.sequence=true",),
+    ),
+    Rule(
+        "tensor-options", ("mesh.tensor", "model.deltanet.generator", "model.attention.bias"),
+        lambda job: job.mesh.tensor > 1 and bool(unsharded_options(job.model)),
+        "the taps that a generator computes, and biases of q, k and v, are not sharded over the tensor axis",
+        "use mesh.tensor=1, and mesh.pipe or mesh.zero for a model that does not fit",
+        ("mesh.tensor=2", "model.deltanet.generator=8"),
     ),
     Rule(
         "muon-tensor", ("optim.name", "mesh.tensor"),

@@ -54,6 +54,8 @@ AXES = (
     OptionAxis("sleep.gradient.windows", ("all", 2), "windows of truncated back-propagation"),
     OptionAxis("sleep.gradient.clip_state", (None, 0.1), "clipping of the gradient of S between windows"),
     OptionAxis("model.residual_scale", (1.0, 0.1), "factor of the output of every branch"),
+    OptionAxis("model.deltanet.generator", (None, 8), "fixed taps of the convolution, or taps that each token generates"),
+    OptionAxis("model.attention.bias", (False, True), "biases of the projections to q, k and v"),
     OptionAxis("model.tie", (True, False), "embedding and head share a matrix"),
     OptionAxis("model.norm", ("pre", "sandwich"), "norms before the mixer and MLP, or also after"),
 )  # fmt: skip

@@ -16,9 +16,16 @@ class BlockFlops:
     token: float
     """For each token."""
     pair: float = 0.0
-    """For each pair of a query and a key that it attends to; 0 for blocks without attention."""
+    """For each pair of a query and a key that it attends to; 0 for blocks without attention, and those of local attention."""
+    local_pair: float = 0.0
+    """The same for local attention, which has another reach."""
     state: float | None = None
     """Of `token`: what the new state of the block (S, or keys and values) depends on; None: the whole block."""
+
+    @property
+    def attends(self) -> bool:
+        """Whether it has attention."""
+        return self.pair > 0 or self.local_pair > 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def backward_blocks(ops: Mapping[int, StageOp], blocks: Sequence[BlockFlops]) ->
         elif stage_op.loss or stage_op.receives_grad or any(found[reader].any for reader in readers["h", i]):
             found[i] = BackwardBlocks(range(first, stop))
         else:
-            kinds = ["kv" if blocks[b].pair else "S" for b in range(first, stop)]
+            kinds = ["kv" if blocks[b].attends else "S" for b in range(first, stop)]
             read = [
                 b
                 for b, kind in enumerate(kinds, first)
@@ -77,12 +84,13 @@ def _readers(ops: Mapping[int, StageOp]) -> dict[tuple[str, int], list[int]]:
     return found
 
 
-def backward_flops(reached: BackwardBlocks, blocks: Sequence[BlockFlops]) -> tuple[float, float]:
-    """FLOPs of the backward of one op: for each token, and for each pair of a query and a key."""
+def backward_flops(reached: BackwardBlocks, blocks: Sequence[BlockFlops]) -> tuple[float, float, float]:
+    """FLOPs of the backward of one op: for each token, and for each pair of a query and a key, in A and in L blocks."""
     token = sum(2 * blocks[b].token for b in reached.whole)
-    pair = sum(2 * blocks[b].pair for b in reached.whole)
+    pair, local_pair = (sum(2 * getattr(blocks[b], name) for b in reached.whole) for name in ("pair", "local_pair"))
     if reached.state is not None:
         block = blocks[reached.state]
         token += 2 * (block.token if block.state is None else block.state)
         pair += 2 * block.pair if block.state is None else 0.0
-    return token, pair
+        local_pair += 2 * block.local_pair if block.state is None else 0.0
+    return token, pair, local_pair

@@ -24,8 +24,8 @@ class Costs:
     sizes: ValueSizes
     blocks: tuple[BlockFlops, ...]
     """Forward FLOPs of every block."""
-    attention_window: int | None = None
-    """Largest number of keys per query, if it is less than the program's span."""
+    reaches: tuple[int | None, int | None] = (None, None)
+    """`Model.reaches`: largest numbers of keys per query, where they are less than the program's span."""
     head: float = 0.0
     """Forward FLOPs of the head per token."""
     tied_bytes: float = 0.0
@@ -179,13 +179,14 @@ def _forward_flops(program: Program, costs: Costs, index: int, blocks: tuple[int
     op = program.ops[index]
     assert isinstance(op, Pass)
     parts = costs.blocks[slice(*blocks)]
-    return _per_micro_batch(program, costs, op, sum(block.token for block in parts), sum(block.pair for block in parts))
+    pairs = [sum(getattr(block, name) for block in parts) for name in ("pair", "local_pair")]
+    return _per_micro_batch(program, costs, op, sum(block.token for block in parts), *pairs)
 
 
-def _per_micro_batch(program: Program, costs: Costs, op: Pass, token: float, pair: float) -> float:
+def _per_micro_batch(program: Program, costs: Costs, op: Pass, token: float, *of_pair: float) -> float:
     """FLOPs of one op over all rows of a micro-batch, from those for each token and for each pair of a query and a key."""
-    tokens, pairs = op.stop - op.start, pairs_seen(program, op, costs.attention_window)
-    return costs.sizes.rows * (token * tokens + pair * pairs)
+    pairs = [pairs_seen(program, op, reach) for reach in costs.reaches]
+    return costs.sizes.rows * (token * (op.stop - op.start) + sum(a * b for a, b in zip(of_pair, pairs, strict=True)))
 
 
 def _message_bytes(program: Program, costs: Costs, action: ScheduleAction) -> float:

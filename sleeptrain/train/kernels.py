@@ -31,8 +31,7 @@ def check_kernels(model: Model, train: Train, windows: Iterable[Window], device:
     """
     if train.kernels != "require_fused" or "G" not in model.pattern or not _lengths(windows):
         return
-    d = model.deltanet.head_dim
-    if obstacle := fallback_reason(device, DTYPES[train.precision], d, d):
+    if obstacle := fallback_reason(device, DTYPES[train.precision], model.deltanet.head_dim, model.deltanet.d_v):
         raise UserError(_refusal(obstacle))
 
 
@@ -49,7 +48,7 @@ def use_kernels(model: LanguageModel, train: Train, windows: Iterable[Window], r
     backend = "chunked"
     if train.kernels == "require_fused" or (train.kernels == "auto" and process.device.type != "cpu"):
         shapes = [_shape(mixer, train, length, rows) for mixer in mixers for length in _lengths(windows)]
-        obstacle = _first_obstacle(_obstacle(shapes, process.device), process)
+        obstacle = _first_obstacle(_unequal_sizes(mixers) or _obstacle(shapes, process.device), process)
         if obstacle is None:
             backend = "auto"
         elif train.kernels == "require_fused":
@@ -72,6 +71,13 @@ def _lengths(windows: Iterable[Window]) -> list[int]:
 def _shape(mixer: DeltaNet, train: Train, time: int, rows: int) -> Shape:
     c = mixer.config
     return Shape(rows, time, c.key_heads, c.value_heads, c.head_dim, DTYPES[train.precision], c.conv)
+
+
+def _unequal_sizes(mixers: Sequence[DeltaNet]) -> str | None:
+    """The reason why fused kernels cannot run some mixers, whatever the device."""
+    for config in (mixer.config for mixer in mixers if mixer.config.d_v != mixer.config.head_dim):
+        return f"they take keys and values of one size, and those of the model have {config.head_dim} and {config.d_v}"
+    return None
 
 
 def _obstacle(shapes: Sequence[Shape], device: torch.device) -> str | None:

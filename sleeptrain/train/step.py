@@ -73,7 +73,7 @@ class StepReport:
     tokens_by_source: list[int]
     """Real tokens of this step."""
     work: Tensor
-    """What its passes read: float64 [windows, 2, 2], as `work_of_rows` counts it."""
+    """What its passes read: float64 [windows, 2, 3], as `work_of_rows` counts it."""
     targets: int
     grad_norm: float | None
     residual: float | None
@@ -114,7 +114,7 @@ def train_step(
     if isinstance(batches, UserError) or counts.isnan().any():
         raise _gather_errors(engine.process, batches)
     targets, work, source_targets, source_tokens = counts.split(
-        [len(windows), 4 * len(windows), context.sources, context.sources]
+        [len(windows), 6 * len(windows), context.sources, context.sources]
     )
     total = max(1, round(float(targets.sum())))
     by_sources = context.sources if context.sources > 1 else 0
@@ -142,7 +142,7 @@ def train_step(
         loss_by_window=_means(losses, targets),
         loss_by_source=_means(source_losses, source_targets),
         tokens_by_source=source_tokens.round().long().tolist(),
-        work=work.reshape(-1, 2, 2).cpu(),
+        work=work.reshape(-1, 2, 3).cpu(),
         targets=total,
         grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
         residual=residual / changes if changes else None,
@@ -164,12 +164,12 @@ def _count(batches: Sequence[Batch] | UserError, context: StepContext) -> Tensor
     """
     windows, sources = context.layout.windows, context.sources
     if isinstance(batches, UserError):
-        return torch.full((5 * len(windows) + 2 * sources,), math.nan, dtype=torch.float64)
+        return torch.full((7 * len(windows) + 2 * sources,), math.nan, dtype=torch.float64)
     job, counts = context.layout.job, []
     for batch in batches:
         scored, real = batch.targets != IGNORED, batch.tokens != context.pad
         by_row = torch.stack([scored.sum(1), real.sum(1)], 1)
-        work = work_of_rows(real, batch.starts, windows, job.sleep, job.model.attention.window)
+        work = work_of_rows(real, batch.starts, windows, job.sleep, job.model.reaches)
         by_sources = by_source(by_row, batch.sources, sources).T
         counts.append(torch.cat([by_window(scored, windows), work.flatten(), by_sources.flatten()]))
     return torch.stack(counts).sum(0)

@@ -56,10 +56,10 @@ def _for_each_unit(model: Model, program: Program, sleep: Sleep) -> Tensor:
 def recompute_flops(
     model: Model, program: Program, stages: tuple[StageBlocks, ...], recompute: RecomputePolicy, tied: bool
 ) -> Tensor:
-    """FLOPs that are recomputed for each unit of work on each window: float64 [windows, 2, 2]. Micro-batches do not differ in it."""
+    """FLOPs that are recomputed for each unit of work on each window: float64 [windows, 2, 3]. Micro-batches do not differ in it."""
     group = len(stages)
     schedule = build_schedule(program, stages, group, recompute, tied)
-    flops = torch.zeros(program.windows, 2, 2, dtype=torch.float64)
+    flops = torch.zeros(program.windows, 2, 3, dtype=torch.float64)
     for op, forward in _repeated(schedule, model):
         flops[op.window, int(op.last_document)] += forward
     return flops / group

@@ -63,6 +63,19 @@ def test_gradients_equal_autograd_and_have_the_same_bits_under_every_policy(case
     assert gradients["layers.1.mixer.k.weight"].abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("case", [pytest.param("context", marks=pytest.mark.slow), "range, every"])
+def test_the_options_of_jet_nemotron_have_the_gradients_of_autograd(case):
+    sleep, layout, passes = CASES[case]
+    model, (tokens, targets) = toy.jet(), toy.batch(layout)
+    _, gradients = by_autograd(model, sleep, layout, passes, tokens, targets)
+    by_policy = {p: by_executor(model, (sleep, layout, passes), tokens, targets, p)[1] for p in POLICIES}
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(by_policy["none"][name], gradient, **EXACT, msg=lambda s, n=name: f"{n}: {s}")
+        assert gradient.abs().max() > 1e-6, name
+    for ours in by_policy.values():
+        assert_same_bits(ours, by_policy["none"])
+
+
 @pytest.mark.parametrize("tie", [False, True])
 @pytest.mark.parametrize("case", ["context", "sliding, every"])
 def test_gradients_with_tiled_logits_equal_autograd(case, tie, monkeypatch):
@@ -83,11 +96,16 @@ def test_gradients_with_tiled_logits_equal_autograd(case, tie, monkeypatch):
         assert_same_bits(ours, by_policy["none"][1])
 
 
+LOW_PRECISION = [
+    (toy.model, case) for case in ("context", "range, embeddings", "sliding, range, every", "last two passes, every")
+] + [pytest.param(toy.jet, "sliding, range, every", marks=pytest.mark.slow)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", ["context", "range, embeddings", "sliding, range, every", "last two passes, every"])
-def test_policies_agree_bit_for_bit_in_low_precision_with_padding_documents_offload_and_a_tied_head(dtype, case):
+@pytest.mark.parametrize(("make", "case"), LOW_PRECISION)
+def test_policies_agree_bit_for_bit_in_low_precision_with_padding_documents_offload_and_a_tied_head(dtype, make, case):
     sleep, layout, passes = CASES[case]
-    model, (tokens, targets) = toy.model(dtype=dtype, tie=True), toy.batch(layout, rows=3)
+    model, (tokens, targets) = make(dtype=dtype, tie=True), toy.batch(layout, rows=3)
     valid = torch.ones(tokens.shape, dtype=torch.bool)
     valid[0, :2] = valid[1, -3:] = False
     targets[~valid] = -100

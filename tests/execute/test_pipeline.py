@@ -32,11 +32,11 @@ def two_policies(number):
     return ["none", POLICIES[1 + number % 4]]
 
 
-def compare_stage(cuts, cases, groups, tied, policies, dtype=torch.float64):
+def compare_stage(cuts, cases, groups, tied, policies, dtype=torch.float64, make=toy.model):
     """For every case: how far this process's stage is from the whole model, and whether its policies give the same bits."""
     p2p, comparisons = stages.p2p_channels(), {}
     given = {
-        name: (toy.model(dtype=dtype, tie=tied(number), gated=case[0].gated), case, groups[number % len(groups)], number % 2 == 1)
+        name: (make(dtype=dtype, tie=tied(number), gated=case[0].gated), case, groups[number % len(groups)], number % 2 == 1)
         for number, (name, case) in enumerate(cases.items())
     }  # fmt: skip
     for number, (model, *_) in enumerate(given.values()):
@@ -113,6 +113,15 @@ def test_two_and_four_stages_on_every_option_of_the_program(cuts, groups, sample
     """CI runs every case on four stages and on one of the cuts into two, `make drills` all of them."""
     cases = dict(list(CASES.items())[sample]) if policies is two_policies else CASES
     assert_equal(run(compare_stage, len(cuts) + 1, cuts, cases, groups, every_other, policies, timeout=600))
+
+
+@pytest.mark.slow
+def test_two_stages_with_the_options_of_jet_nemotron():
+    """In the second case with padding and documents."""
+    cases = {name: CASES[name] for name in ("context", "range, every")}
+    assert_equal(
+        run(compare_stage, 2, (2,), cases, [2], every_other, two_policies, torch.float64, toy.jet, timeout=300)
+    )
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from sleeptrain.model import attention, deltanet
 def install(monkeypatch) -> None:
     """Let the model's mixers call the functions below. They take neither padding nor several documents in a row."""
     monkeypatch.setattr(deltanet, "delta_inputs", delta_inputs)
+    monkeypatch.setattr(deltanet, "dynamic_conv", dynamic_conv)
     monkeypatch.setattr(deltanet, "gated_delta_rule", gated_delta_rule)
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", attend)
 
@@ -45,6 +46,15 @@ def _convolve(padded: Tensor, taps: Tensor, time: int) -> Tensor:
     return F.silu(y.permute(1, 2, 0))
 
 
+def dynamic_conv(x, taps, static, tail, valid, starts):
+    """`sleep_kernels.dynamic_conv`: one product for each channel of each token."""
+    assert valid is None and starts is None
+    padded = torch.cat([tail, x], 1)
+    read = padded.unfold(1, static.shape[1], 1)  # [batch, time, channels, kernel]
+    y = torch.bmm(read.flatten(0, 2)[:, None], (taps + static).flatten(0, 2)[..., None]).view(x.shape)
+    return F.silu(y), padded[:, x.shape[1] :]
+
+
 def gated_delta_rule(q, k, v, g, beta, initial_state, *, resets, backend):
     """`sleep_kernels.gated_delta_rule`, token by token: a product to read what a key holds, one to write, one to read for the query."""
     assert not resets
@@ -57,7 +67,7 @@ def gated_delta_rule(q, k, v, g, beta, initial_state, *, resets, backend):
         state = state * g[:, t].reshape(-1, 1, 1).exp()
         update = beta[:, t].reshape(-1, 1, 1) * (value - torch.bmm(key, state))
         state = state + torch.bmm(key.mT, update)
-        outputs.append(torch.bmm(query, state) * d**-0.5)
+        outputs.append(torch.bmm(query, state) * q.shape[-1] ** -0.5)
     return torch.stack(outputs, 1).view(batch, heads, time, d).transpose(1, 2), state.view(initial_state.shape)
 
 

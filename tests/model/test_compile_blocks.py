@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from sleeptrain.execute.autograd import CheckpointedExecutor
-from sleeptrain.model.compile_blocks import compile_blocks
+from sleeptrain.model.compile_blocks import compile_blocks, partitioned_eager
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.program import compile
 from tests.model import toy
@@ -62,6 +62,16 @@ def test_compiled_blocks_equal_uncompiled_ones(gated):
     for name, policy in [*((name, "window") for name in names), *((names[0], policy) for policy in ("none", "block"))]:
         for padded in (False, True):
             assert_equal(model, compiled, CASES[name], policy, padded)
+
+
+@pytest.mark.exhaustive
+def test_compiled_blocks_with_the_options_of_jet_nemotron_equal_uncompiled_ones():
+    """They are traced without a break, forward and backward; TorchInductor would take minutes for as many graphs."""
+    model = toy.jet("LG")
+    compiled = copy.deepcopy(model)
+    compile_blocks(compiled, partitioned_eager())
+    for padded in (False, True):
+        assert_equal(model, compiled, CASES["every"], "window", padded)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Initial parameter values, parameter counts and FLOPs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,17 +82,17 @@ def test_parameter_counts_by_part_sum_to_the_total():
     assert parameters(initialised(tie=True))["head"] == 0
 
 
-@pytest.mark.parametrize("letter", ["A", "G"])
+@pytest.mark.parametrize("letter", ["A", "L", "G"])
 def test_linear_flops_are_two_per_weight(letter):
-    m = initialised(letter, width=32)
+    m = initialised(letter, width=32, attention=replace(toy.config().attention, local=2))
     weights = sum(p.numel() for n, p in m.layers.named_parameters() if p.dim() == 2)
     flops = block_flops(m.config, letter)
-    assert flops.token == 2 * weights + (0 if letter == "A" else 6 * 4 * 4**2)
-    assert flops.pair == (4 * 16 if letter == "A" else 0)
+    assert flops.token == 2 * weights + (6 * 4 * 4**2 if letter == "G" else 0)
+    assert flops.pair == (4 * 16 if letter == "A" else 0) and flops.local_pair == (4 * 16 if letter == "L" else 0)
 
 
 def test_step_flops_grow_with_the_number_of_passes():
     layout, config = [Window(0, 8, False), Window(8, 16, True)], toy.config()
     one, four = (step_flops(config, compile(Sleep(window=8), layout, 4, n), Sleep(window=8)) for n in (1, 4))
-    a_pass = float(forward_flops(config, (0, 4)) @ torch.tensor([8.0, 8 * 9 / 2], dtype=torch.float64))
+    a_pass = float(forward_flops(config, (0, 4)) @ torch.tensor([8.0, 8 * 9 / 2, 0], dtype=torch.float64))
     assert four - one == pytest.approx(3 * 3 * a_pass)

@@ -94,10 +94,14 @@ def run_alone(model, sleep, program, tokens, targets, first):
     return torch.cat(nlls), states
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_packed_row_equals_its_documents(case):
+JET = ("N=2", "N=2, context, sliding, looped range")
+MODELS = [(toy.model, case) for case in CASES] + [(toy.jet, case) for case in JET]
+
+
+@pytest.mark.parametrize(("make", "case"), MODELS, ids=[f"{make.__name__}-{case}" for make, case in MODELS])
+def test_a_packed_row_equals_its_documents(make, case):
     sleep = CASES[case]
-    model = toy.model(gated=sleep.gated)
+    model = make(gated=sleep.gated)
     layout = layout_of(sleep)
     tokens, targets, first = packed_rows(layout)
     program = compile(sleep, layout, len(model.layers))

@@ -199,11 +199,12 @@ def test_an_evicted_window_affects_later_ones_only_through_the_state(carry):
         assert not torch.equal(later(end), later(partly))
 
 
+@pytest.mark.parametrize("make", [toy.model, toy.jet])
 @pytest.mark.parametrize("mode", ["hard", "sliding"])
 @pytest.mark.parametrize("trigger", ["context", "every"])
-def test_padding_changes_nothing(mode, trigger):
+def test_padding_changes_nothing(make, mode, trigger):
     """One row of two is padded, on the left of the first window and on the right of the last."""
-    m, sleep = toy.model(), Sleep(window=6, evict=Evict(mode), loop=Loop(trigger=trigger))
+    m, sleep = make(), Sleep(window=6, evict=Evict(mode), loop=Loop(trigger=trigger))
     layout = [Window(0, 4, False), Window(4, 10, False), Window(10, 13, True)]
     tokens, targets = toy.batch(layout, rows=1)
     padded_layout = [Window(0, 6, False), Window(6, 12, False), Window(12, 18, True)]

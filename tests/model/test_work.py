@@ -27,15 +27,16 @@ def test_work_is_that_of_a_count_key_by_key(sliding: bool, reach: int | None) ->
     valid = torch.arange(24) < torch.randint(1, 25, (20, 1), generator=generator)
     starts &= valid
     sleep = Sleep(window=6, passes=2, evict=Evict(mode="sliding" if sliding else "hard"))
-    found = work_of_rows(valid, starts, WINDOWS, sleep, reach)
-    expected = torch.zeros(4, 2, 2, dtype=torch.float64)
+    found = work_of_rows(valid, starts, WINDOWS, sleep, (reach, 3))
+    expected = torch.zeros(4, 2, 3, dtype=torch.float64)
     for row_starts, row_valid in zip(starts.cumsum(1).tolist(), valid.tolist(), strict=True):
         documents = [d if real else -1 for d, real in zip(row_starts, row_valid, strict=True)]
         for number, window in enumerate(WINDOWS):
             for query in range(window.start, window.stop):
                 if documents[query] < 0:
                     continue
-                unit = torch.tensor([1.0, keys_of(query, window, documents, sliding, reach or 6)])
+                pairs = [keys_of(query, window, documents, sliding, each) for each in (reach or 6, 3)]
+                unit = torch.tensor([1.0, *pairs])
                 expected[number, 0] += unit
                 # the last document of the window is the one that may go on in the next window
                 if row_starts[query] == row_starts[window.stop - 1]:
@@ -47,5 +48,5 @@ def test_work_is_that_of_a_count_key_by_key(sliding: bool, reach: int | None) ->
 def test_a_full_row_of_one_document_has_the_work_of_the_program(mode: str) -> None:
     sleep = Sleep(window=6, passes=3, evict=Evict(mode=mode))
     windows = [Window(w.start, w.stop, False) for w in WINDOWS]
-    found = work_of_rows(torch.ones(2, 24, dtype=torch.bool), None, windows, sleep, 5)
-    assert torch.equal(found, 2 * work_of_full_row(compile(sleep, windows, 4), 5))
+    found = work_of_rows(torch.ones(2, 24, dtype=torch.bool), None, windows, sleep, (5, 2))
+    assert torch.equal(found, 2 * work_of_full_row(compile(sleep, windows, 4), (5, 2)))

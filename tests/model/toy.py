@@ -32,6 +32,21 @@ def model(layers="AGAG", seed=0, dtype=torch.float64, gated=False, **changes):
     return result.to(dtype)
 
 
+def jet(layers="GLGA", **options):
+    """A model with the options of Jet-Nemotron: dynamic convolution, local attention, biases, no q/k norm."""
+    attention = AttentionConfig(
+        heads=4, kv_heads=2, head_dim=4, rotary=1.0, gate=False, local=3, bias=True, qk_norm=False
+    )
+    deltanet = DeltaNetConfig(key_heads=2, value_heads=4, head_dim=4, generator=5, value_dim=6, eps=1e-5)
+    result = model(layers, attention=attention, deltanet=deltanet, **options)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():  # they begin as zeros, and a missing one would not show
+        for name, p in result.named_parameters():
+            if name.endswith(".bias"):
+                p += 0.3 * torch.randn(p.shape, generator=generator)
+    return result
+
+
 def windows(length, count, targets=lambda i: True, tail=None):
     layout = [Window(i * length, (i + 1) * length, targets(i)) for i in range(count)]
     if tail:

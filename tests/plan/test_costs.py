@@ -13,6 +13,8 @@ PROGRAMS = {
     "every": [],
     "sliding": ["sleep.evict.mode=sliding"],
     "a short reach": ["sleep.evict.mode=sliding", "model.attention.window=5"],
+    "local blocks": ["model.layers=GLGA", "model.attention.local=5"],
+    "dynamic convolution": ["model.deltanet.generator=4", "model.deltanet.value_dim=12"],
     "range": ["sleep.loop.layers=[1, 3]"],
     "untied": ["model.tie=false"],
 }
@@ -21,7 +23,8 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_flops_match_the_count_of_the_trainer(name):
     """Forward once and backward twice, for all stages and rows; recompute does not count."""
-    for mesh in (["train.recompute=window"], ["mesh.pipe=2"], ["mesh.tensor=2", "model.vocab=384"]):
+    tensor = [["mesh.tensor=2", "model.vocab=384"]] if name != "dynamic convolution" else []
+    for mesh in (["train.recompute=window"], ["mesh.pipe=2"], *tensor):
         plan = plan_of(*PROGRAMS[name], *mesh)
         groups = plan.layout.batch.accumulation * plan.layout.batch.data * plan.job.mesh.tensor
         by_stage = groups * sum(stage.forward + stage.backward for stage in plan.estimate.stages)
@@ -36,7 +39,7 @@ def test_recompute_matches_the_count_of_the_trainer(name, policy):
     for mesh in ([], ["mesh.pipe=2"]):
         plan = plan_of(*PROGRAMS[name], *mesh, f"train.recompute={policy}")
         program, model = plan.layout.program(), plan.job.model
-        work = work_of_full_row(program, model.attention.window) * plan.job.train.batch
+        work = work_of_full_row(program, model.reaches) * plan.job.train.batch
         assert recomputed_flops(plan.layout, program, work) == pytest.approx(plan.recompute_flops), mesh
         assert (plan.recompute_flops > 0) == (policy != "none")
 

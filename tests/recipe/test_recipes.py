@@ -19,7 +19,7 @@ from sleeptrain.recipe.shipped import configs_root
 from tests.cli.lines import TINY, Line, run_lines
 
 NAMES = sorted(path.stem for path in configs_root().glob("*.yaml"))
-NEEDED = {"rule110-tiny", "rule110-small", "rule110", "depo", "text-small", "hybrid-1b", "hybrid-7b"}
+NEEDED = {"rule110-tiny", "rule110-small", "rule110", "depo", "text-small", "hybrid-1b", "hybrid-7b", "jet-nemotron-2b"}
 TASKS = {
     "rule110": (["rule110", "strings=2", "width=8", "transitions=2", "holdout=8", "variant=paper"], 8),
     "depo": (["depo-tiny"], 16),
@@ -47,8 +47,11 @@ def toy(name: str) -> list[str]:
         "train.steps=2", "train.tokens=null", "train.batch=4", "train.precision=fp32", "data.workers=0", "log.every=1",
         f"data.sources=[{{path: data/{task}}}]", f"sleep.window={TASKS[task][1]}", f"run_dir=toy/{name}", "data.row=24",
     ]  # fmt: skip
-    micro = ["train.micro=2"] if load_recipe(name).value.train.micro else []
-    return ["train", name, *TINY, *changes, *micro]
+    recipe = load_recipe(name).value
+    changes += ["train.micro=2"] if recipe.train.micro else []
+    changes += ["model.vocab=null"] if recipe.model.vocab else []
+    changes += ["model.deltanet.generator=4", "model.deltanet.value_dim=12"] if recipe.model.deltanet.generator else []
+    return ["train", name, *TINY, *changes]
 
 
 @pytest.fixture(scope="module")
