@@ -27,7 +27,7 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Causal attention over at most `span` keys: per-head q/k RMSNorm, partial rotary embedding, output gate.
+    """Causal attention over at most `span` keys: per-head q/k RMSNorm, partial rotary embedding, output gate; norms and gate are options.
 
     The mixer of the dense Qwen3.5 text block (Hugging Face transformers, `qwen3_5`), with separate query and
     gate projections.
@@ -42,8 +42,8 @@ class Attention(nn.Module):
         self.v = nn.Linear(width, kv, bias=False)
         self.gate = nn.Linear(width, inner, bias=False) if config.gate else None
         self.o = nn.Linear(inner, width, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, eps)
-        self.k_norm = RMSNorm(config.head_dim, eps)
+        self.q_norm: nn.Module = RMSNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
+        self.k_norm: nn.Module = RMSNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
 
     def forward(
         self, x: Tensor, cache: KVCache | None, position0: int | Tensor, span: int, mask: TokenMask

@@ -26,6 +26,8 @@ class AttentionConfig:
     """Base of the rotary wavelengths."""
     gate: bool = True
     """Sigmoid gate on the output, with its own projection."""
+    qk_norm: bool = True
+    """RMSNorm on the queries and the keys of each head. Models without it (such as Ouro) cannot be exported."""
     window: int | None = None
     """Number of keys that a query sees at most; null: the whole context window."""
 

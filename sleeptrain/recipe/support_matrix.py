@@ -55,6 +55,7 @@ AXES = (
     OptionAxis("sleep.gradient.clip_state", (None, 0.1), "clipping of the gradient of S between windows"),
     OptionAxis("model.residual_scale", (1.0, 0.1), "factor of the output of every branch"),
     OptionAxis("model.tie", (True, False), "embedding and head share a matrix"),
+    OptionAxis("model.attention.qk_norm", (True, False), "queries and keys of each head are normed"),
     OptionAxis("model.norm", ("pre", "sandwich"), "norms before the mixer and MLP, or also after"),
 )  # fmt: skip
 
