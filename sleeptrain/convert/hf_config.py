@@ -67,7 +67,7 @@ def full_attention_interval(pattern: str) -> int | None:
 
 def read_model(config: Mapping[str, Any], source: str) -> Model:
     """The section `model:` of a config.json. Raises UserError, with `source`, for what sleeptrain cannot express."""
-    with _naming(source):
+    with naming(source):
         if differences := _differences(config):
             raise UserError([f"{source}: {difference}" for difference in differences])
         rope = config.get("rope_parameters") or config
@@ -95,7 +95,7 @@ def read_sleep(section: Mapping[str, Any] | None, depth: int, source: str) -> Sl
     """The section `sleep:` of a recipe; without one, one pass over windows of 2,048 tokens. Raises UserError with `source`."""
     if section is None:
         return Sleep(window=2048, loop=Loop(trigger="every"))
-    with _naming(source):
+    with naming(source):
         layers = tuple(section["layers"])
         return Sleep(
             section["window"], section["passes"],
@@ -105,12 +105,12 @@ def read_sleep(section: Mapping[str, Any] | None, depth: int, source: str) -> Sl
 
 
 @contextmanager
-def _naming(source: str) -> Iterator[None]:
+def naming(source: str) -> Iterator[None]:
     """Raises UserError with `source` where its values are missing or of another type."""
     try:
         yield
     except KeyError as error:
-        raise UserError(f"{source} has no {error.args[0]!r}; it is no complete config.json of Qwen3.5") from None
+        raise UserError(f"{source} has no {error.args[0]!r}; it is no complete config.json") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{source} has a value of a wrong type ({error}); restore the file") from None
 
