@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from sleeptrain.convert.hf_config import naming
-from sleeptrain.convert.qwen3_5 import MappedTensor
+from sleeptrain.convert.folder_reading import FolderReading, described, no_grafted_blocks
+from sleeptrain.convert.hf_config import naming, read_sleep
+from sleeptrain.convert.qwen3_5 import MappedTensor, norm_with_one, same
 from sleeptrain.errors import UserError
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 
@@ -24,6 +26,15 @@ what counts.
 """
 }
 """The file that says so in a run folder, and goes with everything that is made from the run."""
+
+
+def read_folder(folder: Path, config: dict[str, Any], layers: str | None) -> FolderReading:
+    """What a folder with this config.json says. Raises UserError for what sleeptrain cannot express, and where `layers` is given."""
+    source = str(folder / "config.json")
+    no_grafted_blocks(layers, source)
+    model = read_model(config, source)
+    run = described(folder, model, read_sleep(None, len(model.pattern), source))
+    return FolderReading(*run, mapped_tensors(model), {}, notices=NOTICES)
 
 
 def read_model(config: Mapping[str, Any], source: str) -> Model:
@@ -97,18 +108,18 @@ def _block_differences(config: Mapping[str, Any], types: list[str]) -> Iterator[
 def mapped_tensors(model: Model) -> list[MappedTensor]:
     """All tensors of a model in the order of its layers. Every parameter is in exactly one of them."""
     assert model.vocab is not None
-    mapped = [_same("model.embed_tokens.weight", "embed.weight", model.vocab, model.width)]
+    mapped = [same("model.embed_tokens.weight", "embed.weight", (model.vocab, model.width))]
     for layer, letter in enumerate(model.pattern):
         ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
-        mapped.append(_norm(f"{theirs}.input_layernorm.weight", f"{ours}.norm1.weight", model.width))
+        mapped.append(norm_with_one(f"{theirs}.input_layernorm.weight", f"{ours}.norm1.weight", model.width))
         mapped += (_jet if letter == "G" else _attention)(model, f"{ours}.mixer", f"{theirs}.self_attn")
-        mapped.append(_norm(f"{theirs}.post_attention_layernorm.weight", f"{ours}.norm2.weight", model.width))
+        mapped.append(norm_with_one(f"{theirs}.post_attention_layernorm.weight", f"{ours}.norm2.weight", model.width))
         hidden, width = model.mlp.hidden, model.width
         for name, shape in (("gate", (hidden, width)), ("up", (hidden, width)), ("down", (width, hidden))):
-            mapped.append(_same(f"{theirs}.mlp.{name}_proj.weight", f"{ours}.mlp.{name}.weight", *shape))
-    mapped.append(_norm("model.norm.weight", "norm.weight", model.width))
+            mapped.append(same(f"{theirs}.mlp.{name}_proj.weight", f"{ours}.mlp.{name}.weight", shape))
+    mapped.append(norm_with_one("model.norm.weight", "norm.weight", model.width))
     if not model.tie:
-        mapped.append(_same("lm_head.weight", "head.weight", model.vocab, model.width))
+        mapped.append(same("lm_head.weight", "head.weight", (model.vocab, model.width)))
     return mapped
 
 
@@ -116,9 +127,9 @@ def _attention(model: Model, ours: str, theirs: str) -> Iterator[MappedTensor]:
     a, width = model.attention, model.width
     inner, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
     for name, rows in (("q", inner), ("k", kv), ("v", kv)):
-        yield _same(f"{theirs}.{name}_proj.weight", f"{ours}.{name}.weight", rows, width)
-        yield _same(f"{theirs}.{name}_proj.bias", f"{ours}.{name}.bias", rows)
-    yield _same(f"{theirs}.o_proj.weight", f"{ours}.o.weight", width, inner)
+        yield same(f"{theirs}.{name}_proj.weight", f"{ours}.{name}.weight", (rows, width))
+        yield same(f"{theirs}.{name}_proj.bias", f"{ours}.{name}.bias", (rows,))
+    yield same(f"{theirs}.o_proj.weight", f"{ours}.o.weight", (width, inner))
 
 
 def _jet(model: Model, ours: str, theirs: str) -> Iterator[MappedTensor]:
@@ -127,24 +138,14 @@ def _jet(model: Model, ours: str, theirs: str) -> Iterator[MappedTensor]:
     assert hidden is not None
     rows = {"q": keys, "k": keys, "v": values, "b": g.value_heads, "a": g.value_heads, "g": values}
     for name, count in rows.items():
-        yield _same(f"{theirs}.{name}_proj.weight", f"{ours}.{'z' if name == 'g' else name}.weight", count, width)
-    yield _same(f"{theirs}.o_proj.weight", f"{ours}.o.weight", width, values)
-    yield _same(f"{theirs}.A_log", f"{ours}.A_log", g.value_heads)
-    yield _same(f"{theirs}.dt_bias", f"{ours}.dt_bias", g.value_heads)
-    yield _same(f"{theirs}.o_norm.weight", f"{ours}.norm", g.d_v)
-    yield _same(f"{generator}.w1.weight", f"{ours}.generator_in.weight", hidden, width)
-    yield _same(f"{generator}.w2.weight", f"{ours}.generator_out.weight", values * g.conv, hidden)
+        yield same(f"{theirs}.{name}_proj.weight", f"{ours}.{'z' if name == 'g' else name}.weight", (count, width))
+    yield same(f"{theirs}.o_proj.weight", f"{ours}.o.weight", (width, values))
+    yield same(f"{theirs}.A_log", f"{ours}.A_log", (g.value_heads,))
+    yield same(f"{theirs}.dt_bias", f"{ours}.dt_bias", (g.value_heads,))
+    yield same(f"{theirs}.o_norm.weight", f"{ours}.norm", (g.d_v,))
+    yield same(f"{generator}.w1.weight", f"{ours}.generator_in.weight", (hidden, width))
+    yield same(f"{generator}.w2.weight", f"{ours}.generator_out.weight", (values * g.conv, hidden))
     yield MappedTensor(
         f"{generator}.w2.bias", (values * g.conv,), (f"{ours}.conv_v",),
         lambda parts: parts[0].flatten(), lambda bias: [bias.view(values, g.conv)],
     )  # fmt: skip
-
-
-def _same(name: str, ours: str, *shape: int) -> MappedTensor:
-    """A tensor that both have."""
-    return MappedTensor(name, shape, (ours,), lambda parts: parts[0], lambda tensor: [tensor])
-
-
-def _norm(name: str, ours: str, width: int) -> MappedTensor:
-    """The weight of an RMSNorm: w in theirs, w - 1 in ours: exact where w is stored as bfloat16 and not below 2^-16."""
-    return MappedTensor(name, (width,), (ours,), lambda parts: parts[0] + 1, lambda tensor: [tensor - 1])

@@ -35,12 +35,12 @@ def mapped_tensors(model: Model) -> list[MappedTensor]:
     rounding: sigmoid(0) is 1/2, so gate rows of zeros go with twice the projection.
     """
     assert model.vocab is not None
-    mapped = [_same("model.embed_tokens.weight", "embed.weight", (model.vocab, model.width))]
+    mapped = [same("model.embed_tokens.weight", "embed.weight", (model.vocab, model.width))]
     for layer, letter in enumerate(model.pattern):
         mapped += _block(model, layer, letter)
-    mapped.append(_same("model.norm.weight", "norm.weight", (model.width,), float32=True))
+    mapped.append(same("model.norm.weight", "norm.weight", (model.width,), float32=True))
     if not model.tie:
-        mapped.append(_same("lm_head.weight", "head.weight", (model.vocab, model.width)))
+        mapped.append(same("lm_head.weight", "head.weight", (model.vocab, model.width)))
     return mapped
 
 
@@ -57,7 +57,7 @@ def obstacles(model: Model, sleep: Sleep) -> Iterator[tuple[str, str]]:
     if set(model.pattern) & {"A", "L"} and model.attention.bias:
         yield "model.attention.bias", "its projections have no biases"
     if set(model.pattern) & {"A", "L"} and not model.attention.qk_norm:
-        yield "model.attention.qk_norm", "it norms queries and keys"
+        yield "model.attention.qk_norm", "its attention norms queries and keys"
     if "G" in model.pattern:
         yield from _deltanet_obstacles(model)
 
@@ -74,11 +74,11 @@ def _deltanet_obstacles(model: Model) -> Iterator[tuple[str, str]]:
 
 def _block(model: Model, layer: int, letter: str) -> Iterator[MappedTensor]:
     ours, theirs, width = f"layers.{layer}", f"model.layers.{layer}", model.width
-    yield _same(f"{theirs}.input_layernorm.weight", f"{ours}.norm1.weight", (width,), float32=True)
+    yield same(f"{theirs}.input_layernorm.weight", f"{ours}.norm1.weight", (width,), float32=True)
     yield from (_deltanet if letter == "G" else _attention)(model, f"{ours}.mixer", theirs)
-    yield _same(f"{theirs}.post_attention_layernorm.weight", f"{ours}.norm2.weight", (width,), float32=True)
+    yield same(f"{theirs}.post_attention_layernorm.weight", f"{ours}.norm2.weight", (width,), float32=True)
     for name in ("gate", "up"):
-        yield _same(f"{theirs}.mlp.{name}_proj.weight", f"{ours}.mlp.{name}.weight", (model.mlp.hidden, width))
+        yield same(f"{theirs}.mlp.{name}_proj.weight", f"{ours}.mlp.{name}.weight", (model.mlp.hidden, width))
     down = (width, model.mlp.hidden)
     yield _scaled(f"{theirs}.mlp.down_proj.weight", f"{ours}.mlp.down.weight", down, model.residual_scale)
 
@@ -101,11 +101,11 @@ def _attention(model: Model, ours: str, theirs: str) -> Iterator[MappedTensor]:
     else:
         yield _without_gate(f"{base}.q_proj.weight", f"{ours}.q.weight", a.heads, (inner, width))
     for name in ("k", "v"):
-        yield _same(f"{base}.{name}_proj.weight", f"{ours}.{name}.weight", (kv, width))
+        yield same(f"{base}.{name}_proj.weight", f"{ours}.{name}.weight", (kv, width))
     scale = model.residual_scale * (1 if a.gate else 2)
     yield _scaled(f"{base}.o_proj.weight", f"{ours}.o.weight", (width, inner), scale)
     for name in ("q_norm", "k_norm"):
-        yield _same(f"{base}.{name}.weight", f"{ours}.{name}.weight", (a.head_dim,), float32=True)
+        yield same(f"{base}.{name}.weight", f"{ours}.{name}.weight", (a.head_dim,), float32=True)
 
 
 def _without_gate(name: str, ours: str, heads: int, shape: tuple[int, int]) -> MappedTensor:
@@ -138,25 +138,30 @@ def _deltanet(model: Model, ours: str, theirs: str) -> Iterator[MappedTensor]:
         lambda t: t.split(rows),
     )
     for name, count in (("z", values), ("b", g.value_heads), ("a", g.value_heads)):
-        yield _same(f"{base}.in_proj_{name}.weight", f"{ours}.{name}.weight", (count, width))
+        yield same(f"{base}.in_proj_{name}.weight", f"{ours}.{name}.weight", (count, width))
     taps = tuple(f"{ours}.conv_{name}" for name in "qkv")
     yield MappedTensor(
         f"{base}.conv1d.weight", (sum(rows), 1, g.conv), taps,
         lambda parts: torch.cat(tuple(parts))[:, None], lambda t: t[:, 0].split(rows),
     )  # fmt: skip
     for name in ("A_log", "dt_bias"):
-        yield _same(f"{base}.{name}", f"{ours}.{name}", (g.value_heads,), float32=True)
-    yield _same(f"{base}.norm.weight", f"{ours}.norm", (g.head_dim,), float32=True)
+        yield same(f"{base}.{name}", f"{ours}.{name}", (g.value_heads,), float32=True)
+    yield same(f"{base}.norm.weight", f"{ours}.norm", (g.head_dim,), float32=True)
     yield _scaled(f"{base}.out_proj.weight", f"{ours}.o.weight", (width, values), model.residual_scale)
 
 
-def _same(name: str, ours: str, shape: tuple[int, ...], *, float32: bool = False) -> MappedTensor:
-    """A tensor that both have. RMSNorm weights are stored as w - 1 by both, that of the gated norm as w by both."""
+def same(name: str, ours: str, shape: tuple[int, ...], *, float32: bool = False) -> MappedTensor:
+    """A tensor that both store alike. Qwen3.5 stores RMSNorm weights as w - 1 as we do, and that of the gated norm as w."""
     return MappedTensor(name, shape, (ours,), lambda parts: parts[0], lambda tensor: [tensor], float32)
+
+
+def norm_with_one(name: str, ours: str, width: int) -> MappedTensor:
+    """The weight of an RMSNorm that they store as w: w - 1 in ours, exact where w is a bfloat16 number and not below 2^-16."""
+    return MappedTensor(name, (width,), (ours,), lambda parts: parts[0] + 1, lambda tensor: [tensor - 1], True)
 
 
 def _scaled(name: str, ours: str, shape: tuple[int, ...], scale: float) -> MappedTensor:
     """Theirs is ours times `scale`; the inverse is exact where the scale is a power of two."""
     if scale == 1:
-        return _same(name, ours, shape)
+        return same(name, ours, shape)
     return MappedTensor(name, shape, (ours,), lambda parts: parts[0] * scale, lambda tensor: [tensor / scale])

@@ -72,6 +72,8 @@ class TokenReader:
         self.buffers, depth = TimeBuffers(), len(model.layers)
         self._loop = blocks_of("loop", sleep, depth)
         self._sliding = sleep.evict.mode == "sliding"
+        windows = {"A": model.config.attention.window, "L": model.config.attention.local}
+        self._spans = [min(sleep.window, windows.get(letter) or sleep.window) for letter in model.config.pattern]
 
     def read(self, state: State, tokens: Tensor, *, scored: bool, seen: bool) -> tuple[Tensor, State]:
         """The features after the last block [rows, 1, width], and the state after `tokens` [rows, 1], for which there is room.
@@ -100,8 +102,7 @@ class TokenReader:
                 x, q, k, v = self.functions.attention_inputs(block, h, cos, sin)
                 key, value = append(f"{name}.key", k), append(f"{name}.value", v)
                 seen_keys = append(f"{name}.seen", real)
-                span = min(self.sleep.window, block.mixer.window or self.sleep.window)
-                first = max(0, key.shape[1] - span)
+                first = max(0, key.shape[1] - self._spans[layer])
                 mask = None if seen else seen_keys[:, first:]
                 o = attend_token(q, key[:, first:], value[:, first:], mask)
                 h = self.functions.attention_output(block, h, x, o)

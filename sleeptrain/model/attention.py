@@ -27,7 +27,7 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Causal attention over at most `span` keys: per-head q/k RMSNorm, partial rotary embedding, output gate.
+    """Causal attention over at most `span` keys: per-head q/k RMSNorm, partial rotary embedding, output gate; norms and gate are options.
 
     The mixer of the dense Qwen3.5 text block (Hugging Face transformers, `qwen3_5`), with separate query and
     gate projections. `local`: of an L block, which sees `config.local` keys at most in place of `config.window`.

@@ -26,14 +26,14 @@ class AttentionConfig:
     """Base of the rotary wavelengths."""
     gate: bool = True
     """Sigmoid gate on the output, with its own projection."""
+    qk_norm: bool = True
+    """RMSNorm on the queries and the keys of each head. Models without it cannot be exported."""
     window: int | None = None
     """Number of keys that a query of an A block sees at most; null: the whole context window."""
     local: int | None = None
     """Number of keys that a query of an L block (local attention) sees at most. L blocks need it."""
     bias: bool = False
     """The projections to q, k and v have a bias. Such models cannot be exported."""
-    qk_norm: bool = True
-    """RMSNorm of each head's queries and keys. Models without cannot be exported."""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ AXES = (
     OptionAxis("model.deltanet.generator", (None, 8), "fixed taps of the convolution, or taps that each token generates"),
     OptionAxis("model.attention.bias", (False, True), "biases of the projections to q, k and v"),
     OptionAxis("model.tie", (True, False), "embedding and head share a matrix"),
+    OptionAxis("model.attention.qk_norm", (True, False), "queries and keys of each head are normed"),
     OptionAxis("model.norm", ("pre", "sandwich"), "norms before the mixer and MLP, or also after"),
 )  # fmt: skip
 

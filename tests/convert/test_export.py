@@ -188,13 +188,14 @@ def refused(run: Path, out: Path) -> str:
 
 def test_what_the_format_cannot_express_is_refused_by_name(tmp_path: Path) -> None:
     changes = {
-        "norm": "sandwich", "attention": AttentionConfig(4, 2, 16, window=4),
+        "norm": "sandwich", "attention": AttentionConfig(4, 2, 16, qk_norm=False, window=4),
         "deltanet": DeltaNetConfig(2, 2, 16, negative_eigenvalues=True),
     }  # fmt: skip
     lines = refused(write(tmp_path, layers="GA", **changes), tmp_path / "hf").splitlines()
     assert [line.split(" ")[0] for line in lines] == [
         "model.norm",
         "model.deltanet.negative_eigenvalues",
+        "model.attention.qk_norm",
         "model.attention.window",
     ]
     assert all("cannot be exported to qwen3_5_text" in line for line in lines)

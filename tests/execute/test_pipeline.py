@@ -32,11 +32,17 @@ def two_policies(number):
     return ["none", POLICIES[1 + number % 4]]
 
 
+def model_of(name, case, make=toy.model, **options):
+    """The model of a case: its blocks are those of Ouro where passes read normed features, as there."""
+    ouro = toy.OURO if name == "normed" and make is toy.model else {}
+    return make(gated=case[0].gated, **ouro, **options)
+
+
 def compare_stage(cuts, cases, groups, tied, policies, dtype=torch.float64, make=toy.model):
     """For every case: how far this process's stage is from the whole model, and whether its policies give the same bits."""
     p2p, comparisons = stages.p2p_channels(), {}
     given = {
-        name: (make(dtype=dtype, tie=tied(number), gated=case[0].gated), case, groups[number % len(groups)], number % 2 == 1)
+        name: (model_of(name, case, make, dtype=dtype, tie=tied(number)), case, groups[number % len(groups)], number % 2 == 1)
         for number, (name, case) in enumerate(cases.items())
     }  # fmt: skip
     for number, (model, *_) in enumerate(given.values()):
@@ -90,7 +96,7 @@ def test_two_stages_compute_the_gradients_of_one_process_under_every_policy():
     by_stage = run(compare_stage, 2, (2,), QUICK, [2, 3], every_other, every_policy)
     compared = assert_equal(by_stage)
     for number, (name, case) in enumerate(QUICK.items()):
-        whole = dict(toy.model(tie=every_other(number), gated=case[0].gated).named_parameters())
+        whole = dict(model_of(name, case, tie=every_other(number)).named_parameters())
         assert {n for other, n in compared if other == name} == set(whole)
         assert by_stage[0][name]["smallest gradient norm"] > 1e-6
         tied = "embed.weight" in by_stage[1][name]["differences"]["gradients"]

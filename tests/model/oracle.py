@@ -46,8 +46,9 @@ class Oracle:
         for t, x in enumerate(xs):
             n = position0 + t
             heads = lambda name: (w(name) @ x).view(-1, a.head_dim)  # noqa: E731, B023
-            q = [self.rope(rms(h, 1 + w("q_norm")), n) for h in heads("q")]
-            k = [self.rope(rms(h, 1 + w("k_norm")), n) for h in heads("k")]
+            norm = (lambda h, name: rms(h, 1 + w(name))) if a.qk_norm else (lambda h, name: h)
+            q = [self.rope(norm(h, "q_norm"), n) for h in heads("q")]
+            k = [self.rope(norm(h, "k_norm"), n) for h in heads("k")]
             held.append((n, torch.stack(k), heads("v")))
             seen = [e for e in held if n - e[0] < self.s.window]
             o = []

@@ -120,6 +120,7 @@ def test_blocks_that_cannot_be_exported_equal_the_oracle():
     compare_with_oracle(toy.model(norm="sandwich", residual_scale=0.3), *CASES["context"])
     ungated = AttentionConfig(heads=2, kv_heads=2, head_dim=6, rotary=1.0, gate=False)
     compare_with_oracle(toy.model("AG", attention=ungated), *CASES["every"])
+    compare_with_oracle(toy.model("AGA", **toy.OURO), *CASES["normed"])
 
 
 def test_truncated_gradients_do_not_change_losses():

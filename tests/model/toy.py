@@ -10,6 +10,8 @@ from sleeptrain.model.sleep import run
 from sleeptrain.program import Window, compile
 
 VOCAB = 11
+OURO = {"norm": "sandwich", "attention": AttentionConfig(4, 2, 4, rotary=1.0, gate=False, qk_norm=False)}
+"""Changes that give attention blocks the form of those of Ouro."""
 
 
 def config(layers="AGAG", **changes):

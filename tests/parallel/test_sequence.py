@@ -20,7 +20,7 @@ from tests.train.gather import gathered
 LAYOUT, LAST = toy.windows(4, 3), toy.windows(4, 3, targets=lambda i: i == 2)
 CASES = {
     "every, tied, padding": (Sleep(window=4, loop=Loop(trigger="every")), LAYOUT, {"tie": True}, True),
-    "normed, sandwich": (Sleep(window=4, loop=Loop(feedback="normed")), LAST, {"norm": "sandwich"}, False),
+    "normed, Ouro": (Sleep(window=4, loop=Loop(feedback="normed")), LAST, toy.OURO, False),
     "gated, clipped": (
         Sleep(window=4, loop=Loop(feedback="gated", trigger="every"), gradient=Gradient(clip_state=0.1)), LAYOUT, {}, True),
     "sliding, range": (

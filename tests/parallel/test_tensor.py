@@ -44,7 +44,7 @@ def compare():
     axis = init_mesh(Mesh(tensor=2), process.rank, process.world).tensor
     differences = {}
     for name in NAMES:
-        config = toy.config(tie=name == "every")
+        config = toy.config(tie=name == "every", **toy.OURO if name == "normed" else {})
         gated = CASES[name][0].gated
         full, sharded = LanguageModel(config, gated=gated), TensorParallelModel(config, axis, gated=gated)
         initialise(full, 0, 64)
