@@ -41,13 +41,14 @@ def write_shards(
     import_streaming()  # here, so that forked processes have it
     splits = {name: TokenFiles.load(arrays, name) for name in names}
     calls: list[tuple[Any, ...]] = []
-    blocks, counts = {}, {}
+    blocks, counts, full = {}, {}, 0.0
     for name, (token_files, split) in splits.items():
         (target / name).mkdir(exist_ok=True)
         blocks[name] = -(-split.stream.tokens // length)
         of_shard = max(1, shard_bytes // (length * token_files.kind.itemsize))
         ranges = [range(first, min(first + of_shard, blocks[name])) for first in range(0, blocks[name], of_shard)]
         counts[name] = len(ranges)
+        full += blocks[name] / of_shard
         calls += [
             (arrays, name, i, part, length, target / name)
             for i, part in enumerate(ranges)
@@ -55,8 +56,9 @@ def write_shards(
         ]
     total = sum(blocks.values())
     done = total - sum(len(call[3]) for call in calls)
-    # The splits share the processes, so that none waits while others write the last shard of a split.
-    for number in run_all(_write_shard, calls, processes):
+    # The splits share the processes, so that none waits while others write the last shard of a split. What fits into one shard takes
+    # less time than to start processes.
+    for number in run_all(_write_shard, calls, processes if full > 1 else 1):
         done += len(calls[number][3])
         if progress is not None:
             progress("blocks written", done, total)

@@ -162,10 +162,12 @@ def _checked_layers(layers: str | None, depth: int, source: str) -> str:
     if layers is None:
         return default_layers(depth)
     try:
-        blocks = expand(layers).count("A")
+        pattern = expand(layers)
     except ValueError as error:
         raise UserError(f"--layers {layers}: {error}") from None
-    if blocks != depth:
+    if "L" in pattern:
+        raise UserError(f"--layers {layers}: Ouro has no local attention (L); give its blocks an A, and new ones a G")
+    if (blocks := pattern.count("A")) != depth:
         raise UserError(
             f"--layers {layers} has {blocks} blocks of attention (A), and {source} has {depth}; give every block of the model an A and "
             f"every new one a G, as in {default_layers(depth)}"

@@ -195,8 +195,8 @@ def test_what_the_format_cannot_express_is_refused_by_name(tmp_path: Path) -> No
     assert [line.split(" ")[0] for line in lines] == [
         "model.norm",
         "model.deltanet.negative_eigenvalues",
-        "model.attention.qk_norm",
         "model.attention.window",
+        "model.attention.qk_norm",
     ]
     assert all("cannot be exported to qwen3_5_text" in line for line in lines)
     assert not (tmp_path / "hf").exists()

@@ -272,7 +272,8 @@ def test_a_bad_folder_is_refused_with_its_fault_and_nothing_is_written(case: str
     "layers, message",
     [
         ("AAGA", r"--layers AAGA has 3 blocks of attention \(A\), and .*config.json has 5; .* as in \(AAGAA\)x1AG"),
-        ("AAMAA", r"--layers AAMAA: must be made of A \(attention\) and G"),
+        ("AAMAA", r"--layers AAMAA: must be made of A \(attention\)"),
+        ("AAGLA", r"--layers AAGLA: Ouro has no local attention \(L\)"),
     ],
 )
 def test_another_number_of_blocks_is_refused(layers: str, message: str, folder: Path, tmp_path: Path) -> None:
