@@ -13,9 +13,17 @@ from sleeptrain.parallel.config import (
     pipeline_obstacle,
     stage_cuts,
     tensor_obstacle,
+    unsharded_options,
 )
 from sleeptrain.program import Loop, Sleep
 from tests.model import toy
+
+
+def test_options_that_tensor_parallelism_does_not_shard_are_named() -> None:
+    jet = toy.jet().config
+    assert unsharded_options(jet) == ["model.attention.bias", "model.deltanet.generator"]
+    assert unsharded_options(replace(jet, layers="GG")) == ["model.deltanet.generator"]
+    assert unsharded_options(toy.config()) == []
 
 
 def test_problems_name_the_field() -> None:

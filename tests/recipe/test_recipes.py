@@ -50,7 +50,9 @@ def toy(name: str) -> list[str]:
     recipe = load_recipe(name).value
     changes += ["train.micro=2"] if recipe.train.micro else []
     changes += ["model.vocab=null"] if recipe.model.vocab else []
-    changes += ["model.deltanet.generator=4", "model.deltanet.value_dim=12"] if recipe.model.deltanet.generator else []
+    if recipe.model.deltanet.generator:
+        changes += ["model.deltanet.generator=4", "model.deltanet.value_dim=12"]
+        changes += ["model.layers=GALG", "sleep.loop.layers=[1, 3]"]
     return ["train", name, *TINY, *changes]
 
 

@@ -25,15 +25,18 @@ WINDOWS = [Window(0, 300, False), Window(300, 600, False), Window(600, 605, True
 SHAPES = [Shape(2, length, 2, 4, 64, torch.bfloat16) for length in (5, 128 + 300 % 64)]
 
 
-def model(layers: str = "AGG") -> LanguageModel:
-    sizes = {"attention": AttentionConfig(2, 1, 8), "deltanet": DeltaNetConfig(2, 4, 64), "mlp": MlpConfig(8)}
+EQUAL = DeltaNetConfig(2, 4, 64)
+
+
+def model(layers: str = "AGG", deltanet: DeltaNetConfig = EQUAL) -> LanguageModel:
+    sizes = {"attention": AttentionConfig(2, 1, 8), "deltanet": deltanet, "mlp": MlpConfig(8)}
     with torch.device("meta"):
         return LanguageModel(Model(16, layers, vocab=4, **sizes))
 
 
-def use(choice: str, process: Process, layers: str = "AGG") -> list[str]:
+def use(choice: str, process: Process, layers: str = "AGG", deltanet: DeltaNetConfig = EQUAL) -> list[str]:
     """The backend of every Gated DeltaNet block."""
-    language_model = model(layers)
+    language_model = model(layers, deltanet)
     use_kernels(language_model, Train(kernels=choice, precision="bf16"), WINDOWS, 3, process)  # type: ignore[arg-type]
     return [block.mixer.backend for block, letter in zip(language_model.layers, layers, strict=True) if letter == "G"]
 
@@ -98,6 +101,17 @@ def test_verified_kernels_are_compared_on_the_shapes_of_the_run(
     assert caplog.messages == []
     compared = verified(1e-3)
     assert use("chunked", GPU) == ["chunked", "chunked"] and compared == []
+
+
+def test_keys_and_values_of_two_sizes_have_no_fused_kernels(
+    verified: Callable[[float], list[Shape]], caplog: pytest.LogCaptureFixture
+) -> None:
+    compared, unequal = verified(1e-3), DeltaNetConfig(2, 4, 64, generator=8, value_dim=128)
+    assert use("auto", GPU, deltanet=unequal) == ["chunked", "chunked"] and compared == []
+    reason = "they take keys and values of one size, and those of the model have 64 and 128"
+    assert caplog.messages == [f"using plain torch instead of fused kernels: {reason}"]
+    with pytest.raises(UserError, match=f"require_fused, but {reason}"):
+        use("require_fused", GPU, deltanet=unequal)
 
 
 @pytest.mark.parametrize("error", [0.5, float("nan")])
