@@ -51,6 +51,7 @@ def add(subparsers: Any) -> None:
     build.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="parameters of the task; train and test (number of samples); seed",
     )

@@ -35,7 +35,11 @@ def add(subparsers: Any) -> None:
     parser = add_command(subparsers, "study", "a grid of runs and its report", description, EXAMPLES)
     parser.add_argument("study", metavar="STUDY", help="a YAML file, or the name of one in configs/study")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes to the study, such as set.train.steps=100"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="changes to the study, such as set.train.steps=100",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="list the runs with their commands, and stop")
