@@ -1,4 +1,5 @@
 # make setup · environments · setup-system · demo · test · test-slow · test-llama · test-lm-eval · test-gpu · drills · lint · docs · layers · bench.  Each installs what it needs and is quick the second time.
+# The interpreter of new environments: `make demo PYTHON=python3.13`. `make clean` removes those that are there.
 SHELL := /bin/bash
 PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
@@ -18,20 +19,20 @@ DRILL ?= test
 .PHONY: help setup setup-system demo test test-slow test-llama test-lm-eval test-gpu drills lint format docs layers bench clean
 
 help:
-	@head -1 Makefile
+	@head -2 Makefile
 
 setup: $(VENV)
 
 $(VENV): pyproject.toml
-	@echo "setup: installing the training environment in .venv (2.7 GB, about two minutes the first time)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: Python 3.11 or newer is needed; try make PYTHON=python3.11"; exit 2; }
-	@test -d .venv || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "setup: Python 3.11, 3.12 or 3.13 is needed, and $(PYTHON) is not one of them; name one: make setup PYTHON=python3.11"; exit 2; }
+	@echo "setup: installing the training environment in .venv (2.7 GB with a CPU build of torch, 6.2 GB with that of PyPI; two minutes or more the first time)"
+	@test -x .venv/bin/pip || $(PYTHON) -m venv .venv
 	@.venv/bin/python $(PIP) --editable '.[dev]' 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
 	@touch $@
 
 $(ENGINES): pyproject.toml
 	@echo "setup: installing transformers 5 for comparisons in .venv-engines (about a minute the first time)"
-	@test -d .venv-engines || $(PYTHON) -m venv .venv-engines
+	@test -x .venv-engines/bin/pip || $(PYTHON) -m venv .venv-engines
 	@.venv-engines/bin/python $(PIP) torch==2.13.0 transformers==5.23.0 numpy==2.1.3 pytest==9.0.1 hypothesis==6.148.2 omegaconf==2.4.0 pydantic==2.14.4 gguf==0.19.0 safetensors xxhash==3.8.2 hatchling==1.27.0 editables \
 		2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
 	@.venv-engines/bin/python $(PIP) --quiet --no-deps mlx==0.32.4 mlx-cpu==0.32.4 mlx-lm==0.32.2 2>/dev/null || echo "setup: mlx has no build for this machine; its test is skipped"

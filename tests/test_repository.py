@@ -106,4 +106,4 @@ def test_make_commands_in_documents_are_targets() -> None:
             for word in line.split("  ")[0].split()
             if not word.startswith("-")
         ]
-        assert named and set(named) <= targets | {"WORKERS"}, name_of(path)
+        assert named and set(named) <= targets | {"WORKERS", "PYTHON"}, name_of(path)

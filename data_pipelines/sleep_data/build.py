@@ -10,11 +10,9 @@ import yaml
 
 from sleep_data import shards, text_build
 from sleep_data.task import Task
-from sleep_data.tasks import make, nearest
+from sleep_data.tasks import DEFAULTS, make, nearest
 from sleep_data.text import Text
 
-DEFAULTS: dict[str, int | None] = {"train": 10_000, "test": 1_000, "seed": 0}
-"""Settings of a task file beside the task's own parameters: samples of each split (null: all that exist) and the seed."""
 KEYS = ("task", "parameters", *DEFAULTS)
 """Keys that a task file may have."""
 
@@ -86,7 +84,8 @@ def build_task(
                 note(line)
         return build(task, Path(out), samples, settings["seed"], processes=processes, progress=progress)
     except OSError as error:
-        raise ValueError(f"task {task_file['task']} cannot be built in {out}: {error}") from error
+        why = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
+        raise ValueError(f"task {task_file['task']} cannot be built in {out}: {why}") from error
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:

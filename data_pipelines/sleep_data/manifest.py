@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,8 @@ def write(folder: Path, body: dict[str, Any]) -> None:
 def read(folder: Path) -> dict[str, Any]:
     """The checked manifest of a folder. ValueError if it is missing, not JSON, of another format, or was changed."""
     path = folder / NAME
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, not a folder of shards")
     if not path.is_file():
         raise ValueError(f"{folder} has no {NAME}: it is not a folder of shards, or its build was interrupted")
     return check(path.read_text(), str(path))
@@ -127,11 +130,22 @@ def existing(out: Path) -> dict[str, Any]:
 def matching(out: Path, body: dict[str, Any], requested: dict[str, Any]) -> dict[str, Any]:
     """The manifest `body` of `out`; ValueError if it was built from another request."""
     differences = [
-        f"{key} {body.get(key)!r} instead of {value!r}" for key, value in requested.items() if body.get(key) != value
+        difference for key, value in requested.items() for difference in _differences(key, body.get(key), value)
     ]
     if differences:
         raise ValueError(f"{out} holds other data ({'; '.join(differences)}); remove it, or name another folder")
     return body
+
+
+def _differences(key: str, built: Any, requested: Any) -> Iterator[str]:
+    """What differs between a value of a manifest and that of a request; mappings are compared key by key."""
+    if isinstance(built, dict) and isinstance(requested, dict):
+        for inner in [*requested, *(built.keys() - requested.keys())]:
+            yield from _differences(inner, built.get(inner), requested.get(inner))
+    elif built != requested and key == "inputs" and built and requested:
+        yield "it was made from other documents, or with another tokenizer"  # values are hashes
+    elif built != requested:
+        yield f"{key} {json.dumps(built)} instead of {json.dumps(requested)}"
 
 
 def check(text: str, source: str) -> dict[str, Any]:

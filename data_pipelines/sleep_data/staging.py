@@ -17,7 +17,8 @@ _LOG = logging.getLogger("sleep_data")
 def staging(out: Path, *, keep: bool) -> Iterator[Path]:
     """The staging folder of a build of `out`, one build at a time: another one waits until this one ends.
 
-    `keep`: an error leaves the folder, as a killed process does, so that the next build continues in it. Else it is removed, and a
+    `keep`: an error leaves the folder if anything in it is done, as a killed process does, so that the next build continues in it.
+    Else it is removed, and a
     folder that a killed build left is emptied. The log says when a build waits, and where what is done is kept.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -29,12 +30,18 @@ def staging(out: Path, *, keep: bool) -> Iterator[Path]:
         try:
             yield folder
         except BaseException:
-            if keep:
+            if keep and _holds_work(folder):
                 _LOG.warning("what is done is kept in %s; the same build continues with it", folder)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether the next build could continue with what is there: tokens or shards, not only files that were begun, or their tables."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".partial", ".npz"))
+    return any(path.stat().st_size for path in files)
 
 
 @contextmanager

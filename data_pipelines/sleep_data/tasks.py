@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -21,6 +22,9 @@ TASKS: dict[str, type] = {
     "text": Text,
 }  # fmt: skip
 
+DEFAULTS: dict[str, int | None] = {"train": 10_000, "test": 1_000, "seed": 0}
+"""Settings of a task file beside the task's own parameters: samples of each split (null: all that exist) and the seed."""
+
 
 def make(name: str, parameters: Mapping[str, Any]) -> Task | Text:
     """The task `name` with these parameters, and defaults for all others. ValueError names the wrong parameter."""
@@ -30,8 +34,9 @@ def make(name: str, parameters: Mapping[str, Any]) -> Task | Text:
     known = {field.name: field for field in fields(task_class)}
     unknown = [key for key in parameters if key not in known]
     if unknown:
-        named = ", ".join(f"{key!r}{nearest(key, known)}" for key in unknown)
-        raise ValueError(f"{name} has no parameter {named}; its parameters are {', '.join(known)}")
+        taken = [*known, *DEFAULTS]
+        named = ", ".join(f"{key!r}{nearest(key, taken)}" for key in unknown)
+        raise ValueError(f"{name} has no parameter {named}; its parameters are {', '.join(taken)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
     for key, value in values.items():
         _check_type(name, key, value, str(known[key].type))
@@ -46,7 +51,9 @@ def _check_type(task: str, key: str, value: Any, annotation: str) -> None:
     fits = all(isinstance(item, allowed) and not isinstance(item, bool) for item in items)
     if not fits or (isinstance(value, tuple) and "tuple" not in annotation):
         shown = list(value) if isinstance(value, tuple) else value
-        raise ValueError(f"{key}={shown!r} of {task} has the wrong type; it takes {annotation}")
+        named = {"int": "a whole number", "str": "text", "tuple": "a list of these", "None": "null"}
+        words = " or ".join(known for word, known in named.items() if word in annotation)
+        raise ValueError(f"{key}={json.dumps(shown, default=str)} of {task} has the wrong type; it takes {words}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -102,7 +102,8 @@ class FileTokenizer:
             content = Path(path).expanduser().read_bytes()
             self._tokenizer: Any = LoadedTokenizer.from_str(content.decode())
         except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"tokenizer {path} cannot be read as a tokenizer.json: {error}") from None
+            why = getattr(error, "strerror", None) or error
+            raise ValueError(f"tokenizer {path} cannot be read as a tokenizer.json: {why}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True

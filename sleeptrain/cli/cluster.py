@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sleep_launch.cluster import Nodes, Restart, Slurm, Software, problems
-from sleeptrain.config import Problem, Resolved, load
+from sleeptrain.config import Problem, Resolved
 from sleeptrain.errors import UserError
 from sleeptrain.plan.hardware import Hardware
-from sleeptrain.recipe.shipped import configs_root
+from sleeptrain.recipe.kinds import load_file
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ClusterFile:
 def load_cluster(name: str, overrides: Sequence[str] = ()) -> Resolved[ClusterFile]:
     """Read a cluster file. Raises UserError that lists every error at once."""
     try:
-        return load(name, overrides, ClusterFile, configs_root() / "cluster", what="cluster file")
+        return load_file(name, overrides, ClusterFile, "cluster file")
     except UserError as error:
         raise UserError([f"--cluster: {line}" for line in error.errors]) from None
 

@@ -51,6 +51,7 @@ def add(subparsers: Any) -> None:
     build.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="parameters of the task; train and test (number of samples); seed",
     )
@@ -150,7 +151,12 @@ def run_inspect(args: argparse.Namespace) -> int:
         raise UserError(f"--samples {args.samples}: must not be negative")
     from sleeptrain.data.inspect import inspect
     from sleeptrain.recipe.task_files import with_build_command
+    from sleeptrain.run.folder import CONFIG, is_run_config
 
+    if is_run_config(Path(args.path) / CONFIG):
+        raise UserError(
+            f"{args.path} is the folder of a run; its data is named under data.sources in {Path(args.path) / CONFIG}"
+        )
     try:
         contents = inspect(args.path, args.samples)
     except UserError as error:

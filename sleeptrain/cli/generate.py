@@ -179,7 +179,7 @@ def _prompts(args: argparse.Namespace) -> list[str]:
     try:
         content = sys.stdin.buffer.read() if str(args.prompt_file) == "-" else args.prompt_file.read_bytes()
     except OSError as error:
-        raise UserError(f"--prompt-file {args.prompt_file} cannot be read: {error}") from None
+        raise UserError(f"--prompt-file {args.prompt_file} cannot be read: {error.strerror}") from None
     # As it stands: not even line ends are converted, and bytes that are not UTF-8 are kept.
     text = content.decode("utf-8", "surrogateescape")
     if not _is_jsonl(args):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from sleeptrain.sizes import read_size
@@ -28,10 +29,36 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
         about = "print the stack trace of an error"
         self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=about)
+        # Values of the wrong type are refused in the words of this program instead of Python's.
+        self.register("type", int, _number(int, "a whole number"))
+        self.register("type", float, _number(float, "a number"))
+        # The innermost parser of a command line, for errors that are found after it has been parsed.
+        self.set_defaults(parser=self)
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the arguments and exit with status 2."""
         self.exit(2, f"error: {message}\nsee {self.prog} --help\n")
+
+    def unrecognized(self, words: Sequence[str], keys: bool) -> NoReturn:
+        """Report words that are neither options nor arguments, with the option that is meant; `keys`: key=value may follow."""
+        options = [word.partition("=")[0] for word in words if word.startswith("-")]
+        near = get_close_matches(options[0], self._option_string_actions, n=1, cutoff=0.75) if options else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        if options and not near and keys:
+            hint = "; changes of keys have no dashes, such as train.steps=100"
+        self.error(f"unrecognized arguments: {' '.join(words)}{hint}")
+
+
+def _number(kind: type[float], what: str) -> Callable[[str], float]:
+    """A type of an option, for argparse: `kind` of its text."""
+
+    def read(text: str) -> float:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+
+    return read
 
 
 def whole_numbers(least: int) -> Callable[[str], list[int]]:

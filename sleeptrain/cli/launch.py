@@ -28,7 +28,7 @@ def add(subparsers: Any) -> None:
     """Add this command to the program's parser."""
     parser = add_command(subparsers, "launch", "submit a recipe to SLURM", DESCRIPTION, EXAMPLES)
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe")
     parser.add_argument("--cluster", required=True, metavar="NAME", help="a YAML file, or the name of one in configs/cluster")  # fmt: skip
     parser.add_argument("--nodes", type=int, metavar="N", help="nodes of the job (default: as many as the mesh needs)")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="a change to the cluster file, such as slurm.time=1:00:00")  # fmt: skip

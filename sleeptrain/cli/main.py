@@ -79,8 +79,10 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """The parsed arguments of a command line, with the command's function as `run`.
 
-    Raises UserError for an unknown command, and SystemExit where argparse does.
+    Raises UserError for a missing or unknown command, and SystemExit where argparse does.
     """
+    if not argv:
+        raise UserError(f"no command is given; the commands are {', '.join(COMMANDS)}")
     words = [word for word in argv if not word.startswith("-")]
     if words and words[0] not in COMMANDS:
         near = get_close_matches(words[0], COMMANDS, n=1, cutoff=0.5)
@@ -90,7 +92,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args, left = parser.parse_known_args(argv)
     # argparse fills all positionals at once, so that it reports key=value words after an option as unrecognized.
     if left and (not hasattr(args, "overrides") or any(word.startswith("-") for word in left)):
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+        args.parser.unrecognized(left, hasattr(args, "overrides"))
     if left:
         args.overrides = [*args.overrides, *left]
     return args

@@ -40,7 +40,9 @@ def add(subparsers: Any) -> None:
     )
     parser = add_command(subparsers, "plan", "what a recipe needs, before it is queued", description, EXAMPLES)
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as mesh.pipe=4")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe, such as mesh.pipe=4"
+    )
     parser.add_argument(
         "--processes", type=int, metavar="N", help="processes of the run (default: those that mesh names)"
     )
@@ -105,6 +107,7 @@ def _plan(args: argparse.Namespace) -> str:
         )
     parts = [plan.text(found, memory, why, advice.lines() if advice else ())]
     parts += [plan.time_text(found, time, hardware)] if time and hardware else []
+    parts += [f"schedule: {args.svg}"] if args.svg else []
     return "\n\n".join(parts + ([picture.text] if args.draw and picture else []))
 
 
@@ -167,7 +170,13 @@ def _check(args: argparse.Namespace) -> None:
     rules = (
         ("--processes", args.processes, args.processes is None or args.processes >= 1, "at least 1"),
         ("--windows", args.windows, args.windows is None or args.windows >= 1, "at least 1"),
-        ("--speed", args.speed, args.speed is None or 0 < args.speed < float("inf"), "above 0"),
+        # A core of a CPU computes a thousand times as much: a smaller number is in another unit.
+        (
+            "--speed",
+            args.speed,
+            args.speed is None or 1e6 <= args.speed < float("inf"),
+            "FLOPs a second, at least 1e6 (400 TFLOPs: 4e14)",
+        ),
     )
     errors = [f"{name} {value}: must be {wanted}" for name, value, good, wanted in rules if not good]
     if args.search and args.processes is None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import socket
-import sys
 from importlib.util import find_spec
 from typing import Any
 
@@ -56,13 +54,12 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM. Returns 0."""
     _check(args)
     _check_packages()
-    import uvicorn
-
     from sleeptrain.inference.text import Codec
     from sleeptrain.recipe.load_trained import open_trained
     from sleeptrain.serve.app import build_app
     from sleeptrain.serve.limits import Limits
     from sleeptrain.serve.served import Served
+    from sleeptrain.serve.server import serve_until_stopped
 
     trained = open_trained(args.folder)
     listener = _listen(args.host, args.port)
@@ -74,18 +71,9 @@ def run(args: argparse.Namespace) -> int:
         args.rows, args.waiting, args.max_tokens, args.body, args.seconds, args.sessions, args.session_tokens, args.session_seconds
     )  # fmt: skip
     app = build_app(served, limits)
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE, lifespan="on")
-    # The server raises a signal that ended it again when it is done; these handlers make that the normal end of this command.
-    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        host, port = listener.getsockname()[:2]
-        where = f"[{host}]" if ":" in host else host
-        print(f"serving {served.name} at http://{where}:{port}/v1", file=sys.stderr, flush=True)
-        uvicorn.Server(settings).run(sockets=[listener])
-    finally:
-        listener.close()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    host, port = listener.getsockname()[:2]
+    where = f"[{host}]" if ":" in host else host
+    serve_until_stopped(app, listener, f"serving {served.name} at http://{where}:{port}/v1", GRACE)
     return 0
 
 

@@ -35,7 +35,11 @@ def add(subparsers: Any) -> None:
     parser = add_command(subparsers, "study", "a grid of runs and its report", description, EXAMPLES)
     parser.add_argument("study", metavar="STUDY", help="a YAML file, or the name of one in configs/study")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes to the study, such as set.train.steps=100"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="changes to the study, such as set.train.steps=100",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="list the runs with their commands, and stop")
@@ -49,6 +53,7 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns 0, 1 if a run failed, 75 if one can be continued or a signal asked to stop."""
+    from sleeptrain.run.folder import CONFIG, is_run_config
     from sleeptrain.study.config import load_study
     from sleeptrain.study.points import base_folder, check_data, make_points
 
@@ -58,6 +63,11 @@ def run(args: argparse.Namespace) -> int:
         )
     cluster = _cluster(args) if args.cluster else None
     study = load_study(args.study, args.overrides).value
+    folder = base_folder(study, args.study)
+    if is_run_config(folder / CONFIG):
+        raise UserError(
+            f"{folder} holds a run, and the study would put others into it; name another folder with run_dir=..."
+        )
     points = make_points(study, args.study)
     if args.report:
         return _report(args, study, points)
@@ -71,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if cluster is not None:
         from sleeptrain.cli.study_jobs import submit_study
 
-        return submit_study(args, cluster, complete, base_folder(study, args.study))
+        return submit_study(args, cluster, complete, folder)
     if args.index is not None and not 0 <= args.index < len(points):
         raise UserError(f"--index {args.index}: the study has {len(points)} runs, from 0 to {len(points) - 1}")
     chosen = complete if args.index is None else [complete[args.index]]

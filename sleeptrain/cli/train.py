@@ -36,7 +36,7 @@ def add(subparsers: Any) -> None:
     parser = add_command(subparsers, "train", "train a recipe", description, EXAMPLES)
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as sleep.passes=4"
+        "overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe, such as sleep.passes=4"
     )
     parser.add_argument(
         "--seeds",

@@ -29,7 +29,7 @@ def read_files(path: Path, root: Path, chain: tuple[Path, ...] = (), what: str =
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{name}: cannot be read: {getattr(error, 'strerror', 'it is not UTF-8 text')}") from None
     tree = read_yaml(text, lambda mark: f"{name}:{mark.line + 1}" if mark else name)
     tree.value = tree.value if tree.value is not None else {}
     if not isinstance(tree.value, dict):

@@ -68,7 +68,7 @@ def describe(kind: Any) -> str:
     if is_section(kind):
         return f"{{{', '.join(fields_of(kind))}}}"
     if origin in (list, tuple):
-        return f"a list of {describe(arguments[0])}" if arguments else "a list"
+        return f"a list of {describe(arguments[0])}" if arguments and arguments[0] is not Any else "a list"
     if origin not in _WORDS:
         raise TypeError(f"{kind}: recipes know int, float, bool, str, Literal, list, tuple, dict and sections")
     return _WORDS[origin]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sleeptrain.config import Problem, Resolved, load
+from sleeptrain.config import Problem, Resolved
 from sleeptrain.config.load import SOURCE
 from sleeptrain.engine.deepspeed_keys import refused_keys
 from sleeptrain.engine.settings import RESERVED_KEYS
+from sleeptrain.recipe.kinds import load_file
 from sleeptrain.recipe.rule import check
 from sleeptrain.recipe.rules import RULES
-from sleeptrain.recipe.shipped import configs_root
 from sleeptrain.run.folder import is_run_config
 from sleeptrain.train.job import Job
 
@@ -48,7 +48,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Resolved[Recipe]:
 
     The config.yaml of a run folder belongs to that folder, wherever it was moved to.
     """
-    resolved = load(name, list(overrides), Recipe, configs_root(), check=partial(check, RULES))
+    resolved = load_file(name, overrides, Recipe, "recipe", partial(check, RULES))
     if is_run_config(Path(name)) and resolved.source(("run_dir",)) != SOURCE:
         folder = Path(name).parent
         folder = folder if folder.name not in ("", "..") else folder.resolve()  # messages name the run

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sleeptrain.config import Problem, Resolved, load
-from sleeptrain.recipe.shipped import configs_root
+from sleeptrain.config import Problem, Resolved
+from sleeptrain.recipe.kinds import load_file
 
 SEED = "train.seed"
 
@@ -161,4 +161,4 @@ def keys_of(name: str, axis: Sequence[Any] | dict[str, dict[str, Any]]) -> list[
 
 def load_study(name: str, overrides: Sequence[str] = ()) -> Resolved[Study]:
     """Read a study: a file, or the name of one in configs/study. Raises UserError that lists every error in it."""
-    return load(name, overrides, Study, configs_root() / "study", what="study")
+    return load_file(name, overrides, Study, "study")

@@ -119,7 +119,9 @@ def read_run(folder: Path, name: str) -> RunLog:
     try:
         written = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
     except OSError as error:
-        raise UserError(f"{folder} holds no metrics of a run (metrics.jsonl: {error.strerror})") from None
+        raise UserError(
+            f"{folder} holds no metrics of a run (metrics.jsonl: {error.strerror}); give the folder of a run, such as runs/rule110-tiny"
+        ) from None
     rows = read_metrics(path)
     if not rows:
         raise UserError(f"{folder}: its metrics.jsonl has no step yet")

@@ -75,6 +75,15 @@ def test_wrong_requests(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_folder_of_a_run_is_no_data(sleeptrain: Any, untrained_runs: Path) -> None:
+    run = untrained_runs / "runs" / "text"
+    ran = sleeptrain("data", "inspect", str(run))
+    assert ran.status == 2
+    assert (
+        ran.err == f"error: {run} is the folder of a run; its data is named under data.sources in {run}/config.yaml\n"
+    )
+
+
 def test_parameters_are_yaml() -> None:
     assert parse_parameters(["a=1e3", "b=[1, x]", "c=null", "d=yes"]) == {
         "a": 1000.0,

@@ -125,7 +125,7 @@ def test_where_decoding_cannot_be_compiled_a_line_says_so(
         (["runs/text", "--prompt-file", "wrong.jsonl"], ["--prompt-file wrong.jsonl:2 is no JSON"]),
         (["runs/text", "--prompt-file", "other.jsonl"], ["--prompt-file other.jsonl:1 holds no prompt"]),
         (["runs/text", "--prompt-file", "blank.jsonl"], ["--prompt-file blank.jsonl:1 is empty: give at least one token"]),
-        (["runs/rule110", "--prompt-file", "nope"], ["--prompt-file nope cannot be read"]),
+        (["runs/rule110", "--prompt-file", "nope"], ["--prompt-file nope cannot be read: No such file or directory\n"]),
         (["runs/rule110", "--prompt-file", "runs"], ["--prompt-file runs cannot be read"]),
         (["runs/nope", "--prompt", "0"], ["runs/nope does not exist; give a run folder"]),
     ],

@@ -72,9 +72,25 @@ def test_the_module_and_the_program_print_the_version(sleeptrain: Any) -> None:
     [
         (["trian"], "error: there is no command 'trian'; did you mean train?\n"),
         (["xyz"], f"error: there is no command 'xyz'; the commands are {', '.join(COMMANDS)}\n"),
-        ([], "error: the following arguments are required: COMMAND\nsee sleeptrain --help\n"),
-        (["doctor", "--jsn"], "error: unrecognized arguments: --jsn\nsee sleeptrain --help\n"),
-        (["doctor", "a=b"], "error: unrecognized arguments: a=b\nsee sleeptrain --help\n"),
+        ([], f"error: no command is given; the commands are {', '.join(COMMANDS)}\n"),
+        (["train"], "error: the following arguments are required: RECIPE\nsee sleeptrain train --help\n"),
+        (
+            ["doctor", "--jsn"],
+            "error: unrecognized arguments: --jsn; did you mean --json?\nsee sleeptrain doctor --help\n",
+        ),
+        (["doctor", "a=b"], "error: unrecognized arguments: a=b\nsee sleeptrain doctor --help\n"),
+        (
+            ["train", "x", "--steps=4"],
+            "error: unrecognized arguments: --steps=4; changes of keys have no dashes, such as train.steps=100\nsee sleeptrain train --help\n",
+        ),
+        (
+            ["plan", "x", "--processes", "two"],
+            "error: argument --processes: 'two' is not a whole number\nsee sleeptrain plan --help\n",
+        ),
+        (
+            ["data", "inspect", "x", "--sample", "1"],
+            "error: unrecognized arguments: --sample 1; did you mean --samples?\nsee sleeptrain data inspect --help\n",
+        ),
         (
             ["data", "inspect"],
             "error: the following arguments are required: SOURCE\nsee sleeptrain data inspect --help\n",

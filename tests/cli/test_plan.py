@@ -90,6 +90,7 @@ def test_pictures(sleeptrain: Any, folder: Path) -> None:
     words = ["plan", "rule110-tiny", *TINY, "mesh.pipe=2", "train.batch=16"]
     ran = sleeptrain(*words, "--draw", "--svg", "pictures/tiny.svg")
     assert ran.status == 0, ran.err
+    assert "schedule: pictures/tiny.svg" in ran.out
     *_, first, last, legend = ran.out.splitlines()
     assert first.startswith("stage 0  |") and last.startswith("stage 1  |") and "forward of a micro-batch" in legend
     root = ET.parse(folder / "pictures" / "tiny.svg").getroot()
@@ -99,7 +100,7 @@ def test_pictures(sleeptrain: Any, folder: Path) -> None:
 
 
 WRONG: dict[str, tuple[list[str], list[str]]] = {
-    "options": (["plan", "rule110-tiny", "--processes", "0", "--speed", "-1"], ["--processes 0: must be at least 1", "--speed -1.0: must be above 0"]),
+    "options": (["plan", "rule110-tiny", "--processes", "0", "--speed", "-1"], ["--processes 0: must be at least 1", "--speed -1.0: must be FLOPs a second, at least 1e6"]),
     "data": (["plan", "rule110-tiny", "data.sources=[{path: x/mine}]"], ["data.sources = ", "no task is called 'mine'", "sleeptrain data build TASK --out x/mine"]),
     "batch": (["plan", "rule110-tiny", "--processes", "3"], ["train.batch = 64 (rule110-tiny.yaml:", "does not divide over 3 processes"]),
     "mesh": (["plan", "rule110-tiny", "mesh.data=2", "--processes", "3"], ["mesh.data = 2 (command line): 3 processes were started; start 2"]),

@@ -339,6 +339,24 @@ def test_wrong_requests_have_errors_in_the_format_of_openai(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["run", "startup"])
+def test_a_signal_before_the_server_listens_ends_it(folder: Path, method: str) -> None:
+    code = f"""import os, signal, sys, uvicorn
+from sleeptrain.cli.main import main
+begun = uvicorn.Server.{method}
+def begin(*args, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    return begun(*args, **options)
+uvicorn.Server.{method} = begin
+sys.exit(main(["serve", "runs/text", "--port", "0"]))"""
+    environ = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environ, capture_output=True, text=True, timeout=WAIT, check=False
+    )
+    assert ran.returncode == 0 and len(ran.stderr.splitlines()) == 1, ran.stderr
+
+
+@pytest.mark.slow
 def test_a_text_that_takes_too_long_ends(folder: Path) -> None:
     server = Server(folder, "--seconds", "0.5", "--max-tokens", "900000")
     late = server.post(**ENDLESS)

@@ -33,6 +33,9 @@ def test_file_with_defaults(tmp_path):
     [
         ("rul110", {}, "did you mean 'rule110'"),
         ("rule110", {"transition": 4}, "did you mean 'transitions'"),
+        ("rule110", {"trian": 4}, "did you mean 'train'"),
+        ("rule110", {"width": False}, "width=false of rule110 has the wrong type; it takes a whole number$"),
+        ("rule110", {"transitions": "4"}, 'transitions="4" .* it takes a whole number or a list of these$'),
         ("rule110", {"width": 99}, "width is 99"),
         ("rule110", {"train": -1}, "train=-1"),
         ("rule110", {"train": 1.5}, "train=1.5"),
@@ -51,6 +54,8 @@ def test_destination_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be built in"):
         build_task({"task": "rule110"}, tmp_path / "file" / "a", {"train": 1, "test": 0})
+    with pytest.raises(ValueError, match="file is a file, not a folder of shards"):
+        build_task({"task": "rule110"}, tmp_path / "file", {"train": 1, "test": 0})
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,14 @@ def test_a_killed_build_continues(tmp_path, monkeypatch, calls, processes):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "out", "undisturbed"]
 
 
+@pytest.mark.parametrize("content", ["", '{"text": 3}', '{"body": "a"}'])
+def test_an_error_before_anything_is_done_leaves_nothing(tmp_path, caplog, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(ValueError):
+        build(text_of(tmp_path / "a.jsonl"), tmp_path / "out", ALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"] and "is kept" not in caplog.text
+
+
 def test_after_an_error_the_build_continues_with_the_parts_that_are_whole(tmp_path, monkeypatch, caplog):
     corpus = corpus_of_parts(tmp_path / "corpus", monkeypatch)
     (corpus / "zz.jsonl").write_text('{"text": 3}')
@@ -213,10 +221,10 @@ def test_a_folder_of_the_same_documents_is_not_written_again_and_another_is_an_e
     build(text_of(corpus), tmp_path / "out", ALL)
     with pytest.raises(ValueError, match=r"holds other data .*block"):
         build(text_of(corpus, block=8), tmp_path / "out", ALL)
-    with pytest.raises(ValueError, match=r"holds other data .*samples"):
+    with pytest.raises(ValueError, match=r"holds other data .*(train|test) \S+ instead of"):
         build(text_of(corpus), tmp_path / "out", ALL | {"train": 3})
     (corpus / "003.txt").write_bytes(b"another")
-    with pytest.raises(ValueError, match=r"holds other data .*inputs"):
+    with pytest.raises(ValueError, match=r"holds other data .*made from other documents"):
         build(text_of(corpus), tmp_path / "out", ALL)
 
 

@@ -90,7 +90,10 @@ def test_the_table_as_json_and_errors(folder: Path, capsys: Any) -> None:
     assert (second["held_out_loss"], second["training_loss"], second["state"]) == (None, 2.0, "stopped")
     assert not list(folder.rglob("*.html"))
     for words, message in (
-        ([str(folder / "empty")], "holds no metrics of a run"),
+        (
+            [str(folder / "empty")],
+            "holds no metrics of a run (metrics.jsonl: No such file or directory); give the folder of a run",
+        ),
         ([str(folder / "none")], "is not a folder"),
         ([str(folder / "good"), "--out", "x.pdf"], "--out x.pdf: must end in .html"),
     ):

@@ -89,6 +89,13 @@ def test_a_study_that_does_not_exist() -> None:
         load_study("rule110-tny")
 
 
+def test_a_study_is_not_put_into_a_run(sleeptrain: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("train: {steps: 1}\n")
+    (tmp_path / "manifest.json").write_text("{}")
+    ran = sleeptrain("study", "rule110-tiny", f"run_dir={tmp_path}", "--dry-run")
+    assert ran.status == 2 and f"error: {tmp_path} holds a run, and the study would put others into it" in ran.err
+
+
 def test_nothing_runs_before_data_and_folders_are_right(tmp_path: Path, sleeptrain: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text("recipe: rule110-tiny\naxes: {mesh.data: [1, 3], train.seed: [0]}\n")
