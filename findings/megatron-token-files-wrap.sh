@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Guess: megatron-core's IndexedDatasetBuilder refuses a token number that its type cannot hold, as NumPy does for numbers of Python.
 # Fact: tensors are cast. With uint16 the token 70,000 is written as 4,464 and -1 as 65,535, and nothing is said. The helper that chooses
-#   the type is no guard: it asks for the size of the vocabulary, and is right for the size that it is told.
-# Why it matters: `vocab_size` of a transformers tokenizer leaves out added tokens. Where they do not fit, every one of them, such as the end
-#   of a document, is another word in the corpus, and the loss falls as usual.
+#   the type is no guard: it is right for the size of the vocabulary that it is told.
+# Why it matters: `vocab_size` of a transformers tokenizer leaves out added tokens. Where they do not fit, each of them, such as the end of
+#   a document, is another word in the corpus, and the loss falls as usual.
 # Seen with megatron-core 0.16.1 and torch 2.13.0 on a CPU.
 set -euo pipefail
 folder=$(mktemp -d)
