@@ -2,7 +2,7 @@
 # Guess: torch.utils.flop_counter counts the same operations of the same model on a CPU as on a GPU, so that MFU can be checked on a laptop.
 # Fact: scaled_dot_product_attention runs on a CPU as an operator without a formula, and counts as 0, forward and backward, with no
 #   warning. Nor do matrix times vector, a dot product and a triangular solve count; vector times matrix does.
-# Why it matters here: the FLOPs of a step of a long window are too small by all of attention, and an MFU that is computed with them,
+# Why it matters: the FLOPs of a step of a long window are too small by all of attention, and an MFU that is computed with them,
 #   too. sdpa_kernel(SDPBackend.MATH) makes attention of products that count; a causal mask halves nothing in them.
 # Seen with torch 2.13.0 (CPU build).
 set -euo pipefail

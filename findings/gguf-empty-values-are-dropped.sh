@@ -3,7 +3,7 @@
 # Fact: an empty list and an empty string are dropped without a word: the file has no such key. Lists of mixed numbers, NumPy integers
 #   and numbers that do not fit are taken by add_*, and fail when the file is written, with messages that do not name the key
 #   ("Unknown type: <class 'numpy.int64'>", "'I' format requires 0 <= number <= 4294967295").
-# Why it matters here: a reader takes a missing key for its default, and "no merges", "no suffix tokens" or an empty template come back as
+# Why it matters: a reader takes a missing key for its default, and "no merges", "no suffix tokens" or an empty template come back as
 #   something else. An export of hours fails at its end over a list of NumPy integers, and does not say which.
 # Seen with gguf 0.19.0.
 set -euo pipefail

@@ -2,7 +2,7 @@
 # Guess: MDSWriter as a context manager that is left by an exception leaves no index.json, or one that readers refuse: the build failed.
 # Fact: it writes the samples that it has and a complete index.json. StreamingDataset reads the folder without a word; nothing in it
 #   says that samples are missing.
-# Why it matters here: a corpus whose build died of a full tokenizer, a bad line or Ctrl-C at 3 % is trained on for weeks as if it were the
+# Why it matters: a corpus whose build died of a full tokenizer, a bad line or Ctrl-C at 3 % is trained on for weeks as if it were the
 #   whole. Build beside the place and rename when all is written, or keep the number of samples that were meant.
 # Seen with mosaicml-streaming 0.13.0.
 set -euo pipefail

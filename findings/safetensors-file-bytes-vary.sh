@@ -4,7 +4,7 @@
 # Fact: save_file writes the metadata in the order of a hash table with a random seed. With ten entries nearly every process, and nearly
 #   every call in one process, writes another header. With one entry, or none, the bytes are equal. Tensors are not written in the
 #   order of the dictionary either, but by size of type, then name; that order is always the same.
-# Why it matters here: a checkpoint or an export that is made twice looks changed to rsync, to a content-addressed store and to a
+# Why it matters: a checkpoint or an export that is made twice looks changed to rsync, to a content-addressed store and to a
 #   manifest of hashes. Two exports have to be compared tensor by tensor; metadata in one entry, as JSON, keeps the bytes equal.
 # Seen with safetensors 0.8.0.
 set -euo pipefail

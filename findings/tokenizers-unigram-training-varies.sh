@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Guess: a tokenizer that is trained twice on the same text in the same order, with the same settings, is the same tokenizer.
 # Fact: so it is for BPE. The tokens of a Unigram or a WordPiece vocabulary, or their numbers, differ from process to process. There is no seed to set, and one thread (RAYON_NUM_THREADS=1) does not help.
-# Why it matters here: the numbers of tokens are part of every shard and every checkpoint. A tokenizer that is trained again "from the
+# Why it matters: the numbers of tokens are part of every shard and every checkpoint. A tokenizer that is trained again "from the
 #   same recipe" does not match the data that were built with the first one: keep tokenizer.json beside the data and compare hashes.
 # Seen with tokenizers 0.22.2.
 set -euo pipefail

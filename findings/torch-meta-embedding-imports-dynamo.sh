@@ -3,7 +3,7 @@
 # Fact: nn.Embedding draws its values with normal_, which on meta is a reference in Python that imports torch._dynamo at its first call,
 #   and with it sympy, Triton if it is installed, and torch's ONNX exporter: 824 modules beside the 1,113 of `import torch`. nn.Linear draws
 #   with uniform_, which does not. torch.optim.AdamW imports torch._dynamo too, at the first optimizer, whether or not anything is compiled.
-# Why it matters here: a planner, a converter or --help that builds models on meta to count them starts a second or more later. An
+# Why it matters: a planner, a converter or --help that builds models on meta to count them starts a second or more later. An
 #   embedding whose reset_parameters does nothing avoids it; values that are loaded or drawn later need no first ones anyway.
 # Seen with torch 2.13.0 (CPU build).
 set -euo pipefail

@@ -5,7 +5,7 @@
 #   raises PTXASError "Internal Triton PTX codegen error ... Repro command" in the program that had handled its own signal.
 #   There is no retry. With SIGTERM blocked (pthread_sigmask) around the compilation, ptxas inherits the mask, ends its work, and
 #   the handler runs afterwards.
-# Why it matters here: a preempted job that is compiling its first step ends with an error instead of a save and a requeue.
+# Why it matters: a preempted job that is compiling its first step ends with an error instead of a save and a requeue.
 # Seen with triton 3.7.1 on Linux without a GPU.
 set -euo pipefail
 folder=$(mktemp -d)

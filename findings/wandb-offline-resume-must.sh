@@ -3,7 +3,7 @@
 #   continues what lies in the same folder.
 # Fact: offline it does neither. The first start with "must" makes a run that never existed; every further one makes another folder of
 #   the same id, says resumed False, and begins at step 0. Its summary knows nothing of the earlier part.
-# Why it matters here: nodes without a network log offline, and a preempted training starts many times. Code that asks run.resumed or
+# Why it matters: nodes without a network log offline, and a preempted training starts many times. Code that asks run.resumed or
 #   run.step where to go on starts over; a mistyped id is found only when the folders are uploaded. Take the step from the checkpoint,
 #   and give it to every log call.
 # Seen with wandb 0.31.0.
