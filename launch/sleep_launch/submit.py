@@ -130,7 +130,7 @@ def submit(job: JobScript, after: str | None = None) -> SubmittedJob:
     folder = Path(job.folder)
     pattern = "log-%A_%a.txt" if job.array else "log.txt"
     try:
-        number = _submit(folder / SCRIPT, job.workdir, pattern, f"afterok:{after}" if after else None)
+        number = _submit(folder / SCRIPT, job.workdir, pattern, _after(after) if after else None)
     except SlurmError:
         shutil.rmtree(folder)
         raise
@@ -144,6 +144,24 @@ def submit(job: JobScript, after: str | None = None) -> SubmittedJob:
     if (folder / LAST_SCRIPT).exists():
         _submit(folder / LAST_SCRIPT, job.workdir, "last.txt", f"afterany:{number}")
     return submitted
+
+
+def _after(job: str) -> str:
+    """A dependency on the end without error of a job that SLURM knows. Raises SlurmError for another one.
+
+    sbatch (22.05) takes a dependency on a number that it does not know as met, and the job starts at once.
+    """
+    states = _ask(
+        ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"], unknown_is_gone=True
+    ).split()
+    if not states:
+        raise SlurmError(
+            f"--after {job}: SLURM does not know this job, so that nothing would be waited for. It forgets a job some minutes after its "
+            "end (MinJobAge): leave --after out if the job has ended without error"
+        )
+    if failed := sorted({*states} & {*FINAL} - {"COMPLETED"}):
+        raise SlurmError(f"--after {job}: that job has ended as {', '.join(failed)}; this one would never start")
+    return f"afterok:{job}"
 
 
 def _submit(script: Path, workdir: str, log: str, dependency: str | None) -> str:

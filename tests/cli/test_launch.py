@@ -87,6 +87,29 @@ def attempts(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def test_a_job_waits_for_no_job_that_is_unknown_or_has_failed(cluster: Cluster, login: Path, sleeptrain: Any) -> None:
+    """sbatch would start it at once, or never; nothing is submitted, and no folder of the job stays."""
+    failed = cluster.run("sbatch", "--parsable", f"--output={login}/failed.txt", "--wrap=exit 3").strip()
+    wait_until(lambda: state(cluster, failed) == "FAILED", login / "failed")
+    words = [
+        "launch",
+        "small.yaml",
+        *WORDS,
+        "train.steps=2",
+        "run_dir=never",
+        "--cluster",
+        "three.yaml",
+        "--nodes",
+        "1",
+        "--after",
+    ]
+    for job, reason in (("999999", "SLURM does not know this job"), (failed, "that job has ended as FAILED")):
+        ran = sleeptrain(*words, job)
+        assert ran.status == 1 and f"error: --after {job}: {reason}" in ran.err
+        assert not (login / "never/launch/1").exists()
+    assert not cluster.run("squeue", "--noheader").strip()
+
+
 def test_a_job_goes_to_other_nodes_is_stopped_and_continues(cluster: Cluster, login: Path, sleeptrain: Any) -> None:
     """The local folder of the first node is a file. The job leaves it, trains on two others, is stopped by a signal, requeued, and has
     the losses of a run in one piece, which SLURM starts once it has ended."""
