@@ -43,7 +43,7 @@ STATIC: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "choice": (["rule110-tiny", "optim.name=muonn"], ['optim.name = "muonn" (command line): expected one of muon, adamw; did you mean muon?']),
     "word": (["rule110-tiny", "train.steps"], ['"train.steps" (command line): expected key=value, such as train.steps=100']),
     "recipe": (["rule110-tinny"], ['recipe "rule110-tinny": no such file', str(CONFIGS), "did you mean rule110-tiny"]),
-    "folder": (["folder"], ['recipe "folder": no such file', "there are: depo"]),
+    "folder": (["folder"], ['recipe folder: this is a folder; give a YAML file, or the name of one in configs/']),
     "include": (["lost.yaml"], ['include "model/ag-tinny.yaml" (lost.yaml:1): no such file', "did you mean model/ag-tiny.yaml?"]),
     "tabs": (["tabs.yaml"], ["tabs.yaml:2: not valid YAML: found character '\\t' that cannot start any token"]),
     "list": (["list.yaml"], ["list.yaml:1: a recipe is a mapping of sections, not [train]"]),

@@ -25,12 +25,12 @@ def test_parameters_from_yaml():
     [
         ("rul110", {}, "did you mean 'rule110'"),
         ("rule110", {"widht": 8}, "did you mean 'width'"),
-        ("rule110", {"width": "8"}, "takes int"),
-        ("rule110", {"width": True}, "takes int"),
-        ("rule110", {"width": [8]}, "takes int"),
-        ("rule110", {"transitions": [1, "2"]}, "takes int | tuple"),
+        ("rule110", {"width": "8"}, "takes a whole number"),
+        ("rule110", {"width": True}, "takes a whole number"),
+        ("rule110", {"width": [8]}, "takes a whole number"),
+        ("rule110", {"transitions": [1, "2"]}, "takes a whole number or a list of these"),
         ("rule110", {"width": 1}, "width is 1"),
-        ("text", {"paths": 3}, "takes tuple"),
+        ("text", {"paths": 3}, "takes text or a list of these"),
     ],
 )
 def test_wrong_requests(name, parameters, message):
