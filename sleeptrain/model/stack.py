@@ -36,9 +36,8 @@ class Mlp(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            self.training or torch.is_grad_enabled()
-        ):  # a trainer keeps products for backward, also in a forward without gradients
+        # A trainer keeps products for backward, also in a forward without gradients.
+        if self.training or torch.is_grad_enabled():
             return self.down(F.silu(self.gate(x)) * self.up(x))
         return self.down(F.silu(self.gate(x), inplace=True).mul_(self.up(x)))
 
