@@ -13,8 +13,11 @@ from tests.checkpoint.written import write_weights
 from tests.cli.lines import TINY
 
 
-def untrained(folder: Path, name: str, data: Path, *changes: str) -> Path:
-    """Create the run `name` in `folder` with a checkpoint of step 0 that evaluation and sessions can read. Returns its folder."""
+def untrained(folder: Path, name: str, data: Path, *changes: str, never: int | None = None) -> Path:
+    """Create the run `name` in `folder` with a checkpoint of step 0 that evaluation and sessions can read. Returns its folder.
+
+    `never`: an id that is never the likeliest, such as that which ends a text.
+    """
     recipe = folder / "small.yaml"
     recipe.write_text("train: {steps: 10, batch: 8}\n")
     run = folder / name
@@ -25,5 +28,8 @@ def untrained(folder: Path, name: str, data: Path, *changes: str) -> Path:
     open_run(resolved, name, manifest)
     model = LanguageModel(resolved.value.model)
     initialise(model, 0, resolved.value.model.deltanet.horizon or 1)
+    if never is not None:
+        head = model.embed if model.head is None else model.head
+        head.weight.data[never] = 0  # others have logits above 0
     write_weights(run / "checkpoints", 0, dict(model.named_parameters()))
     return run

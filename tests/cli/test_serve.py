@@ -20,6 +20,7 @@ import openai
 import pytest
 import torch
 
+from sleep_data.tokenize import ByteTokenizer
 from sleeptrain import SleepSession, open_trained
 from sleeptrain.inference.sampling import Sampling
 from sleeptrain.recipe.load_trained import Trained
@@ -77,10 +78,11 @@ class Server:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run whose next tokens depend on the context: its weights are larger than those of an untrained one."""
+    """A folder with a run whose next tokens depend on the context, and whose likeliest text never ends: its weights are larger than those
+    of an untrained one."""
     made = tmp_path_factory.mktemp("served")
     changes = ("sleep.window=16", "sleep.passes=2", "sleep.loop.trigger=every", "model.init_std=0.3")
-    untrained(made, "runs/text", text_data(made), *changes)
+    untrained(made, "runs/text", text_data(made), *changes, never=ByteTokenizer.bos)
     return made
 
 
