@@ -11,7 +11,7 @@ from sleep_kernels.gated_norm import gated_rms_norm
 from sleep_kernels.linear_cross_entropy import linear_cross_entropy
 from sleep_kernels.short_conv import short_conv
 from sleep_kernels.single_token import convolve_token, delta_rule_token, gated_norm_token
-from sleep_kernels.torch_delta_inputs import log_decay
+from sleep_kernels.torch_delta_inputs import inverse_norm, log_decay
 
 __all__ = [
     "BACKENDS",
@@ -22,6 +22,7 @@ __all__ = [
     "gated_delta_rule",
     "gated_norm_token",
     "gated_rms_norm",
+    "inverse_norm",
     "linear_cross_entropy",
     "log_decay",
     "short_conv",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sleep_kernels.common import compute_dtype
-from sleep_kernels.torch_delta_inputs import EPS, log_decay
+from sleep_kernels.torch_delta_inputs import inverse_norm, log_decay
 
 
 def convolve_token(
@@ -29,7 +29,7 @@ def convolve_token(
     y = F.silu((read.to(dtype) * taps.permute(2, 0, 1)).sum(1))
     heads, value = y.split_with_sizes([2 * d, channels - 2 * d], 2)
     heads = heads.view(batch, key_heads, 2, d)
-    heads = (heads * torch.rsqrt((heads * heads).sum(-1, keepdim=True) + EPS)).to(q.dtype)
+    heads = (heads * inverse_norm(heads)).to(q.dtype)
     return (
         heads[:, :, 0],
         heads[:, :, 1],

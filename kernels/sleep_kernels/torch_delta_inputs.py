@@ -34,7 +34,7 @@ def forward(t: DeltaInputTensors, key_heads: int, strength: float) -> tuple[Tens
         padded, packing, reach = _conv_inputs(t, rows, taps)
         y = F.silu(convolve(padded, taps, reach), inplace=True)
         heads = _qk_heads(y, key_width, d)
-        heads.mul_(_inverse_norm(heads))
+        heads.mul_(inverse_norm(heads))
         if packing is not None:
             y = _unpack(F.pad(y, (0, 0, history, 0)).masked_fill_((packing < 0)[..., None], 0), packing)[:, history:]
         for result, channels in zip(results, y.split_with_sizes(widths, 2), strict=True):
@@ -123,7 +123,7 @@ def _activation_backward(dy: Tensor, z: Tensor, key_width: int, d: int) -> Tenso
     """Backward of SiLU and L2 norm: from the gradient of their result to that of the convolution's. Overwrites `dy`."""
     y = F.silu(z[..., : 2 * key_width])
     heads, d_heads = y.unflatten(2, (-1, d)), _qk_heads(dy, key_width, d)
-    inverse = _inverse_norm(heads)
+    inverse = inverse_norm(heads)
     normal = heads.mul_(inverse)
     along = (d_heads * normal).sum(-1, keepdim=True)
     d_heads.addcmul_(normal, along, value=-1).mul_(inverse)
@@ -147,7 +147,8 @@ def _qk_heads(y: Tensor, key_width: int, d: int) -> Tensor:
     return y.narrow(2, 0, 2 * key_width).view(y.shape[0], y.shape[1], -1, d)
 
 
-def _inverse_norm(heads: Tensor) -> Tensor:
+def inverse_norm(heads: Tensor) -> Tensor:
+    """One over the L2 norm of the heads of queries and keys [..., d]: [..., 1]."""
     return torch.rsqrt_((heads * heads).sum(-1, keepdim=True).add_(EPS))
 
 

@@ -87,9 +87,14 @@ def read_model(config: Mapping[str, Any], source: str) -> Model:
             tie=config.get("tie_word_embeddings", False), eps=config.get("rms_norm_eps", 1e-6),
             init_std=config.get("initializer_range", 0.02),
         )  # fmt: skip
-        if problems := model.problems():
-            raise UserError([f"{source}: model.{problem.field} {problem.message}" for problem in problems])
-        return model
+        return without_problems(model, source)
+
+
+def without_problems(model: Model, source: str) -> Model:
+    """The model. Raises UserError, with `source`, that lists its invalid values."""
+    if problems := model.problems():
+        raise UserError([f"{source}: model.{problem.field} {problem.message}" for problem in problems])
+    return model
 
 
 def read_sleep(section: Mapping[str, Any] | None, depth: int, source: str) -> Sleep:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sleeptrain.convert.folder_reading import FolderReading, described, no_grafted_blocks
-from sleeptrain.convert.hf_config import naming, read_sleep
+from sleeptrain.convert.hf_config import naming, read_sleep, without_problems
 from sleeptrain.convert.qwen3_5 import MappedTensor, norm_with_one, same
 from sleeptrain.errors import UserError
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
@@ -57,9 +57,7 @@ def read_model(config: Mapping[str, Any], source: str) -> Model:
             tie=config.get("tie_word_embeddings", False), eps=config.get("rms_norm_eps", 1e-6),
             init_std=config.get("initializer_range", 0.02),
         )  # fmt: skip
-        if problems := model.problems():
-            raise UserError([f"{source}: model.{problem.field} {problem.message}" for problem in problems])
-        return model
+        return without_problems(model, source)
 
 
 def _deltanet_config(jet: Mapping[str, Any]) -> DeltaNetConfig:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sleeptrain.convert.folder_reading import FolderReading, described, text_vocabulary
-from sleeptrain.convert.hf_config import naming
+from sleeptrain.convert.hf_config import naming, without_problems
 from sleeptrain.convert.qwen3_5 import MappedTensor, norm_with_one, same
 from sleeptrain.data.manifest import WINDOWS
 from sleeptrain.errors import UserError
@@ -79,9 +79,7 @@ def read_model(config: Mapping[str, Any], source: str, layers: str | None, ids: 
             MlpConfig(config["intermediate_size"]), max(config["vocab_size"], ids), config.get("tie_word_embeddings", False),
             norm="sandwich", eps=config.get("rms_norm_eps", 1e-6), init_std=config.get("initializer_range", 0.02),
         )  # fmt: skip
-        if problems := model.problems():
-            raise UserError([f"{source}: model.{problem.field} {problem.message}" for problem in problems])
-        return model
+        return without_problems(model, source)
 
 
 def read_sleep(config: Mapping[str, Any], source: str) -> Sleep:

@@ -11,8 +11,6 @@ from typing import Any
 from sleeptrain.model.token import TokenFunctions
 
 _LOG = logging.getLogger("sleeptrain")
-VARIANTS = 64
-"""How often a function may be compiled, for other shapes or types; the number of rows becomes variable with its second value."""
 
 
 @functools.cache
@@ -33,20 +31,16 @@ def compiled_functions(device: str) -> TokenFunctions:
 
 def _compiled(function: Callable[..., Any], failed: list[str]) -> Callable[..., Any]:
     """A function that is compiled unless one could not be, of which `failed` has the reason then."""
-    import torch
-    from torch._dynamo import config as dynamo  # 1.5 s
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import TorchDynamoException  # 1.5 s
 
-    from sleep_kernels.compilation import signals_blocked
+    from sleeptrain.model.compile_blocks import compiled_function
 
-    graphs = dynamo.patch(recompile_limit=VARIANTS)(torch.compile(function, fullgraph=True))
+    graphs = compiled_function(function)  # the number of rows becomes variable with its second value
 
     def call(*arguments: Any) -> Any:
         if not failed:
             try:
-                # Any call may compile. Compilers inherit the blocked signals: SIGTERM to all processes of a job would end them.
-                with signals_blocked():
-                    return graphs(*arguments)
+                return graphs(*arguments)
             except (TorchDynamoException, RuntimeError) as error:
                 # torch.compile has plain RuntimeErrors of its own; others are those of the computation.
                 if not isinstance(error, TorchDynamoException) and not str(error).startswith("torch.compile"):

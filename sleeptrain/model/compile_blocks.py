@@ -13,7 +13,7 @@ from sleeptrain.errors import UserError
 from sleeptrain.model.stack import Block, attention_block, deltanet_block
 
 VARIANTS = 64
-"""How often a kind of block may be compiled: once for every combination of shapes, padding, cache, and inputs with gradient."""
+"""How often a function may be compiled. A kind of block is, for every combination of shapes, padding, cache, and inputs with gradient."""
 
 
 def compile_blocks(model: nn.Module, backend: Any = "inductor") -> None:
@@ -21,7 +21,7 @@ def compile_blocks(model: nn.Module, backend: Any = "inductor") -> None:
 
     A call of a block that cannot be compiled raises UserError: nothing runs uncompiled without notice.
     """
-    compiled: dict[Any, Any] = {each: _compiled(each, backend) for each in (deltanet_block, attention_block)}
+    compiled: dict[Any, Any] = {each: _compiled_block(each, backend) for each in (deltanet_block, attention_block)}
     for block in model.modules():
         if isinstance(block, Block):
             block.compute = compiled[block.compute]
@@ -61,23 +61,39 @@ def partitioned_eager() -> Any:
     )
 
 
-def _compiled(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
+def compiled_function(
+    function: Callable[..., Any], backend: Any = "inductor", *, dynamic: bool | None = None
+) -> Callable[..., Any]:
+    """`function` compiled by torch.compile as one graph for each of at most `VARIANTS` combinations of inputs.
+
+    `dynamic`: as in torch.compile. Calls raise what torch raises where a graph cannot be compiled.
+    """
     from torch._dynamo import config as dynamo  # 1.5 s
-    from torch._dynamo.exc import TorchDynamoException
     from torch._functorch import config as functorch
 
     from sleep_kernels.compilation import signals_blocked
 
-    compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=backend)
     # By default backward is compiled where it first runs, in autograd, which the block of signals below does not reach.
     early = functorch.patch(force_non_lazy_backward_lowering=True)
     graphs = dynamo.patch(recompile_limit=VARIANTS)(early(compiled))
 
     def call(*arguments: Any) -> Any:
+        # Any call may compile. Compilers inherit the blocked signals: SIGTERM to all processes of a job would end them.
+        with signals_blocked():
+            return graphs(*arguments)
+
+    return call
+
+
+def _compiled_block(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
+    from torch._dynamo.exc import TorchDynamoException
+
+    graphs = compiled_function(function, backend, dynamic=False)
+
+    def call(*arguments: Any) -> Any:
         try:
-            # Any call may compile. Compilers inherit the blocked signals: SIGTERM to all processes of a job would end them.
-            with signals_blocked():
-                return graphs(*arguments)
+            return graphs(*arguments)
         except TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(

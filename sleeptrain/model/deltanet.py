@@ -16,6 +16,7 @@ from sleep_kernels import (
     gated_delta_rule,
     gated_norm_token,
     gated_rms_norm,
+    inverse_norm,
     log_decay,
 )
 from sleeptrain.model.config import DeltaNetConfig as Config
@@ -114,4 +115,4 @@ class DeltaNet(nn.Module):
 def _unit_heads(y: Tensor, d: int) -> Tensor:
     """Heads [batch, time, heads, d] of `y`, L2-normed in float32 or float64 as `delta_inputs` does, in the dtype of y."""
     heads = y.unflatten(2, (-1, d)).to(torch.promote_types(y.dtype, torch.float32))
-    return (heads * torch.rsqrt(heads.square().sum(-1, keepdim=True) + 1e-6)).to(y.dtype)
+    return (heads * inverse_norm(heads)).to(y.dtype)

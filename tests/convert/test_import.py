@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from sleeptrain.checkpoint import WeightReader
 from sleeptrain.convert.hf_config import config_json, sleep_json
@@ -19,6 +19,7 @@ from sleeptrain.program import Loop, Sleep
 from sleeptrain.recipe import load_recipe
 from sleeptrain.recipe.load_trained import initial_weights, open_trained
 from tests.convert.runs import TEXTS, train_tokenizer
+from tests.convert.spoil import check_refused, rewrite, to_pickle, truncate
 from tests.convert.toys import IDS, small, tensors
 
 MODEL = small("GGGA", vocab=288, tie=True)
@@ -84,21 +85,6 @@ def test_tensors_of_vision_and_prediction_are_listed_as_dropped(folder: Path, tm
     assert torch.equal(imported(tmp_path / "ours")["embed.weight"], MODEL.embed.weight.bfloat16().float())
 
 
-def _rewrite(folder: Path, **changes: torch.Tensor | None) -> None:
-    state = load_file(folder / "model.safetensors") | changes
-    save_file({name: tensor for name, tensor in state.items() if tensor is not None}, folder / "model.safetensors")
-
-
-def _truncate(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def _pickle(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save({"weight": torch.zeros(1)}, folder / "pytorch_model.bin")
-
-
 def _index(folder: Path, text: str) -> None:
     (folder / "model.safetensors.index.json").write_text(text)
 
@@ -111,13 +97,13 @@ NORM = "model.norm.weight"
 SLEEP = sleep_json(Sleep(window=8, passes=2, loop=Loop(trigger="every")), 4, [])
 REFUSALS = {
     "no tensors": (lambda f: (f / "model.safetensors").unlink(), r"has no \*.safetensors files. Save"),
-    "pickle": (_pickle, r"pytorch_model.bin may be a pickle, which can run code and is not opened"),
-    "truncated": (_truncate, r"model.safetensors cannot be read as safetensors"),
+    "pickle": (to_pickle, r"pytorch_model.bin may be a pickle, which can run code and is not opened"),
+    "truncated": (truncate, r"model.safetensors cannot be read as safetensors"),
     "no safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04K\x01."), r"cannot be read as safetensors"),
-    "missing tensor": (lambda f: _rewrite(f, **{NORM: None}), r"tensor model.norm.weight is missing"),
-    "other tensor": (lambda f: _rewrite(f, extra=torch.zeros(1)), r"model.safetensors: extra is a tensor that the model"),
-    "wrong shape": (lambda f: _rewrite(f, **{NORM: torch.zeros(3)}), r"model.norm.weight has the shape \[3\], and config.json gives it \[48\]"),
-    "wrong dtype": (lambda f: _rewrite(f, **{NORM: torch.zeros(48, dtype=torch.int8)}), r"has dtype I8"),
+    "missing tensor": (lambda f: rewrite(f, **{NORM: None}), r"tensor model.norm.weight is missing"),
+    "other tensor": (lambda f: rewrite(f, extra=torch.zeros(1)), r"model.safetensors: extra is a tensor that the model"),
+    "wrong shape": (lambda f: rewrite(f, **{NORM: torch.zeros(3)}), r"model.norm.weight has the shape \[3\], and config.json gives it \[48\]"),
+    "wrong dtype": (lambda f: rewrite(f, **{NORM: torch.zeros(48, dtype=torch.int8)}), r"has dtype I8"),
     "twice": (lambda f: save_file({NORM: torch.zeros(48)}, f / "more.safetensors"), r"is in .*model.safetensors and in .*more"),
     "missing file": (lambda f: _index(f, '{"weight_map": {"a": "model-00009.safetensors"}}'), r"lacks model-00009.safetensors"),
     "path in the index": (lambda f: _index(f, '{"weight_map": {"a": "../x.safetensors"}}'), r"is no file of this folder"),
@@ -137,12 +123,8 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_a_bad_folder_is_refused_with_its_fault_and_nothing_is_written(case: str, folder: Path, tmp_path: Path) -> None:
-    spoil, message = REFUSALS[case]
-    spoil(folder)
-    with pytest.raises(UserError, match=message):
-        import_hf(folder, tmp_path / "ours")
-    assert {path.name for path in tmp_path.iterdir()} == {"theirs"}
+def test_a_bad_folder_is_refused_with_its_fault_and_nothing_is_written(case: str, folder: Path) -> None:
+    check_refused(folder, *REFUSALS[case])
 
 
 def test_what_our_blocks_cannot_express_is_refused_by_name(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sleeptrain.checkpoint import WeightReader
@@ -29,6 +29,7 @@ from sleeptrain.recipe import load_recipe
 from sleeptrain.recipe.load_trained import open_trained, parameter_shapes
 from tests.cli.lines import run_lines
 from tests.convert.runs import train_tokenizer
+from tests.convert.spoil import check_refused, rewrite, to_pickle, truncate
 
 PUBLISHED: dict[str, Any] = {
     "architectures": ["OuroForCausalLM"], "model_type": "ouro", "vocab_size": 49152, "hidden_size": 2048, "intermediate_size": 5632,
@@ -222,30 +223,15 @@ def _config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG | changes))
 
 
-def _rewrite(folder: Path, **changes: Tensor | None) -> None:
-    state = load_file(folder / "model.safetensors") | changes
-    save_file({name: tensor for name, tensor in state.items() if tensor is not None}, folder / "model.safetensors")
-
-
-def _truncate(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def _pickle(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save({"weight": torch.zeros(1)}, folder / "pytorch_model.bin")
-
-
 NORM = "model.layers.1.input_layernorm_2.weight"
 REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "missing tensor": (lambda f: _rewrite(f, **{NORM: None}), r"tensor model.layers.1.input_layernorm_2.weight is missing"),
-    "other tensor": (lambda f: _rewrite(f, extra=torch.zeros(1)), r"model.safetensors: extra is a tensor that the model"),
+    "missing tensor": (lambda f: rewrite(f, **{NORM: None}), r"tensor model.layers.1.input_layernorm_2.weight is missing"),
+    "other tensor": (lambda f: rewrite(f, extra=torch.zeros(1)), r"model.safetensors: extra is a tensor that the model"),
     "a block too many": (lambda f: _config(f, num_hidden_layers=4), r"model.layers.4.* is a tensor that the model of config.json has not"),
-    "wrong shape": (lambda f: _rewrite(f, **{NORM: torch.zeros(3)}), r"has the shape \[3\], and config.json gives it \[32\]"),
-    "wrong dtype": (lambda f: _rewrite(f, **{NORM: torch.zeros(32, dtype=torch.int8)}), r"has dtype I8"),
-    "truncated": (_truncate, r"model.safetensors cannot be read as safetensors"),
-    "pickle": (_pickle, r"pytorch_model.bin may be a pickle, which can run code and is not opened"),
+    "wrong shape": (lambda f: rewrite(f, **{NORM: torch.zeros(3)}), r"has the shape \[3\], and config.json gives it \[32\]"),
+    "wrong dtype": (lambda f: rewrite(f, **{NORM: torch.zeros(32, dtype=torch.int8)}), r"has dtype I8"),
+    "truncated": (truncate, r"model.safetensors cannot be read as safetensors"),
+    "pickle": (to_pickle, r"pytorch_model.bin may be a pickle, which can run code and is not opened"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer.json cannot be read"),
     "no steps": (lambda f: (f / "config.json").write_text(json.dumps({k: v for k, v in CONFIG.items() if k != "total_ut_steps"})),
                  r"config.json has no 'total_ut_steps'"),
@@ -260,12 +246,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_a_bad_folder_is_refused_with_its_fault_and_nothing_is_written(case: str, folder: Path, tmp_path: Path) -> None:
-    spoil, message = REFUSALS[case]
-    spoil(folder)
-    with pytest.raises(UserError, match=message):
-        import_hf(folder, tmp_path / "ours")
-    assert {path.name for path in tmp_path.iterdir()} == {"theirs"}
+def test_a_bad_folder_is_refused_with_its_fault_and_nothing_is_written(case: str, folder: Path) -> None:
+    check_refused(folder, *REFUSALS[case])
 
 
 @pytest.mark.parametrize(

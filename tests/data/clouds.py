@@ -8,9 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -70,20 +67,6 @@ class _Files(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
-
-
-@contextmanager
-def cloud_server(folder: Path, pattern: str) -> Iterator[CloudServer]:
-    """A server in a thread."""
-    server = CloudServer(folder, pattern)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def service_account(server: CloudServer, path: Path) -> Path:

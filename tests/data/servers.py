@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
+Server = TypeVar("Server", bound=ThreadingHTTPServer)
 BUCKET = "corpus"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
 Fault = Callable[[bytes], bytes]
@@ -80,9 +81,8 @@ def flip(body: bytes) -> bytes:
 
 
 @contextmanager
-def proxy(upstream: str) -> Iterator[Proxy]:
-    """A proxy in a thread."""
-    server = Proxy(upstream)
+def in_thread(server: Server) -> Iterator[Server]:
+    """A server that answers from a thread until the block ends."""
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:

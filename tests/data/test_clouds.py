@@ -13,8 +13,8 @@ from sleeptrain.data import Data, Evaluation, Source
 from sleeptrain.data.origin import web_address
 from sleeptrain.data.sources import open_sources
 from sleeptrain.errors import UserError
-from tests.data.clouds import GOOGLE_FILE, HUB_FILE, TOKEN, cloud_server, service_account
-from tests.data.servers import cut, flip, proxy
+from tests.data.clouds import GOOGLE_FILE, HUB_FILE, TOKEN, CloudServer, service_account
+from tests.data.servers import Proxy, cut, flip, in_thread
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def no_accounts(monkeypatch, tmp_path):
 def remote(request, served, tmp_path, monkeypatch):
     """The configuration of data in a cloud, and the proxy before it."""
     with (
-        cloud_server(served, GOOGLE_FILE if request.param == "gs" else HUB_FILE) as server,
-        proxy(server.url) as between,
+        in_thread(CloudServer(served, GOOGLE_FILE if request.param == "gs" else HUB_FILE)) as server,
+        in_thread(Proxy(server.url)) as between,
     ):
         if request.param == "gs":
             monkeypatch.setenv("STORAGE_EMULATOR_HOST", between.url)
@@ -100,7 +100,7 @@ def test_without_credentials_one_line_says_what_to_set(remote, monkeypatch):
 
 
 def test_revisions_of_the_hub(served, monkeypatch, tmp_path, data):
-    with cloud_server(served, HUB_FILE) as server:
+    with in_thread(CloudServer(served, HUB_FILE)) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url + "/")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         url = "hf://datasets/someone/corpus@v1.2/data/r110/"

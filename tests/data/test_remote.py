@@ -18,7 +18,7 @@ from sleep_data.rule110 import Rule110
 from sleeptrain.data import Data, Evaluation, Reader, Source
 from sleeptrain.data.sources import open_sources, tokenizer_file
 from sleeptrain.errors import UserError
-from tests.data.servers import BUCKET, CREDENTIALS, Proxy, cut, flip, http_server, proxy, s3_server, upload
+from tests.data.servers import BUCKET, CREDENTIALS, Proxy, cut, flip, http_server, in_thread, s3_server, upload
 from tests.data.test_reader import STEPS, flat, in_processes, interleaved, stream
 
 
@@ -52,12 +52,12 @@ class Remote:
 @pytest.fixture(params=["http", "s3"])
 def remote(request, served, tmp_path, monkeypatch) -> Iterator[Remote]:
     if request.param == "http":
-        with http_server(served) as server, proxy(server) as between:
+        with http_server(served) as server, in_thread(Proxy(server)) as between:
             yield Remote(f"{between.url}/r110", between, tmp_path / "cache")
     else:
         for name, value in CREDENTIALS.items():
             monkeypatch.setenv(name, value)
-        with proxy(request.getfixturevalue("s3")) as between:
+        with in_thread(Proxy(request.getfixturevalue("s3"))) as between:
             monkeypatch.setenv("S3_ENDPOINT_URL", between.url)
             yield Remote(f"s3://{BUCKET}/data/r110", between, tmp_path / "cache")
 
@@ -66,7 +66,7 @@ def remote(request, served, tmp_path, monkeypatch) -> Iterator[Remote]:
 def http(served, tmp_path) -> Iterator[Remote]:
     """Data over HTTP whose files the test may change."""
     shutil.copytree(served, tmp_path / "served")
-    with http_server(tmp_path / "served") as server, proxy(server) as between:
+    with http_server(tmp_path / "served") as server, in_thread(Proxy(server)) as between:
         yield Remote(f"{between.url}/r110", between, tmp_path / "cache")
 
 
