@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 ENGINES = HERE.parent / ".venv-engines" / "bin" / "python"
 PARTS = (
     "operators", "loss", "steps", "recompute", "startup", "threads", "checkpoint", "packing", "generators", "text_build",
+    "inference",
 )  # fmt: skip
 """The scripts beside this one."""
 MISSING = (

@@ -5,7 +5,7 @@ in turn in one process, so that what slows one slows both. The bytes are counted
 
 Full attention reads 32k tokens once: minutes on two cores. The whole run takes less than nine.
 
-    python -m benchmarks.inference [--quick] [--json benchmarks/results/inference.json]
+    python benchmarks/cpu.py --only inference --json benchmarks/results/inference.json
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 from unittest import mock
 
 import torch
+from figures import Figure, interleaved, median_ratio, part
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.figures import Figure, interleaved, median_ratio, part
 from sleeptrain import LanguageModel, Loop, Model, Sleep, SleepSession, load_recipe
 from sleeptrain.inference.rows import session_leaves
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_the_quick_form_measures_every_figure(tmp_path):
     out = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "benchmarks.inference", "--quick", "--json", str(out)]
+    command = [sys.executable, "benchmarks/inference.py", "--quick", "--json", str(out)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     figures = {figure["name"]: figure for figure in json.loads(out.read_text())["figures"]}
     assert len(figures) == 14 and all(figure["value"] > 0 for figure in figures.values())
