@@ -222,13 +222,13 @@ def _existing(folder: Path) -> Path:
 def placed_slices(engine: Engine, *, owned: bool) -> list[tuple[StateSlice, Place]]:
     """The slices of this rank with their places in the whole tensors.
 
-    With `owned` without those that another rank has, too: tensor-parallel ranks share replicated parameters, the last pipeline
-    stage shares tied embeddings with the first. Slices of padding alone are left out.
+    With `owned` without those that another rank has, too: tensor-parallel ranks share replicated parameters, data-parallel ranks frozen
+    ones, the last pipeline stage shares tied embeddings with the first. Slices of padding alone are left out.
     """
     layout = getattr(engine.module, "tp_layout", None)
     parameters: Mapping[str, nn.Parameter] = dict(engine.module.named_parameters())
     placed = []
-    for piece in engine.state_slices():
+    for piece in engine.state_slices(owned=owned):
         dim = layout.dim(piece.name) if layout is not None else None
         if owned and layout is not None and dim is None and layout.axis.rank > 0:
             continue

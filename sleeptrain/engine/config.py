@@ -53,6 +53,10 @@ class Optim:
     """Momentum of Muon, with Nesterov's look-ahead."""
     ns_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of Newton-Schulz in Muon: bfloat16 is fast, float32 is for comparing layouts."""
+    trainable: tuple[str, ...] | None = None
+    """The weights that are trained, as patterns (`*`, `?`, `[...]`) of names of weights or modules as in checkpoints; null: all. `layers.3`
+    is block 3, `layers.G` every block of the kind G in `model.layers`, `layers.G.mixer` their mixers, `"!embed"` all but the embedding.
+    The others are frozen: they have no gradient, no moments, no weight decay and no update, and gradients pass through them."""
     clip: float = 1.0
     """Maximum norm of the whole gradient, which is clipped before any optimizer; 0 means no clipping."""
     schedule: LRSchedule = field(default_factory=LRSchedule)
@@ -71,6 +75,8 @@ class Optim:
             found.append(Problem("betas", "must be two numbers from 0 to below 1"))
         if not 0 <= self.momentum < 1:
             found.append(Problem("momentum", "must be from 0 to below 1"))
+        if self.trainable is not None and not self.trainable:
+            found.append(Problem("trainable", "names no weight; null trains all"))
         if self.name == "muon" and self.adam_lr is None:
             found.append(
                 Problem(

@@ -143,9 +143,11 @@ class Engine:
         """Forget what backward has accumulated since the last step."""
         self._deepspeed.optimizer.zero_grad()
 
-    def state_slices(self) -> list[StateSlice]:
-        """Master weights and moments that this process keeps, as views, between steps."""
-        return state_slices(self.module, self._deepspeed.optimizer)
+    def state_slices(self, *, owned: bool = False) -> list[StateSlice]:
+        """Master weights, frozen weights and moments that this process keeps, as views, between steps.
+
+        `owned`: of frozen weights, which all data-parallel processes keep, this process's share."""
+        return state_slices(self.module, self._deepspeed.optimizer, owned=owned)
 
     @property
     def optimizer_step(self) -> int:

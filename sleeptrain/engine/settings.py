@@ -33,7 +33,7 @@ def deepspeed_config(
     model: nn.Module, *, clip: float, precision: Precision, zero: int, micro: int, accumulation: int
 ) -> dict[str, Any]:
     """The configuration for `deepspeed.initialize`, before overrides."""
-    sizes = [parameter.numel() for parameter in model.parameters()]
+    sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     bucket = max(*sizes, min(sum(sizes), LARGEST_BUCKET))
     return {
         "train_micro_batch_size_per_gpu": micro,

@@ -1,7 +1,8 @@
 """The optimizer state of a process as slices of named parameters, for every ZeRO stage.
 
 DeepSpeed keeps fp32 master weights and moments in flat partitions: one for each parameter group under ZeRO 1 and 2, one for
-each of its sub-groups under ZeRO 3. The maps from parameters to partitions are those that it keeps for its own checkpoints.
+each of its sub-groups under ZeRO 3. The maps from parameters to partitions are those that it keeps for its own checkpoints. A frozen
+weight is in none of them: its values are those of the model, in the model's dtype.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 MASTER = "master"
@@ -29,13 +31,21 @@ class StateSlice:
     offset: int
     """Index of the first element."""
     values: dict[str, Tensor]
-    """Views [elements] in fp32, by key: `master` and, after the first optimizer step, the moments."""
+    """Views [elements] in fp32, by key: `master` and, after the first optimizer step, the moments. Of a frozen weight the weight alone,
+    in its dtype."""
 
 
-def state_slices(module: nn.Module, zero_optimizer: Any) -> list[StateSlice]:
-    """The slices that this process keeps, in the order of the parameters."""
+def state_slices(module: nn.Module, zero_optimizer: Any, *, owned: bool = False) -> list[StateSlice]:
+    """The slices that this process keeps, in the order of the parameters.
+
+    All data-parallel processes keep the whole of a frozen weight, except under ZeRO 3; with `owned` each has its share of it.
+    """
     slices = []
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            frozen = _frozen_slice(name, parameter, zero_optimizer.dp_process_group, owned)
+            slices += [] if frozen is None else [frozen]
+            continue
         part = _part(zero_optimizer, parameter)
         if part is None:
             continue
@@ -99,3 +109,20 @@ def _part(zero_optimizer: Any, parameter: nn.Parameter) -> tuple[Tensor, int, in
     group = zero_optimizer.optimizer.param_groups[mapping.param_group_index]
     address = mapping.hp_fragment_address
     return group["params"][0], address.start, mapping.lp_fragment_address.start, address.numel
+
+
+def _frozen_slice(name: str, parameter: nn.Parameter, group: Any, owned: bool) -> StateSlice | None:
+    """What this process keeps of a frozen weight, or with `owned` its share of that; None if there is nothing."""
+    partition, rank = getattr(parameter, "ds_tensor", None), dist.get_rank(group)
+    if partition is not None:
+        shape, flat = tuple(parameter.ds_shape), partition.detach().view(-1)  # type: ignore[attr-defined]
+        offset = rank * flat.numel()
+        count = min(flat.numel(), parameter.ds_numel - offset)  # type: ignore[attr-defined]
+    else:
+        shape, flat, offset, count = tuple(parameter.shape), parameter.detach().view(-1), 0, parameter.numel()
+        if owned:
+            share = -(-count // dist.get_world_size(group))
+            offset = rank * share
+            count = min(share, count - offset)
+            flat = flat.narrow(0, min(offset, flat.numel()), max(0, count))
+    return StateSlice(name, shape, offset, {MASTER: flat.narrow(0, 0, count)}) if count > 0 else None

@@ -175,6 +175,8 @@ def vjp(
     weights = [w for w in graph.segment.weights if w.requires_grad]
     inputs = [graph.leaves[name] for name in names]
     inputs += [graph.h] if graph.h is not None and graph.h.requires_grad else []
+    if not inputs and not weights:  # a frozen segment that reads nothing with a gradient
+        return None, {}, []
     gradients = torch.autograd.grad(
         [value for value, _ in outputs], [*inputs, *weights], [gradient for _, gradient in outputs], allow_unused=True
     )

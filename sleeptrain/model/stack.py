@@ -64,6 +64,9 @@ class Block(nn.Module):
         self.out2: nn.Module = RMSNorm(model.width, model.eps) if sandwich else nn.Identity()
         self.compute: Callable[..., Any] = deltanet_block if model.pattern[layer] == "G" else attention_block
         """`attention_block` or `deltanet_block`, or that function compiled (`compile_blocks`)."""
+        self.differentiated: bool | None = None
+        """Where weights of the model are frozen (`trained.freeze`): whether features and state of this block have a gradient. None: those
+        that depend on a weight, which is all of them."""
 
     def forward(
         self, h: Tensor, state: State, op: Pass, span: int, mask: TokenMask, position0: Tensor | None = None
@@ -72,6 +75,17 @@ class Block(nn.Module):
 
         `position0` [] or [batch, 1], an int64 tensor, replaces `op.position0` as the rotary position of the first token.
         """
+        if self.differentiated is None or not torch.is_grad_enabled():
+            return self._run(h, state, op, span, mask, position0)
+        # Autograd alone would leave out the states of some frozen blocks, differently in every executor, and the gradient of the
+        # state is measured and clipped.
+        with torch.set_grad_enabled(self.differentiated):
+            h = h if h.requires_grad or not self.differentiated else h.detach().requires_grad_()
+            return self._run(h, state, op, span, mask, position0)
+
+    def _run(
+        self, h: Tensor, state: State, op: Pass, span: int, mask: TokenMask, position0: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         name = f"layers.{self.layer}"
         if isinstance(self.mixer, DeltaNet):
             h, fast, conv = self.compute(self, h, state[f"{name}.fast"], state[f"{name}.conv"], mask)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from sleeptrain.model.config import Model
-from sleeptrain.model.counts import block_flops, head_flops
+from sleeptrain.model.counts import head_backward_flops, head_flops, stack_flops
 from sleeptrain.model.state import Leaf, leaves
 from sleeptrain.parallel.tensor import local_config
 from sleeptrain.plan.activations import ActivationMemory, measure_activations
@@ -17,6 +17,7 @@ from sleeptrain.schedule import Costs, ValueSizes
 from sleeptrain.train.job import Job
 from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.layout import Layout
+from sleeptrain.train.trained import trained_weights
 
 
 def layer_activations(layout: Layout, padded: bool) -> ActivationMemory:
@@ -40,16 +41,17 @@ def costs_of(layout: Layout, activations: ActivationMemory | None = None, speed:
     Without `activations` saved activations take no memory: enough for FLOPs, seconds and traffic. `speed`: FLOPs a second;
     without it one second is one FLOP.
     """
-    job, pattern = layout.job, layout.job.model.pattern
+    job = layout.job
     model, dtype = local_config(job.model, job.mesh.tensor), DTYPES[job.train.precision]
-    flops = {letter: block_flops(model, letter, job.sleep.evict.conv_carry) for letter in set(pattern)}
     grad_bytes = torch.promote_types(dtype, torch.float32).itemsize
-    tied_across_stages = job.model.tie and job.mesh.pipe > 1
+    tied_across_stages, trained = layout.tied and job.mesh.pipe > 1, trained_weights(job)
     return Costs(
         sizes=_sizes(job, model, layout.batch.micro, activations),
-        blocks=tuple(flops[letter] for letter in pattern),
+        blocks=stack_flops(model, job.sleep, trained),
         reaches=model.reaches,
         head=head_flops(model),
+        head_backward=head_backward_flops(model, trained),
+        lowest=trained.first_block,
         tied_bytes=float(grad_bytes * model.width * (model.vocab or 0)) if tied_across_stages else 0.0,
         speed=speed or 1.0,
     )

@@ -14,6 +14,7 @@ from sleeptrain.recipe.recipe import Recipe
 from sleeptrain.schedule import Balance, Costs, Estimate, Schedule, checked, estimate
 from sleeptrain.train.job import Job
 from sleeptrain.train.layout import Layout
+from sleeptrain.train.trained import trained_weights
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def make_plan(layout: Layout, data_layout: DataLayout, speed: float | None = Non
         layout, data_layout, speed, parameters, costs, estimated,
         tuple(memory_of(layout, held, stage, activations, costs.sizes) for _, (held, stage) in stages),
         tuple(traffic_of(layout, index, held, costs, estimated) for index, (held, _) in stages),
-        step_flops(layout.job.model, layout.program(), layout.job.sleep) * layout.job.train.batch,
+        step_flops(layout.job.model, layout.program(), layout.job.sleep, trained_weights(layout.job)) * layout.job.train.batch,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from sleeptrain.parallel.config import LayoutError, batch_layout, pipeline_obsta
 from sleeptrain.program import loop_range
 from sleeptrain.recipe.rule import Rule
 from sleeptrain.train.job import Job
+from sleeptrain.train.trained import trainable_problem, trainable_stages_problem
 
 
 def _range_exceeds_stack(job: Job) -> bool:
@@ -65,6 +66,20 @@ RULES: tuple[Rule[Job], ...] = (
         "no gradient crosses a sleeping window unless all of its passes carry gradient, so a horizon of several windows has no effect",
         "use `all` or 1 for sleep.gradient.windows, or set sleep.gradient.passes=all",
         ("sleep.gradient.passes=1", "sleep.gradient.windows=2", "sleep.passes=3"),
+    ),
+    Rule(
+        "trainable-names", ("optim.trainable",),
+        lambda job: trainable_problem(job) is not None,
+        lambda job: str(trainable_problem(job)),
+        "name weights or modules of the model, such as layers.G for all Gated DeltaNet blocks, or set optim.trainable=null to train all",
+        ("optim.trainable=[layers.9]",),
+    ),
+    Rule(
+        "trainable-stages", ("optim.trainable", "mesh.pipe"),
+        lambda job: trainable_stages_problem(job) is not None,
+        lambda job: str(trainable_stages_problem(job)),
+        "train whole blocks on every stage, or use mesh.pipe=1 with mesh.zero or mesh.tensor for a model that does not fit",
+        ("mesh.pipe=2", "optim.trainable=[layers.0]"),
     ),
     Rule(
         "micro-batch", ("train.micro", "train.batch"),

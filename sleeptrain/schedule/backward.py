@@ -11,7 +11,7 @@ from sleeptrain.schedule.schedule import StageOp
 
 @dataclass(frozen=True)
 class BlockFlops:
-    """Forward FLOPs of one block. Backward of a product costs twice its forward: one for each factor."""
+    """Forward FLOPs of one block. Backward of a product costs twice its forward: one for each factor. A frozen weight has no gradient."""
 
     token: float
     """For each token."""
@@ -21,6 +21,10 @@ class BlockFlops:
     """The same for local attention, which has another reach."""
     state: float | None = None
     """Of `token`: what the new state of the block (S, or keys and values) depends on; None: the whole block."""
+    frozen: float = 0.0
+    """Of `token`: products with frozen weights, whose backward has one factor only."""
+    frozen_state: float = 0.0
+    """Of `state`: the same."""
 
     @property
     def attends(self) -> bool:
@@ -47,8 +51,10 @@ class BackwardBlocks:
         return bool(self.whole) or self.state is not None
 
 
-def backward_blocks(ops: Mapping[int, StageOp], blocks: Sequence[BlockFlops]) -> dict[int, BackwardBlocks]:
-    """For every op of a stage the blocks that a gradient reaches; `blocks` are those of the whole stack.
+def backward_blocks(
+    ops: Mapping[int, StageOp], blocks: Sequence[BlockFlops], lowest: int = 0
+) -> dict[int, BackwardBlocks]:
+    """For every op of a stage the blocks that a gradient reaches; `blocks` are those of the whole stack. Those below `lowest` have none.
 
     Features that the head or a later pass reads have a gradient in all blocks. Where nothing reads them, as after the last pass over
     a window, the gradient enters by the state: the highest block whose state is read has the backward of what its state depends
@@ -58,7 +64,8 @@ def backward_blocks(ops: Mapping[int, StageOp], blocks: Sequence[BlockFlops]) ->
     readers = _readers(ops)
     for i in reversed(list(ops)):
         stage_op = ops[i]
-        first, stop = stage_op.blocks
+        stop = stage_op.blocks[1]
+        first = min(max(stage_op.blocks[0], lowest), stop)
         if not stage_op.backward:
             found[i] = BackwardBlocks(range(first, first))
         elif stage_op.loss or stage_op.receives_grad or any(found[reader].any for reader in readers["h", i]):
@@ -86,11 +93,14 @@ def _readers(ops: Mapping[int, StageOp]) -> dict[tuple[str, int], list[int]]:
 
 def backward_flops(reached: BackwardBlocks, blocks: Sequence[BlockFlops]) -> tuple[float, float, float]:
     """FLOPs of the backward of one op: for each token, and for each pair of a query and a key, in A and in L blocks."""
-    token = sum(2 * blocks[b].token for b in reached.whole)
+    token = sum(2 * blocks[b].token - blocks[b].frozen for b in reached.whole)
     pair, local_pair = (sum(2 * getattr(blocks[b], name) for b in reached.whole) for name in ("pair", "local_pair"))
     if reached.state is not None:
         block = blocks[reached.state]
-        token += 2 * (block.token if block.state is None else block.state)
+        whole = block.state is None
+        token += 2 * (block.token if block.state is None else block.state) - (
+            block.frozen if whole else block.frozen_state
+        )
         pair += 2 * block.pair if block.state is None else 0.0
         local_pair += 2 * block.local_pair if block.state is None else 0.0
     return token, pair, local_pair

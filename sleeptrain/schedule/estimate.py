@@ -28,6 +28,10 @@ class Costs:
     """`Model.reaches`: largest numbers of keys per query, where they are less than the program's span."""
     head: float = 0.0
     """Forward FLOPs of the head per token."""
+    head_backward: float | None = None
+    """FLOPs of its backward; None: twice as many."""
+    lowest: int = 0
+    """The first block that has a backward."""
     tied_bytes: float = 0.0
     """Bytes of the gradient of the matrix that embedding and head share."""
     speed: float = 1.0
@@ -121,7 +125,7 @@ def simulate_costs(schedule: Schedule, costs: Costs) -> Simulation:
 def action_seconds(schedule: Schedule, costs: Costs) -> ActionSeconds:
     """Duration of an action, computed once for every stage, kind and op."""
     known: dict[tuple[int, str, int, bool], float] = {}
-    reached = [backward_blocks(stage.ops, costs.blocks) for stage in schedule.stages]
+    reached = [backward_blocks(stage.ops, costs.blocks, costs.lowest) for stage in schedule.stages]
 
     def seconds(stage: int, action: ScheduleAction, backward: bool) -> float:
         key = (stage, action.kind, action.op, backward)
@@ -136,7 +140,7 @@ def action_seconds(schedule: Schedule, costs: Costs) -> ActionSeconds:
 def _stage_flops(schedule: Schedule, costs: Costs, stage: StageSchedule) -> FlopsByKind:
     total = {"forward": 0.0, "recompute": 0.0, "backward": 0.0}
     known: dict[tuple[str, int, bool], FlopsByKind] = {}
-    reached = backward_blocks(stage.ops, costs.blocks)
+    reached = backward_blocks(stage.ops, costs.blocks, costs.lowest)
     for backward, actions in ((False, stage.forward), (True, stage.backward)):
         for action in actions:
             if action.edge is not None:
@@ -157,10 +161,12 @@ def _action_flops(
     if action.kind == "LOSS":
         op = program.ops[action.op]
         assert isinstance(op, Pass)
-        head = costs.head * (op.stop - op.start) * costs.sizes.rows
+        tokens = (op.stop - op.start) * costs.sizes.rows
+        head = costs.head * tokens
         if not backward:
             return {"forward": head}
-        return {"recompute": 0.0 if schedule.recompute.body == "all" else head, "backward": 2 * head}
+        gradients = 2 * head if costs.head_backward is None else costs.head_backward * tokens
+        return {"recompute": 0.0 if schedule.recompute.body == "all" else head, "backward": gradients}
     stage_op = stage.ops[action.op]
     if action.kind == "BWD":
         op = program.ops[action.op]

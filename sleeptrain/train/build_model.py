@@ -19,15 +19,17 @@ from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput, run
+from sleeptrain.model.trained import freeze
 from sleeptrain.parallel.mesh import MeshAxes
 from sleeptrain.program import Pass, Program, Sleep, loop_range
 from sleeptrain.train.job import Job
 from sleeptrain.train.layout import Layout
 from sleeptrain.train.step import Forward
+from sleeptrain.train.trained import trained_weights
 
 
 def new_model(layout: Layout, axes: MeshAxes, horizon: int, device: torch.device) -> LanguageModel:
-    """This process's part of the model with its initial values; a process never allocates more than its part.
+    """This process's part of the model with its initial values, frozen weights marked; a process never allocates more than its part.
 
     Raises UserError where the model cannot be divided over the tensor axis.
     """
@@ -45,6 +47,7 @@ def new_model(layout: Layout, axes: MeshAxes, horizon: int, device: torch.device
     model.keep_stage(blocks.start, blocks.stop)
     model.to_empty(device=device)
     fill(job.train.seed, horizon)
+    freeze(model, trained_weights(job))
     if job.model.tie and blocks.start > 0 and blocks.stop == len(job.model.pattern):
         # The first stage holds this matrix too. DeepSpeed counts it there when it takes the norm of all gradients.
         setattr(model.embed.weight, "ds_pipe_replicated", True)  # noqa: B010

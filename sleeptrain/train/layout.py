@@ -25,6 +25,7 @@ from sleeptrain.schedule import (
     stage_blocks,
 )
 from sleeptrain.train.job import Job
+from sleeptrain.train.trained import trained_weights
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Layout:
         return 1 - sum(size.tokens for size in self.sizes) / (rows * self.length) if rows else None
 
     @property
+    def tied(self) -> bool:
+        """Whether embedding and head share a matrix that is trained: two stages reduce its gradient."""
+        return self.job.model.tie and "embed.weight" in trained_weights(self.job)
+
+    @property
     def recompute(self) -> RecomputePolicy:
         """What is kept for backward, and whether it is offloaded."""
         return replace(RECOMPUTE_POLICIES[self.job.train.recompute_policy], offload=self.job.train.offload)
@@ -105,7 +111,7 @@ class Layout:
         return self.schedule if largest else self._build(program, micro_batches)
 
     def _build(self, program: Program, micro_batches: int) -> Schedule:
-        return build_schedule(program, self.stages, micro_batches, self.recompute, self.job.model.tie)
+        return build_schedule(program, self.stages, micro_batches, self.recompute, self.tied)
 
 
 def resolve_batch(job: Job, world: int) -> BatchLayout:

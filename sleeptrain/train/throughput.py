@@ -13,9 +13,11 @@ from torch import Tensor
 
 from sleeptrain.model.config import Model
 from sleeptrain.model.counts import flops_of_work, forward_flops
+from sleeptrain.model.trained import TrainedWeights
 from sleeptrain.program import Pass, Program, Sleep
 from sleeptrain.schedule import RecomputePolicy, Schedule, StageBlocks, build_schedule
 from sleeptrain.train.layout import Layout
+from sleeptrain.train.trained import trained_weights
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16 FLOPs a second from the vendors' data sheets, by a word of the device's name."""
@@ -35,7 +37,9 @@ def utilisation(flops_per_second: float, precision: str, world: int) -> float | 
 
 def model_flops(layout: Layout, program: Program, work: Tensor) -> float:
     """Model FLOPs of a step, forward and backward, whose rows have this work (`work_of_rows`). Passes count, recompute does not."""
-    return float((_for_each_unit(layout.job.model, program, layout.job.sleep) * work).sum())
+    return float(
+        (_for_each_unit(layout.job.model, program, layout.job.sleep, trained_weights(layout.job)) * work).sum()
+    )
 
 
 def recomputed_flops(layout: Layout, program: Program, work: Tensor) -> float:
@@ -43,13 +47,13 @@ def recomputed_flops(layout: Layout, program: Program, work: Tensor) -> float:
     job = layout.job
     if job.train.recompute_policy == "none":
         return 0.0
-    return float((recompute_flops(job.model, program, layout.stages, layout.recompute, job.model.tie) * work).sum())
+    return float((recompute_flops(job.model, program, layout.stages, layout.recompute, layout.tied) * work).sum())
 
 
 @lru_cache(maxsize=64)
-def _for_each_unit(model: Model, program: Program, sleep: Sleep) -> Tensor:
+def _for_each_unit(model: Model, program: Program, sleep: Sleep, trained: TrainedWeights) -> Tensor:
     """Model FLOPs for each unit of work, computed once for all steps of a program."""
-    return flops_of_work(model, program, sleep)
+    return flops_of_work(model, program, sleep, trained)
 
 
 @lru_cache(maxsize=64)

@@ -19,6 +19,7 @@ from sleeptrain.execute.autograd import CheckpointedExecutor
 from sleeptrain.model.counts import step_flops
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import run
+from sleeptrain.model.trained import TrainedWeights, first_block, freeze, select
 from sleeptrain.model.work import work_of_full_row
 from sleeptrain.program import Evict, Gradient, Loop, Sleep, compile
 from sleeptrain.schedule import RECOMPUTE_POLICIES, stage_blocks
@@ -116,3 +117,34 @@ def test_the_executor_computes_model_flops_and_those_of_recompute(policy, monkey
     repeated = float((flops * work_of_full_row(program)).sum())
     assert counter.get_total_flops() == step_flops(model.config, program, sleep) + repeated
     assert (repeated > 0) == (policy != "none")
+
+
+FROZEN = {
+    "range, every": ["layers.G"],
+    "sliding": ["layers.2.mixer", "head"],
+    "dynamic convolution last, every": ["!embed", "!layers.A"],
+    "embeddings": ["layers.*.mlp"],
+    "hybrid": ["norm", "layers.3.norm1"],
+    "gradient of the last pass": ["layers.1"],
+}
+"""Trained weights by program."""
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_frozen_weights_have_no_products_of_their_gradients(name, monkeypatch):
+    """Autograd computes what is counted, and so does the executor, except that it leaves out the gradient of detached features."""
+    layers, sleep, changes = PROGRAMS[name]
+    monkeypatch.setitem(PROGRAMS, name, ((layers * 2)[:4], sleep, changes))
+    found = []
+    plain_products.install(monkeypatch)
+    for forward in (run, lambda *parts: CheckpointedExecutor(parts[0], [parts[1]], *parts[2:], "none").run()[0]):
+        model, batch, program, sleep = prepared(name)
+        names = select(FROZEN[name], model.config, sleep.gated)
+        trained = TrainedWeights(names, first_block(names, model.config, sleep))
+        freeze(model, trained)
+        with flop_counter() as counter:
+            forward(model, batch, program, sleep).nll.sum().backward()
+        found.append(counter.get_total_flops())
+    counted = step_flops(model.config, program, sleep, trained)
+    assert found[0] == counted < step_flops(model.config, program, sleep)
+    assert found[1] < counted if name == "gradient of the last pass" else found[1] == counted

@@ -74,12 +74,23 @@ def gatherer_of(setup: Any) -> StateGatherer:
     return StateGatherer(setup.context.axes, getattr(setup.engine.module, "tp_layout", None), setup.process.device)
 
 
-def full_weights(setup: Any) -> dict[str, Tensor] | None:
-    """All full parameters by name, in fp32 on the CPU, on rank 0 (None on other ranks); a collective."""
+def full_parameter(parameter: Tensor) -> Tensor:
+    """A parameter of this process's shard in fp32: the master weight, or the frozen weight itself; a collective under ZeRO."""
+    from deepspeed import zero
     from deepspeed.utils import safe_get_full_fp32_param
 
+    if parameter.requires_grad:
+        return safe_get_full_fp32_param(parameter)
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.float()
+    with zero.GatheredParameters([parameter]):
+        return parameter.detach().float().clone()
+
+
+def full_weights(setup: Any) -> dict[str, Tensor] | None:
+    """All full parameters by name, in fp32 on the CPU, on rank 0 (None on other ranks); a collective."""
     gatherer, found = gatherer_of(setup), {}
     for name, parameter in setup.engine.module.named_parameters():
-        found[name] = gatherer.full(name, safe_get_full_fp32_param(parameter)).detach().to("cpu", copy=True)
+        found[name] = gatherer.full(name, full_parameter(parameter)).detach().to("cpu", copy=True)
     whole = gatherer.gather_full_state(found)
     return whole if setup.process.rank == 0 else None
