@@ -80,7 +80,9 @@ class Block(nn.Module):
         # Autograd alone would leave out the states of some frozen blocks, differently in every executor, and the gradient of the
         # state is measured and clipped.
         with torch.set_grad_enabled(self.differentiated):
-            h = h if h.requires_grad or not self.differentiated else h.detach().requires_grad_()
+            if self.differentiated and not h.requires_grad:
+                h = h.detach().requires_grad_()
+                h.register_post_accumulate_grad_hook(_drop_grad)
             return self._run(h, state, op, span, mask, position0)
 
     def _run(
@@ -99,6 +101,11 @@ class Block(nn.Module):
         """The features after the block, from those before it and the output of its mixer."""
         h = torch.add(h, self.out1(y), alpha=self.scale)
         return torch.add(h, self.out2(self.mlp(self.norm2(h))), alpha=self.scale)
+
+
+def _drop_grad(h: Tensor) -> None:
+    """Free a gradient that nobody reads."""
+    h.grad = None
 
 
 def deltanet_block(

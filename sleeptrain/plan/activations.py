@@ -37,6 +37,8 @@ from sleeptrain.model.config import Model
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import State, leaves
 from sleeptrain.model.token_mask import TokenMask
+from sleeptrain.model.trained import ALL_TRAINED, TrainedWeights
+from sleeptrain.plan.block_kinds import BlockKind, block_kinds, freeze_kinds
 from sleeptrain.plan.ownership import on_meta
 from sleeptrain.program import Pass, Sleep, Window, compile
 
@@ -56,15 +58,32 @@ class SegmentMemory:
 
 
 @dataclass(frozen=True)
+class ActivationOptions:
+    """What saved activations depend on besides sizes."""
+
+    padded: bool = False
+    """There is a mask of valid tokens."""
+    compiled: bool = False
+    """What a block saves is measured in the graphs that `train.compile` makes of it; its other memory is at most that of the uncompiled
+    block, and counted as such."""
+    z_loss: float = 0.0
+    """`train.z_loss`."""
+    trained: TrainedWeights = ALL_TRAINED
+
+
+DEFAULTS = ActivationOptions()
+
+
+@dataclass(frozen=True)
 class ActivationMemory:
     """Activation memory of the segments of a model over a window of `tokens` tokens."""
 
     rows: int
     tokens: int
-    blocks: Mapping[str, SegmentMemory]
-    """By letter of the pattern; attention with an empty cache."""
-    cached: Mapping[str, SegmentMemory]
-    """Attention by letter, with a full cache of `tokens - 1`; empty if the program never reads a cache."""
+    blocks: Mapping[BlockKind, SegmentMemory]
+    """By kind of block; attention with an empty cache."""
+    cached: Mapping[BlockKind, SegmentMemory]
+    """Attention by kind, with a full cache of `tokens - 1`; empty if the program never reads a cache."""
     head: SegmentMemory
     norm: SegmentMemory
     """The final norm, or any other norm of the residual stream."""
@@ -72,17 +91,16 @@ class ActivationMemory:
 
 @lru_cache(maxsize=16)
 def measure_activations(
-    model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype, padded: bool, compiled: bool = False,
-    z_loss: float = 0.0,
+    model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype,
+    options: ActivationOptions = DEFAULTS,
 ) -> ActivationMemory:  # fmt: skip
     """Measure every kind of block of a model, and its head, over one window of `rows` x `tokens` on fake tensors.
 
-    `dtype` is that of parameters and activations. `padded` adds a mask of valid tokens. `compiled`: what a block saves is measured
-    in the graphs that `train.compile` makes of it; its other memory is at most that of the uncompiled block, and counted as such.
-    `z_loss`: `train.z_loss`.
+    `dtype` is that of parameters and activations.
     """
     # One block of each kind suffices.
-    small = replace(model, layers="".join(sorted(set(model.pattern))))
+    kinds, compiled = list(dict.fromkeys(block_kinds(model, options.trained))), options.compiled
+    small = replace(model, layers="".join(kind.letter for kind in kinds))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     meta = on_meta(small)
     shapes = {name: p.shape for name, p in meta.named_parameters()}
@@ -91,17 +109,19 @@ def measure_activations(
     with FakeTensorMode():
         weights = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
         meta.load_state_dict(weights, assign=True)
-        meta.z_loss = z_loss
+        meta.z_loss = options.z_loss
         traced = meta
         if compiled:
             traced = on_meta(small)
             traced.load_state_dict(weights, assign=True)
             compile_blocks(traced, partitioned_eager())
+        for each in (meta, traced):
+            freeze_kinds(each, kinds, options.trained)
         windows = [Window(0, tokens, True), Window(tokens, 2 * tokens, True)]
         ops = [op for op in compile(sleep, windows, len(small.pattern)).ops if isinstance(op, Pass)]
         first, last = ops[0], ops[-1]
         ids = torch.zeros(rows, 2 * tokens, dtype=torch.int64, device=device)
-        mask = TokenMask(torch.ones(rows, tokens, dtype=torch.bool, device=device) if padded else None)
+        mask = TokenMask(torch.ones(rows, tokens, dtype=torch.bool, device=device) if options.padded else None)
         empty = State.zeros(leaves(small, sleep, dtype), rows, device)
         h = torch.empty(rows, tokens, small.width, dtype=dtype, device=device)
 
@@ -112,7 +132,7 @@ def measure_activations(
         def measure(state: State, segment: Segment) -> SegmentMemory:
             return _measure_segment(segment, h, state, inputs(state))
 
-        def measure_blocks(op: Pass, state: State) -> dict[str, SegmentMemory]:
+        def measure_blocks(op: Pass, state: State) -> dict[BlockKind, SegmentMemory]:
             blocks, read = (0, len(small.pattern)), PassTokens(ids[:, op.start : op.stop], mask)
             eager, graphs = (
                 block_segments(m, op, blocks, sleep.window, state.spec, read, None) for m in (meta, traced)
@@ -121,14 +141,14 @@ def measure_activations(
             if compiled:
                 kept = [_saved_bytes(_graph(segment, h, state), inputs(state)) for segment in graphs]
                 found = [replace(each, kept=size) for each, size in zip(found, kept, strict=True)]
-            return dict(zip(small.pattern, found, strict=True))
+            return dict(zip(kinds, found, strict=True))
 
-        blocks, cached = measure_blocks(first, empty), dict[str, SegmentMemory]()
+        blocks, cached = measure_blocks(first, empty), dict[BlockKind, SegmentMemory]()
         if last.kv_read and set(small.pattern) != {"G"}:
             kv = {
                 f.name: torch.empty(rows, *f.shape, dtype=f.dtype, device=device) for f in empty.spec if f.kind == "kv"
             }
-            cached = {letter: m for letter, m in measure_blocks(last, empty.replace(kv)).items() if letter != "G"}
+            cached = {kind: m for kind, m in measure_blocks(last, empty.replace(kv)).items() if kind.letter != "G"}
         head = measure(empty, loss_segment(meta, first, MicroBatch(ids, ids, empty)))
         return ActivationMemory(rows, tokens, blocks, cached, head, measure(empty, norm_segment(meta)))
 

@@ -12,7 +12,8 @@ from sleeptrain.model.config import Model
 from sleeptrain.model.counts import head_backward_flops, head_flops, stack_flops
 from sleeptrain.model.state import Leaf, leaves
 from sleeptrain.parallel.tensor import local_config
-from sleeptrain.plan.activations import ActivationMemory, measure_activations
+from sleeptrain.plan.activations import ActivationMemory, ActivationOptions, measure_activations
+from sleeptrain.plan.block_kinds import BlockKind, block_kinds
 from sleeptrain.schedule import Costs, ValueSizes
 from sleeptrain.train.job import Job
 from sleeptrain.train.kernels import DTYPES
@@ -29,9 +30,7 @@ def layer_activations(layout: Layout, padded: bool) -> ActivationMemory:
         layout.batch.micro,
         longest,
         DTYPES[job.train.precision],
-        padded,
-        job.train.compile,
-        job.train.z_loss,
+        ActivationOptions(padded, job.train.compile, job.train.z_loss, trained_weights(job)),
     )
 
 
@@ -78,17 +77,18 @@ def _sizes(job: Job, model: Model, micro: int, activations: ActivationMemory | N
     )  # fmt: skip
     if activations is None:
         return sizes
-    tokens, blocks = activations.rows * activations.tokens, [activations.blocks[letter] for letter in pattern]
+    kinds = block_kinds(job.model, trained_weights(job))
+    tokens, blocks = activations.rows * activations.tokens, [activations.blocks[kind] for kind in kinds]
     # Between layers a process keeps its own tokens only: inputs of the two norms of a block, and of the head's norm.
     norm = activations.norm.kept / tokens * (1 - 1 / sharing)
 
-    def per_cached_token(letter: str) -> float:
-        extra = activations.cached[letter].kept - activations.blocks[letter].kept
+    def per_cached_token(kind: BlockKind) -> float:
+        extra = activations.cached[kind].kept - activations.blocks[kind].kept
         return extra / (activations.rows * max(1, activations.tokens - 1))
 
     selective, cached = job.train.recompute == "selective", zeros
     if activations.cached:
-        cached = tuple(per_cached_token(letter) if letter in activations.cached else 0.0 for letter in pattern)
+        cached = tuple(per_cached_token(kind) if kind in activations.cached else 0.0 for kind in kinds)
     return replace(
         sizes,
         graph=tuple((each.beside if selective else each.kept) / tokens - 2 * norm for each in blocks),

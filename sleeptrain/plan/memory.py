@@ -14,12 +14,14 @@ from typing import get_args
 from sleeptrain.engine.optimizers import Kind
 from sleeptrain.engine.settings import LARGEST_BUCKET
 from sleeptrain.plan.activations import ActivationMemory, SegmentMemory
+from sleeptrain.plan.block_kinds import block_kinds
 from sleeptrain.plan.ownership import StageParameters
 from sleeptrain.program import kept_tokens
 from sleeptrain.schedule import StageEstimate, ValueSizes
 from sleeptrain.train.job import Job
 from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.layout import Layout
+from sleeptrain.train.trained import trained_weights
 
 FP32 = 4
 """Bytes of a float32 element."""
@@ -77,7 +79,7 @@ def memory_of(
     """Bytes of a process that holds the parameters `held` and runs one stage."""
     job, partition = layout.job, held.partition(layout.batch.data)
     optimizer = optimizer_bytes(job, partition)
-    elements = held.elements if job.mesh.zero < 3 else sum(partition.values())
+    elements = held.elements if job.mesh.zero < 3 else held.partitioned(layout.batch.data)
     gradients = _gradients(job, held, partition, layout.batch.accumulation)
     backward = StepPhase("backward", gradients["backward"], stage.peak, _work(job, held, activations))
     rest = [StepPhase(name, size, {}) for name, size in gradients.items() if name != "backward"]
@@ -87,7 +89,7 @@ def memory_of(
 
 
 def optimizer_bytes(job: Job, elements: Mapping[Kind, int]) -> float:
-    """Bytes of fp32 master weights and moments, from elements by optimizer group. Checkpoints hold these of the whole model."""
+    """Bytes of fp32 master weights and moments, from trained elements by optimizer group."""
     moments: Mapping[Kind, int] = {"matrix": 1 if job.optim.name == "muon" else 2, "plain": 2}
     return float(sum(FP32 * (1 + moments[group]) * n for group, n in elements.items()))
 
@@ -103,9 +105,9 @@ def _work(job: Job, held: StageParameters, activations: ActivationMemory) -> flo
     """Temporaries of the segment of a stage that needs most. One recompute policy keeps the head's graph; under the others the
     graph exists only while the head runs and counts here."""
     first, stop = held.blocks
-    letters = set(job.model.pattern[first:stop])
-    segments: list[SegmentMemory] = [activations.blocks[letter] for letter in letters]
-    segments += [activations.cached[letter] for letter in letters & activations.cached.keys()]
+    kinds = set(block_kinds(job.model, trained_weights(job))[first:stop])
+    segments: list[SegmentMemory] = [activations.blocks[kind] for kind in kinds]
+    segments += [activations.cached[kind] for kind in kinds & activations.cached.keys()]
     sizes = [float(segment.work) for segment in segments]
     if stop == len(job.model.pattern):
         graph = 0 if job.train.recompute == "none" else activations.head.kept
@@ -116,11 +118,11 @@ def _work(job: Job, held: StageParameters, activations: ActivationMemory) -> flo
 def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], accumulation: int) -> dict[str, float]:
     """Bytes of gradients and of their copies in the last backward, in its reduction over the data axis, and in the update.
 
-    The whole gradient of this process's parameters exists until the end of backward, whatever the ZeRO stage: the gradient of
+    Frozen weights have none. The whole gradient of this process's parameters exists until the end of backward, whatever the ZeRO stage: the gradient of
     a looped weight is complete only there.
     """
-    n, p = held.elements, sum(partition.values())
-    bucket = max(*held.sizes.values(), min(n, LARGEST_BUCKET))
+    n, p = held.trained_elements, sum(partition.values())
+    bucket = max(*held.trained.values(), min(n, LARGEST_BUCKET))
     weight, zero = DTYPES[job.train.precision].itemsize, job.mesh.zero
     accumulator = FP32 * n
     several = accumulation > 1
@@ -129,7 +131,7 @@ def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], a
     if zero == 3:
         # The bucket and this process's gradient partition always exist. Where parameters are partitioned they are gathered
         # for use, all of them if loops reuse them, and autograd accumulates gradients in the parameters' dtype.
-        always, gathered = weight * bucket + FP32 * p, weight * n if p < n else 0
+        always, gathered = weight * bucket + FP32 * p, weight * held.elements if p < n else 0
         accumulator = weight * n + gathered
         earlier, reduction, update, copy = always, always + accumulator, always, 0
     elif weight == FP32:
@@ -139,7 +141,7 @@ def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], a
         update, copy = FP32 * p, FP32
     elif zero == 1:
         # The accumulator is the gradient that DeepSpeed reduces, and always exists. A tied embedding of two stages is summed apart.
-        tied = held.sizes.get("embed.weight", 0) if job.model.tie and job.mesh.pipe > 1 else 0
+        tied = held.trained.get("embed.weight", 0) if job.model.tie and job.mesh.pipe > 1 else 0
         earlier, update, copy = FP32 * tied, FP32 * n, 0
         static = FP32 * tied if job.train.cuda_graphs else 0
         reduction = FP32 * n + _flattened([held.kinds.get(group, 0) for group in get_args(Kind)])
@@ -170,7 +172,7 @@ def _optimizer_work(job: Job, held: StageParameters, partition: Mapping[Kind, in
     sizes = []
     for group, n in partition.items():
         if group == "matrix" and job.optim.name == "muon":
-            sizes.append((copy + FP32) * n + 7 * FP32 * max(held.sizes.values()))
+            sizes.append((copy + FP32) * n + 7 * FP32 * max(held.trained.values()))
         else:
             sizes.append((copy + 2 * FP32) * n)
     return max(sizes)

@@ -17,6 +17,7 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel.mesh import MeshAxis
 from sleeptrain.parallel.tp_layout import TPLayout
 from sleeptrain.train.layout import Layout
+from sleeptrain.train.trained import trained_weights
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,27 @@ class StageParameters:
     sizes: Mapping[str, int]
     """Elements by parameter name, padding of the vocabulary included."""
     kinds: Mapping[Kind, int]
-    """Elements by optimizer group."""
+    """Elements of trained weights by optimizer group."""
+    trained: Mapping[str, int]
+    """`sizes` of the trained weights alone."""
 
     @property
     def elements(self) -> int:
         """Elements of all parameters."""
         return sum(self.sizes.values())
 
+    @property
+    def trained_elements(self) -> int:
+        """Elements of the trained weights."""
+        return sum(self.trained.values())
+
     def partition(self, data: int) -> dict[Kind, int]:
-        """Elements of one ZeRO partition of each group over `data` processes; DeepSpeed aligns to two elements a process."""
+        """Trained elements of one ZeRO partition of each group over `data` processes; DeepSpeed aligns to two elements a process."""
         return {which: -(-n // (2 * data)) * 2 for which, n in self.kinds.items()}
+
+    def partitioned(self, data: int) -> int:
+        """Elements of one partition of all parameters, under ZeRO 3."""
+        return sum(self.partition(data).values()) - -(self.elements - self.trained_elements) // data
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class Parameters:
     parts: Mapping[str, int]
     """Of the whole model, by part: embedding, attention, deltanet, mlp, norms, head, total (a tied head counts 0)."""
     kinds: Mapping[Kind, int]
-    """Of the whole model, by optimizer group."""
+    """Trained weights of the whole model, by optimizer group."""
     stages: tuple[StageParameters, ...]
     tensor: int
     copies: int
@@ -60,6 +72,11 @@ class Parameters:
         return self.parts["total"]
 
     @property
+    def frozen(self) -> int:
+        """Elements of the whole model that are not trained."""
+        return self.total - sum(self.kinds.values())
+
+    @property
     def held(self) -> int:
         """Elements on all pipe x tensor processes together: the whole model, copies and padding."""
         return self.tensor * sum(share.elements for share in self.stages)
@@ -68,7 +85,7 @@ class Parameters:
 def parameter_ownership(layout: Layout) -> Parameters:
     """Which process holds which parameters. Nothing is allocated."""
     model, size, gated = layout.job.model, layout.job.mesh.tensor, layout.job.sleep.gated
-    whole = _whole(model, gated)
+    whole, trained = _whole(model, gated), trained_weights(layout.job)
     full = {name: p.detach() for name, p in whole.named_parameters()}
     tp_layout = TPLayout({name: p.shape for name, p in full.items()}, MeshAxis(0, size, None))
     shards = {name: tp_layout.shard(name, p) for name, p in full.items()}
@@ -84,8 +101,11 @@ def parameter_ownership(layout: Layout) -> Parameters:
             seen.add(name)
         held = {name: shards[name] for name in names}
         sizes = {name: shard.numel() for name, shard in held.items()}
-        stages.append(StageParameters((blocks.start, blocks.stop), sizes, _by_kind(held)))
-    return Parameters(parameters(whole), _by_kind(full), tuple(stages), size, copies, padding)
+        updated = {name: shard for name, shard in held.items() if name in trained}
+        some = {name: sizes[name] for name in updated}
+        stages.append(StageParameters((blocks.start, blocks.stop), sizes, _by_kind(updated), some))
+    kinds = _by_kind({name: p for name, p in full.items() if name in trained})
+    return Parameters(parameters(whole), kinds, tuple(stages), size, copies, padding)
 
 
 def _by_kind(held: Mapping[str, Tensor]) -> dict[Kind, int]:

@@ -8,10 +8,12 @@ Everything else is that of the exact plan.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sleeptrain.plan.activations import ActivationMemory, SegmentMemory
+from sleeptrain.plan.block_kinds import block_kinds
 from sleeptrain.plan.costs import costs_of, layer_activations
 from sleeptrain.plan.data_layout import DataLayout
 from sleeptrain.plan.hardware import Hardware
@@ -23,6 +25,7 @@ from sleeptrain.program import Pass
 from sleeptrain.schedule import Costs, StageEstimate, sample_schedule
 from sleeptrain.schedule.estimate import estimate_stage, sent_by_stage
 from sleeptrain.train.layout import Layout
+from sleeptrain.train.trained import trained_weights
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,13 @@ class QuickPlanner:
 
 def _unlike(layout: Layout) -> list[int]:
     """One stage of every kind: with the same blocks, at the same end of the stack and of the looped range."""
-    pattern, kinds = layout.job.model.pattern, dict[object, int]()
+    blocks_of, kinds = block_kinds(layout.job.model, trained_weights(layout.job)), dict[object, int]()
     for s, blocks in enumerate(layout.stages):
         first, stop = blocks.loop
-        ends = [at in range(blocks.start, blocks.stop) for at in (0, first, stop - 1, len(pattern) - 1)]
+        ends = [at in range(blocks.start, blocks.stop) for at in (0, first, stop - 1, len(blocks_of) - 1)]
         parts = [stop - start for start, stop in (blocks.part("prelude"), blocks.part("loop"), blocks.part("coda"))]
-        kinds.setdefault((*ends, *parts, *sorted(pattern[blocks.start : blocks.stop])), s)
+        counts = frozenset(Counter(blocks_of[blocks.start : blocks.stop]).items())
+        kinds.setdefault((*ends, *parts, counts), s)
     return list(kinds.values())
 
 

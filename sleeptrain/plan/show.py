@@ -43,6 +43,8 @@ def _sizes(plan: Plan) -> Iterator[str]:
     parts = ", ".join(f"{name} {n:,}" for name, n in p.parts.items() if n and name != "total")
     passes = plan.schedule.program.passes
     yield f"parameters   {p.total:,}: {parts}"
+    if p.frozen:
+        yield f"             {p.total - p.frozen:,} trained, {p.frozen:,} frozen"
     if p.held > p.total:
         yield (
             f"             {p.held:,} on {mesh.pipe * mesh.tensor} processes: {p.copies:,} held more than once, "
@@ -168,7 +170,7 @@ def to_json(plan: Plan, memory: DeviceMemory | None = None) -> dict[str, Any]:
         "rows": {"batch": plan.job.train.batch} | {name: n for name, n in asdict(plan.layout.batch).items() if name != "data"},
         "tokens": plan.layout.tokens_per_step, "padding": plan.layout.padding, "steps": plan.layout.steps,
         "parameters": {
-            "by_part": dict(plan.parameters.parts), "total": plan.parameters.total, "held": plan.parameters.held,
+            "by_part": dict(plan.parameters.parts), "total": plan.parameters.total, "frozen": plan.parameters.frozen, "held": plan.parameters.held,
             "copies": plan.parameters.copies, "padding": plan.parameters.padding,
         },
         "flops": plan.flops, "recompute_flops": plan.recompute_flops, "seconds": plan.seconds, "speed": plan.speed,

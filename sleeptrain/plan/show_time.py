@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sleeptrain.plan.hardware import Hardware
-from sleeptrain.plan.memory import lane_bytes, optimizer_bytes, size
+from sleeptrain.plan.memory import FP32, lane_bytes, optimizer_bytes, size
 from sleeptrain.plan.plan import Plan
 from sleeptrain.plan.step_time import WHEN, AxisTime, RunTime, StepTime, run_time
 
@@ -19,7 +19,7 @@ def checkpoint_bytes(plan: Plan) -> tuple[float, float]:
     if plan.job.data.lane is not None:
         of_stages = (lane_bytes(layout, plan.costs.sizes, held.blocks) for held in plan.parameters.stages)
         lanes = layout.batch.data * mesh.tensor * sum(of_stages)
-    return optimizer_bytes(plan.job, plan.parameters.kinds), lanes
+    return optimizer_bytes(plan.job, plan.parameters.kinds) + FP32 * plan.parameters.frozen, lanes
 
 
 def time_text(plan: Plan, time: StepTime, hardware: Hardware) -> str:

@@ -27,15 +27,15 @@ def traffic_of(layout: Layout, stage: int, held: StageParameters, costs: Costs, 
 def data_axis(layout: Layout, held: StageParameters) -> float | None:
     """Bytes over the data axis in a step; None: not estimated.
 
-    Gradients are reduced in fp32, once a step or, under ZeRO 2, once a backward; then new parameters are gathered. Under ZeRO 3 the
+    Gradients of trained weights are reduced in fp32, once a step or, under ZeRO 2, once a backward; then new parameters are gathered. Under ZeRO 3 the
     traffic depends on which parameters DeepSpeed keeps gathered between uses.
     """
     data, zero = layout.batch.data, layout.job.mesh.zero
     if zero == 3:
         return None if data > 1 else 0.0
     ring, weight_bytes = (data - 1) / data, DTYPES[layout.job.train.precision].itemsize
-    reduced = 2 * 4 * held.elements * (layout.batch.accumulation if zero == 2 else 1)
-    return ring * (reduced + weight_bytes * held.elements)
+    reduced = 2 * 4 * held.trained_elements * (layout.batch.accumulation if zero == 2 else 1)
+    return ring * (reduced + weight_bytes * held.trained_elements)
 
 
 def tensor_axis(layout: Layout, schedule: Schedule, stage: int, costs: Costs) -> float:

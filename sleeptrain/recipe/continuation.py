@@ -82,6 +82,8 @@ def check_run(resolved: Resolved[Recipe], folder: Path, manifest: Manifest | Non
     _check_not_here(resolved, folder)
     if has_steps(folder) and (changes := _changes(resolved, folder / CONFIG, fixed=True)):
         way_out = "take the old values to continue it, or start another run with run_dir=..."
+        if all(change.startswith("optim.") for change in changes):
+            way_out += f" and from its weights with init_from={folder}"
         raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changes])
     if manifest and has_checkpoint(folder) and data_hash(folder) not in (None, manifest.body["hash"]):
         raise UserError(

@@ -15,18 +15,22 @@ from sleeptrain.model.deltanet import DeltaNet
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel.process import Process
 from sleeptrain.train.layout import Layout
+from sleeptrain.train.trained import trained_weights
 
 
 def start_lines(layout: Layout, manifest: Manifest, process: Process) -> Iterator[str]:
     """One line each for device, model, data and step, and for a warm-up that the run does not end; known before model and engine are built."""
     job, mesh, batch = layout.job, layout.job.mesh, layout.batch
     with torch.device("meta"):
-        count = parameters(LanguageModel(job.model, gated=job.sleep.gated))["total"]
+        model = LanguageModel(job.model, gated=job.sleep.gated)
+    count, weights = parameters(model)["total"], trained_weights(job)
+    trained = sum(p.numel() for name, p in model.named_parameters() if name in weights)
     sizes = f"data {batch.data} x pipe {mesh.pipe} x tensor {mesh.tensor}, ZeRO {mesh.zero}"
     yield f"device  {_device(process.device)}, {several(layout.world, 'process')}" + (
         f" = {sizes}" if layout.world > 1 else ""
     )
-    yield f"model   {count:,} parameters in {len(job.model.pattern)} blocks ({job.model.layers}), {job.train.precision}"
+    some = f", {trained:,} of them trained" if trained < count else ""
+    yield f"model   {count:,} parameters in {len(job.model.pattern)} blocks ({job.model.layers}){some}, {job.train.precision}"
     rows = manifest.samples(job.data.split)
     paths = ", ".join(source.path for source in job.data.sources)
     unit = "samples" if manifest.block is None else "rows"

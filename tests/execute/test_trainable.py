@@ -87,14 +87,21 @@ def check(found, expected, patterns, program):
             assert found[0][name] is None, name
 
 
-@pytest.mark.parametrize("chosen", SETS)
-@pytest.mark.parametrize("program", PROGRAMS)
+SAMPLE = [("one pass, sliding", "one block"), ("raw", "a kind of block"), ("range, last pass", "the last mixer")]
+"""What the ordinary suite runs; `make drills` runs all."""
+CASES = [
+    pytest.param(program, chosen, marks=[] if (program, chosen) in SAMPLE else pytest.mark.exhaustive)
+    for program in PROGRAMS for chosen in SETS
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("program", "chosen"), CASES)
 def test_gradients_of_trained_weights_are_those_of_full_training(program, chosen):
     patterns = SETS[chosen]
     expected = measured(program, None, "autograd", "none")
     states = []
     for executor in ("autograd", "executor"):
-        for policy in POLICIES:
+        for policy in POLICIES[:: 2 if (program, chosen) in SAMPLE else 1]:
             found = measured(program, patterns, executor, policy)
             check(found, expected, patterns, program)
             states.append(found[1])
@@ -106,6 +113,7 @@ def test_gradients_of_trained_weights_are_those_of_full_training(program, chosen
         torch.testing.assert_close(states[0], expected[1], rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", ["a kind of block", "the last mixer"])
 def test_cuda_graphs_and_compiled_blocks_give_the_same_gradients(chosen):
     program, patterns = "raw", SETS[chosen]

@@ -14,6 +14,7 @@ from sleeptrain.parallel.collectives import on_first_rank
 from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.recipe import check_batch, complete, load_recipe, open_run
+from sleeptrain.recipe.load_trained import initial_weights
 from sleeptrain.train.build_model import autograd_forward
 from sleeptrain.train.layout import resolve_layout
 from sleeptrain.train.log import read_metrics
@@ -84,7 +85,7 @@ def trained(folder: Path, name: str, data: Path, overrides: list[str], spoil=Non
     resolved = complete(resolved, reader.manifest)
     run = on_first_rank(process, lambda: open_run(resolved, name, reader.manifest))
     layout = resolve_layout(resolved.value, reader.manifest.windows, batch, reader.sizes)
-    setup = set_up(layout, reader, process, run, {})
+    setup = set_up(layout, reader, process, run, {}, initial_weights(resolved, name))
     if spoil is not None:
         spoil(setup)
     train(setup, quiet, None if held_out is None else partial(evaluate_held_out, setup.context, held_out))

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from sleeptrain.recipe import load_recipe
 from sleeptrain.train.trained import trained_weights
 from tests.distributed import run
+from tests.train.gather import full_weights
 from tests.train.jobs import SMALL, by_autograd, recipe_file, text_data, trained
 from tests.train.parity import COMMON
 
 PARTS = [
-    *COMMON, "sleep.loop.trigger=every", "train.steps=4", "optim.weight_decay=0.5", "sleep.gradient.clip_state=0.02",
+    *COMMON, "sleep.loop.trigger=every", "train.steps=3", "optim.weight_decay=0.5", "sleep.gradient.clip_state=0.02",
     "optim.schedule.name=constant",
 ]  # fmt: skip
 FROZEN = 'optim.trainable=["layers.G"]'
@@ -35,6 +37,9 @@ TWO: dict[str, list[str]] = {
 }
 
 
+SAMPLE, REST = ("ZeRO 1", "ZeRO 3"), ("ZeRO 2", "tensor", "sequence", "pipe")
+
+
 def trainings(folder: str, cases: dict[str, list[str]]):
     """Rows, weights after the last step and initial weights of every case, on the current processes."""
     found = {}
@@ -42,8 +47,6 @@ def trainings(folder: str, cases: dict[str, list[str]]):
         first: dict[str, torch.Tensor] = {}
 
         def prepare(setup, name=name, first=first):
-            from tests.train.gather import full_weights
-
             first.update(full_weights(setup) or {})
             if name == "autograd":
                 by_autograd(setup)
@@ -89,16 +92,82 @@ def alone(folder):
     return run(trainings, 1, folder, ALONE, timeout=300)[0]
 
 
+@pytest.mark.slow
 def test_alone(folder, alone):
     equal(alone["executor"], alone["autograd"])
     for name, found in alone.items():
         only_these_changed(found, names_of(folder, *ALONE[name]))
 
 
-def test_two(folder, alone):
-    for name, found in run(trainings, 2, folder, TWO, timeout=600)[0].items():
+@pytest.mark.parametrize(
+    "names", [pytest.param(SAMPLE, marks=pytest.mark.slow), pytest.param(REST, marks=pytest.mark.exhaustive)], ids=len
+)
+def test_two_processes(folder, alone, names):
+    for name, found in run(trainings, 2, folder, {name: TWO[name] for name in names}, timeout=600)[0].items():
         try:
             equal(found, alone["autograd"])
             only_these_changed(found, names_of(folder))
         except AssertionError as error:
             raise AssertionError(name) from error
+
+
+def one_training(folder: str, name: str, more: list[str]):
+    """Train or resume a run: (rows, weights after the last step, weights before the first, steps that the optimizer had made)."""
+    first: dict[str, torch.Tensor] = {}
+    steps: list[int] = []
+
+    def prepare(setup):
+        first.update(full_weights(setup) or {})
+        steps.append(setup.engine.optimizer_step)
+
+    where = Path(folder)
+    rows, weights = trained(where, name, where / "text", [*PARTS, FROZEN, *more], prepare)
+    return rows, weights, first, steps[0]
+
+
+def halves_and_whole(folder: str, layouts: list[list[str]]):
+    """Three steps in two parts and in one run, for each layout; and two steps of the run `moved` on the first one."""
+    found = []
+    for at, layout in enumerate(layouts):
+        one_training(folder, f"halves-{at}", [*layout, "train.steps=2"])
+        found.append((one_training(folder, f"halves-{at}", layout), one_training(folder, f"whole-{at}", layout)))
+    one_training(folder, "moved", [*layouts[0], "train.steps=2"])
+    return found
+
+
+@pytest.mark.exhaustive
+def test_resuming_is_bitwise_equal_and_layouts_may_change(folder, alone):
+    layouts = [["mesh.data=2", "mesh.zero=3"], ["mesh.data=2", "train.precision=bf16"]]
+    for halves, whole in run(halves_and_whole, 2, folder, layouts, timeout=600)[0]:
+        assert [row["loss"] for row in halves[0]] == [row["loss"] for row in whole[0]]
+        assert halves[3] == 2 and all(torch.equal(w, whole[1][n]) for n, w in halves[1].items())
+    equal(run(one_training, 2, folder, "moved", ["mesh.tensor=2"], timeout=300)[0], alone["autograd"])
+
+
+@pytest.mark.slow
+def test_a_second_stage_trains_all_weights_with_new_moments(folder):
+    """In bf16, where frozen weights have no fp32 master, and with Muon."""
+    more = ["train.precision=bf16", *MUON, "train.steps=2"]
+    before = run(one_training, 1, folder, "first-stage", more)[0]
+    after = run(
+        one_training, 1, folder, "second-stage", [*more, "optim.trainable=null", f"init_from={folder}/first-stage"]
+    )[0]
+    assert after[3] == 0 and all(torch.equal(weight, before[1][name]) for name, weight in after[2].items())
+    assert not any(torch.equal(weight, after[1][name]) for name, weight in after[2].items())
+    moments = {
+        p.name: safe_names(p)
+        for p in sorted((Path(folder) / "first-stage/checkpoints/step-00000002").glob("*.safetensors"))
+    }
+    trained_names, everything = names_of(folder), set(after[2])
+    assert moments["part-00000.weights.safetensors"] == everything
+    assert moments["part-00000.moments.safetensors"] == trained_names
+    with pytest.raises(
+        AssertionError, match=r"(?s)holds a run of another configuration.*init_from=.*optim\.trainable = null"
+    ):
+        run(one_training, 1, folder, "first-stage", [*more, "optim.trainable=null", "train.steps=3"])
+
+
+def safe_names(path: Path) -> set[str]:
+    """The weights that a file of a checkpoint is about."""
+    with safe_open(path, "pt") as file:
+        return {key.rpartition("/")[0] for key in file.keys()}  # noqa: SIM118
