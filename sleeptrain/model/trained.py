@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -45,7 +45,8 @@ class TrainedWeights:
 ALL_TRAINED = TrainedWeights()
 
 
-def select(patterns: Sequence[str], config: Model, gated: bool) -> frozenset[str]:
+@lru_cache(maxsize=32)
+def select(patterns: tuple[str, ...], config: Model, gated: bool) -> frozenset[str]:
     """The names of the weights of a model that patterns choose; those with `EXCEPT` alone choose all others."""
     names, letters = weights_of(config, gated), config.pattern
     chosen = [pattern for pattern in patterns if not pattern.startswith(EXCEPT)] or ["*"]
@@ -53,7 +54,8 @@ def select(patterns: Sequence[str], config: Model, gated: bool) -> frozenset[str
     return frozenset(n for n in names if _matches(n, chosen, letters) and not _matches(n, left, letters))
 
 
-def selection_problem(patterns: Sequence[str], config: Model, gated: bool) -> str | None:
+@lru_cache(maxsize=32)
+def selection_problem(patterns: tuple[str, ...], config: Model, gated: bool) -> str | None:
     """What is wrong with patterns for a model: one that no weight matches, or none that is trained; None if nothing is."""
     names, letters = weights_of(config, gated), config.pattern
     known = {alias for name in names for alias in _aliases(name, letters)}

@@ -72,7 +72,7 @@ RULES: tuple[Rule[Job], ...] = (
         lambda job: trainable_problem(job) is not None,
         lambda job: str(trainable_problem(job)),
         "name weights or modules of the model, such as layers.G for all Gated DeltaNet blocks, or set optim.trainable=null to train all",
-        ("optim.trainable=[layers.9]",),
+        ("optim.trainable=[deltanet]",),
     ),
     Rule(
         "trainable-stages", ("optim.trainable", "mesh.pipe"),

@@ -44,6 +44,7 @@ AXES = (
     OptionAxis("train.offload", (False, True), "saved activations are moved to host memory"),
     OptionAxis("train.precision", ("fp32", "bf16"), "dtype of parameters and features"),
     OptionAxis("optim.name", ("adamw", "muon"), "optimizer of the hidden matrices"),
+    OptionAxis("optim.trainable", (None, ("layers.G",)), "all weights are trained, or those of some blocks"),
     OptionAxis("sleep.passes", (3, Ramp(1, 3, 1), Draw(1, 3)), "number of passes: fixed, increasing, or random by step"),
     OptionAxis("sleep.loop.trigger", ("context", "every"), "which windows sleep"),
     OptionAxis("sleep.loop.layers", ("all", (1, 4), (1, 3)), "looped blocks of four: all, all but the first, the middle ones"),

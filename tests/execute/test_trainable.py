@@ -48,7 +48,7 @@ def prepared(program: str, patterns: list[str] | None):
     layout = toy.windows(L, WINDOWS, lambda i: every or i == WINDOWS - 1)
     tokens, targets = toy.batch(layout)
     if patterns is not None:
-        names = select(patterns, model.config, sleep.gated)
+        names = select(tuple(patterns), model.config, sleep.gated)
         freeze(model, TrainedWeights(names, first_block(names, model.config, sleep)))
     return model, lambda: MicroBatch(tokens, targets, model.zero_state(sleep, 2)), compile(sleep, layout, 4), sleep
 

@@ -139,7 +139,7 @@ def test_frozen_weights_have_no_products_of_their_gradients(name, monkeypatch):
     plain_products.install(monkeypatch)
     for forward in (run, lambda *parts: CheckpointedExecutor(parts[0], [parts[1]], *parts[2:], "none").run()[0]):
         model, batch, program, sleep = prepared(name)
-        names = select(FROZEN[name], model.config, sleep.gated)
+        names = select(tuple(FROZEN[name]), model.config, sleep.gated)
         trained = TrainedWeights(names, first_block(names, model.config, sleep))
         freeze(model, trained)
         with flop_counter() as counter:
