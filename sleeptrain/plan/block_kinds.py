@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sleeptrain.model.config import Model
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.stack import Block
 from sleeptrain.model.trained import TrainedWeights, freeze
 
 
@@ -41,5 +42,5 @@ def freeze_kinds(small: LanguageModel, kinds: Sequence[BlockKind], trained: Trai
     names |= {name for name in ("embed.weight", "norm.weight", "head.weight") if name in trained}
     freeze(small, TrainedWeights(None if trained.names is None else frozenset(names)))
     for kind, block in zip(kinds, small.layers, strict=True):
-        if trained.names is not None:
+        if trained.names is not None and isinstance(block, Block):
             block.differentiated = kind.differentiated

@@ -103,3 +103,18 @@ def test_checkpoints_hold_all_weights_and_the_moments_of_trained_ones(
 def test_checkpoints_of_two_processes(tmp_path: Path, cases: list[tuple[str, str, int]]) -> None:
     """Each process writes its share of a frozen weight, of which both keep the whole at ZeRO 1."""
     assert run(saved_and_loaded, 2, str(tmp_path), cases) == [dict.fromkeys(cases, [True] * 4)] * 2
+
+
+@pytest.mark.parametrize("trained", ["norm.", "layers.1.mixer.q."])
+@pytest.mark.parametrize(("precision", "zero"), [("bf16", 1), ("fp32", 2)])
+def test_muon_trains_with_one_group_alone(trained: str, precision: str, zero: int) -> None:
+    """Vectors, which AdamW updates, or matrices, which Muon does."""
+    model = Tiny()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
+    initial = {name: p.detach().clone() for name, p in model.named_parameters()}
+    engine = fresh("muon", precision, zero, model=model)
+    results = train(engine, range(2))
+    assert all(result.grad_norm > 0 and not result.skipped for result in results) and engine.optimizer_step == 2
+    for name, parameter in engine.module.named_parameters():
+        assert torch.equal(parameter, initial[name].to(parameter.dtype)) is not name.startswith(trained), name
