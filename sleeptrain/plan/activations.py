@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from sleep_kernels.linear_cross_entropy import backward as head_backward
 from sleep_kernels.linear_cross_entropy import forward as head_forward
+from sleeptrain.execute.activation_checkpoint import COMPILED_WRAPPERS
 from sleeptrain.execute.products import record, tensors_of
 from sleeptrain.execute.segments import (
     PassTokens,
@@ -72,13 +73,14 @@ class ActivationMemory:
 
 @lru_cache(maxsize=16)
 def measure_activations(
-    model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype, padded: bool, compiled: bool = False,
+    model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype, padded: bool,
+    compiled: Literal["none", "selective"] | None = None,
     z_loss: float = 0.0,
 ) -> ActivationMemory:  # fmt: skip
     """Measure every kind of block of a model, and its head, over one window of `rows` x `tokens` on fake tensors.
 
-    `dtype` is that of parameters and activations. `padded` adds a mask of valid tokens. `compiled`: what a block saves is measured
-    in the graphs that `train.compile` makes of it; its other memory is at most that of the uncompiled block, and counted as such.
+    `dtype` is that of parameters and activations. `padded` adds a mask of valid tokens. `compiled`: `Train.compiled`; what a block saves
+    is then measured in the graphs that `train.compile` makes of it; its other memory is at most that of the uncompiled block, and counted as such.
     `z_loss`: `train.z_loss`.
     """
     # One block of each kind suffices.
@@ -96,7 +98,7 @@ def measure_activations(
         if compiled:
             traced = on_meta(small)
             traced.load_state_dict(weights, assign=True)
-            compile_blocks(traced, partitioned_eager())
+            compile_blocks(traced, partitioned_eager(), COMPILED_WRAPPERS[compiled])
         windows = [Window(0, tokens, True), Window(tokens, 2 * tokens, True)]
         ops = [op for op in compile(sleep, windows, len(small.pattern)).ops if isinstance(op, Pass)]
         first, last = ops[0], ops[-1]

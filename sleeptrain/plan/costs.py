@@ -29,7 +29,7 @@ def layer_activations(layout: Layout, padded: bool) -> ActivationMemory:
         longest,
         DTYPES[job.train.precision],
         padded,
-        job.train.compile,
+        job.train.compiled,
         job.train.z_loss,
     )
 
@@ -84,7 +84,7 @@ def _sizes(job: Job, model: Model, micro: int, activations: ActivationMemory | N
         extra = activations.cached[letter].kept - activations.blocks[letter].kept
         return extra / (activations.rows * max(1, activations.tokens - 1))
 
-    selective, cached = job.train.recompute == "selective", zeros
+    selective, cached = job.train.schedule_policy == "selective", zeros
     if activations.cached:
         cached = tuple(per_cached_token(letter) if letter in activations.cached else 0.0 for letter in pattern)
     return replace(

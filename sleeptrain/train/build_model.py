@@ -90,7 +90,7 @@ def checkpointed_forward(job: Job, options: ExecutorOptions = DEFAULT_OPTIONS) -
             group,
             program,
             job.sleep,
-            train.recompute_policy,
+            train.schedule_policy,
             offload=train.offload,
             options=options,
             predict=predict,

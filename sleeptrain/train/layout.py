@@ -76,7 +76,7 @@ class Layout:
     @property
     def recompute(self) -> RecomputePolicy:
         """What is kept for backward, and whether it is offloaded."""
-        return replace(RECOMPUTE_POLICIES[self.job.train.recompute_policy], offload=self.job.train.offload)
+        return replace(RECOMPUTE_POLICIES[self.job.train.schedule_policy], offload=self.job.train.offload)
 
     def program(self, passes: int | None = None) -> Program:
         """The program of a step of `passes` passes; None: the largest number of any step."""
