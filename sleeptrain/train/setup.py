@@ -134,7 +134,7 @@ def set_up(
         compile_blocks(model, wrap=COMPILED_WRAPPERS[job.train.compiled])
     lanes = new_lanes(layout, model) if job.data.lane is not None else None
     context = StepContext(
-        engine, make_forward(layout, axes, engine.grad_buffers), layout, axes, manifest.pad, len(reader.names),
+        engine, make_forward(layout, axes, engine.grad_buffers, process.device), layout, axes, manifest.pad, len(reader.names),
         RankTimes(process.rank, process.world, job.log.every, process.device), lanes,
     )  # fmt: skip
     limits = job.train.guard

@@ -332,7 +332,7 @@ def step_bytes(overrides):
         reused_elements=looped_elements(model, plan.schedule.program, job.sleep) if job.mesh.zero == 3 else 0,
     )  # fmt: skip
     engine = build_engine(model, job.optim, spec)
-    forward = make_forward(plan.layout, axes, engine.grad_buffers)
+    forward = make_forward(plan.layout, axes, engine.grad_buffers, torch.device("cpu"))
     step(engine, forward)  # the first step allocates the optimizer's moments
     after = live_storages()
     between = sum(storage.nbytes() for address, storage in after.items() if address not in before)
