@@ -37,7 +37,7 @@ from sleeptrain.model.compile_blocks import compile_blocks, partitioned_eager
 from sleeptrain.model.config import Model
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import State, leaves
-from sleeptrain.model.token_mask import TokenMask
+from sleeptrain.model.token_mask import MaskName, TokenMask
 from sleeptrain.plan.ownership import on_meta
 from sleeptrain.program import Pass, Sleep, Window, compile
 
@@ -73,13 +73,13 @@ class ActivationMemory:
 
 @lru_cache(maxsize=16)
 def measure_activations(
-    model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype, padded: bool,
+    model: Model, sleep: Sleep, rows: int, tokens: int, dtype: torch.dtype, mask: MaskName | None,
     compiled: Literal["none", "selective"] | None = None,
     z_loss: float = 0.0,
 ) -> ActivationMemory:  # fmt: skip
     """Measure every kind of block of a model, and its head, over one window of `rows` x `tokens` on fake tensors.
 
-    `dtype` is that of parameters and activations. `padded` adds a mask of valid tokens. `compiled`: `Train.compiled`; what a block saves
+    `dtype` is that of parameters and activations. `mask`: the tensor of `TokenMask` that passes have. `compiled`: `Train.compiled`; what a block saves
     is then measured in the graphs that `train.compile` makes of it; its other memory is at most that of the uncompiled block, and counted as such.
     `z_loss`: `train.z_loss`.
     """
@@ -103,19 +103,20 @@ def measure_activations(
         ops = [op for op in compile(sleep, windows, len(small.pattern)).ops if isinstance(op, Pass)]
         first, last = ops[0], ops[-1]
         ids = torch.zeros(rows, 2 * tokens, dtype=torch.int64, device=device)
-        mask = TokenMask(torch.ones(rows, tokens, dtype=torch.bool, device=device) if padded else None)
+        read = torch.ones(rows, tokens, dtype=torch.bool, device=device)
+        token_mask = TokenMask.from_named({} if mask is None else {str(mask): read})
         empty = State.zeros(leaves(small, sleep, dtype), rows, device)
         h = torch.empty(rows, tokens, small.width, dtype=dtype, device=device)
 
         def inputs(state: State) -> list[Tensor]:
             found = [*weights.values(), *meta.parameters(), *traced.parameters(), ids, h, *state.tensors.values()]
-            return [*found, *mask.named().values()]
+            return [*found, *token_mask.named().values()]
 
         def measure(state: State, segment: Segment) -> SegmentMemory:
             return _measure_segment(segment, h, state, inputs(state))
 
         def measure_blocks(op: Pass, state: State) -> dict[str, SegmentMemory]:
-            blocks, read = (0, len(small.pattern)), PassTokens(ids[:, op.start : op.stop], mask)
+            blocks, read = (0, len(small.pattern)), PassTokens(ids[:, op.start : op.stop], token_mask)
             eager, graphs = (
                 block_segments(m, op, blocks, sleep.window, state.spec, read, None) for m in (meta, traced)
             )

@@ -11,6 +11,7 @@ import torch
 from sleeptrain.model.config import Model
 from sleeptrain.model.counts import block_flops, head_flops
 from sleeptrain.model.state import Leaf, leaves
+from sleeptrain.model.token_mask import MaskName
 from sleeptrain.parallel.tensor import local_config
 from sleeptrain.plan.activations import ActivationMemory, measure_activations
 from sleeptrain.schedule import Costs, ValueSizes
@@ -19,8 +20,8 @@ from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.layout import Layout
 
 
-def layer_activations(layout: Layout, padded: bool) -> ActivationMemory:
-    """What backward of a block and of the head needs on one process. `padded`: rows may hold padding."""
+def layer_activations(layout: Layout, mask: MaskName | None) -> ActivationMemory:
+    """What backward of a block and of the head needs on one process. `mask`: `DataLayout.mask`."""
     job, longest = layout.job, max(w.stop - w.start for w in layout.windows)
     return measure_activations(
         local_config(job.model, job.mesh.tensor),
@@ -28,7 +29,7 @@ def layer_activations(layout: Layout, padded: bool) -> ActivationMemory:
         layout.batch.micro,
         longest,
         DTYPES[job.train.precision],
-        padded,
+        mask,
         job.train.compiled,
         job.train.z_loss,
     )

@@ -34,6 +34,7 @@ from tests.distributed import run
 from tests.plan.plans import plan_of
 from tests.storages import StorageCounter
 
+MASKS = {"padded": "valid", "right-padded": "prefix"}
 POLICIES = ("window", "pass", "block", "selective", "none")
 CASES = {
     "every": [],
@@ -46,6 +47,7 @@ CASES = {
     "bf16": ["train.precision=bf16"],
     "offload": ["train.offload=true"],
     "padded": [],
+    "right-padded": [],
     "large vocabulary": ["model.vocab=300000"],
 }  # fmt: skip
 
@@ -68,10 +70,11 @@ def group_of(plan, model, seed=0):
                 targets[:, w.start : w.stop] = tokens[:, w.start : w.stop]
         valid = (
             torch.arange(windows[-1].stop).expand(tokens.shape) < windows[-1].stop - 3
-            if plan.data_layout.padded
+            if plan.data_layout.mask
             else None
         )
-        found.append(MicroBatch(tokens, targets, model.zero_state(plan.job.sleep, plan.layout.batch.micro), valid))
+        state, right = model.zero_state(plan.job.sleep, plan.layout.batch.micro), plan.data_layout.mask == "prefix"
+        found.append(MicroBatch(tokens, targets, state, valid, right_padded=right))
     return found
 
 
@@ -100,7 +103,7 @@ def test_saved_activations_of_one_stage_match_the_plan_under_every_policy(case):
     totals = {}
     # Offload is refused without recompute.
     for policy in POLICIES[:3] if case == "offload" else POLICIES:
-        plan = plan_of(*CASES[case], f"train.recompute={policy}", padded=case == "padded")
+        plan = plan_of(*CASES[case], f"train.recompute={policy}", mask=MASKS.get(case))
         saved = saved_bytes(plan)
         assert_close(saved, plan.memory[0].saved, (case, policy))
         totals[policy] = sum(saved.values()) + plan.memory[0].host
@@ -113,7 +116,9 @@ def test_saved_activations_of_compiled_blocks_match_the_plan(changes):
     """The graphs that torch.compile makes save less than those of autograd, and products alone less still."""
     totals = []
     for compiled, policy in (("false", "none"), ("true", "none"), ("true", "selective")):
-        plan = plan_of(*changes, f"train.recompute={policy}", f"train.compile={compiled}", padded=bool(changes))
+        plan = plan_of(
+            *changes, f"train.recompute={policy}", f"train.compile={compiled}", mask="valid" if changes else None
+        )
         model = model_of(plan)
         if plan.job.train.compiled:
             compile_blocks(model, wrap=COMPILED_WRAPPERS[plan.job.train.compiled])
@@ -309,7 +314,7 @@ def test_memory_of_the_head_matches_the_plan(vocab, dtype):
         forward_no_grad(segment, h, {})
         graph = segments.forward_with_grad(segment, h, {})
         vjp(graph, torch.ones_like(graph.out), {})
-    planned = measure_activations(plan.job.model, sleep, 4, op.stop - op.start, dtype, False).head
+    planned = measure_activations(plan.job.model, sleep, 4, op.stop - op.start, dtype, None).head
     assert storages.peak == pytest.approx(planned.kept + planned.work, rel=0.05)
 
 
