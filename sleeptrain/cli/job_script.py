@@ -27,6 +27,8 @@ class JobRun:
     """The recipe with absolute paths of data and run folder, since a job reads it from another folder."""
     folder: Path
     parameters: int
+    continues: tuple[str, ...] = ()
+    """What it says of the step at which it continues and of what has changed; empty for a new run."""
 
 
 def plan_run(name: str, resolved: Any, folder: Path, world: int, cluster: ClusterFile) -> JobRun:
@@ -36,6 +38,7 @@ def plan_run(name: str, resolved: Any, folder: Path, world: int, cluster: Cluste
     """
     from sleeptrain import plan
     from sleeptrain.recipe import check_batch
+    from sleeptrain.recipe.continuation import continuation_lines
     from sleeptrain.train.layout import resolve_layout
 
     batch = check_batch(resolved, world)
@@ -51,7 +54,8 @@ def plan_run(name: str, resolved: Any, folder: Path, world: int, cluster: Cluste
         )
     value = dataclasses.replace(resolved.value, data=resolved.value.data.located(), run_dir=str(folder))
     located = dataclasses.replace(resolved, value=value)
-    return JobRun(located, folder, plan.parameter_ownership(layout).total)
+    continues = tuple(continuation_lines(completed, folder, layout))
+    return JobRun(located, folder, plan.parameter_ownership(layout).total, continues)
 
 
 def job_script(cluster: ClusterFile, folder: Path, runs: Sequence[JobRun], nodes: int) -> JobScript:
