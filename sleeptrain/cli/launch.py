@@ -96,11 +96,11 @@ def check(args: argparse.Namespace) -> tuple[ClusterFile, JobRun, int]:
 
 
 def summary(cluster: ClusterFile, trained: JobRun, nodes: int) -> str:
-    """What will run where, in two lines, and what it continues."""
+    """What will run where, in two lines, and notes on the run."""
     slurm, tasks = cluster.slurm, cluster.nodes.tasks
     where = f"partition {slurm.partition}" if slurm.partition else "the default partition"
     return (
         f"{trained.folder}: {trained.parameters:,} parameters on {nodes * tasks} ranks\n"
         f"  {nodes} nodes x {tasks} tasks in {where}, {slurm.time} for each start"
-        + "".join(f"\n  {line}" for line in trained.continues)
+        + "".join(f"\n  {line}" for line in trained.notes)
     )

@@ -75,8 +75,25 @@ def test_a_dry_run_prints_the_script(login: Path, sleeptrain: Any) -> None:
     lines = ran.out.splitlines()
     for line in ("#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=2", "#SBATCH --partition=gpu", f"runs=({login}/run)"):
         assert line in lines
+    assert "verified" not in ran.err, "no GPU is asked for"
     assert "on 4 ranks" in ran.err and "2 nodes x 2 tasks in partition gpu" in ran.err
     assert files(login) == before
+
+
+def test_a_job_whose_kernels_no_gpu_has_verified_says_so(
+    login: Path, sleeptrain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sleep_kernels import verified
+
+    entry = {"triton": "3.7.1", "arch": "sm_90", "dtype": "bfloat16", "d": 64, "verified_on_gpu": False}
+    words = [*WORDS, "model.deltanet.head_dim=64", "train.precision=bf16", "--cluster", "two.yaml", "--dry-run"]
+    note = "no GPU has verified the fused kernels for bfloat16 and heads of 64"
+    for other, shown in (({}, True), ({"d": 128, "verified_on_gpu": True}, True), ({"verified_on_gpu": True}, False)):
+        monkeypatch.setattr(verified, "table", lambda other=other: (entry, entry | other))
+        ran = sleeptrain("launch", *words, "--set", "nodes.gpus=2")
+        assert ran.status == 0 and (note in ran.err) is shown, ran.err
+    refused = sleeptrain("launch", *words, "--set", "nodes.gpus=2", "train.kernels=chunked")
+    assert refused.status == 0 and note not in refused.err
 
 
 def test_a_job_that_continues_a_run_says_what_has_changed(login: Path) -> None:
