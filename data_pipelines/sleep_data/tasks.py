@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 
 from sleep_data.copying import Copy
@@ -30,8 +30,8 @@ def make(name: str, parameters: Mapping[str, Any]) -> Task | Text:
     """The task `name` with these parameters, and defaults for all others. ValueError names the wrong parameter."""
     if name not in TASKS:
         raise ValueError(f"task {name!r} is not known{nearest(name, TASKS)}; the tasks are {', '.join(sorted(TASKS))}")
-    task_class = TASKS[name]
-    if not is_dataclass(task_class):
+    task_class: Any = TASKS[name]
+    if not hasattr(task_class, "__dataclass_fields__"):
         raise ValueError(f"task {name!r}: its class {task_class.__name__} must be a frozen dataclass of its parameters")
     known = {field.name: field for field in fields(task_class)}
     unknown = [key for key in parameters if key not in known]

@@ -151,9 +151,9 @@ def check_sleep(sleep: Sleep, depth: int) -> None:
         f"sleep.{problem.field} = {reduce(getattr, problem.field.split('.'), sleep)!r}: {problem.message}"
         for problem in sleep.problems()
     ]
-    for section, part in (("loop", sleep.loop), ("evict", sleep.evict)):
-        for name, words in _words(type(part)).items():
-            if (value := getattr(part, name)) not in words:
+    for section in ("loop", "evict"):
+        for name, words in _words(section).items():
+            if (value := getattr(getattr(sleep, section), name)) not in words:
                 wrong.append(f"sleep.{section}.{name} = {value!r}: must be one of {', '.join(words)}")
     if not wrong and sleep.loop.layers != "all" and sleep.loop.layers[1] > depth:
         wrong.append(f"sleep.loop.layers = {list(sleep.loop.layers)}: the model has {depth} blocks")
@@ -162,6 +162,7 @@ def check_sleep(sleep: Sleep, depth: int) -> None:
 
 
 @cache
-def _words(section: type) -> dict[str, tuple[str, ...]]:
+def _words(section: str) -> dict[str, tuple[str, ...]]:
     """The words that the fields of a section may be, by field, for those that are one of several words."""
-    return {name: get_args(hint) for name, hint in get_type_hints(section).items() if get_origin(hint) is Literal}
+    hints = get_type_hints({"loop": Loop, "evict": Evict}[section])
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
