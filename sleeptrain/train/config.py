@@ -109,7 +109,7 @@ class Train:
 
     def _problems(self) -> Iterator[Problem]:
         if (self.steps is None) == (self.tokens is None):
-            yield Problem("steps", "set exactly one of train.steps and train.tokens")
+            yield Problem("steps", "set exactly one of train.steps and train.tokens; =null takes back the other")
         for name in ("steps", "tokens", "micro"):
             if (value := getattr(self, name)) is not None and value < 1:
                 yield Problem(name, "must be at least 1")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from sleeptrain.data.budget import SourceSize, steps_of_budget
+from sleeptrain.data.budget import SourceSize, epochs_of_run, steps_of_budget
 from sleeptrain.parallel.config import (
     BatchLayout,
     LayoutError,
@@ -66,6 +66,16 @@ class Layout:
         if not any(rows):
             return -(-(train.tokens or 0) // self.tokens_per_step)
         return steps_of_budget(train.tokens or 0, self.job.data.mix(rows), self.sizes, train.batch)
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """How often the run reads each source, by its name; empty where there is no data yet."""
+        rows = [size.rows for size in self.sizes]
+        if not any(rows):
+            return {}
+        data = self.job.data
+        found = epochs_of_run(self.steps, data.mix(rows), self.sizes, self.job.train.batch)
+        return dict(zip(data.names, found, strict=True))
 
     @property
     def padding(self) -> float | None:
