@@ -2,8 +2,8 @@
 
 Eager: operators that are no views. Compiled: kernels that TorchInductor schedules for an sm_90 device, and its calls of libraries.
 An operator of ours counts as often as it launches kernels or torch operators, which is counted in Triton's interpreter. Attention
-counts as one launch in each direction. `accumulation` is one addition to the gradient of every weight. All blocks are recomputed
-once (`train.recompute: block`). The mean is over the blocks of `hybrid-1b`.
+counts as one launch in each direction. `accumulation` adds the bf16 gradients of all weights to float32 sums. Blocks are recomputed
+once (`train.recompute: block`), or but for their products (`selective`). The mean is over the blocks of `hybrid-1b`.
 
     python -m benchmarks.launches [--out benchmarks/results/launches.json]
 """
@@ -26,10 +26,13 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from benchmarks.inductor_schedule import Shape, compiled, trace
+from sleeptrain.execute.products import record, replay
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.stack import Block, attention_block, deltanet_block
 from sleeptrain.model.token_mask import NO_MASK
@@ -99,13 +102,46 @@ def functions(
 
     shapes = [*inputs, *((tuple(w.shape), w.dtype) for w in weights.values())]
 
-    def backward(*tensors: Tensor) -> Any:
+    def backward(*tensors: Tensor, forward: Callable[..., Any] = forward) -> Any:
         leaves = [tensor.detach().requires_grad_() for tensor in tensors[: len(shapes)]]
         with torch.enable_grad():
             outputs = forward(*leaves)
         return torch.autograd.grad(outputs, leaves, list(tensors[len(shapes) :]), allow_unused=True)
 
     return forward, backward, shapes, [*shapes, *inputs]
+
+
+def from_products(
+    forward: Callable[..., Any], backward: Callable[..., Any], shapes: Sequence[Shape], all_shapes: Sequence[Shape]
+) -> tuple[Callable[..., Any], list[Shape]]:
+    """`backward` under selective recompute, with the products of `forward` as further inputs in place of computing them again."""
+    with FakeTensorMode(), torch.enable_grad():
+        leaves = [torch.empty(shape, dtype=dtype).requires_grad_() for shape, dtype in shapes]
+        values, spec = tree_flatten(record(lambda: forward(*leaves))[1])
+    places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
+
+    def selective(*tensors: Tensor) -> Any:
+        known = list(values)
+        for place, tensor in zip(places, tensors[len(all_shapes) :], strict=True):
+            known[place] = tensor
+        products = tree_unflatten(known, spec)
+        return backward(*tensors[: len(all_shapes)], forward=lambda *leaves: replay(lambda: forward(*leaves), products))
+
+    return selective, [*all_shapes, *((tuple(values[place].shape), values[place].dtype) for place in places)]
+
+
+def accumulated(weights: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """Launches that add bf16 gradients of weights of these shapes to float32 sums."""
+
+    def run(*tensors: Tensor) -> tuple[()]:
+        totals, gradients = tensors[: len(weights)], tensors[len(weights) :]
+        # As torch.compile functionalises torch._foreach_add_.
+        for total, new in zip(totals, torch._foreach_add(totals, gradients), strict=True):
+            total.copy_(new)
+        return ()
+
+    shapes = [(shape, dtype) for dtype in (torch.float32, torch.bfloat16) for shape in weights]
+    return {"eager": len(weights), "compiled": len(compiled(trace(run, shapes, True), shapes))}
 
 
 def eager(graph: GraphModule) -> list[str]:
@@ -156,12 +192,16 @@ def measure() -> dict[str, Any]:
                 "eager": launches(eager(trace(function, given, False)), own),
                 "compiled": launches(compiled(trace(function, given, True), given), own),
             }
-        weights = len(list(layer.parameters()))
-        totals = {mode: sum(row[mode]["all"] for row in rows.values()) + weights for mode in ("eager", "compiled")}
-        found[kind] = rows | {"accumulation": weights, "a pass": totals}
+        selective, given = from_products(forward, backward, shapes, all_shapes)
+        after = launches(compiled(trace(selective, given, True), given), own)
+        added = accumulated([tuple(weight.shape) for weight in layer.parameters()])
+        totals = {mode: sum(row[mode]["all"] for row in rows.values()) + added[mode] for mode in added}
+        totals["compiled, selective"] = rows["forward"]["compiled"]["all"] + after["all"] + added["compiled"]
+        found[kind] = rows | {"backward": {"compiled, selective": after}, "accumulation": added, "a pass": totals}
     kinds = ["attention" if letter == "A" else "gated deltanet" for letter in pattern]
     found["mean"] = {
-        mode: round(sum(found[kind]["a pass"][mode] for kind in kinds) / len(kinds)) for mode in ("eager", "compiled")
+        mode: round(sum(found[kind]["a pass"][mode] for kind in kinds) / len(kinds))
+        for mode in found[kinds[0]]["a pass"]
     }
     return found
 

@@ -72,7 +72,7 @@ def plans_of(layout: Mapping[str, int], quick: bool) -> dict[str, Plan]:
         mesh = [f"mesh.{axis}={size}" for axis, size in layout.items()]
         words = [*MODEL, *(small if quick else []), *mesh, f"train.recompute={policy}"]
         resolved, windows = resolve_data(load_recipe("text-small", words), 2 if quick else 4)
-        windows = replace(windows, padded=False)
+        windows = replace(windows, mask=None)
         batch = check_batch(resolved, planned_world(resolved.value, None))
         found[policy] = make_plan(resolve_layout(resolved.value, windows.windows, batch), windows)
     return found

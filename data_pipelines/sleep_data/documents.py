@@ -32,6 +32,9 @@ def spans(path: Path) -> list[Span]:
     return [Span(str(path), 0, 1 << 62, size)]
 
 
+NAME_FIELD = "name it with field=; files with another field are a build, and a source, of their own"
+
+
 Divide = Callable[[Iterable[bytes]], Iterator[bytes]]
 """Makes pieces that can be encoded one by one of a text that comes in chunks (`Tokenizer.pieces`)."""
 
@@ -79,7 +82,9 @@ def _jsonl(span: Span, field: str) -> Iterator[Piece]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{where} is not valid JSON: {error}") from None
+            raise ValueError(
+                f"{where} is not valid JSON: {error}; correct or remove the line and build again"
+            ) from None
         yield from _record(record, field, where)
 
 
@@ -95,9 +100,10 @@ def _record(record: Any, field: str, where: str) -> Iterator[Piece]:
         return
     text = record.get(field, 0)
     if text is not None and not isinstance(text, str):
-        raise ValueError(
-            f"{where} has no field {field!r} with a string (it has {', '.join(record) or 'none'}); name the field with field="
-        )
+        found = f"has no field {field!r}; its fields are {', '.join(record) or 'none'}"
+        if field in record:
+            found = f"has {json.dumps(text)[:40]} in the field {field!r}, which must be a string"
+        raise ValueError(f"{where} {found}; {NAME_FIELD}")
     yield Piece((text or "").encode(errors="replace"))
 
 
@@ -115,9 +121,7 @@ def _table(path: Path, span: Span, field: str) -> Iterator[Piece]:
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path} cannot be read as an {path.suffix} file: {error}") from None
     if field not in schema.names:
-        raise ValueError(
-            f"{path} has no column {field!r}; its columns are {', '.join(schema.names)}; name the column with field="
-        )
+        raise ValueError(f"{path} has no column {field!r}; its columns are {', '.join(schema.names)}; {NAME_FIELD}")
     kind = schema.field(field).type
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise ValueError(f"{path}: the column {field!r} has the type {kind}; it must be a string")

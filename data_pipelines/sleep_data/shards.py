@@ -12,6 +12,7 @@ import numpy as np
 from sleep_data import manifest
 from sleep_data.staging import publish, staging
 from sleep_data.task import IGNORED, SPLITS, Arrays, Task
+from sleep_data.task_check import check_block, check_task
 from sleep_data.tokenize import TOKENIZER
 
 SHARD_BYTES = 1 << 26
@@ -36,8 +37,9 @@ def build(
     shard_bytes   bytes of a shard before compression
 
     Equal task, seed and numbers of samples give equal bytes. A folder that was built from the same request is not written
-    again. ValueError if the folder holds anything else, or if a split is empty.
+    again. ValueError if the folder holds anything else, if a split is empty, or if the task or its samples break the interface.
     """
+    check_task(task)
     request = manifest.request(task, seed, checked_samples(samples), task.inputs())
     if out.exists():
         return manifest.matching(out, manifest.existing(out), request)
@@ -90,6 +92,7 @@ def _write_split(
     written = tokens = targets = 0
     writer, encodings = None, manifest.columns(task)
     for block in blocks:
+        check_block(task, split, block)
         if writer is None:
             encodings |= {name: _encoding(column) for name, column in block.items() if name.startswith("label_")}
             writer = MDSWriter(

@@ -149,7 +149,7 @@ def in_blocks(
 ) -> Iterator[Arrays]:
     """Samples [0, samples) from `generate(split, start, stop, seed)`, `size` at a time."""
     if samples is None:
-        raise ValueError("a generated task has no last sample: give the number of samples")
+        raise ValueError(f"{split}=null: a generated task has no last sample; give their number, such as {split}=1000")
     for start in range(0, samples, size):
         yield generate(split, start, min(start + size, samples), seed)
 

@@ -30,7 +30,9 @@ def make(name: str, parameters: Mapping[str, Any]) -> Task | Text:
     """The task `name` with these parameters, and defaults for all others. ValueError names the wrong parameter."""
     if name not in TASKS:
         raise ValueError(f"task {name!r} is not known{nearest(name, TASKS)}; the tasks are {', '.join(sorted(TASKS))}")
-    task_class = TASKS[name]
+    task_class: Any = TASKS[name]
+    if not hasattr(task_class, "__dataclass_fields__"):
+        raise ValueError(f"task {name!r}: its class {task_class.__name__} must be a frozen dataclass of its parameters")
     known = {field.name: field for field in fields(task_class)}
     unknown = [key for key in parameters if key not in known]
     if unknown:

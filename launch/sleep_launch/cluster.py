@@ -113,8 +113,11 @@ def problems(slurm: Slurm, nodes: Nodes, software: Software, restart: Restart) -
     ):  # fmt: skip
         if value is not None and value < least:
             yield path, f"must be at least {least}"
-    if 0 < nodes.gpus < nodes.tasks:
-        yield "nodes.tasks", f"must be at most nodes.gpus = {nodes.gpus}: each task uses one GPU"
+    if 0 < nodes.gpus != nodes.tasks:
+        yield (
+            "nodes.tasks",
+            f"must be nodes.gpus = {nodes.gpus}: each task uses one GPU, and GPUs without a task would be idle",
+        )
     for name in software.environment:
         if not _VARIABLE.fullmatch(name):
             yield "software.environment", f"{name!r} is not a name of an environment variable"

@@ -76,6 +76,8 @@ LAST_MINUTES = 60
 """Time limit of the script that runs last."""
 ONE = "--nodes=1 --ntasks=1 --ntasks-per-node=1"
 """Options of an srun that starts one task."""
+SRUN = ("srun", "--wait=0", "--kill-on-bad-exit=0", "--overlap")
+"""What starts tasks. Its defaults are those of the cluster's slurm.conf (WaitTime, KillOnBadExit), so that they are given here."""
 
 
 def _directives(job: JobScript) -> list[str]:
@@ -119,7 +121,7 @@ def _line(words: Sequence[str]) -> str:
 
 def _common(job: JobScript) -> dict[str, str]:
     """What all scripts of a job have: folders, modules and variables, and how a task is started."""
-    setup = [f"module load {quote(module)}" for module in job.software.modules]
+    setup = [f"module load {quote(module)} || {_no_module(module)}" for module in job.software.modules]
     setup += [f"export {name}={quote(value)}" for name, value in job.software.environment.items()]
     if "/" in job.python and not job.software.wrapper:
         setup.append(f"export PATH={quote(job.python.rpartition('/')[0])}:$PATH")
@@ -128,8 +130,14 @@ def _common(job: JobScript) -> dict[str, str]:
         "folder": quote(job.folder),
         "setup": "\n".join(setup) or "# The cluster file names no modules or environment variables.",
         "python": _line([*job.software.wrapper, job.python]),
-        "srun": _line(["srun", "--wait=0", "--overlap", *job.slurm.srun]),
+        "srun": _line([*SRUN, *job.slurm.srun]),
     }
+
+
+def _no_module(module: str) -> str:
+    """Ends the job with a message. Without the module it might train on, slowly or with other libraries."""
+    text = f"launch: module load {module} has failed; correct software.modules of the cluster file and launch again"
+    return f"{{ echo {quote(text)} >&2; exit 2; }}"
 
 
 TEMPLATE = """\
@@ -151,7 +159,8 @@ export PYTHONPATH=$job/code
 # srun has not read it from the job since SLURM 22.05.
 [ -z "${{SLURM_CPUS_PER_TASK:-}}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 python=({python})
-# --wait=0: a rank that ends first must not end those that still save. --overlap: resources of the step before may not be free yet.
+# --wait, --kill-on-bad-exit: a rank that ends first, with status 75, must not end those that still save.
+# --overlap: resources of the step before may not be free yet.
 srun=({srun})
 
 # Prints the decision of sleep_launch.attempt: "go", "end STATUS" or "again SECONDS [NODES TO EXCLUDE]".

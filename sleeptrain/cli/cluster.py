@@ -39,6 +39,25 @@ def load_cluster(name: str, overrides: Sequence[str] = ()) -> Resolved[ClusterFi
         raise UserError([f"--cluster: {line}" for line in error.errors]) from None
 
 
+GPU_OPTIONS = ("gres", "gpus", "gpus-per-task", "gpus-per-socket", "tres-per-task")
+"""Options of sbatch that request GPUs beside `nodes.gpus`."""
+
+
+def load_job_cluster(name: str, overrides: Sequence[str] = ()) -> Resolved[ClusterFile]:
+    """Read a cluster file from which jobs are made. Raises UserError also where a job would leave GPUs of its nodes idle."""
+    resolved = load_cluster(name, overrides)
+    cluster = resolved.value
+    hardware, nodes = cluster.hardware, cluster.nodes
+    requested = nodes.gpus > 0 or any(option in cluster.slurm.options for option in GPU_OPTIONS)
+    if hardware is not None and nodes.tasks < hardware.gpus and not requested:
+        raise UserError(
+            f"--cluster {name}: {resolved.at('nodes.tasks')} and {resolved.at('nodes.gpus')}, and a node has hardware.gpus = "
+            f"{hardware.gpus}: the job would request no GPU; give nodes.tasks and nodes.gpus, such as "
+            f"nodes: {{tasks: {hardware.gpus}, gpus: {hardware.gpus}}}"
+        )
+    return resolved
+
+
 def load_hardware(name: str) -> Hardware:
     """GPUs and links of a cluster file. Raises UserError where it does not name them."""
     hardware = load_cluster(name).value.hardware

@@ -19,6 +19,7 @@ EXAMPLES = {
     "build": [
         "sleeptrain data build rule110-tiny --out runs/data/rule110-tiny",
         "sleeptrain data build rule110 --out runs/data/rule110-short train=256 test=64 seed=1",
+        "sleeptrain data build text --out runs/data/documents paths=[documents]",
     ],
     "inspect": [
         "sleeptrain data inspect runs/data/rule110-tiny",
@@ -42,8 +43,8 @@ def add(subparsers: Any) -> None:
 
     build = add_command(
         actions, "build", "write the shards of a task",
-        "Write the shards of a task and their manifest. The same request writes the same bytes; a folder that already\n"
-        "holds them is not changed.", EXAMPLES["build"],
+        "Write the shards of a task and their manifest. The task text reads your own files: paths=[FILE,FOLDER,...], with\n"
+        "tokenizer=FILE as token ids. The same request writes the same bytes; a folder that already holds them is not changed.", EXAMPLES["build"],
     )  # fmt: skip
     build.add_argument(
         "task", metavar="TASK", help="a YAML file, the name of one in configs/task, or the name of a task"

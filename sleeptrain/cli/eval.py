@@ -35,7 +35,7 @@ def add(subparsers: Any) -> None:
     parser = add_command(subparsers, "eval", "evaluate trained runs", description, EXAMPLES)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN",
-        help="a run folder, one of several seeds, or a checkpoint; with --lm-eval an exported folder",
+        help="a run folder, one of several seeds, or a checkpoint, such as RUN/checkpoints/best; with --lm-eval an exported folder",
     )  # fmt: skip
     parser.add_argument(
         "--passes", type=whole_numbers(1), metavar="N,N,...", help="numbers of passes to evaluate (default: as trained)"

@@ -31,7 +31,9 @@ def add(subparsers: Any) -> None:
         "memory for the largest tensor."
     )
     parser = add_command(subparsers, "export", "write a trained model for other engines", description, EXAMPLES)
-    parser.add_argument("folder", metavar="RUN", help="a run folder, or a checkpoint in one")
+    parser.add_argument(
+        "folder", metavar="RUN", help="a run folder, or a checkpoint in one, such as RUN/checkpoints/best"
+    )
     parser.add_argument(
         "--to", required=True, choices=list(OPTIONS), help="the format: a Hugging Face folder, or a GGUF file"
     )

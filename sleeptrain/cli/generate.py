@@ -35,7 +35,9 @@ def add(subparsers: Any) -> None:
         '"prompt". All are continued in one batch, and one JSON object is printed for each, in their order.'
     )
     parser = add_command(subparsers, "generate", "continue a prompt", description, EXAMPLES)
-    parser.add_argument("folder", metavar="RUN", help="a run folder, or a checkpoint in one")
+    parser.add_argument(
+        "folder", metavar="RUN", help="a run folder, or a checkpoint in one, such as RUN/checkpoints/best"
+    )
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="text; for a task with symbols: symbols separated by spaces")
     prompt.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from sleeptrain.errors import UserError
 if TYPE_CHECKING:
     from sleep_launch.script import JobScript
     from sleeptrain.cli.cluster import ClusterFile
+    from sleeptrain.train.job import Job
 
 OPTIMIZER_BYTES = 12
 """Bytes of a parameter in a checkpoint: fp32 weight and two moments."""
@@ -27,6 +28,8 @@ class JobRun:
     """The recipe with absolute paths of data and run folder, since a job reads it from another folder."""
     folder: Path
     parameters: int
+    notes: tuple[str, ...] = ()
+    """The step at which it continues and what has changed, and kernels that it will do without."""
 
 
 def plan_run(name: str, resolved: Any, folder: Path, world: int, cluster: ClusterFile) -> JobRun:
@@ -36,6 +39,7 @@ def plan_run(name: str, resolved: Any, folder: Path, world: int, cluster: Cluste
     """
     from sleeptrain import plan
     from sleeptrain.recipe import check_batch
+    from sleeptrain.recipe.continuation import continuation_lines
     from sleeptrain.train.layout import resolve_layout
 
     batch = check_batch(resolved, world)
@@ -51,7 +55,22 @@ def plan_run(name: str, resolved: Any, folder: Path, world: int, cluster: Cluste
         )
     value = dataclasses.replace(resolved.value, data=resolved.value.data.located(), run_dir=str(folder))
     located = dataclasses.replace(resolved, value=value)
-    return JobRun(located, folder, plan.parameter_ownership(layout).total)
+    notes = [*continuation_lines(completed, folder, layout), *_unverified_kernels(completed.value, cluster)]
+    return JobRun(located, folder, plan.parameter_ownership(layout).total, tuple(notes))
+
+
+def _unverified_kernels(job: Job, cluster: ClusterFile) -> Iterator[str]:
+    """A line where no GPU can run the fused kernels that the recipe would use, since none has verified them."""
+    from sleep_kernels.verified import table
+
+    wanted = ({"fp32": "float32", "bf16": "bfloat16"}[job.train.precision], job.model.deltanet.head_dim)
+    if not cluster.nodes.gpus or job.train.kernels != "auto" or "G" not in job.model.pattern:
+        return
+    if not any(each["verified_on_gpu"] for each in table() if (each["dtype"], each["d"]) == wanted):
+        yield (
+            f"train.kernels = auto will run plain torch: no GPU has verified the fused kernels for {wanted[0]} and heads of {wanted[1]}; "
+            "on a node with a GPU: python -m sleep_kernels.self_test --write"
+        )
 
 
 def job_script(cluster: ClusterFile, folder: Path, runs: Sequence[JobRun], nodes: int) -> JobScript:

@@ -63,15 +63,17 @@ def run(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> tuple[ClusterFile, JobRun, int]:
     """Check recipe, cluster file, mesh, batch, data, run folder and memory as training would, and count nodes. Writes nothing."""
     from sleeptrain import plan
-    from sleeptrain.cli.cluster import load_cluster
+    from sleeptrain.cli.cluster import load_job_cluster
     from sleeptrain.cli.job_script import plan_run
     from sleeptrain.cli.train import check_writable
     from sleeptrain.cli.training import naming_data
+    from sleeptrain.evaluate.held_out import open_held_out
     from sleeptrain.recipe import check_batch, check_run, load_recipe
     from sleeptrain.recipe.load_trained import initial_weights
+    from sleeptrain.train.log import check_wandb
     from sleeptrain.train.setup import open_reader
 
-    cluster = load_cluster(args.cluster, args.set).value
+    cluster = load_job_cluster(args.cluster, args.set).value
     resolved = load_recipe(args.recipe, [*cluster.recipe, *args.overrides])
     folder = resolved.value.folder(args.recipe).absolute()
     tasks = cluster.nodes.tasks
@@ -83,18 +85,22 @@ def check(args: argparse.Namespace) -> tuple[ClusterFile, JobRun, int]:
     batch = check_batch(resolved, nodes * tasks)
     with naming_data(resolved):
         open_reader(resolved.value, batch, 0).close()
+        open_held_out(resolved.value, batch, 0)
     completed, data_layout = plan.resolve_data(resolved)
     check_run(completed, folder, data_layout.manifest)
     initial_weights(completed, args.recipe)
     check_writable(completed, folder)
+    if not {"WANDB_MODE", "WANDB_API_KEY"} & {*cluster.software.environment}:
+        check_wandb(completed.value.log)
     return cluster, plan_run(args.recipe, resolved, folder, nodes * tasks, cluster), nodes
 
 
 def summary(cluster: ClusterFile, trained: JobRun, nodes: int) -> str:
-    """What will run where, in two lines."""
+    """What will run where, in two lines, and notes on the run."""
     slurm, tasks = cluster.slurm, cluster.nodes.tasks
     where = f"partition {slurm.partition}" if slurm.partition else "the default partition"
     return (
         f"{trained.folder}: {trained.parameters:,} parameters on {nodes * tasks} ranks\n"
         f"  {nodes} nodes x {tasks} tasks in {where}, {slurm.time} for each start"
+        + "".join(f"\n  {line}" for line in trained.notes)
     )

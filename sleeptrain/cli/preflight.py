@@ -25,7 +25,13 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--tasks", type=int, metavar="N", help="tasks of a node (default: those that were started)")
     parser.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs that a node must have (default: 0)")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="the run folder, in which files are written")
-    parser.add_argument("--space", type=int, default=0, metavar="BYTES", help="bytes that must be free in it")
+    parser.add_argument(
+        "--space",
+        type=int,
+        default=0,
+        metavar="BYTES",
+        help="bytes that it must have for checkpoints, those that lie there already included",
+    )
     parser.add_argument("--local", metavar="DIR", help="a folder on a local disk that must be writable")
     parser.add_argument("--show", action="store_true", help="print the results of an earlier run of the tasks")
     parser.add_argument("--json", action="store_true", help="with --show: print JSON")

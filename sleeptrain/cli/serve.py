@@ -25,7 +25,9 @@ def add(subparsers: Any) -> None:
         "Needs the packages of the extra serve: pip install 'sleeptrain[serve]'."
     )
     parser = add_command(subparsers, "serve", "serve completions over HTTP", description, EXAMPLES)
-    parser.add_argument("folder", metavar="RUN", help="a run folder, or a checkpoint in one")
+    parser.add_argument(
+        "folder", metavar="RUN", help="a run folder, or a checkpoint in one, such as RUN/checkpoints/best"
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)"
     )

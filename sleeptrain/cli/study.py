@@ -93,9 +93,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _cluster(args: argparse.Namespace) -> ClusterFile:
     """The cluster file; what it changes in every recipe is put before the changes of the command line, for the jobs' commands too."""
-    from sleeptrain.cli.cluster import load_cluster
+    from sleeptrain.cli.cluster import load_job_cluster
 
-    cluster = load_cluster(args.cluster, args.set).value
+    cluster = load_job_cluster(args.cluster, args.set).value
     args.overrides = [*(f"set.{word}" for word in cluster.recipe), *args.overrides]
     return cluster
 

@@ -85,8 +85,10 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     from sleeptrain.parallel.process import local_device
     from sleeptrain.parallel.ranks import env_int
     from sleeptrain.recipe import check_batch, check_run
+    from sleeptrain.recipe.continuation import continuation_lines
     from sleeptrain.recipe.load_trained import initial_weights
     from sleeptrain.train.layout import resolve_layout
+    from sleeptrain.train.log import check_wandb
     from sleeptrain.train.setup import check_device, open_reader
 
     world = env_int("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else plan.planned_world(resolved.value, None)
@@ -105,9 +107,12 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     resolved, why = plan.resolve_recompute(resolved, batch, data_layout, memory)
     layout = resolve_layout(resolved.value, data_layout.windows, batch, data_layout.sizes)
     print(plan.text(plan.make_plan(layout, data_layout), memory, why))
+    check_wandb(resolved.value.log)
     newest = checkpoint.latest(folder / "checkpoints")
     action = "begin" if newest is None else f"continue from {newest.name}"
-    print(f"\nDry run: everything was checked and nothing was written. The run would {action} in {folder}.")
+    for line in ("", *continuation_lines(resolved, folder, layout)):
+        print(line)
+    print(f"Dry run: everything was checked and nothing was written. The run would {action} in {folder}.")
     if args.seeds and len(args.seeds) > 1:
         others = ", ".join(map(str, args.seeds[1:]))
         print(f"After seed {args.seeds[0]} the command would train seed {others}, in folders beside this one.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sleeptrain.recipe.load_trained import BEST
 from sleeptrain.recipe.recipe import load_recipe
 from sleeptrain.run.folder import CONFIG
 
@@ -21,6 +22,7 @@ def licence_files(folder: Path) -> dict[str, str]:
     if found or not (folder / CONFIG).exists():
         return found
     base = load_recipe(str(folder / CONFIG)).value.init_from
-    if base is None or not Path(base).is_dir() or Path(base).resolve() == folder.resolve():
+    if base is None:
         return {}
-    return licence_files(Path(base).parent.parent if Path(base).name.startswith("step-") else Path(base))
+    run = Path(base).parent.parent if Path(base).name.startswith("step-") or Path(base).name == BEST else Path(base)
+    return licence_files(run) if run.is_dir() and run.resolve() != folder.resolve() else {}

@@ -56,6 +56,11 @@ class Batch:
         valid = self.tokens != pad
         return None if bool(valid.all()) else valid
 
+    def right_padded(self, pad: int) -> bool:
+        """Whether no token of a row comes after padding."""
+        padding = self.tokens == pad
+        return not bool((padding[:, :-1] & ~padding[:, 1:]).any())
+
     def starts_by_window(self, windows: Sequence[Window]) -> dict[int, Tensor]:
         """The first tokens of documents, for windows in which some begin (`MicroBatch.starts`); call it on the CPU.
 

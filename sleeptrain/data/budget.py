@@ -37,3 +37,13 @@ def steps_of_budget(tokens: int, mix: Mix, sizes: Sequence[SourceSize], rows: in
             return step
         seen, step = seen + float(expected(step)), step + 1
     return step + max(0, ceil((tokens - Fraction(seen)) / expected(step)))
+
+
+def epochs_of_run(steps: int, mix: Mix, sizes: Sequence[SourceSize], rows: int) -> list[float]:
+    """How often `steps` steps of `rows` rows read each source, in its share of all rows; 0 for one without rows."""
+    changing = min(steps, mix.last)
+    parts = [0] * len(sizes)
+    for step in range(changing):
+        parts = [part + share for part, share in zip(parts, mix.shares(step), strict=True)]
+    parts = [part + share * (steps - changing) for part, share in zip(parts, mix.shares(mix.last), strict=True)]
+    return [part * rows / mix.unit / size.rows if size.rows else 0.0 for part, size in zip(parts, sizes, strict=True)]

@@ -60,13 +60,19 @@ class Draws:
     def state_dict(self) -> dict[str, Any]:
         """The state as JSON values; equal for any number of ranks and workers."""
         return {
-            "step": self.step, "rows": list(self.rows), "next": list(self._next), "credits": list(self._mixer.credits),
+            "step": self.step, "rows": list(self.rows), "next": list(self._next),
+            "credits": list(self._mixer.credits), "unit": self.mix.unit,
             "left_out": [[list(span) for span in spans] for spans in self.left_out],
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after a `state_dict`."""
-        self._mixer = Mixer(self._mixer.mix, self._mixer.rows, state["step"], state["credits"])
+        """Go on after a `state_dict`, of another mix, too: the rows that sources are owed so far are kept."""
+        self._mixer = Mixer(
+            self.mix,
+            self._mixer.rows,
+            state["step"],
+            self.mix.converted(state["credits"], state.get("unit", self.mix.unit)),
+        )
         self.rows, self._next = list(state["rows"]), list(state["next"])
         self.left_out = [spans_of(spans) for spans in state["left_out"]]
 

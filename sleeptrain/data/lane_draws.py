@@ -52,15 +52,17 @@ class LaneDraws:
     def state_dict(self) -> dict[str, Any]:
         """The state as JSON values; equal for any number of ranks and workers."""
         return {
-            "step": self.step, "rows": list(self.rows), "next": list(self._next), "credits": list(self._credits),
+            "step": self.step, "rows": list(self.rows), "next": list(self._next),
+            "credits": list(self._credits), "unit": self.mix.unit,
             "left_out": [[list(span) for span in spans] for spans in self.left_out],
             "lanes": [None if row is None else list(row) for row in self._lanes],
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after a `state_dict` of as many lanes."""
+        """Go on after a `state_dict` of as many lanes, of another mix, too."""
         self.step, self.rows, self._next = state["step"], list(state["rows"]), list(state["next"])
-        self._credits, self.left_out = list(state["credits"]), [spans_of(spans) for spans in state["left_out"]]
+        self._credits = self.mix.converted(state["credits"], state.get("unit", self.mix.unit))
+        self.left_out = [spans_of(spans) for spans in state["left_out"]]
         self._lanes = [None if row is None else Drawn(*row) for row in state["lanes"]]
 
     def _begin(self) -> Drawn:

@@ -49,6 +49,12 @@ class Mix:
         shares[largest] += self.unit - sum(shares)
         return tuple(shares)
 
+    def converted(self, credits: Sequence[int], unit: int) -> list[int]:
+        """The credits of sources, whose sum is 0, from parts of another `unit` into those of this mix."""
+        found = [credit * self.unit // unit for credit in credits]
+        found[0] -= sum(found)
+        return found
+
     def zero_step(self) -> int | None:
         """The first step at which all proportions are 0; None if there is none."""
         steps = sorted({step for points in self.points for step, _ in points})

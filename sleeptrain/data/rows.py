@@ -35,6 +35,7 @@ from streaming.base.shared import SharedMemory  # noqa: E402
 from sleeptrain.data.shards import ShardStream, decompressed_path  # noqa: E402
 from sleeptrain.data.sources import Sources  # noqa: E402
 from sleeptrain.data.worker_rows import RankRows, WorkerRows  # noqa: E402
+from sleeptrain.data.worker_signals import start_resource_tracker  # noqa: E402
 
 __all__ = ["RowDataset", "StreamingDataLoader"]
 
@@ -57,6 +58,7 @@ class RowDataset(StreamingDataset):
 
     def __init__(self, sources: Sources, reads: RankRows | None = None) -> None:
         """Open the sources that have rows."""
+        start_resource_tracker()
         lock_folder = tempfile.mkdtemp(prefix="sleeptrain-locks-")
         self._remove_locks = weakref.finalize(self, _call_in_process, os.getpid(), shutil.rmtree, lock_folder, True)
         micro = 1 if reads is None else reads.micro

@@ -1,14 +1,32 @@
-"""Signals in data workers: a stop request that reaches all processes of a job must not end the workers before the training process."""
+"""Signals in helper processes: a stop request that reaches all processes of a job must not end them before the training process."""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
+from multiprocessing import resource_tracker
 
 from sleep_launch.parent import signal_at_parents_death
 
 GRACE = 30.0
 """Seconds that a worker lives on after SIGTERM: SLURM signals all processes at once, and the main one saves first."""
+
+
+REQUESTS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask a run to stop, beside SIGINT and SIGTERM, which Python's resource tracker ignores by itself."""
+
+
+def start_resource_tracker() -> None:
+    """Start the process in which Python registers shared memory, if it does not run, with signals blocked that ask a run to stop.
+
+    SLURM sends SIGUSR1 to all processes of a step. It would end the tracker, and the one that Python then starts prints a stack
+    trace for every block of shared memory that it does not know. A process inherits the blocked signals of its parent.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def delay_signals(worker: int) -> None:

@@ -133,7 +133,7 @@ def measure(
             on_device = batch.to(device)
             micro_batch = MicroBatch(
                 on_device.tokens, on_device.targets, model.zero_state(sleep, batch.rows),
-                None if valid is None else valid.to(device), starts=starts,
+                None if valid is None else valid.to(device), starts=starts, right_padded=batch.right_padded(manifest.pad),
             )  # fmt: skip
             # A document that begins later has nothing to retain of the first window.
             unbroken = is_sample if batch.starts is None else is_sample & ~batch.starts[:, 1:].any(1)

@@ -221,7 +221,7 @@ class ActionRunner:
         if work.op.index > 1:
             _, _, mask = work.batch.window(work.op)
             self.residuals[work.micro].append(
-                self.model.relative_change(out, self._loop_outputs[work.micro], mask.valid)
+                self.model.relative_change(out, self._loop_outputs[work.micro], mask.read)
             )
         if work.op.index < work.op.of:
             self._loop_outputs[work.micro] = out

@@ -1,14 +1,16 @@
-"""Activation checkpointing for plain autograd: torch's checkpoint, and its use under every `train.recompute`."""
+"""Activation checkpointing by torch's checkpoint: of plain autograd under every `train.recompute`, and within compiled blocks."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from functools import partial, wraps
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from sleeptrain.execute.products import checkpoint_contexts
+from sleeptrain.execute.products import checkpoint_contexts, is_product
 from sleeptrain.model.sleep import RecomputeWrappers
 
 
@@ -44,3 +46,30 @@ AUTOGRAD_WRAPPERS: Mapping[str, RecomputeWrappers] = {
     "window": RecomputeWrappers(window=activation_checkpoint, passes=activation_checkpoint),
 }
 """The checkpointed calls of the eager interpreter by `train.recompute`."""
+
+
+def _save_products(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if is_product(operator) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def saving_products(block: Callable[..., Any]) -> Callable[..., Any]:
+    """A block for torch.compile whose graph saves the outputs of products, attention and the delta rule, and recomputes all else.
+
+    The graph's backward recomputes in its fused kernels, and no forward runs twice.
+    """
+    contexts = partial(create_selective_checkpoint_contexts, _save_products)
+    # It warns, once a graph, of operators that work in place, which blocks do not have.
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
+
+    @wraps(block)
+    def run(*args: Any) -> Any:
+        return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+    return run
+
+
+COMPILED_WRAPPERS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]] | None] = {
+    "none": None,
+    "selective": saving_products,
+}
+"""What blocks are wrapped in before they are compiled, by `Train.compiled`."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sleeptrain.execute.cuda_graphs import GraphCache
 from sleeptrain.execute.executor import StageExecutor
-from sleeptrain.execute.gradients import GradAccumulator
+from sleeptrain.execute.gradients import Accumulate, GradAccumulator, accumulate
 from sleeptrain.execute.stage_plan import single_stage_plan
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
@@ -41,6 +41,12 @@ class ExecutorOptions:
     """By weight, the float32 tensor of the engine that its gradients are added to; the other weights get a gradient."""
     graph_cache: GraphCache | None = None
     """The CUDA graphs of a run, made with the same buffers; None: kernels are launched one by one."""
+    accumulate: Accumulate = accumulate
+    """Adds gradients to their sums; that of a graph cache is its own."""
+
+    def accumulator(self, model: LanguageModel) -> GradAccumulator:
+        """What accumulates the gradients of a step of `model`."""
+        return GradAccumulator(self.grad_buffers, model.partial_grads(), self.accumulate)
 
 
 DEFAULT_OPTIONS = ExecutorOptions()
@@ -57,9 +63,8 @@ class CheckpointedExecutor:
         """`predict`: `run` returns the likeliest tokens too, saves nothing for backward, and results have no gradient."""
         recompute = replace(RECOMPUTE_POLICIES[policy], offload=offload)
         plan = single_stage_plan(program, sleep, len(model.layers), len(micro_batches), recompute)
-        grads = GradAccumulator(options.grad_buffers, model.partial_grads())
         self.stage = StageExecutor(
-            model, micro_batches, plan, None, grads, graph_cache=options.graph_cache, predict=predict
+            model, micro_batches, plan, None, options.accumulator(model), options.graph_cache, predict=predict
         )
         self.predict = predict
 

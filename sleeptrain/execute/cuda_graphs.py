@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from sleeptrain.execute.gradients import StaticGradAccumulator
+from sleeptrain.execute.gradients import Accumulate, StaticGradAccumulator, accumulate
 from sleeptrain.execute.graph_capture import GraphRecorder, NamedOutputs, aliased_parameters
 
 _LOG = logging.getLogger("sleeptrain")
@@ -53,10 +53,13 @@ class GraphCache:
     Graphs add weight gradients to static buffers themselves; outside of a graph each addition would be one more launch.
     """
 
-    def __init__(self, recorder: GraphRecorder, grad_buffers: Mapping[Tensor, Tensor] = MappingProxyType({})) -> None:
-        """`grad_buffers`: as in `GradAccumulator`."""
+    def __init__(
+        self, recorder: GraphRecorder, grad_buffers: Mapping[Tensor, Tensor] = MappingProxyType({}),
+        accumulate: Accumulate = accumulate,
+    ) -> None:  # fmt: skip
+        """`grad_buffers`, `accumulate`: as in `GradAccumulator`."""
         self.recorder, self.grads = recorder, StaticGradAccumulator()
-        self._grad_buffers = grad_buffers
+        self._grad_buffers, self._accumulate = grad_buffers, accumulate
         self.replayed = 0
         """The number of replays whose results were used."""
         self._graphs: dict[Hashable, _GraphedFunction | None] = {}
@@ -76,7 +79,7 @@ class GraphCache:
         `partial`: as in `GradAccumulator`.
         """
         if model is not self._model:
-            self.grads = StaticGradAccumulator(self._grad_buffers, partial)
+            self.grads = StaticGradAccumulator(self._grad_buffers, partial, self._accumulate)
         addresses = [weight.data_ptr() for weight in model.parameters()]
         if model is not self._model or addresses != self._addresses:
             self._graphs.clear()

@@ -9,7 +9,6 @@ import torch
 
 from sleeptrain.execute.autograd import DEFAULT_OPTIONS, ExecutorOptions, run_with_autograd, run_without_backward
 from sleeptrain.execute.executor import StageExecutor
-from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels, assert_same_schedule
 from sleeptrain.execute.stage_plan import StagePlan
 from sleeptrain.model.language import LanguageModel
@@ -41,8 +40,10 @@ class Pipeline:
         StageLost where another stage does not answer.
         """
         plan = self.plan(program, len(micro_batches), next(model.parameters()).device)
-        grads = GradAccumulator(self.options.grad_buffers, model.partial_grads())
-        stage = StageExecutor(model, micro_batches, plan, self.p2p, grads, self.options.graph_cache, predict=predict)
+        options = self.options
+        stage = StageExecutor(
+            model, micro_batches, plan, self.p2p, options.accumulator(model), options.graph_cache, predict=predict
+        )
         return run_without_backward(stage) if predict else run_with_autograd(stage)
 
     def plan(self, program: Program, group: int, device: torch.device) -> StagePlan:

@@ -105,16 +105,14 @@ def backward(
     for graph in _reversed_graphs(segments, inputs, saved, graphs):
         d_h, d_read, d_weights = vjp(graph, d_h, d_changed)
         d_leaves |= d_read
-        for weight, gradient in d_weights:
-            grads.add(weight, gradient)
+        grads.add(d_weights)
     return d_h, d_leaves
 
 
 def backward_one(graph: SegmentGraph, d_out: Tensor | None, grads: GradAccumulator) -> Tensor | None:
     """Backward through one segment without state: the gradient of its features."""
     d_h, _, d_weights = vjp(graph, d_out, {})
-    for weight, gradient in d_weights:
-        grads.add(weight, gradient)
+    grads.add(d_weights)
     return d_h
 
 

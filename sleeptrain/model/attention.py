@@ -55,7 +55,7 @@ class Attention(nn.Module):
         """
         batch, time, _ = x.shape
         q, k, v = self.project(x, *rotary_cos_sin(position0, time, self.config, x))
-        seen = mask.valid if mask.valid is not None else torch.ones(batch, time, dtype=torch.bool, device=x.device)
+        seen = torch.ones(batch, time, dtype=torch.bool, device=x.device) if mask.read is None else mask.read
         if cache is not None:
             before = cache.seen if mask.cached is None else cache.seen & mask.cached
             k, v, seen = torch.cat([cache.key, k], 1), torch.cat([cache.value, v], 1), torch.cat([before, seen], 1)

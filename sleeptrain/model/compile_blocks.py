@@ -12,16 +12,22 @@ from torch import nn
 from sleeptrain.errors import UserError
 from sleeptrain.model.stack import Block, attention_block, deltanet_block
 
+Compute = Callable[..., Any]
+"""The function of a block, `deltanet_block` or `attention_block`."""
 VARIANTS = 64
 """How often a function may be compiled. A kind of block is, for every combination of shapes, padding, cache, and inputs with gradient."""
 
 
-def compile_blocks(model: nn.Module, backend: Any = "inductor") -> None:
+def compile_blocks(
+    model: nn.Module, backend: Any = "inductor", wrap: Callable[[Compute], Compute] | None = None
+) -> None:
     """Compile every `Block` of `model` with a backend of torch.compile, when it first runs. All blocks of a kind share the graphs.
 
-    A call of a block that cannot be compiled raises UserError: nothing runs uncompiled without notice.
+    `wrap` is applied to the functions first; it may checkpoint them. A call of a block that cannot be compiled raises UserError: nothing runs uncompiled without notice.
     """
-    compiled: dict[Any, Any] = {each: _compiled_block(each, backend) for each in (deltanet_block, attention_block)}
+    compiled: dict[Any, Any] = {
+        each: _compiled_block(each, backend, wrap) for each in (deltanet_block, attention_block)
+    }
     for block in model.modules():
         if isinstance(block, Block):
             block.compute = compiled[block.compute]
@@ -86,10 +92,10 @@ def compiled_function(
     return call
 
 
-def _compiled_block(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
+def _compiled_block(function: Compute, backend: Any, wrap: Callable[[Compute], Compute] | None) -> Compute:
     from torch._dynamo.exc import TorchDynamoException
 
-    graphs = compiled_function(function, backend, dynamic=False)
+    graphs = compiled_function(wrap(function) if wrap else function, backend, dynamic=False)
 
     def call(*arguments: Any) -> Any:
         try:

@@ -86,7 +86,7 @@ class DeltaNet(nn.Module):
         """q, k, v, log decay, write strength and the new tail: q, k and v convolved with fixed taps."""
         return delta_inputs(
             self.q(x), self.k(x), self.v(x), self.a(x), self.b(x), self.conv_q, self.conv_k, self.conv_v,
-            self.A_log, self.dt_bias, tail, mask.valid, mask.starts, key_heads=self.config.key_heads,
+            self.A_log, self.dt_bias, tail, mask.read, mask.starts, key_heads=self.config.key_heads,
             strength=self._strength, backend=self.backend,
         )  # fmt: skip
 
@@ -94,13 +94,13 @@ class DeltaNet(nn.Module):
         """The same where v alone is convolved, with taps that depend on the token."""
         generated = self.generator_out(F.silu(self.generator_in(x)))
         v, new = dynamic_conv(
-            self.v(x), generated.unflatten(2, self.conv_v.shape), self.conv_v, tail.flatten(2), mask.valid, mask.starts
+            self.v(x), generated.unflatten(2, self.conv_v.shape), self.conv_v, tail.flatten(2), mask.read, mask.starts
         )
         q, k = (_unit_heads(F.silu(y), self.config.head_dim) for y in (self.q(x), self.k(x)))
         g, b = self.decay(self.a(x)), self.b(x)
         beta = self._strength * torch.sigmoid(b.to(g.dtype))
-        if mask.valid is not None:
-            padding = ~mask.valid[..., None]
+        if mask.read is not None:
+            padding = ~mask.read[..., None]
             g, beta = g.masked_fill(padding, 0), beta.masked_fill(padding, 0)
             q, k = q.masked_fill(padding[..., None], 0), k.masked_fill(padding[..., None], 0)
         if mask.starts is not None:

@@ -30,11 +30,14 @@ class MicroBatch:
     starts: Mapping[int, Tensor] = field(default_factory=dict)
     """By number of a window: [rows, tokens of the window] bool, true at the first token of every document that begins there.
     Windows in which none begins are missing, so that they cost no mask."""
+    right_padded: bool = False
+    """No token of a row comes after padding."""
 
     def window(self, op: Pass) -> tuple[Tensor, Tensor, TokenMask]:
         """Tokens, targets and mask of the window of a pass."""
         part = slice(op.start, op.stop)
-        mask = TokenMask(None if self.valid is None else self.valid[:, part], self.starts.get(op.window))
+        read, starts = None if self.valid is None else self.valid[:, part], self.starts.get(op.window)
+        mask = TokenMask(prefix=read, starts=starts) if self.right_padded else TokenMask(read, starts=starts)
         return self.tokens[:, part], self.targets[:, part], mask.in_pass(op)
 
 

@@ -150,7 +150,7 @@ def run_window(
             loop = replace(loop, entry=h)
         elif op.layers == "loop":
             if loop.exit is not None:
-                residuals.append(model.relative_change(h.detach(), loop.exit.detach(), read.valid))
+                residuals.append(model.relative_change(h.detach(), loop.exit.detach(), read.read))
             loop = replace(loop, exit=h)
     if boundary is not None:
         state = state.evict(boundary)

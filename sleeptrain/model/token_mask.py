@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from torch import Tensor
 
 from sleeptrain.program import Pass
+
+MaskName = Literal["valid", "prefix"]
+"""The tensor of a `TokenMask` that says which tokens are read."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class TokenMask:
 
     valid: Tensor | None = None
     """[rows, time] bool, false at tokens that are not read: padding, and in passes 2..N earlier documents than the last."""
+    prefix: Tensor | None = None
+    """[rows, time] bool, in place of `valid` where the tokens that are read are the first ones of every row. No token that is
+    read comes after one that is not, so that causal attention within the window needs no mask."""
     starts: Tensor | None = None
     """[rows, time] bool, true at the first token of every document that begins in the window; None in passes 2..N."""
     cached: Tensor | None = None
@@ -33,7 +40,12 @@ class TokenMask:
             return self
         document = self.document()
         last = document == document[:, -1:]
-        return TokenMask(last if self.valid is None else last & self.valid, None, document[:, -1:] == 0)
+        return TokenMask(last if self.read is None else last & self.read, cached=document[:, -1:] == 0)
+
+    @property
+    def read(self) -> Tensor | None:
+        """`valid` or `prefix`: [rows, time] bool, true at tokens that are read; None: all are."""
+        return self.prefix if self.valid is None else self.valid
 
     def document(self) -> Tensor:
         """Number of each token's document [rows, time] int64: 0 for the one that the state continues."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from sleep_kernels.linear_cross_entropy import backward as head_backward
 from sleep_kernels.linear_cross_entropy import forward as head_forward
+from sleeptrain.execute.activation_checkpoint import COMPILED_WRAPPERS
 from sleeptrain.execute.products import record, tensors_of
 from sleeptrain.execute.segments import (
     PassTokens,
@@ -36,7 +37,7 @@ from sleeptrain.model.compile_blocks import compile_blocks, partitioned_eager
 from sleeptrain.model.config import Model
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.state import State, leaves
-from sleeptrain.model.token_mask import TokenMask
+from sleeptrain.model.token_mask import MaskName, TokenMask
 from sleeptrain.model.trained import ALL_TRAINED, TrainedWeights
 from sleeptrain.plan.block_kinds import BlockKind, block_kinds, freeze_kinds
 from sleeptrain.plan.ownership import on_meta
@@ -61,11 +62,11 @@ class SegmentMemory:
 class ActivationOptions:
     """What saved activations depend on besides sizes."""
 
-    padded: bool = False
-    """There is a mask of valid tokens."""
-    compiled: bool = False
-    """What a block saves is measured in the graphs that `train.compile` makes of it; its other memory is at most that of the uncompiled
-    block, and counted as such."""
+    mask: MaskName | None = None
+    """The tensor of `TokenMask` that passes have."""
+    compiled: Literal["none", "selective"] | None = None
+    """`Train.compiled`: what a block saves is then measured in the graphs that `train.compile` makes of it; its other memory is at most that
+    of the uncompiled block, and counted as such."""
     z_loss: float = 0.0
     """`train.z_loss`."""
     trained: TrainedWeights = ALL_TRAINED
@@ -114,26 +115,27 @@ def measure_activations(
         if compiled:
             traced = on_meta(small)
             traced.load_state_dict(weights, assign=True)
-            compile_blocks(traced, partitioned_eager())
+            compile_blocks(traced, partitioned_eager(), COMPILED_WRAPPERS[compiled])
         for each in (meta, traced):
             freeze_kinds(each, kinds, options.trained)
         windows = [Window(0, tokens, True), Window(tokens, 2 * tokens, True)]
         ops = [op for op in compile(sleep, windows, len(small.pattern)).ops if isinstance(op, Pass)]
         first, last = ops[0], ops[-1]
         ids = torch.zeros(rows, 2 * tokens, dtype=torch.int64, device=device)
-        mask = TokenMask(torch.ones(rows, tokens, dtype=torch.bool, device=device) if options.padded else None)
+        read = torch.ones(rows, tokens, dtype=torch.bool, device=device)
+        token_mask = TokenMask.from_named({} if options.mask is None else {str(options.mask): read})
         empty = State.zeros(leaves(small, sleep, dtype), rows, device)
         h = torch.empty(rows, tokens, small.width, dtype=dtype, device=device)
 
         def inputs(state: State) -> list[Tensor]:
             found = [*weights.values(), *meta.parameters(), *traced.parameters(), ids, h, *state.tensors.values()]
-            return [*found, *mask.named().values()]
+            return [*found, *token_mask.named().values()]
 
         def measure(state: State, segment: Segment) -> SegmentMemory:
             return _measure_segment(segment, h, state, inputs(state))
 
         def measure_blocks(op: Pass, state: State) -> dict[BlockKind, SegmentMemory]:
-            blocks, read = (0, len(small.pattern)), PassTokens(ids[:, op.start : op.stop], mask)
+            blocks, read = (0, len(small.pattern)), PassTokens(ids[:, op.start : op.stop], token_mask)
             eager, graphs = (
                 block_segments(m, op, blocks, sleep.window, state.spec, read, None) for m in (meta, traced)
             )

@@ -11,6 +11,7 @@ import torch
 from sleeptrain.model.config import Model
 from sleeptrain.model.counts import head_backward_flops, head_flops, stack_flops
 from sleeptrain.model.state import Leaf, leaves
+from sleeptrain.model.token_mask import MaskName
 from sleeptrain.parallel.tensor import local_config
 from sleeptrain.plan.activations import ActivationMemory, ActivationOptions, measure_activations
 from sleeptrain.plan.block_kinds import BlockKind, block_kinds
@@ -21,8 +22,8 @@ from sleeptrain.train.layout import Layout
 from sleeptrain.train.trained import trained_weights
 
 
-def layer_activations(layout: Layout, padded: bool) -> ActivationMemory:
-    """What backward of a block and of the head needs on one process. `padded`: rows may hold padding."""
+def layer_activations(layout: Layout, mask: MaskName | None) -> ActivationMemory:
+    """What backward of a block and of the head needs on one process. `mask`: `DataLayout.mask`."""
     job, longest = layout.job, max(w.stop - w.start for w in layout.windows)
     return measure_activations(
         local_config(job.model, job.mesh.tensor),
@@ -30,7 +31,7 @@ def layer_activations(layout: Layout, padded: bool) -> ActivationMemory:
         layout.batch.micro,
         longest,
         DTYPES[job.train.precision],
-        ActivationOptions(padded, job.train.compile, job.train.z_loss, trained_weights(job)),
+        ActivationOptions(mask, job.train.compiled, job.train.z_loss, trained_weights(job)),
     )
 
 
@@ -86,7 +87,7 @@ def _sizes(job: Job, model: Model, micro: int, activations: ActivationMemory | N
         extra = activations.cached[kind].kept - activations.blocks[kind].kept
         return extra / (activations.rows * max(1, activations.tokens - 1))
 
-    selective, cached = job.train.recompute == "selective", zeros
+    selective, cached = job.train.schedule_policy == "selective", zeros
     if activations.cached:
         cached = tuple(per_cached_token(kind) if kind in activations.cached else 0.0 for kind in kinds)
     return replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from sleeptrain.data.config import is_remote
 from sleeptrain.data.manifest import WINDOWS, Manifest
 from sleeptrain.data.sources import DataMissing, open_sources
 from sleeptrain.errors import UserError
+from sleeptrain.model.token_mask import MaskName
 from sleeptrain.program import Window
 from sleeptrain.recipe.completion import complete
 from sleeptrain.recipe.recipe import Recipe
 from sleeptrain.recipe.task_files import task_file, task_names, with_build_command
+
+MASKS: Mapping[str, MaskName | None] = {"text": "valid", "rule110": None}
+"""The masks that passes over the rows of a task have. Text is packed, and rings fill their rows; the rows of other tasks end in padding."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,8 @@ class DataLayout:
     """Manifest and windows of a recipe's data."""
 
     manifest: Manifest
-    padded: bool
-    """Rows may hold padding or several documents, so that passes have masks."""
+    mask: MaskName | None
+    """The tensor of `TokenMask` that passes have, since rows may hold padding or several documents; None where they have none."""
     assumed: str | None
     """What is assumed because there is no data yet; None where there is."""
     sizes: tuple[SourceSize, ...] = ()
@@ -37,7 +42,7 @@ class DataLayout:
     def of(cls, manifest: Manifest, sizes: tuple[SourceSize, ...]) -> DataLayout:
         """Of data that exists."""
         full = sum(size.tokens for size in sizes) == sum(size.rows for size in sizes) * manifest.length
-        return cls(manifest, manifest.block is not None or not full, None, sizes)
+        return cls(manifest, "valid" if manifest.block is not None else None if full else "prefix", None, sizes)
 
     @property
     def windows(self) -> tuple[Window, ...]:
@@ -89,7 +94,7 @@ def _of_task(recipe: Recipe, path: str, count: int | None) -> DataLayout:
         f"{max(w.stop - w.start for w in windows)} tokens, {ids:,} token ids"
         + (" (bytes; model.vocab=N for a tokenizer)" if vocabulary.kind == "bytes" and not recipe.model.vocab else "")
     )
-    return DataLayout(_manifest(file["task"], windows, vocabulary), file["task"] != "rule110", assumed)
+    return DataLayout(_manifest(file["task"], windows, vocabulary), MASKS.get(file["task"], "prefix"), assumed)
 
 
 def _manifest(task: str, windows: tuple[Window, ...], vocabulary: Vocabulary) -> Manifest:

@@ -71,7 +71,7 @@ def planned_world(recipe: Recipe, processes: int | None) -> int:
 
 def make_plan(layout: Layout, data_layout: DataLayout, speed: float | None = None) -> Plan:
     """The plan of a run; nothing of the model's size is allocated. `speed`: FLOPs a second of one process."""
-    activations = layer_activations(layout, data_layout.padded)
+    activations = layer_activations(layout, data_layout.mask)
     costs = costs_of(layout, activations, speed)
     estimated, parameters = estimate(checked(layout.schedule), costs), parameter_ownership(layout)
     stages = list(enumerate(zip(parameters.stages, estimated.stages, strict=True)))

@@ -89,7 +89,7 @@ class QuickPlanner:
 
     def _sample(self, layout: Layout) -> _Sample:
         row = dataclasses.replace(layout, batch=dataclasses.replace(layout.batch, micro=1))
-        activations, program = layer_activations(row, self.data_layout.padded), layout.program()
+        activations, program = layer_activations(row, self.data_layout.mask), layout.program()
         costs, only = costs_of(row, activations), _unlike(layout)
         one, two = (sample_schedule(program, layout.stages, n, layout.recompute, only) for n in (1, 2))
         held = parameter_ownership(layout).stages

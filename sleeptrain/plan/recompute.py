@@ -36,7 +36,7 @@ def resolve_recompute(
 def _choose(layout: Layout, data_layout: DataLayout, memory: DeviceMemory) -> tuple[str, str]:
     """The policy and why.
 
-    Of the policies that fit it is the one that recomputes the fewest FLOPs, and of equals the one that needs the least memory;
+    Of the policies that fit it is the one that recomputes the fewest FLOPs, and of equals `none`, or the one that needs the least memory;
     if none fits, the one that needs the least.
     """
     plans = dict(_plans(layout, data_layout))
@@ -47,7 +47,8 @@ def _choose(layout: Layout, data_layout: DataLayout, memory: DeviceMemory) -> tu
             f"{policy} (auto) needs {size(needed(plans[policy]))} a process and no policy less; it does not fit the {memory}. "
             "Use a smaller train.micro, train.offload=true, or more processes"
         )
-    policy = min(fitting, key=lambda policy: (plans[policy].recompute_flops, needed(plans[policy])))
+    # FLOPs leave out elementwise work, of which only `none` recomputes nothing.
+    policy = min(fitting, key=lambda policy: (plans[policy].recompute_flops, policy != "none", needed(plans[policy])))
     chosen = plans[policy]
     cheaper = min(
         (plan for plan in plans.values() if plan.recompute_flops < chosen.recompute_flops), key=needed, default=None

@@ -11,7 +11,7 @@ from sleeptrain.plan.memory import ProcessMemory, size
 from sleeptrain.plan.plan import Plan
 from sleeptrain.plan.traffic import Traffic
 from sleeptrain.train.growth import depth_note
-from sleeptrain.train.start import several
+from sleeptrain.train.start import epochs, several
 
 KEPT = {
     "h": "features", "received h": "features received", "S": "fast weights", "conv": "convolution tails",
@@ -60,6 +60,8 @@ def _sizes(plan: Plan) -> Iterator[str]:
         f"{several(batch.micro, 'row')}"
     )
     yield f"a run        {several(plan.layout.steps, 'step')}{_budget(plan)}"
+    if plan.layout.epochs:
+        yield f"             epochs: {epochs(plan.layout)}"
 
 
 def _budget(plan: Plan) -> str:
@@ -168,7 +170,7 @@ def to_json(plan: Plan, memory: DeviceMemory | None = None) -> dict[str, Any]:
         "assumed": plan.data_layout.assumed, "depth": depth_note(plan.job, plan.schedule.program),
         "windows": [asdict(window) for window in plan.layout.windows],
         "rows": {"batch": plan.job.train.batch} | {name: n for name, n in asdict(plan.layout.batch).items() if name != "data"},
-        "tokens": plan.layout.tokens_per_step, "padding": plan.layout.padding, "steps": plan.layout.steps,
+        "tokens": plan.layout.tokens_per_step, "padding": plan.layout.padding, "steps": plan.layout.steps, "epochs": plan.layout.epochs,
         "parameters": {
             "by_part": dict(plan.parameters.parts), "total": plan.parameters.total, "frozen": plan.parameters.frozen, "held": plan.parameters.held,
             "copies": plan.parameters.copies, "padding": plan.parameters.padding,

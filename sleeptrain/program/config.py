@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cache, reduce
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from sleeptrain.config import Problem
 
@@ -139,3 +140,29 @@ class Sleep:
             yield Problem("gradient.windows", "must be `all` or at least 1")
         if self.gradient.clip_state is not None and self.gradient.clip_state <= 0:
             yield Problem("gradient.clip_state", "must be above 0, or null for no clipping")
+
+
+def check_sleep(sleep: Sleep, depth: int) -> None:
+    """Raise ValueError with every value that is wrong for a stack of `depth` blocks.
+
+    Recipes are checked when they are read. A Sleep that was made in Python is not, and a misspelt word would mean another one.
+    """
+    wrong = [
+        f"sleep.{problem.field} = {reduce(getattr, problem.field.split('.'), sleep)!r}: {problem.message}"
+        for problem in sleep.problems()
+    ]
+    for section in ("loop", "evict"):
+        for name, words in _words(section).items():
+            if (value := getattr(getattr(sleep, section), name)) not in words:
+                wrong.append(f"sleep.{section}.{name} = {value!r}: must be one of {', '.join(words)}")
+    if not wrong and sleep.loop.layers != "all" and sleep.loop.layers[1] > depth:
+        wrong.append(f"sleep.loop.layers = {list(sleep.loop.layers)}: the model has {depth} blocks")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+@cache
+def _words(section: str) -> dict[str, tuple[str, ...]]:
+    """The words that the fields of a section may be, by field, for those that are one of several words."""
+    hints = get_type_hints({"loop": Loop, "evict": Evict}[section])
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from sleeptrain.program.config import Sleep
+from sleeptrain.program.config import Sleep, check_sleep
 
 Layers = Literal["prelude", "loop", "coda"]
 Reads = Literal["tokens", "raw", "normed", "gated", "above"]
@@ -136,8 +136,9 @@ def compile(
     is evicted; its later passes have no gradient, since no loss of the step reads what they write. Under sliding eviction the
     rotary positions of the carried keys are 0..L-2.
 
-    Raises ValueError for an empty layout and for empty windows or windows longer than `sleep.window`.
+    Raises ValueError for wrong values of `sleep`, an empty layout, and for empty windows or windows longer than `sleep.window`.
     """
+    check_sleep(sleep, depth)
     if not windows:
         raise ValueError("a program needs at least one window")
     for w in windows:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from sleeptrain import checkpoint
+from sleeptrain.checkpoint.folder import step_of
 from sleeptrain.config import Resolved
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.data.sources import tokenizer_file
@@ -16,7 +18,15 @@ from sleeptrain.engine.lr_schedule import lr_multiplier
 from sleeptrain.errors import UserError
 from sleeptrain.recipe.completion import paths_of
 from sleeptrain.recipe.recipe import Recipe, load_recipe
-from sleeptrain.run.folder import CONFIG, data_hash, has_checkpoint, has_steps, is_run_config, write_run_folder
+from sleeptrain.run.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    data_hash,
+    has_checkpoint,
+    has_steps,
+    is_run_config,
+    write_run_folder,
+)
 from sleeptrain.run.lock import run_lock
 from sleeptrain.train.job import Job
 from sleeptrain.train.layout import Layout
@@ -28,6 +38,7 @@ FREE = re.compile(
 its hash is compared."""
 ANNOUNCED = re.compile(
     r"optim\.(lr|adam_lr|schedule\..*)|train\.(steps|tokens|batch|z_loss|guard\..*)|checkpoint\..*|eval\..*|log\..*"
+    r"|data\.sources\.\d+\.proportion"
 )
 """Fields that a continuation may change, and says so. All others are fixed."""
 
@@ -81,15 +92,19 @@ def check_run(resolved: Resolved[Recipe], folder: Path, manifest: Manifest | Non
     """
     _check_not_here(resolved, folder)
     if has_steps(folder) and (changes := _changes(resolved, folder / CONFIG, fixed=True)):
-        way_out = "take the old values to continue it, or start another run with run_dir=..."
-        if all(change.startswith("optim.") for change in changes):
-            way_out += f" and from its weights with init_from={folder}"
+        way_out = f"take the old values to continue it, or {_another_run(folder)}"
         raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changes])
     if manifest and has_checkpoint(folder) and data_hash(folder) not in (None, manifest.body["hash"]):
         raise UserError(
             f"{folder} was trained on other data than {paths_of(resolved.value)} holds now; restore the old data to continue it, "
-            "or start another run with run_dir=..."
+            f"or {_another_run(folder)}"
         )
+
+
+def _another_run(folder: Path) -> str:
+    """The way out of what a run cannot change."""
+    from_weights = f", from its weights with init_from={folder}" if has_checkpoint(folder) else ""
+    return f"start another run with run_dir=...{from_weights}"
 
 
 def check_seeds(resolved: Resolved[Recipe], folder: Path, seeds: Sequence[int]) -> None:
@@ -120,10 +135,24 @@ def announced_changes(resolved: Resolved[Recipe], folder: Path) -> tuple[Recipe 
     return load_recipe(str(folder / CONFIG)).value, _changes(resolved, folder / CONFIG, fixed=False)
 
 
+def continuation_lines(resolved: Resolved[Recipe], folder: Path, layout: Layout) -> list[str]:
+    """What a start of the run in `folder` would say before it goes on: the step, every change that matters, a jump of the rate.
+
+    Empty where the run is new.
+    """
+    newest = checkpoint.latest(folder / CHECKPOINTS)
+    if newest is None:
+        return []
+    before, changes = announced_changes(resolved, folder)
+    step = step_of(newest) or 0
+    jump = rate_change(before, layout, step) if before else None
+    return [f"continues at step {step} of {layout.steps}", *changes, *([jump] if jump else [])]
+
+
 def rate_change(before: Job, now: Layout, step: int) -> str | None:
     """How the learning rate goes on after `step` steps, if another schedule, length or rate makes it jump; else None."""
-    steps = before.train.steps
-    if not steps or step >= now.steps or (before.optim, steps) == (now.job.optim, now.steps):
+    steps = dataclasses.replace(now, job=before).steps  # of a budget of tokens, too
+    if step >= now.steps or (before.optim, steps) == (now.job.optim, now.steps):
         return None
     old = before.optim.lr * lr_multiplier(before.optim.schedule, min(step, steps) - 1, steps)
     new = now.job.optim.lr * lr_multiplier(now.job.optim.schedule, step, now.steps)

@@ -16,7 +16,10 @@ from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.recipe.recipe import Recipe, load_recipe
-from sleeptrain.run.folder import has_checkpoint, runs_of_seeds
+from sleeptrain.run.folder import CHECKPOINTS, has_checkpoint, runs_of_seeds
+
+BEST = "best"
+"""A name in the folder of checkpoints for the one with the lowest loss on held-out data; no folder of this name exists."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,10 @@ def open_run_files(path: Path, overrides: Sequence[str] = ()) -> RunFiles:
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Path]:
-    """The run folder and the checkpoint folder that `path` names."""
+    """The run folder and the checkpoint folder that `path` names: a run folder its newest checkpoint, `RUN/checkpoints/best` its best one."""
     hint = "give a run folder, such as runs/rule110-tiny, or a checkpoint in one"
+    if path.name == BEST and path.parent.name == CHECKPOINTS and path.parent.is_dir():
+        return path.parent.parent, _best(path)
     if not path.is_dir():
         raise UserError(f"{path} {'is a file' if path.exists() else 'does not exist'}; {hint}")
     if (path / "config.yaml").exists() and (path / "manifest.json").exists():
@@ -90,6 +95,17 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
     if not (run / "config.yaml").exists() or not re.fullmatch(r"step-\d+", path.resolve().name):
         raise UserError(f"{path} is neither a run folder nor a checkpoint of one; {hint}")
     return path.parent.parent, path
+
+
+def _best(path: Path) -> Path:
+    """The checkpoint that `RUN/checkpoints/best` names."""
+    found = checkpoint.best(path.parent)
+    if found is None:
+        raise UserError(
+            f"{path}: no checkpoint there was evaluated; train with eval.every, and checkpoint.every a multiple of it, "
+            f"or give a checkpoint: {', '.join(each.name for each in checkpoint.checkpoints(path.parent)) or 'there is none yet'}"
+        )
+    return found[0]
 
 
 def initial_weights(resolved: Resolved[Recipe], name: str) -> Path | None:

@@ -27,7 +27,8 @@ class Recipe(Job):
     run_dir: str | None = None
     """The run folder; null: runs/<name of the recipe>, or the folder of a run's own config.yaml."""
     init_from: str | None = None
-    """A run folder, whose newest checkpoint is taken, or a checkpoint: a new run starts from its weights, with new moments."""
+    """A run folder, whose newest checkpoint is taken, or a checkpoint in one, such as RUN/checkpoints/best: a new run starts from its
+    weights, with new moments."""
 
     def __post_init__(self) -> None:
         for name in ("run_dir", "init_from"):

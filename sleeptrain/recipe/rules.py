@@ -202,13 +202,6 @@ RULES: tuple[Rule[Job], ...] = (
         ("train.compile=true", "mesh.tensor=2"),
     ),
     Rule(
-        "compile-selective", ("train.compile", "train.recompute"),
-        lambda job: job.train.compile and job.train.recompute == "selective",
-        "torch.compile chooses itself what a block saves, and recomputes elementwise work in backward",
-        "use train.recompute=none, under which compiled blocks save less than others, or train.compile=false",
-        ("train.compile=true", "train.recompute=selective"),
-    ),
-    Rule(
         "graphs-none", ("train.cuda_graphs", "train.recompute"),
         lambda job: job.train.cuda_graphs and job.train.recompute in ("none", "selective"),
         "every pass keeps its own saved activations, and a CUDA graph has memory for those of one pass",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sleeptrain.execute.activation_checkpoint import AUTOGRAD_WRAPPERS
 from sleeptrain.execute.autograd import DEFAULT_OPTIONS, CheckpointedExecutor, ExecutorOptions
 from sleeptrain.execute.cuda_graphs import GraphCache
+from sleeptrain.execute.gradients import accumulate, compiled_accumulate
 from sleeptrain.execute.graph_capture import CudaGraphRecorder
 from sleeptrain.execute.p2p import P2PChannels
 from sleeptrain.execute.pipeline import Pipeline
@@ -68,16 +69,20 @@ def looped_elements(model: LanguageModel, program: Program, sleep: Sleep) -> int
     return sum(parameter.numel() for parameter in modules.parameters())
 
 
-def make_forward(layout: Layout, axes: MeshAxes, grad_buffers: Mapping[Tensor, Tensor]) -> Forward:
-    """The forward function of a run: pipeline, checkpointed executor, or plain autograd under ZeRO 3.
+def make_forward(
+    layout: Layout, axes: MeshAxes, grad_buffers: Mapping[Tensor, Tensor], device: torch.device
+) -> Forward:
+    """The forward function of a run on a device: pipeline, checkpointed executor, or plain autograd under ZeRO 3.
 
     `grad_buffers`: `Engine.grad_buffers`.
     """
     job = layout.job
     if job.mesh.zero == 3:
         return autograd_forward(job)
-    graph_cache = GraphCache(CudaGraphRecorder(), grad_buffers) if job.train.cuda_graphs else None
-    options = ExecutorOptions(grad_buffers, graph_cache)
+    # On a CPU there are no launches to be saved.
+    add = compiled_accumulate() if job.train.compiled and device.type == "cuda" else accumulate
+    graph_cache = GraphCache(CudaGraphRecorder(), grad_buffers, add) if job.train.cuda_graphs else None
+    options = ExecutorOptions(grad_buffers, graph_cache, add)
     return checkpointed_forward(job, options) if axes.pipe.size == 1 else pipelined_forward(layout, axes, options)
 
 
@@ -93,7 +98,7 @@ def checkpointed_forward(job: Job, options: ExecutorOptions = DEFAULT_OPTIONS) -
             group,
             program,
             job.sleep,
-            train.recompute_policy,
+            train.schedule_policy,
             offload=train.offload,
             options=options,
             predict=predict,

@@ -52,7 +52,7 @@ class Train:
     recompute: Literal["auto", "none", "selective", "block", "pass", "window"] = "none"
     """Activation checkpointing: the unit that is recomputed in backward. `none` saves all activations. `selective` saves, beside what
     `block` does, the outputs of matrix products, attention and the delta rule, and recomputes norms, gates, convolutions, rotary
-    embeddings and the head. `block` saves the input
+    embeddings and the head; the graphs of `compile` do so themselves. `block` saves the input
     features of every block and the input state of every pass. `pass` saves the input features and state of every pass.
     `window` saves the state at window starts and, while a window is recomputed, the inputs of its passes. `auto`: the command
     chooses the one that recomputes least among those whose planned memory fits the device."""
@@ -91,13 +91,25 @@ class Train:
             raise ValueError("train.recompute is auto: choose a policy first, as plan.resolve_recompute does")
         return self.recompute
 
+    @property
+    def schedule_policy(self) -> Literal["none", "selective", "block", "pass", "window"]:
+        """`recompute_policy` as the schedule sees it. Compiled blocks follow `selective` within their graphs, which are kept whole."""
+        return "none" if self.compiled == "selective" else self.recompute_policy
+
+    @property
+    def compiled(self) -> Literal["none", "selective"] | None:
+        """What the graph of a compiled block saves: what torch.compile chooses, or products alone; None: blocks are not compiled."""
+        if not self.compile:
+            return None
+        return "selective" if self.recompute == "selective" else "none"
+
     def problems(self) -> list[Problem]:
         """Problems of this section alone."""
         return list(self._problems())
 
     def _problems(self) -> Iterator[Problem]:
         if (self.steps is None) == (self.tokens is None):
-            yield Problem("steps", "set exactly one of train.steps and train.tokens")
+            yield Problem("steps", "set exactly one of train.steps and train.tokens; =null takes back the other")
         for name in ("steps", "tokens", "micro"):
             if (value := getattr(self, name)) is not None and value < 1:
                 yield Problem(name, "must be at least 1")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from sleeptrain.data.budget import SourceSize, steps_of_budget
+from sleeptrain.data.budget import SourceSize, epochs_of_run, steps_of_budget
 from sleeptrain.parallel.config import (
     BatchLayout,
     LayoutError,
@@ -69,6 +69,16 @@ class Layout:
         return steps_of_budget(train.tokens or 0, self.job.data.mix(rows), self.sizes, train.batch)
 
     @property
+    def epochs(self) -> dict[str, float]:
+        """How often the run reads each source, by its name; empty where there is no data yet."""
+        rows = [size.rows for size in self.sizes]
+        if not any(rows):
+            return {}
+        data = self.job.data
+        found = epochs_of_run(self.steps, data.mix(rows), self.sizes, self.job.train.batch)
+        return dict(zip(data.names, found, strict=True))
+
+    @property
     def padding(self) -> float | None:
         """Share of padding in the rows of all sources; None where there is no data yet."""
         rows = sum(size.rows for size in self.sizes)
@@ -82,7 +92,7 @@ class Layout:
     @property
     def recompute(self) -> RecomputePolicy:
         """What is kept for backward, and whether it is offloaded."""
-        return replace(RECOMPUTE_POLICIES[self.job.train.recompute_policy], offload=self.job.train.offload)
+        return replace(RECOMPUTE_POLICIES[self.job.train.schedule_policy], offload=self.job.train.offload)
 
     def program(self, passes: int | None = None) -> Program:
         """The program of a step of `passes` passes; None: the largest number of any step."""

@@ -15,6 +15,7 @@ from sleeptrain.data.reader import Reader
 from sleeptrain.engine.build import EngineSpec, build_engine
 from sleeptrain.engine.engine import Engine
 from sleeptrain.errors import UserError
+from sleeptrain.execute.activation_checkpoint import COMPILED_WRAPPERS
 from sleeptrain.model.compile_blocks import compile_blocks, missing_compiler
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.parallel.collectives import assert_same_on_all_ranks
@@ -129,11 +130,11 @@ def set_up(
     model = new_model(layout, axes, job.model.deltanet.horizon or manifest.length, process.device)
     use_kernels(model, job.train, layout.windows, layout.batch.micro, process)
     engine = build_engine(model, job.optim, _engine_spec(layout, model, axes))
-    if job.train.compile:
-        compile_blocks(model)
+    if job.train.compiled:
+        compile_blocks(model, wrap=COMPILED_WRAPPERS[job.train.compiled])
     lanes = new_lanes(layout, model) if job.data.lane is not None else None
     context = StepContext(
-        engine, make_forward(layout, axes, engine.grad_buffers), layout, axes, manifest.pad, len(reader.names),
+        engine, make_forward(layout, axes, engine.grad_buffers, process.device), layout, axes, manifest.pad, len(reader.names),
         RankTimes(process.rank, process.world, job.log.every, process.device), lanes,
     )  # fmt: skip
     limits = job.train.guard

@@ -40,6 +40,8 @@ def start_lines(layout: Layout, manifest: Manifest, process: Process) -> Iterato
     )
     if len(job.data.sources) > 1:
         yield f"mixture {mixture(job.data, layout.steps)}"
+    if layout.epochs:
+        yield f"epochs  {epochs(layout)}"
     passes = f"N = {job.sleep.max_passes}" if isinstance(job.sleep.passes, int) else f"N up to {job.sleep.max_passes}"
     yield (
         f"step    {job.train.batch:,} samples, {layout.tokens_per_step:,} tokens, {passes}, {job.optim.name}, "
@@ -59,6 +61,13 @@ def mixture(data: Data, steps: int) -> str:
         f"{name} {a:.1%}" + (f" to {b:.1%}" if a != b else "")
         for name, a, b in zip(data.names, first, last, strict=True)
     )
+
+
+def epochs(layout: Layout) -> str:
+    """How often the whole run reads its data: by source where there are several."""
+    shown = {name: f"{count:.3g}" if count < 100 else f"{count:,.0f}" for name, count in layout.epochs.items()}
+    each = shown.values() if len(shown) == 1 else (f"{name} {count}" for name, count in shown.items())
+    return f"{', '.join(each)} in the whole run"
 
 
 def kernels_line(model: nn.Module) -> str:

@@ -45,7 +45,7 @@ def model_flops(layout: Layout, program: Program, work: Tensor) -> float:
 def recomputed_flops(layout: Layout, program: Program, work: Tensor) -> float:
     """FLOPs of forward work that a step of this work repeats in its backward, because activation checkpointing does not save it."""
     job = layout.job
-    if job.train.recompute_policy == "none":
+    if job.train.schedule_policy == "none":
         return 0.0
     return float((recompute_flops(job.model, program, layout.stages, layout.recompute, layout.tied) * work).sum())
 

@@ -24,3 +24,4 @@ def test_launches_are_counted_again(tmp_path):
     assert f"{deltanet['eager']} launches eager and {deltanet['compiled']} compiled for Gated DeltaNet" in text
     assert f"{attention['eager']} and {attention['compiled']} for attention" in text
     assert f"{found['mean']['eager']} and {found['mean']['compiled']} on average" in text
+    assert f"with `train.recompute: selective` {found['mean']['compiled, selective']}." in text

@@ -15,13 +15,14 @@ from tests.sleep_data.corpora import write_files
 
 def test_the_examples_run(examples: Any, sleeptrain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    write_files(tmp_path / "documents", [b"a line of text\n" * n for n in range(1, 30)])
     for words in [*examples("data"), *examples("data build"), *examples("data inspect")]:
         ran = sleeptrain(*words)
         assert (ran.status, ran.err) == (0, ""), (words, ran.err)
         if "--json" in words:
             assert json.loads(ran.out)["manifest"]["task"] == "rule110"
         else:
-            assert "rule110" in ran.out
+            assert ("text" if "text" in words else "rule110") in ran.out
 
 
 def test_json_of_build_is_the_manifest(sleeptrain: Any, tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.lines import TINY
-from tests.cli.programs import small_recipe
+from tests.cli.lines import TINY, run_lines
+from tests.cli.programs import rows, small_recipe
 
 WORDS = ["small.yaml", "data.sources=[{path: data}]", "sleep.window=9", "train.batch=8", "train.steps=9", *TINY]
 
@@ -20,6 +21,9 @@ def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a recipe and data, and no program of SLURM on PATH."""
     monkeypatch.chdir(small_recipe(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("HOME", str(tmp_path))  # no login to W&B
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "two.yaml").write_text("nodes: {tasks: 2}\nslurm: {partition: gpu}\nrecipe: [data.workers=1]\n")
     return tmp_path
 
@@ -40,7 +44,10 @@ def files(folder: Path) -> set[Path]:
         (["mesh.data=3"], "error: train.batch = 8 (command line) with mesh.data = 3 (command line)"),
         (["data.sources=[{path: gone}]"], "error: data.sources = "),
         (["--nodes", "8"], "error: train.batch = 8 (command line)"),
-        (["--set", "hardware={memory: 1KiB}"], "error: small.yaml needs "),
+        (["--set", "hardware={gpus: 2, memory: 1KiB}"], "error: small.yaml needs "),
+        (["--set", "hardware={gpus: 8}"], "error: --cluster two.yaml: nodes.tasks = 2 (two.yaml:1) and nodes.gpus = 0 (default), and a node has hardware.gpus = 8"),
+        (["eval.every=3", "data.eval_split=gone"], "error: data.sources = "),
+        (["log.wandb.mode=online"], "error: log.wandb.mode = online: there is no API key for W&B"),
     ],
 )  # fmt: skip
 def test_a_wrong_request_writes_nothing(login: Path, sleeptrain: Any, words: list[str], error: str) -> None:
@@ -68,8 +75,52 @@ def test_a_dry_run_prints_the_script(login: Path, sleeptrain: Any) -> None:
     lines = ran.out.splitlines()
     for line in ("#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=2", "#SBATCH --partition=gpu", f"runs=({login}/run)"):
         assert line in lines
+    assert "verified" not in ran.err, "no GPU is asked for"
     assert "on 4 ranks" in ran.err and "2 nodes x 2 tasks in partition gpu" in ran.err
     assert files(login) == before
+
+
+def test_a_job_whose_kernels_no_gpu_has_verified_says_so(
+    login: Path, sleeptrain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sleep_kernels import verified
+
+    entry = {"triton": "3.7.1", "arch": "sm_90", "dtype": "bfloat16", "d": 64, "verified_on_gpu": False}
+    words = [*WORDS, "model.deltanet.head_dim=64", "train.precision=bf16", "--cluster", "two.yaml", "--dry-run"]
+    note = "no GPU has verified the fused kernels for bfloat16 and heads of 64"
+    for other, shown in (({}, True), ({"d": 128, "verified_on_gpu": True}, True), ({"verified_on_gpu": True}, False)):
+        monkeypatch.setattr(verified, "table", lambda other=other: (entry, entry | other))
+        ran = sleeptrain("launch", *words, "--set", "nodes.gpus=2")
+        assert ran.status == 0 and (note in ran.err) is shown, ran.err
+    refused = sleeptrain("launch", *words, "--set", "nodes.gpus=2", "train.kernels=chunked")
+    assert refused.status == 0 and note not in refused.err
+
+
+def test_a_job_that_continues_a_run_says_what_has_changed(login: Path) -> None:
+    """Words that were forgotten at another launch are seen before the job waits in the queue; the mixture may change, too."""
+    shutil.copytree(login / "data", login / "more")
+    mixed = "data.sources=[{{path: data, proportion: 1}}, {{path: more, proportion: {}}}]"
+    other = [*WORDS, mixed.format(3), "run_dir=run", "optim.lr=0.1"]
+    first, job, dry, second = run_lines(
+        [
+            ["train", *WORDS, mixed.format(1), "run_dir=run", "train.steps=2"],
+            ["launch", *other, "--cluster", "two.yaml", "--nodes", "1", "--dry-run"],
+            ["train", *other, "--dry-run"],
+            ["train", *other],
+        ],
+        login,
+    )
+    assert (first.status, job.status, dry.status, second.status) == (0, 0, 0, 0), (job.err, second.err)
+    told = [line.strip() for line in job.err.splitlines()]
+    at = told.index("continues at step 2 of 9")
+    assert told[at + 1 : at + 5] == [
+        "data.sources.1.proportion = 3.0 (command line), was 1.0", "optim.lr = 0.1 (command line), was 0.001",
+        "train.steps = 9 (command line), was 2", "the learning rate jumps from 0.001 in step 2 to 0.1 in step 3",
+    ]  # fmt: skip
+    assert dry.out.splitlines()[-6:-1] == told[at : at + 5]
+    assert "data.sources.1.proportion = 3.0 (command line), was 1.0" in second.err
+    *_, last = rows(login / "run")
+    assert last["rows_by_source"] == {"data": 8 + 7 * 2, "more": 8 + 7 * 6}
 
 
 @pytest.mark.parametrize("action", ["status", "logs", "cancel"])
@@ -98,6 +149,15 @@ def test_preflight_of_one_process(tmp_path: Path, sleeptrain: Any) -> None:
     [reasons] = json.loads(bad.out)["nodes"].values()
     assert [reason.partition(" (")[0] for reason in reasons[:2]] == [str(tmp_path / "run"), str(tmp_path / "file")]
     assert reasons[2].startswith("torch finds ")
+    # Of a run that goes on, the checkpoints that it has already count: a save needs the room of one more.
+    for step in range(100):
+        made = tmp_path / f"run/checkpoints/step-{step:08}"
+        made.mkdir(parents=True)
+        (made / "checkpoint.json").touch()
+        with (made / "weights").open("wb") as file:
+            file.truncate(int(wanted) // 100)
+    [reasons] = json.loads(sleeptrain("preflight", str(tmp_path / "nodes"), *words, "--json").out)["nodes"].values()
+    assert not any(reason.startswith(str(tmp_path / "run")) for reason in reasons), reasons
     empty = sleeptrain("preflight", str(tmp_path / "other"), "--show")
     assert empty.status == 2 and "holds no results of preflight" in empty.err
 
@@ -109,7 +169,7 @@ def test_a_study_whose_runs_need_other_numbers_of_processes_is_no_array(login: P
     ran = sleeptrain("study", "mixed.yaml", "--cluster", "two.yaml")
     assert ran.status == 2 and ran.err.startswith("error: the runs of this study need 1, 2 processes"), ran.err
     study = ["study", "mixed.yaml", "axes={mesh.data: [1]}", "--cluster", "two.yaml", "--dry-run"]
-    large = sleeptrain(*study, "--set", "hardware={memory: 1KiB}")
+    large = sleeptrain(*study, "--set", "hardware={gpus: 2, memory: 1KiB}")
     assert large.status == 2 and "data-1 needs " in large.err and "on 1 processes, more than" in large.err, large.err
     alone = sleeptrain(*study)
     assert alone.status == 0, alone.err

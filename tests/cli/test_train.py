@@ -16,6 +16,7 @@ from sleep_data import shards
 from sleep_data.tasks import make
 from sleeptrain.errors import UserError
 from sleeptrain.recipe import load_recipe
+from sleeptrain.recipe.load_trained import find_checkpoint
 from sleeptrain.train.log import read_metrics
 from tests.cli.lines import TINY, Line, run_named
 from tests.train.jobs import text_data
@@ -49,7 +50,7 @@ STATIC: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "list": (["list.yaml"], ["list.yaml:1: a recipe is a mapping of sections, not [train]"]),
     "twice": (["twice.yaml", "data.sources=[{path: x}]"], ["twice.yaml:2: train is given twice, first at twice.yaml:1"]),
     "no steps": (["rule110-tiny", "train.steps=0"], ["train.steps = 0 (command line): must be at least 1"]),
-    "steps and tokens": (["both.yaml", "data.sources=[{path: x}]"], ["train.steps = 2 (both.yaml:1): set exactly one of"]),
+    "steps and tokens": (["both.yaml", "data.sources=[{path: x}]"], ["train.steps = 2 (both.yaml:1): set exactly one of train.steps and train.tokens; =null takes back the other"]),
     "passes": (["rule110-tiny", "sleep.passes=0"], ["sleep.passes = 0 (command line): must be at least 1"]),
     "ramp": (["rule110-tiny", "sleep.passes={start: 1, stop: 4, steps: 5, stepz: 9}"], ["sleep.passes.stepz = 9 (command line): unknown key; did you mean sleep.passes.steps?"]),
     "micro": (["rule110-tiny", "train.micro=3"], ["train.micro = 3 (command line)", "train.batch = 64 (rule110-tiny.yaml:", "choose a micro-batch that divides the batch"]),
@@ -253,11 +254,12 @@ def test_a_run_that_diverges_stops_as_a_failure_with_one_message(ran: dict[str, 
 
 def test_a_run_says_what_it_trains_before_its_first_step(ran: dict[str, Line]) -> None:
     lines = [line.strip() for line in ran["done"].err.splitlines()]
-    device, model, data, step, kernels = lines[1:6]
+    device, model, data, epochs, step, kernels = lines[1:7]
     assert lines[0] == "runs/done: small.yaml"
     assert device.startswith("device  CPU (") and device.endswith("1 process")
     assert re.fullmatch(r"model   [\d,]+ parameters in 4 blocks \(AGAG\), fp32", model)
     assert data == "data    data/rule110: 64 samples of 36 tokens in 4 windows"
+    assert epochs == "epochs  0.25 in the whole run"
     assert step == "step    8 samples, 288 tokens, N = 1, adamw, recompute none; 2 steps"
     assert kernels == "kernels plain torch"
 
@@ -282,6 +284,10 @@ def test_a_run_evaluates_and_keeps_its_best_checkpoint(ran: dict[str, Line], fol
         {f"step-0000000{best}", "step-00000005"}
     )
     assert "the best" not in ran["done"].err
+    named = run / "checkpoints" / "best"
+    assert find_checkpoint(named) == (run, run / "checkpoints" / f"step-0000000{best}")
+    with pytest.raises(UserError, match=r"no checkpoint there was evaluated; train with eval\.every"):
+        find_checkpoint(folder / "runs/done/checkpoints/best")
 
 
 def test_the_config_of_a_run_continues_it(ran: dict[str, Line], folder: Path) -> None:

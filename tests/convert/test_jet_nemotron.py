@@ -298,9 +298,10 @@ def test_the_licence_goes_with_the_run_and_with_what_is_trained_from_it(folder: 
     card = ModelCard(open_run_files(out), 1, "float32", True, tuple(carried)).text()
     assert "whose licence applies: LICENSE, NOTICE-NON-COMMERCIAL" in card
     (tuned := tmp_path / "tuned").mkdir()
-    text = (out / "config.yaml").read_text().replace("init_from: null", f"init_from: {out}")
-    (tuned / "config.yaml").write_text(text)
-    assert licence_files(tuned) == carried
+    for base in (out, out / "checkpoints/step-00000000", out / "checkpoints/best"):
+        text = (out / "config.yaml").read_text().replace("init_from: null", f"init_from: {base}")
+        (tuned / "config.yaml").write_text(text)
+        assert licence_files(tuned) == carried, base
 
 
 def test_what_other_formats_cannot_express_is_refused_by_name(

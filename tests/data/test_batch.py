@@ -35,6 +35,19 @@ def test_the_loss_ignores_the_targets_that_shards_mark_as_not_scored():
     assert language.IGNORED == IGNORED
 
 
+def test_rows_are_right_padded_if_no_token_comes_after_padding(batch, manifest):
+    pad, last = manifest.pad, batch.tokens.shape[1] - 1
+    at_the_end = replaced(batch.tokens, 1, last, pad)
+    for tokens, expected in (
+        (batch.tokens, True),
+        (at_the_end, True),
+        (replaced(at_the_end, 1, last - 1, pad), True),
+        (replaced(at_the_end, 1, last - 2, pad), False),
+        (replaced(batch.tokens, 0, 0, pad), False),
+    ):
+        assert replace(batch, tokens=tokens).right_padded(pad) is expected
+
+
 def test_shapes_device_and_slices(batch, manifest):
     for name in ("tokens", "targets", "groups"):
         tensor = getattr(batch, name)

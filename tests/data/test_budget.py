@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from sleeptrain.data.budget import SourceSize, steps_of_budget
+from sleeptrain.data.budget import SourceSize, epochs_of_run, steps_of_budget
 from sleeptrain.data.mixture import Mix
 
 SIZES = (SourceSize(10, 237), SourceSize(4, 400), SourceSize(0, 0))
@@ -30,6 +30,16 @@ def test_proportions_that_change_are_followed_step_by_step(budget: int) -> None:
     steps = steps_of_budget(budget, mix, SIZES, 2)
     shares = [(1 - Fraction(min(step, 8), 8), Fraction(min(step, 8), 8)) for step in range(1000)]
     assert tokens_after(steps - 1, shares, 2) < budget <= tokens_after(steps, shares, 2)
+
+
+def test_epochs_of_a_run_are_those_of_its_shares() -> None:
+    """Steps before the last point, after it, and without any."""
+    mix = Mix((((0, 1.0), (8, 0.0)), ((0, 0.0), (8, 1.0)), ((0, 0.0),)))
+    for steps in (0, 5, 8, 30):
+        first = sum(max(0, 8 - step) / 8 for step in range(steps))
+        expected = [first * 2 / 10, (steps - first) * 2 / 4, 0.0]
+        assert epochs_of_run(steps, mix, SIZES, 2) == pytest.approx(expected, rel=1e-9)
+    assert epochs_of_run(6, Mix.by_size([10, 4, 0]), SIZES, 7) == [3.0, 3.0, 0.0]
 
 
 def test_full_epochs_are_exact() -> None:

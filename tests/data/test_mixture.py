@@ -97,6 +97,26 @@ def test_draws_go_on_from_any_state(mix, rows, stops):
         assert drawn == list(range(whole.rows[source]))
 
 
+@FEW
+@given(mixes(POSITIVE), st.data(), st.integers(1, 9))
+def test_draws_go_on_in_another_mix(mix, data, rows):
+    """From then on counts differ from the sum of the new shares by the row that may be owed from before, and less than one."""
+    sizes = st.lists(st.integers(1, 50), min_size=len(mix.points), max_size=len(mix.points))
+    before, after = data.draw(st.permutations([mix, Mix.by_size(data.draw(sizes))]))
+    draws, difference = Draws(before, rows), np.zeros(len(mix.points))
+    for _ in range(20):
+        draws.next_step()
+    state = json.loads(json.dumps(draws.state_dict()))
+    draws = Draws(after, rows)
+    draws.load_state_dict(state)
+    for step in range(20, 60):
+        counts = np.bincount([row.source for row in draws.next_step()], minlength=len(mix.points))
+        difference += counts - rows * shares_at(after.points, step)
+        assert abs(difference).max() < 2 + 1e-9
+    for source, count in enumerate(draws.rows):
+        assert draws.state_dict()["next"][source] == count
+
+
 def test_what_is_left_out_neither_counts_nor_changes_the_mixture():
     mix = Mix((((0, 2.0),), ((0, 1.0),)))
     plain, without = Draws(mix, 6), Draws(mix, 6)

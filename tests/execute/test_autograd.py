@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sleeptrain.execute.autograd import CheckpointedExecutor
+from sleeptrain.execute.gradients import GradAccumulator, accumulate, compiled_accumulate
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.program import Evict, Loop, Sleep, compile
 from tests.execute.bf16 import gradient_error
@@ -199,3 +200,19 @@ def test_the_gradient_of_64_uses_of_a_bf16_weight_is_as_exact_as_that_of_one_use
 def test_bf16_gradients_of_four_passes_over_sixteen_windows_are_more_exact_than_autograds():
     executor, autograd = gradient_error(16, 4, "window"), gradient_error(16, 4, None)
     assert executor.error < autograd.error and executor.cosine > autograd.cosine
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_accumulation_has_the_same_bits(dtype):
+    """In sums of the accumulator and in buffers of an engine; the first use of a weight without a buffer starts its sum."""
+    weights = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in ((3, 4), (5,), (2, 1))]
+    results = []
+    for add in (accumulate, compiled_accumulate("aot_eager")):
+        torch.manual_seed(0)
+        buffers = {weights[0]: torch.zeros(3, 4)}
+        grads = GradAccumulator(buffers, accumulate=add)
+        for used in (weights, weights[:2], weights[1:], weights):
+            grads.add([(weight, torch.randn(weight.shape).to(dtype)) for weight in used])
+        results.append([buffers[weights[0]], *(grads.of(weight) for weight in weights[1:])])
+    for one, other in zip(*results, strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other) and one.any()

@@ -60,7 +60,7 @@ def test_a_graph_that_does_not_add_a_gradient_is_found(model, caplog):
 
     def adding(named):
         if model.weight is own:  # false during capture
-            cache.grads.add(model.weight, named["x"].repeat(3, 1))
+            cache.grads.add([(model.weight, named["x"].repeat(3, 1))])
         return {"y": named["x"] + 1}
 
     cache.recorder.capture = lambda run: (run(), lambda: None)
@@ -76,7 +76,7 @@ def test_gradients_are_added_once_a_call_however_often_the_function_runs(model):
         with torch.enable_grad():
             y = model(named["x"])
         (gradient,) = torch.autograd.grad(y.sum(), [model.weight])
-        cache.grads.add(model.weight, gradient)
+        cache.grads.add([(model.weight, gradient)])
         return {"y": y.detach()}
 
     for _ in range(2):
@@ -141,11 +141,11 @@ def test_static_buffers_accumulate_the_same_bits(dtype):
     for _ in range(2):
         for _ in range(5):
             gradient = torch.randn(4, dtype=dtype)
-            plain.add(weights[0], gradient)
-            fixed.add(weights[0], gradient)
+            plain.add([(weights[0], gradient)])
+            fixed.add([(weights[0], gradient)])
         address = fixed.of(weights[0]).data_ptr()
         snapshot = fixed.snapshot()
-        fixed.add(weights[0], gradient)
+        fixed.add([(weights[0], gradient)])
         fixed.restore(snapshot)
         for weight in weights:
             taken, expected = fixed.take(weight), plain.take(weight)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sleeptrain.execute.activation_checkpoint import AUTOGRAD_WRAPPERS
+from sleeptrain.execute.activation_checkpoint import AUTOGRAD_WRAPPERS, COMPILED_WRAPPERS
 from sleeptrain.execute.autograd import CheckpointedExecutor, ExecutorOptions
 from sleeptrain.execute.cuda_graphs import GraphCache
 from sleeptrain.execute.graph_capture import EagerReplay
-from sleeptrain.model.compile_blocks import compile_blocks
+from sleeptrain.model.compile_blocks import compile_blocks, partitioned_eager
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import run
 from sleeptrain.model.trained import TrainedWeights, first_block, freeze, select
@@ -119,5 +119,9 @@ def test_cuda_graphs_and_compiled_blocks_give_the_same_gradients(chosen):
     program, patterns = "raw", SETS[chosen]
     expected = measured(program, None, "autograd", "none")
     check(measured(program, patterns, "graphs", "block"), expected, patterns, program)
-    compiled = measured(program, patterns, "executor", "pass", lambda model: compile_blocks(model, "aot_eager"))
-    check(compiled, expected, patterns, program)
+    for policy, wrap in (("pass", None), ("none", COMPILED_WRAPPERS["selective"])):
+
+        def compiled(model, wrap=wrap):
+            compile_blocks(model, partitioned_eager(), wrap)
+
+        check(measured(program, patterns, "executor", policy, compiled), expected, patterns, program)

@@ -1,12 +1,20 @@
 """Compiled blocks: losses, states and gradients are those of uncompiled ones, and all blocks of a kind share their graphs."""
 
 import copy
+from collections import Counter
+from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor.decomposition import select_decomp_table
 
+from sleeptrain.execute.activation_checkpoint import saving_products
 from sleeptrain.execute.autograd import CheckpointedExecutor
+from sleeptrain.execute.products import is_product
 from sleeptrain.model.compile_blocks import compile_blocks, partitioned_eager
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.program import compile
@@ -72,6 +80,40 @@ def test_compiled_blocks_with_the_options_of_jet_nemotron_equal_uncompiled_ones(
     compile_blocks(compiled, partitioned_eager())
     for padded in (False, True):
         assert_equal(model, compiled, CASES["every"], "window", padded)
+
+
+def test_compiled_blocks_that_save_products_equal_uncompiled_ones():
+    model = toy.model()
+    compiled = copy.deepcopy(model)
+    compile_blocks(compiled, partitioned_eager(), saving_products)
+    assert_equal(model, compiled, CASES["sliding, range, every"], "none", True)
+
+
+def test_compiled_blocks_that_save_products_compute_each_once():
+    """Backward has two products for each of forward's, and runs neither attention nor the delta rule forward again."""
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(
+        fw_compiler=keep, bw_compiler=keep, decompositions=select_decomp_table(),
+        partition_fn=partial(min_cut_rematerialization_partition, compiler="inductor"),
+    )  # fmt: skip
+    model = toy.model("AG")
+    compile_blocks(model, backend, saving_products)
+    results_of(model, CASES["every"], "none")
+    for forward, backward in zip(graphs[::2], graphs[1::2], strict=True):
+        products, repeated = operators(backward), operators(forward) & operators(backward)
+        assert products["aten::mm"] == 2 * operators(forward)["aten::mm"] > 0
+        assert set(repeated) == {"aten::mm"}, "only backward has products of its own"
+
+
+def operators(graph):
+    """How often a graph calls each product, by name."""
+    called = [node.target for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    return Counter(operator.name() for operator in called if is_product(operator))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig
 from sleeptrain.model.language import IGNORED
@@ -228,6 +229,36 @@ def test_padding_changes_nothing(make, mode, trigger):
     ours, theirs = gradients(m, both.nll[:1].sum()), gradients(m, alone.nll.sum())
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], **close)
+
+
+@pytest.mark.parametrize("mode", ["hard", "sliding"])
+def test_padding_at_the_end_of_rows_is_no_mask_of_attention(mode, monkeypatch):
+    """Under hard eviction no mask is made, and what tokens that are read give is that under a mask. A row ends in the first window."""
+    m, sleep = toy.model(), Sleep(window=6, evict=Evict(mode), loop=Loop(trigger="every"))
+    layout = [Window(0, 6, True), Window(6, 12, True)]
+    tokens, targets = toy.batch(layout)
+    valid = torch.arange(12) < torch.tensor([[10], [4]])
+    targets[~valid] = -100
+    program, masks, attend = compile(sleep, layout, len(m.layers), 2), [], F.scaled_dot_product_attention
+
+    def recorded(*args, attn_mask=None, **options):
+        masks.append(attn_mask)
+        return attend(*args, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    found = []
+    for right_padded in (True, False):
+        batch = MicroBatch(tokens, targets, m.zero_state(sleep, 2), valid, right_padded=right_padded)
+        output = run(m, batch, program, sleep)
+        fast = [
+            t for leaf, t in zip(output.state.spec, output.state.flat(), strict=True) if leaf.kind in ("fast", "conv")
+        ]
+        found.append([output.nll, output.residual, *fast, *gradients(m, output.nll.sum()).values()])
+        if mode == "hard":
+            assert all((mask is None) is right_padded for mask in masks)
+        masks.clear()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, **close, equal_nan=True)
 
 
 def test_a_window_of_padding_does_not_change_the_state():

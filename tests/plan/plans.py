@@ -16,10 +16,10 @@ SMALL = [
 backward."""
 
 
-def resolved_of(*overrides, windows=3, padded=False):
+def resolved_of(*overrides, windows=3, mask=None):
     """A complete recipe and its data layout, without padding by default."""
     resolved, layout = resolve_data(load_recipe("text-small", [*SMALL, *overrides]), windows)
-    return resolved, replace(layout, padded=padded)
+    return resolved, replace(layout, mask=mask)
 
 
 def layout_of(*overrides, windows=3, world=None):
@@ -28,9 +28,9 @@ def layout_of(*overrides, windows=3, world=None):
     return resolve_layout(resolved.value, data_layout.windows, _batch(resolved, world))
 
 
-def plan_of(*overrides, windows=3, padded=False, world=None):
+def plan_of(*overrides, windows=3, mask=None, world=None):
     """The plan of a small recipe, made with the calls of `sleeptrain plan`."""
-    resolved, layout = resolved_of(*overrides, windows=windows, padded=padded)
+    resolved, layout = resolved_of(*overrides, windows=windows, mask=mask)
     return make_plan(resolve_layout(resolved.value, layout.windows, _batch(resolved, world)), layout)
 
 

@@ -19,11 +19,11 @@ def test_existing_data_completes_the_recipe_without_assumptions(tmp_path):
         load_recipe(recipe_file(tmp_path), [*SMALL, source, "sleep.window=16", "sleep.passes=2", "sleep.loop.trigger=every"])
     )  # fmt: skip
     assert [(w.start, w.stop, w.targets) for w in layout.windows] == [(0, 16, True), (16, 32, True), (32, 48, True)]
-    assert (layout.assumed, layout.padded) == (None, True)  # rows hold several documents
+    assert (layout.assumed, layout.mask) == (None, "valid")  # rows hold several documents
     assert resolved.value.model.vocab == 258 and resolved.value.model.deltanet.horizon == 2 * 2 * 48
     unpadded = rule110_data(tmp_path)
     words = [*SMALL, f"data.sources=[{{path: {unpadded}}}]", "sleep.window=9"]
-    assert not resolve_data(load_recipe(recipe_file(tmp_path), words))[1].padded
+    assert resolve_data(load_recipe(recipe_file(tmp_path), words))[1].mask is None
 
 
 def test_a_folder_named_after_a_task_has_the_windows_of_that_task():
@@ -32,7 +32,7 @@ def test_a_folder_named_after_a_task_has_the_windows_of_that_task():
         *((24 * i, 24 * i + 24, False) for i in range(4)), (96, 100, True),
     ]  # fmt: skip
     assert layout.assumed is not None and "nowhere/rule110 is not there yet" in layout.assumed
-    assert resolved.value.model.vocab == 4 and not layout.padded
+    assert resolved.value.model.vocab == 4 and layout.mask is None
 
 
 def test_text_is_assumed_to_have_the_windows_and_vocabulary_of_the_recipe_or_bytes():
@@ -43,7 +43,7 @@ def test_text_is_assumed_to_have_the_windows_and_vocabulary_of_the_recipe_or_byt
     )
     resolved, layout = resolve("data.sources=[{path: nowhere/text}]", "model.vocab=32000", windows=3)
     assert len(layout.windows) == 3 and resolved.value.model.vocab == 32000
-    assert "32,000 token ids" in str(layout.assumed) and "bytes" not in str(layout.assumed) and layout.padded
+    assert "32,000 token ids" in str(layout.assumed) and "bytes" not in str(layout.assumed) and layout.mask == "valid"
 
 
 def test_an_unknown_missing_folder_is_refused_with_the_command_that_builds_it():

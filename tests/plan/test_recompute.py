@@ -56,6 +56,19 @@ def test_offload_needs_checkpoints():
     assert resolved.value.train.recompute != "none"
 
 
+def test_compiled_blocks_save_products_alone_where_torch_s_choice_does_not_fit():
+    """Both recompute no product; elementwise work, which FLOPs leave out, is less under `none`."""
+    both = {
+        policy: needed(plan_of(*LARGE, "train.compile=true", f"train.recompute={policy}"))
+        for policy in ("none", "selective")
+    }
+    assert both["selective"] < both["none"]
+    for limit, expected in ((both["none"] * 1.001, "none"), (both["none"] * 0.999, "selective")):
+        resolved, why = chosen(limit / 0.9, "train.compile=true")
+        assert resolved.value.train.recompute == expected
+        assert "recompute adds 0% of FLOPs" in why
+
+
 def test_a_policy_that_the_recipe_names_is_kept():
     resolved, data_layout = resolved_of(*LARGE, "train.recompute=window")
     same, why = resolve_recompute(resolved, check_batch(resolved, 1), data_layout, DeviceMemory(1.0, "a device"))

@@ -96,6 +96,22 @@ def test_every_invalid_value_is_reported_with_its_field(sleep, field):
     assert [p.field for p in sleep.problems()] == [field]
 
 
+@pytest.mark.parametrize(
+    ("sleep", "message"),
+    [
+        (Sleep(passes=0), r"sleep\.passes = 0: must be at least 1"),
+        (Sleep(loop=Loop(feedback="nromed")), r"sleep\.loop\.feedback = 'nromed': must be one of raw, normed, embeddings, gated"),
+        (Sleep(loop=Loop(trigger="evry")), r"sleep\.loop\.trigger = 'evry': must be one of context, every"),
+        (Sleep(evict=Evict("slide")), r"sleep\.evict\.mode = 'slide': must be one of hard, sliding"),
+        (Sleep(loop=Loop(layers=(1, 5))), r"sleep\.loop\.layers = \[1, 5\]: the model has 4 blocks"),
+    ],
+)  # fmt: skip
+def test_values_that_were_given_in_python_are_checked(sleep, message):
+    """A recipe's values are checked when it is read; these would silently mean others."""
+    with pytest.raises(ValueError, match=message):
+        compile(sleep, [Window(0, 4, True)], 4)
+
+
 def test_an_attention_window_shorter_than_the_span_reduces_query_key_pairs():
     program = compile(Sleep(window=4, evict=Evict("sliding")), [Window(0, 4, True), Window(4, 8, True)], 1)
     first, second = (op for op in program.ops if isinstance(op, Pass))

@@ -39,7 +39,11 @@ def test_file_with_defaults(tmp_path):
         ("rule110", {"width": 99}, "width is 99"),
         ("rule110", {"train": -1}, "train=-1"),
         ("rule110", {"train": 1.5}, "train=1.5"),
-        ("rule110", {"train": None}, "give the number of samples"),
+        (
+            "rule110",
+            {"test": None},
+            "^test=null: a generated task has no last sample; give their number, such as test=1000",
+        ),
         ("rule110", {"seed": None}, "seed=None"),
         ("text", {}, "paths is empty"),
     ],

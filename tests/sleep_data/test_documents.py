@@ -75,11 +75,11 @@ def test_rows_of_tables_are_documents(tmp_path):
     [
         (
             '{"body": "wrong"}',
-            r"the line at byte 17 has no field 'text' with a string \(it has body\); name the field with field=",
+            r"the line at byte 17 has no field 'text'; its fields are body; name it with field=; files with another field are a build",
         ),
-        ('{"text": 5}', "has no field 'text' with a string"),
-        ("[1]", r"has no field 'text' with a string \(it has none\)"),
-        ("{", "the line at byte 17 is not valid JSON"),
+        ('{"text": {"a": 5}}', r"""has \{"a": 5\} in the field 'text', which must be a string; name it with field="""),
+        ("[1]", "has no field 'text'; its fields are none"),
+        ("{", "the line at byte 17 is not valid JSON: .*; correct or remove the line and build again"),
         ('{"prompt": "x", "answer": 4}', "'answer' is no string"),
     ],
 )

@@ -25,6 +25,7 @@ from sleep_launch.cluster import Nodes, Restart, Slurm, Software, problems, time
         (Slurm(options={"output": "x", "mem": "a b"}), ["slurm.options", "slurm.options"]),
         (Nodes(tasks=0, gpus=-1, cpus=0), ["nodes.tasks", "nodes.gpus", "nodes.cpus"]),
         (Nodes(tasks=8, gpus=4), ["nodes.tasks"]),
+        (Nodes(gpus=8), ["nodes.tasks"]),  # seven GPUs would be idle
         (Software(environment={"A B": "1"}), ["software.environment"]),
         (Restart(limit=0, delay=-1), ["restart.limit", "restart.delay"]),
     ],

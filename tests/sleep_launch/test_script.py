@@ -121,6 +121,19 @@ def test_decisions_are_carried_out(
     assert after == ([["requeue", "7"]] if updates else []) + [["update", "JobId=7", update] for update in updates]
 
 
+def test_a_module_that_is_not_there_ends_the_job_before_it_trains(tmp_path: Path) -> None:
+    """The message names module, key and way out."""
+    job = replace(PLAIN, folder=f"{tmp_path}/job", workdir=str(tmp_path), software=Software(modules=("cuda/it's", "b")))
+    script = tmp_path / "job.sh"
+    script.write_text(f'module() {{ [ "$2" = b ]; }}\n{render(job)}')
+    done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "launch: module load cuda/it's has failed; correct software.modules of the cluster file and launch again\n"
+    )
+    assert not (tmp_path / "job").exists()
+
+
 if __name__ == "__main__":
     for each, described in JOBS.items():
         (SCRIPTS / f"{each}.sh").write_text(render(described))

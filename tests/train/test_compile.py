@@ -30,12 +30,12 @@ def train_with_and_without(folder, changes):
 @pytest.mark.parametrize(
     ("world", "changes", "rounding"),
     [
-        pytest.param(2, ("mesh.pipe=2",), 1e-5, marks=pytest.mark.slow),
+        pytest.param(2, ("mesh.pipe=2", "train.recompute=selective"), 1e-5, marks=pytest.mark.slow),
         pytest.param(1, ("train.precision=bf16",), 5e-3, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_compiled_run_follows_the_uncompiled_one(tmp_path, world, changes, rounding):
-    """Two pipeline stages in float32; one process in bf16, whose rounding fused kernels change."""
+    """Two pipeline stages that save products in float32; one process in bf16, whose rounding fused kernels change."""
     text_data(tmp_path)
     recipe_file(tmp_path)
     (losses, norms, graphs), (expected_losses, expected_norms, none) = run(

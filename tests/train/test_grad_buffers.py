@@ -38,7 +38,9 @@ def gradients(overrides):
     engine = build_engine(
         model, job.optim, EngineSpec("bf16", job.mesh.zero, batch.rows_per_backward, batch.accumulation, mpu=axes.mpu)
     )
-    buffered, plain = (make_forward(plan.layout, axes, buffers) for buffers in (engine.grad_buffers, {}))
+    buffered, plain = (
+        make_forward(plan.layout, axes, buffers, torch.device("cpu")) for buffers in (engine.grad_buffers, {})
+    )
     context = StepContext(engine, buffered, plan.layout, axes, pad=1000)
     buffers = {name: engine.grad_buffers[weight] for name, weight in model.named_parameters()}
     generator, found = torch.Generator().manual_seed(0), []

@@ -173,7 +173,7 @@ def test_a_second_stage_trains_all_weights_with_new_moments(folder):
         "part-00000.moments.safetensors": names_of(folder),
     }
     told, changed = errors
-    assert f"run_dir=... and from its weights with init_from={folder}/first-stage" in told
+    assert f"run_dir=..., from its weights with init_from={folder}/first-stage" in told
     assert changed == 'optim.trainable = null (command line), was ["layers.G"]'
 
 

@@ -96,11 +96,24 @@ def _folders(args: argparse.Namespace) -> list[str]:
         except OSError as error:
             failures.append(f"{path} ({option}) cannot be written: {error.strerror}")
             continue
-        if (free := shutil.disk_usage(path).free) < space:
-            failures.append(f"{path} ({option}) has {free / GIB:.1f} GiB free; its checkpoints need {space / GIB:.1f}")
+        needed = _space_needed(path, space)
+        if (free := shutil.disk_usage(path).free) < needed:
+            failures.append(f"{path} ({option}) has {free / GIB:.1f} GiB free; its checkpoints need {needed / GIB:.1f}")
     if SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(SHARED_MEMORY).free) < SHARED_MEMORY_NEEDED:
         failures.append(f"{SHARED_MEMORY} has {free / GIB:.2f} GiB free; data workers need {SHARED_MEMORY_NEEDED / GIB}")  # fmt: skip
     return failures
+
+
+def _space_needed(run: Path, space: int) -> int:
+    """Bytes of `space` for checkpoints that those of an earlier start do not have yet, and at least the largest of them.
+
+    A save writes a checkpoint before it deletes another one, so that room for one is always needed.
+    """
+    from sleeptrain.checkpoint.folder import checkpoints
+    from sleeptrain.run.folder import CHECKPOINTS
+
+    sizes = [sum(file.stat().st_size for file in found.iterdir()) for found in checkpoints(run / CHECKPOINTS)]
+    return min(space, max([space - sum(sizes), *sizes]))
 
 
 def _kernels() -> list[str]:

@@ -28,16 +28,17 @@ runs=('/shared/my runs/a' '/shared/my runs/b'"'"'s $HOME')
 index=${SLURM_ARRAY_TASK_ID:-0}
 run=${runs[index]}
 exclude='node[07,12-14]'
-module load cuda/13.0
-module load nccl
+module load cuda/13.0 || { echo 'launch: module load cuda/13.0 has failed; correct software.modules of the cluster file and launch again' >&2; exit 2; }
+module load nccl || { echo 'launch: module load nccl has failed; correct software.modules of the cluster file and launch again' >&2; exit 2; }
 export NCCL_SOCKET_IFNAME=ib0
 export NOTE='a "b" $c'
 export PYTHONPATH=$job/code
 # srun has not read it from the job since SLURM 22.05.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 python=(apptainer exec --nv '/shared/my image.sif' python3)
-# --wait=0: a rank that ends first must not end those that still save. --overlap: resources of the step before may not be free yet.
-srun=(srun --wait=0 --overlap --container-image=docker://example.org/train:1 --container-mounts=/shared)
+# --wait, --kill-on-bad-exit: a rank that ends first, with status 75, must not end those that still save.
+# --overlap: resources of the step before may not be free yet.
+srun=(srun --wait=0 --kill-on-bad-exit=0 --overlap --container-image=docker://example.org/train:1 --container-mounts=/shared)
 
 # Prints the decision of sleep_launch.attempt: "go", "end STATUS" or "again SECONDS [NODES TO EXCLUDE]".
 decide() {

@@ -22,8 +22,9 @@ export PYTHONPATH=$job/code
 # srun has not read it from the job since SLURM 22.05.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 python=(/opt/python/bin/python)
-# --wait=0: a rank that ends first must not end those that still save. --overlap: resources of the step before may not be free yet.
-srun=(srun --wait=0 --overlap)
+# --wait, --kill-on-bad-exit: a rank that ends first, with status 75, must not end those that still save.
+# --overlap: resources of the step before may not be free yet.
+srun=(srun --wait=0 --kill-on-bad-exit=0 --overlap)
 
 # Prints the decision of sleep_launch.attempt: "go", "end STATUS" or "again SECONDS [NODES TO EXCLUDE]".
 decide() {
