@@ -4,8 +4,9 @@
 # Fact: the SLURM_* variables of the job around sbatch go along. Those that the new job does not set itself are options for its srun. A script
 #   without a number of tasks starts as many as the job around it had. srun with --mem, as for an interactive shell, leaves its only task
 #   SLURM_DISTRIBUTION=cyclic: ranks 0 and 1 of the new job are then on different nodes, where they were on one. Nothing is said.
-# Why it matters: training is submitted from interactive jobs, and evaluation by the job that trained. Every evaluation then runs twice, and a
-#   tensor-parallel group lies across the slow network. sleeptrain hands sbatch an environment without these variables.
+# Why it matters: training is submitted from interactive jobs, and evaluation by the job that trained. Every evaluation then runs as often as
+#   the training had tasks, and a tensor-parallel group lies across the slow network. sleeptrain hands sbatch an environment without these
+#   variables.
 # Seen with SLURM 22.05.8 of Debian 12, one controller and two nodes in a temporary folder. Runs as root on Debian 12.
 set -euo pipefail
 folder=$(mktemp -d)
