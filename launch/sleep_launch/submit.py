@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ PACKAGES = ("sleeptrain", "sleep_kernels", "sleep_data", "sleep_launch")
 """What a job runs from a copy of its own."""
 ASK_S = 60.0
 """Seconds that a command of SLURM may take."""
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+"""Variables that sbatch itself needs: where the cluster is, and who asks."""
 
 
 class SlurmError(Exception):
@@ -168,14 +171,27 @@ def _submit(script: Path, workdir: str, log: str, dependency: str | None) -> str
     """The number of a script's job, which writes `log` beside the script."""
     output = f"{script.parent.as_posix().replace('%', '%%')}/{log}"
     words = ["sbatch", "--parsable", f"--chdir={workdir}", f"--output={output}"]
-    printed = _ask([*words, *([f"--dependency={dependency}"] if dependency else []), str(script)])
+    printed = _ask([*words, *([f"--dependency={dependency}"] if dependency else []), str(script)], _environment())
     return printed.strip().partition(";")[0]  # with the cluster's name behind it where there are several
 
 
-def _ask(words: list[str], unknown_is_gone: bool = False) -> str:
+def _environment() -> dict[str, str]:
+    """The environment of sbatch; inside a job, without the variables of that job.
+
+    They would go along to the new job, whose srun takes them for options. SLURM_DISTRIBUTION of an interactive shell, for one, puts
+    ranks 0 and 1 on different nodes.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return dict(os.environ)
+    return {
+        name: value for name, value in os.environ.items() if name in KEPT or not name.startswith(("SLURM_", "SRUN_"))
+    }
+
+
+def _ask(words: list[str], environment: dict[str, str] | None = None, unknown_is_gone: bool = False) -> str:
     """The output of a command of SLURM; raises SlurmError. `unknown_is_gone`: nothing, for a job that SLURM has forgotten."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=ASK_S, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=ASK_S, check=False, env=environment)
     except FileNotFoundError:
         raise SlurmError(f"{words[0]} is not on PATH: SLURM's commands are not installed here; run this on a login node") from None  # fmt: skip
     except subprocess.TimeoutExpired:

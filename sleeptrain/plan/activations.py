@@ -119,7 +119,8 @@ def measure_activations(
         for each in (meta, traced):
             freeze_kinds(each, kinds, options.trained)
         windows = [Window(0, tokens, True), Window(tokens, 2 * tokens, True)]
-        ops = [op for op in compile(sleep, windows, len(small.pattern)).ops if isinstance(op, Pass)]
+        whole = replace(sleep, loop=replace(sleep.loop, layers="all"))  # a range counts the blocks of the model
+        ops = [op for op in compile(whole, windows, len(small.pattern)).ops if isinstance(op, Pass)]
         first, last = ops[0], ops[-1]
         ids = torch.zeros(rows, 2 * tokens, dtype=torch.int64, device=device)
         read = torch.ones(rows, tokens, dtype=torch.bool, device=device)

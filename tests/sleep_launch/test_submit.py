@@ -31,3 +31,30 @@ def test_a_job_in_the_queue_is_recorded(
     assert Path(job.folder).exists() is recorded
     found = last_job(tmp_path)
     assert (found.number if found else None) == ("7" if recorded else None)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_job_gets_no_variables_of_the_job_that_submits_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    """srun of the new job would take them for options. On a login node they are options that the user has chosen."""
+    sbatch, seen = tmp_path / "programs/sbatch", tmp_path / "seen"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f"#!/bin/bash\nenv > '{seen}'\necho 7\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    foreign = {"SLURM_DISTRIBUTION": "cyclic", "SLURM_NTASKS": "1", "SRUN_CPUS_PER_TASK": "2"}
+    own = {"SLURM_CONF": "/etc/slurm/slurm.conf", "SLURM_CLUSTERS": "big", "SBATCH_ACCOUNT": "team"}
+    for name, value in {**foreign, **own}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if inside:
+        monkeypatch.setenv("SLURM_JOB_ID", "5")
+    job = replace(PLAIN, folder=str(free_folder(tmp_path)), runs=(f"{tmp_path}/run",), workdir=str(tmp_path))
+    prepare(job, ["train: {}\n"], None)
+    submit(job)
+    lines = {*seen.read_text().splitlines()}
+    assert {f"{name}={value}" for name, value in own.items()} <= lines
+    assert "SLURM_JOB_ID=5" not in lines
+    for name, value in foreign.items():
+        assert (f"{name}={value}" in lines) is not inside, name
