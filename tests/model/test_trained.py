@@ -25,7 +25,7 @@ BLOCKS = {n: {name for name in ALL if name.startswith(f"layers.{n}.")} for n in 
         (["!embed", "!layers.G"], ALL - {"embed.weight"} - BLOCKS[1] - BLOCKS[3]),
         (["layers.G", "!layers.*.mlp"], {name for name in BLOCKS[1] | BLOCKS[3] if ".mlp." not in name}),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_patterns_name_weights_and_modules_by_number_and_by_letter(patterns: list[str], expected: set[str]) -> None:
     assert select(tuple(patterns), CONFIG, False) == expected
@@ -40,7 +40,7 @@ def test_patterns_name_weights_and_modules_by_number_and_by_letter(patterns: lis
         (["!layers.9"], "no weight or module matches '!layers.9'; did you mean "),
         (["layers.G", "!layers.*"], "no weight is left to be trained"),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
 def test_wrong_patterns_are_named_with_what_was_probably_meant(patterns: list[str], problem: str) -> None:
     assert str(selection_problem(tuple(patterns), CONFIG, False)).startswith(problem)
@@ -66,7 +66,7 @@ def test_a_tied_model_has_no_head_and_a_vocabulary_is_not_needed() -> None:
         (["norm"], Sleep(passes=2, loop=Loop(feedback="normed")), 0),
         (["norm"], Sleep(passes=2), 3),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_blocks_below_the_first_that_depends_on_a_trained_weight_need_no_gradient(
     patterns: list[str], sleep: Sleep, expected: int

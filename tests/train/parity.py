@@ -53,7 +53,8 @@ PROGRAMS = {
 }
 AUTOGRAD, PLAIN = "plain autograd", "executor, recompute none"
 POLICIES = {
-    f"executor, recompute {policy}": [f"train.recompute={policy}"] for policy in ("none", "selective", "block", "pass", "window")
+    f"executor, recompute {policy}": [f"train.recompute={policy}"]
+    for policy in ("none", "selective", "block", "pass", "window")
 }
 LAYOUTS: dict[int, dict[str, list[str]]] = {
     1: {
@@ -117,6 +118,9 @@ class Recall:
 
     def inputs(self) -> None:
         return None
+
+    def notes(self) -> list[str]:
+        return []
 
     def vocabulary(self) -> Vocabulary:
         return Vocabulary("symbols", tuple(map(str, range(41))), 41, pad=40)
