@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from gated_delta_cpu import cpu_name
 
+from sleeptrain.evaluate.line_styles import DASHES, INKS, MARKERS
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
@@ -155,20 +156,29 @@ def worst_ratio(rows: list[dict[str, Any]]) -> float:
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """The norm against the number of windows, one line for every remedy."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
 
-    figure, axes = plt.subplots(figsize=(8, 5))
-    for name in REMEDIES:
-        base = [
-            row
+    figure, axes = plt.subplots(figsize=(10, 5))
+    series = {
+        name: sorted(
+            (row["windows"], row["norm"])
             for row in rows
             if row["remedy"] == name and (row["blocks"], row["passes"], row["length"]) == (24, 2, 64)
-        ]
-        series = sorted((row["windows"], row["norm"]) for row in base)
-        axes.plot(*zip(*series, strict=True), marker="o", label=name, linewidth=2.5 if name in ("raw", DEFAULT) else 1)
+        )
+        for name in REMEDIES
+    }
+    # In the order in which the lines end.
+    for number, (name, points) in enumerate(sorted(series.items(), key=lambda item: -item[1][-1][1])):
+        ink = number % len(INKS)
+        axes.plot(
+            *zip(*points, strict=True), label=name, color=INKS[ink], marker=MARKERS[ink], markersize=5,
+            linestyle=DASHES[number // len(INKS)], linewidth=2.5 if name in ("raw", DEFAULT) else 1.2,
+        )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="windows", ylabel="norm of the gradient at the initial weights")
     axes.set_xticks(AXES["windows"], [str(value) for value in AXES["windows"]])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title("24 blocks, two passes, windows of 64 tokens")
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path)
