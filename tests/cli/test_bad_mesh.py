@@ -201,7 +201,8 @@ def test_resuming_goes_on_with_other_processes_and_not_on_other_data(folder: Pat
     ((again,),) = run(run_on_this_rank, 1, [([str(tmp_path)], [words])], timeout=300)
     assert again.status == 2
     assert error_lines(again) == [
-        "error: alone was trained on other data than data holds now; restore the old data to continue it, or start another run with run_dir=..."
+        "error: alone was trained on other data than data holds now; restore the old data to continue it, or start another run with run_dir=..., "
+        "from its weights with init_from=alone"
     ]
 
 
