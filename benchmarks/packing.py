@@ -20,7 +20,6 @@ from sleeptrain.data.batch import IGNORED, Batch, collate, stack
 from sleeptrain.execute.autograd import CheckpointedExecutor
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
-from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.program import Window, compile
 from sleeptrain.recipe import load_recipe
 
@@ -74,9 +73,7 @@ def new_model() -> LanguageModel:
 
 def step(model: LanguageModel, batch: Batch) -> float:
     """CPU seconds of forward and backward of a batch."""
-    valid, starts = batch.real(PAD), batch.starts_by_window(LAYOUT)
-    state = model.zero_state(RECIPE.sleep, batch.rows)
-    micro_batch = MicroBatch(batch.tokens, batch.targets, state, valid, starts=starts)
+    micro_batch = batch.micro_batch(model.zero_state(RECIPE.sleep, batch.rows), LAYOUT, PAD)
     start = time.process_time()
     (output,) = CheckpointedExecutor(model, [micro_batch], PROGRAM, RECIPE.sleep, "block").run()
     output.nll.sum().backward()

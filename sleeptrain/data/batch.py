@@ -13,7 +13,8 @@ from torch import Tensor
 from sleep_data.task import IGNORED
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
-from sleeptrain.model.micro_batch import starts_by_window
+from sleeptrain.model.micro_batch import MicroBatch, starts_by_window
+from sleeptrain.model.state import State
 from sleeptrain.program import Window
 
 FILLER = -1
@@ -56,11 +57,6 @@ class Batch:
         valid = self.tokens != pad
         return None if bool(valid.all()) else valid
 
-    def right_padded(self, pad: int) -> bool:
-        """Whether no token of a row comes after padding."""
-        padding = self.tokens == pad
-        return not bool((padding[:, :-1] & ~padding[:, 1:]).any())
-
     def starts_by_window(self, windows: Sequence[Window]) -> dict[int, Tensor]:
         """The first tokens of documents, for windows in which some begin (`MicroBatch.starts`); call it on the CPU.
 
@@ -71,6 +67,14 @@ class Batch:
         inside = self.starts.clone()
         inside[:, 0] = False
         return starts_by_window(inside, windows)
+
+    def micro_batch(self, state: State, windows: Sequence[Window], pad: int, loss_scale: float = 1.0) -> MicroBatch:
+        """These rows on the device of `state`, with which they begin. Reads their values: call it on a batch in host memory."""
+        valid, device = self.real(pad), state.flat()[0].device
+        starts = {number: first.to(device) for number, first in self.starts_by_window(windows).items()}
+        moved = self.to(device)
+        valid, right_padded = (None, False) if valid is None else (valid.to(device), _only_at_the_end(~valid))
+        return MicroBatch(moved.tokens, moved.targets, state, valid, loss_scale, starts, right_padded)
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on `device`. To a GPU it is asynchronous, from page-locked memory."""
@@ -90,6 +94,11 @@ class Batch:
         span = slice(start, stop)
         optional = (None if part is None else part[span] for part in (self.starts, self.sources, self.continued))
         return Batch(self.tokens[span], self.targets[span], self.groups[span], self.ids[span], labels, *optional)
+
+
+def _only_at_the_end(padding: Tensor) -> bool:
+    """Whether no token of a row comes after padding [rows, length]."""
+    return not bool((padding[:, :-1] & ~padding[:, 1:]).any())
 
 
 def stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from sleeptrain.data.manifest import Manifest
 from sleeptrain.evaluate.intervals import share_interval
 from sleeptrain.evaluate.retention import Retention, best_head
 from sleeptrain.model.language import IGNORED, LanguageModel
-from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import run
 from sleeptrain.program import Sleep, compile
 
@@ -123,18 +122,11 @@ def measure(
     An answer is a run of consecutive positions of one group within one window; it is exact if all its tokens are right.
     """
     program = compile(sleep, manifest.windows, len(model.layers), passes)
-    device = next(model.parameters()).device
     measurement, residuals, squares = Measurement(passes), list[float](), 0.0
     with Retention(model, len(manifest.windows)) as retention:
         for batch in batches:
             is_sample = batch.ids != FILLER
-            valid = batch.real(manifest.pad)
-            starts = {n: first.to(device) for n, first in batch.starts_by_window(manifest.windows).items()}
-            on_device = batch.to(device)
-            micro_batch = MicroBatch(
-                on_device.tokens, on_device.targets, model.zero_state(sleep, batch.rows),
-                None if valid is None else valid.to(device), starts=starts, right_padded=batch.right_padded(manifest.pad),
-            )  # fmt: skip
+            micro_batch = batch.micro_batch(model.zero_state(sleep, batch.rows), manifest.windows, manifest.pad)
             # A document that begins later has nothing to retain of the first window.
             unbroken = is_sample if batch.starts is None else is_sample & ~batch.starts[:, 1:].any(1)
             output = run(model, micro_batch, program, sleep, recompute=retention.recompute(unbroken), predict="tokens")

@@ -23,7 +23,8 @@ def compile_blocks(
 ) -> None:
     """Compile every `Block` of `model` with a backend of torch.compile, when it first runs. All blocks of a kind share the graphs.
 
-    `wrap` is applied to the functions first; it may checkpoint them. A call of a block that cannot be compiled raises UserError: nothing runs uncompiled without notice.
+    `wrap` is applied to the functions first; it may checkpoint them. A call of a block that cannot be compiled raises UserError:
+    nothing runs uncompiled without notice.
     """
     compiled: dict[Any, Any] = {
         each: _compiled_block(each, backend, wrap) for each in (deltanet_block, attention_block)

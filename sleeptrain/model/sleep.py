@@ -139,9 +139,9 @@ def run_window(
         if op.detach:
             state, loop = state.detach(), loop.detach()
         h = {"tokens": None, "above": loop.entry}.get(op.reads, loop.exit)
-        read = mask.in_pass(op)
+        visible = mask.in_pass(op)
         with nullcontext() if op.grad else torch.no_grad():
-            h, *after = recompute.passes(partial(run_pass, context, op), tokens, read, h, *state.flat())
+            h, *after = recompute.passes(partial(run_pass, context, op), tokens, visible, h, *state.flat())
             if op.loss:
                 nll, best = recompute.head(partial(score, model, context.predict), h, targets)
                 predicted = predicted if best is None else best
@@ -150,7 +150,7 @@ def run_window(
             loop = replace(loop, entry=h)
         elif op.layers == "loop":
             if loop.exit is not None:
-                residuals.append(model.relative_change(h.detach(), loop.exit.detach(), read.read))
+                residuals.append(model.relative_change(h.detach(), loop.exit.detach(), visible.read))
             loop = replace(loop, exit=h)
     if boundary is not None:
         state = state.evict(boundary)

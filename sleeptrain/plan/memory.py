@@ -110,7 +110,7 @@ def _work(job: Job, held: StageParameters, activations: ActivationMemory) -> flo
     segments += [activations.cached[kind] for kind in kinds & activations.cached.keys()]
     sizes = [float(segment.work) for segment in segments]
     if stop == len(job.model.pattern):
-        graph = 0 if job.train.recompute == "none" else activations.head.kept
+        graph = 0 if job.train.schedule_policy == "none" else activations.head.kept
         sizes.append(activations.head.work + graph)
     return max(sizes)
 

@@ -191,13 +191,8 @@ def _initial_state(context: StepContext, number: int, batch: Batch) -> State | N
 
 def to_micro_batch(batch: Batch, context: StepContext, loss_scale: float, state: State | None = None) -> MicroBatch:
     """A micro-batch on the device, with the state that it starts from; None: the empty one."""
-    device, valid = context.engine.process.device, batch.real(context.pad)
-    right_padded = batch.right_padded(context.pad)
-    starts = {number: first.to(device) for number, first in batch.starts_by_window(context.layout.windows).items()}
-    batch = batch.to(device)
     state = context.model.zero_state(context.layout.job.sleep, batch.rows) if state is None else state
-    valid = None if valid is None else valid.to(device)
-    return MicroBatch(batch.tokens, batch.targets, state, valid, loss_scale, starts, right_padded)
+    return batch.micro_batch(state, context.layout.windows, context.pad, loss_scale)
 
 
 def _measure(output: ProgramOutput, batch: Batch, context: StepContext) -> Tensor:

@@ -13,6 +13,7 @@ from sleep_data.task import IGNORED
 from sleeptrain.data import Data, Evaluation, Reader, Source, check
 from sleeptrain.errors import UserError
 from sleeptrain.model import language
+from sleeptrain.model.state import Leaf, State
 
 
 @pytest.fixture
@@ -36,16 +37,20 @@ def test_the_loss_ignores_the_targets_that_shards_mark_as_not_scored():
 
 
 def test_rows_are_right_padded_if_no_token_comes_after_padding(batch, manifest):
+    """Rows without padding have no mask at all."""
+    state = State((Leaf("fast", 0, "fast", (), torch.float32, 0, frozenset()),), {"fast": torch.zeros(4)})
     pad, last = manifest.pad, batch.tokens.shape[1] - 1
     at_the_end = replaced(batch.tokens, 1, last, pad)
     for tokens, expected in (
-        (batch.tokens, True),
+        (batch.tokens, False),
         (at_the_end, True),
         (replaced(at_the_end, 1, last - 1, pad), True),
         (replaced(at_the_end, 1, last - 2, pad), False),
         (replaced(batch.tokens, 0, 0, pad), False),
     ):
-        assert replace(batch, tokens=tokens).right_padded(pad) is expected
+        micro = replace(batch, tokens=tokens).micro_batch(state, manifest.windows, pad)
+        assert micro.right_padded is expected
+        assert (micro.valid is None) is (tokens is batch.tokens)
 
 
 def test_shapes_device_and_slices(batch, manifest):

@@ -137,6 +137,13 @@ def test_saved_activations_of_compiled_blocks_match_the_plan(changes):
     assert totals[2] < 0.9 * totals[1] < 0.81 * totals[0]
 
 
+def test_temporaries_of_compiled_blocks_do_not_depend_on_what_their_graphs_save():
+    """The graph of the head is kept under both policies and counted there, although it needs more than any block here."""
+    plans = [plan_of("model.vocab=300000", "train.compile=true", f"train.recompute={p}") for p in ("none", "selective")]
+    assert len({plan.memory[0].phases[0].work for plan in plans}) == 1
+    assert len({plan.memory[0].saved["body"] for plan in plans}) == 2
+
+
 def state_bytes(model, plan):
     """Bytes of the state of all rows of a group, with full caches, by kind."""
     found = {"fast": 0, "conv": 0, "kv": 0}
