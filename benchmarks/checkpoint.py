@@ -2,9 +2,10 @@
 
 Four processes share the state of AdamW (ZeRO 1, fp32). In every round each of them, one after the other, saves with DeepSpeed and
 gathers the fp32 weights on rank 0, which writes them for evaluation, as this project did before; saves in the background; loads,
-with and without verification;
-and reads the files of its part without looking at them, both with files that are not in the page cache. Times are the longest of all processes, with a barrier before each; ratios
-are taken within a round, and their medians count. Nothing is flushed to the disk by DeepSpeed; our save flushes every file.
+with and without verification, which ends with an all-gather of the parameters, as every step does; makes this all-gather alone; and reads
+the files of its part without looking at them. Files that are loaded or read are not in the page cache. Times are the longest of all
+processes, with a barrier before each; ratios are taken within a round, and their medians count. Nothing is flushed to the disk by
+DeepSpeed; our save flushes every file.
 
     python benchmarks/cpu.py --only checkpoint --json benchmarks/results/checkpoint.json
 """
@@ -32,6 +33,7 @@ from sleeptrain import checkpoint
 from sleeptrain.checkpoint.format import read_index
 from sleeptrain.engine import Engine, EngineSpec, Optim, build_engine
 from sleeptrain.parallel.patches.deepspeed_logging import deepspeed_quiet
+from sleeptrain.parallel.process import shutdown_distributed
 
 PROCESSES, ROUNDS = 4, 5
 ELEMENTS, QUICK_ELEMENTS = 90_000_000, 1_000_000
@@ -116,6 +118,7 @@ def measure_in_process(folder: Path, elements: int, rounds: int) -> None:
             if rank == 0:
                 evict(path)
             times[name] = timed(function)
+        times["ours, all-gather"] = timed(engine.use_loaded_state)
         if rank == 0:  # the only one that removes the folder whose files are counted
             found.append(
                 {
@@ -142,12 +145,15 @@ def measure(quick: bool) -> Sequence[Figure]:
     def ratio(name: str, over: str) -> float:
         return statistics.median(one[name] / one[over] for one in found)
 
+    files = [(one["ours, load and verify"] - one["ours, all-gather"]) / one["plain read"] for one in found]
+
     detail = {"rounds": found, "processes": PROCESSES, "bytes of state": 12 * elements}
     return [
         Figure("stall of a save in the background", ratio("ours, stall", "deepspeed, save"), "of DeepSpeed's save", at_most=0.1, detail=detail),
         Figure("time until it is written", ratio("ours, until written", "deepspeed, save"), "of DeepSpeed's save"),
         Figure("bytes written", ratio("ours, bytes", "deepspeed, bytes"), "of DeepSpeed's", at_most=0.75),
         Figure("load with verification", ratio("ours, load and verify", "ours, load"), "of one without", at_most=1.2),
+        Figure("load with verification, all-gather of the parameters aside", statistics.median(files), "of a plain read"),
         Figure("load with verification", ratio("ours, load and verify", "plain read"), "of a plain read"),
     ]  # fmt: skip
 
@@ -155,5 +161,6 @@ def measure(quick: bool) -> Sequence[Figure]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--in-process"]:
         measure_in_process(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+        shutdown_distributed()
     else:
         part(measure, __doc__ or "", ("sleeptrain", "torch", "deepspeed"))

@@ -125,9 +125,9 @@ class StaticGradAccumulator(GradAccumulator):
         finally:
             self._originals = {}
 
-    def snapshot(self) -> dict[Tensor, Tensor]:
-        """A copy of the accumulated gradients in host memory."""
-        return {weight: total.to("cpu", copy=True) for weight, total in self._grads.items()}
+    def snapshot(self, device: torch.device | None = None) -> dict[Tensor, Tensor]:
+        """A copy of the accumulated gradients on `device`, by default in host memory."""
+        return {weight: total.to(device or "cpu", copy=True) for weight, total in self._grads.items()}
 
     def restore(self, snapshot: Mapping[Tensor, Tensor]) -> None:
         """Overwrite the accumulated gradients with a snapshot; weights that are not in it get zeros."""
