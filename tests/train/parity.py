@@ -53,7 +53,8 @@ PROGRAMS = {
 }
 AUTOGRAD, PLAIN = "plain autograd", "executor, recompute none"
 POLICIES = {
-    f"executor, recompute {policy}": [f"train.recompute={policy}"] for policy in ("none", "block", "pass", "window")
+    f"executor, recompute {policy}": [f"train.recompute={policy}"]
+    for policy in ("none", "selective", "block", "pass", "window")
 }
 LAYOUTS: dict[int, dict[str, list[str]]] = {
     1: {
