@@ -6,7 +6,7 @@ all-reduced. Fast weights and convolution tails belong to heads, so that they ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from sleeptrain.model.config import Model
 from sleeptrain.model.init import fill, initial
 from sleeptrain.model.language import IGNORED, LanguageModel
 from sleeptrain.model.scores import HeadScores, head_scores
-from sleeptrain.parallel import sequence
+from sleeptrain.parallel import sequence, traced_collectives
 from sleeptrain.parallel.config import padded_vocab, tensor_obstacle, unsharded_options
 from sleeptrain.parallel.mesh import MeshAxis
 from sleeptrain.parallel.tp_layout import COLUMN_PARALLEL, ROW_PARALLEL, TPLayout
@@ -34,7 +34,16 @@ class TensorParallelModel(LanguageModel):
     must divide the window. Raises UserError if it does not divide the heads or the MLP width.
     """
 
-    def __init__(self, config: Model, axis: MeshAxis, sequence_parallel: bool = False, *, gated: bool = False) -> None:
+    def __init__(
+        self,
+        config: Model,
+        axis: MeshAxis,
+        sequence_parallel: bool = False,
+        *,
+        gated: bool = False,
+        traced: bool = False,
+    ) -> None:
+        """`traced`: torch.compile can trace the blocks; their layers are torch's then, and their collectives `traced_collectives`."""
         assert config.vocab is not None
         if reason := tensor_obstacle(config, axis.size):
             raise UserError(f"mesh.tensor = {axis.size}: {reason}")
@@ -46,7 +55,8 @@ class TensorParallelModel(LanguageModel):
         self.tp_layout = TPLayout(shapes, axis)
         self.vocab = config.vocab
         self.token_shards = axis.size if sequence_parallel else 1
-        self._replace_layers(config)
+        self._add_collectives() if traced else self._replace_layers()
+        self._replace_embedding(config.vocab, config.width)
 
     def nll(self, h: Tensor, targets: Tensor, known: Tensor | None = None) -> Tensor:
         """As `LanguageModel.nll`, by vocabulary-parallel cross-entropy: logits of all tokens and this process's shard of the
@@ -122,21 +132,33 @@ class TensorParallelModel(LanguageModel):
             return sequence.gather_tokens(x, self.tp_layout.axis)
         return copy_to_tensor_model_parallel_region(x)
 
-    def _replace_layers(self, full: Model) -> None:
-        """Replace projections and embedding by megatron-core's layers, and replicate the inputs of mixers and MLPs."""
-        from megatron.core import ModelParallelConfig
-        from megatron.core.tensor_parallel import (
-            ColumnParallelLinear,
-            RowParallelLinear,
-            VocabParallelEmbedding,
+    def _add_collectives(self) -> None:
+        """Collectives around the shards of projections, which are torch's linear layers of local sizes already."""
+        # One hook for all blocks: those of a kind share their compiled graphs while their hooks are the same objects.
+        group, sequence_parallel = self.tp_layout.axis.group, self.token_shards > 1
+        into, out = (
+            (traced_collectives.gather_tokens, traced_collectives.scatter_tokens)
+            if sequence_parallel
+            else (traced_collectives.replicate, traced_collectives.reduce)
         )
 
+        def replicate_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return into(args[0], group), *args[1:]
+
+        def reduce_output(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return out(output, group)
+
+        for _, _, module in self._sharded_layers(ROW_PARALLEL):
+            module.register_forward_hook(reduce_output)
+        self._before_sublayers(replicate_input)
+
+    def _replace_layers(self) -> None:
+        """Replace projections by megatron-core's layers, and replicate the inputs of mixers and MLPs."""
+        from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+
         size, sequence_parallel = self.tp_layout.axis.size, self.token_shards > 1
-        config = ModelParallelConfig(
-            tensor_model_parallel_size=size, use_cpu_initialization=True, perform_initialization=False
-        )
-        common: dict[str, Any] = {"config": config, "init_method": nn.init.zeros_}
-        row_common = common | {"config": replace(config, sequence_parallel=sequence_parallel)}
+        common = self._megatron_options()
+        row_common = common | {"config": replace(common["config"], sequence_parallel=sequence_parallel)}
 
         def column(linear: nn.Linear) -> nn.Module:
             # No reduction of the input's gradient here: `replicate_input` does it once for all projections of a block.
@@ -158,22 +180,46 @@ class TensorParallelModel(LanguageModel):
         def replicate_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return self._replicate(args[0]), *args[1:]
 
+        for paths, parallel in ((COLUMN_PARALLEL, column), (ROW_PARALLEL, row)):
+            for owner, name, module in self._sharded_layers(paths):
+                setattr(owner, name, parallel(module))
+        self._before_sublayers(replicate_input)
+
+    def _sharded_layers(self, paths: Iterable[str]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+        """The linear layers of all blocks that are sharded as `paths` are, each with its owner and its name there."""
         for block in self.layers:
-            for path in (*COLUMN_PARALLEL, *ROW_PARALLEL):
+            for path in paths:
                 owner, name = path.split(".")
                 module = getattr(getattr(block, owner), name, None)
                 if isinstance(module, nn.Linear):
-                    replacement = column(module) if path in COLUMN_PARALLEL else row(module)
-                    setattr(getattr(block, owner), name, replacement)
+                    yield getattr(block, owner), name, module
+
+    def _before_sublayers(self, hook: Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]) -> None:
+        for block in self.layers:
             for sublayer in (block.get_submodule("mixer"), block.get_submodule("mlp")):
-                sublayer.register_forward_pre_hook(replicate_input)
-        assert full.vocab is not None
+                sublayer.register_forward_pre_hook(hook)
+
+    def _replace_embedding(self, vocab: int, width: int) -> None:
+        from megatron.core.tensor_parallel import VocabParallelEmbedding
+
+        size, sequence_parallel = self.tp_layout.axis.size, self.token_shards > 1
         self.embed = VocabParallelEmbedding(
-            padded_vocab(full.vocab, size), full.width, reduce_scatter_embeddings=sequence_parallel, **common
+            padded_vocab(vocab, size), width, reduce_scatter_embeddings=sequence_parallel, **self._megatron_options()
         )
         if sequence_parallel:
             # VocabParallelEmbedding transposes the first two dimensions before it scatters dimension 0.
             self.embed.register_forward_pre_hook(lambda _, args: sequence.split_tokens(args[0], size).t())
+
+    def _megatron_options(self) -> dict[str, Any]:
+        """The arguments that all layers of megatron-core take."""
+        from megatron.core import ModelParallelConfig
+
+        config = ModelParallelConfig(
+            tensor_model_parallel_size=self.tp_layout.axis.size,
+            use_cpu_initialization=True,
+            perform_initialization=False,
+        )
+        return {"config": config, "init_method": nn.init.zeros_}
 
 
 def local_config(model: Model, size: int) -> Model:

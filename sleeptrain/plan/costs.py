@@ -82,6 +82,10 @@ def _sizes(job: Job, model: Model, micro: int, activations: ActivationMemory | N
     tokens, blocks = activations.rows * activations.tokens, [activations.blocks[kind] for kind in kinds]
     # Between layers a process keeps its own tokens only: inputs of the two norms of a block, and of the head's norm.
     norm = activations.norm.kept / tokens * (1 - 1 / sharing)
+    divided = 2 * norm
+    if job.train.compiled:
+        # Of its two norms a compiled block saves the float32 scales alone, and of the features behind its mixer those of its own tokens.
+        divided = (sizes.h * sharing + 2 * torch.float32.itemsize) * (1 - 1 / sharing)
 
     def per_cached_token(kind: BlockKind) -> float:
         extra = activations.cached[kind].kept - activations.blocks[kind].kept
@@ -92,7 +96,7 @@ def _sizes(job: Job, model: Model, micro: int, activations: ActivationMemory | N
         cached = tuple(per_cached_token(kind) if kind in activations.cached else 0.0 for kind in kinds)
     return replace(
         sizes,
-        graph=tuple((each.beside if selective else each.kept) / tokens - 2 * norm for each in blocks),
+        graph=tuple((each.beside if selective else each.kept) / tokens - divided for each in blocks),
         products=tuple(each.products / tokens for each in blocks) if selective else (),
         cached=cached,
         head=activations.head.kept / tokens - norm,

@@ -195,11 +195,11 @@ RULES: tuple[Rule[Job], ...] = (
         ("train.compile=true", "mesh.zero=3"),
     ),
     Rule(
-        "compile-tensor", ("train.compile", "mesh.tensor"),
-        lambda job: job.train.compile and job.mesh.tensor > 1,
-        "torch.compile cannot trace the layers of megatron-core, which communicate in forward and backward",
-        "use train.compile=false, or mesh.tensor=1",
-        ("train.compile=true", "mesh.tensor=2"),
+        "compile-tensor-selective", ("train.compile", "mesh.tensor", "train.recompute"),
+        lambda job: job.train.compile and job.mesh.tensor > 1 and job.train.recompute == "selective",
+        "the graph of a block would save what is summed over the tensor axis both before and after the sum",
+        "use train.recompute=none, block, pass or window, or train.compile=false, or mesh.tensor=1",
+        ("train.compile=true", "mesh.tensor=2", "train.recompute=selective"),
     ),
     Rule(
         "graphs-none", ("train.cuda_graphs", "train.recompute"),

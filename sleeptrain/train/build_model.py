@@ -42,7 +42,9 @@ def new_model(layout: Layout, axes: MeshAxes, horizon: int, device: torch.device
         else:
             from sleeptrain.parallel.tensor import TensorParallelModel
 
-            model = sharded = TensorParallelModel(job.model, axes.tensor, job.mesh.sequence, gated=job.sleep.gated)
+            model = sharded = TensorParallelModel(
+                job.model, axes.tensor, job.mesh.sequence, gated=job.sleep.gated, traced=job.train.compile
+            )
             fill = sharded.initialise
     model.z_loss = job.train.z_loss
     model.keep_stage(blocks.start, blocks.stop)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sleeptrain.execute.autograd import CheckpointedExecutor
+from sleeptrain.model.compile_blocks import compile_blocks, partitioned_eager
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
@@ -40,11 +41,11 @@ def perturb_norms(name, full):
     )
 
 
-def models(config, axis, gated):
+def models(config, axis, gated, traced=False):
     """A full model and this process's shard of it."""
     full, sharded = (
         LanguageModel(config, gated=gated),
-        TensorParallelModel(config, axis, sequence_parallel=True, gated=gated),
+        TensorParallelModel(config, axis, sequence_parallel=True, gated=gated, traced=traced),
     )
     initialise(full, 0, 64)
     sharded.initialise(0, 64)
@@ -73,19 +74,22 @@ def forward_backward(model, case, policy):
     return result, {name: p.grad for name, p in model.named_parameters()}, features
 
 
-def compare(everything):
+def compare(extent):
     """On every process: differences between the sharded model and the full one, by case and recompute policy.
 
-    Without `everything` each case has two of the four policies.
+    Of `extent` "some" each case has two of the five policies, of "all" all of them. "compiled": two cases with compiled blocks.
     """
     process = init_distributed()
     axis = init_mesh(Mesh(tensor=2, sequence=True), process.rank, process.world).tensor
     differences = {}
-    for number, (name, case) in enumerate(CASES.items()):
-        full, sharded = models(toy.config(**case[2]), axis, case[0].gated)
+    for number, (name, case) in enumerate(list(CASES.items())[: 2 if extent == "compiled" else None]):
+        full, sharded = models(toy.config(**case[2]), axis, case[0].gated, extent == "compiled")
+        if extent == "compiled":
+            compile_blocks(sharded, partitioned_eager())
         expected, expected_grads, features = forward_backward(full, case, "pass")
         others = ("none", "selective", "block", "window")
-        for policy in ("pass", *(others if everything else others[number % 3 : number % 3 + 1])):
+        chosen = {"all": others, "some": others[number % 3 : number % 3 + 1], "compiled": ()}[extent]
+        for policy in ("pass", *chosen):
             result, grads, local_features = forward_backward(sharded, case, policy)
             grads = {key: gathered(sharded.tp_layout, key, g) for key, g in grads.items()}
             state = [
@@ -105,9 +109,9 @@ def compare(everything):
     return differences
 
 
-@pytest.mark.parametrize("everything", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_processes_compute_the_gradients_of_one(everything):
-    for differences in run(compare, 2, everything):
+@pytest.mark.parametrize("extent", ["some", "compiled", pytest.param("all", marks=pytest.mark.slow)])
+def test_two_processes_compute_the_gradients_of_one(extent):
+    for differences in run(compare, 2, extent):
         for name, case in differences.items():
             assert case["nll"] < 1e-6 and case["state"] < 1e-12 and case["residual"] < 1e-6, (name, case)
             worst = max(case["gradients"], key=case["gradients"].get)

@@ -1,12 +1,18 @@
 """Tensor parallelism in two processes against one process: losses, state, and gradients tensor by tensor; and the layout."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor.decomposition import select_decomp_table
 
 from sleeptrain.errors import UserError
 from sleeptrain.execute.autograd import CheckpointedExecutor
+from sleeptrain.model.compile_blocks import compile_blocks, partitioned_eager
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
@@ -15,7 +21,7 @@ from sleeptrain.parallel.mesh import MeshAxis, init_mesh
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.parallel.tensor import TensorParallelModel
 from sleeptrain.parallel.tp_layout import TPLayout
-from sleeptrain.program import compile
+from sleeptrain.program import Sleep, compile
 from tests.distributed import run
 from tests.model import toy
 from tests.model.test_sleep import CASES
@@ -38,15 +44,52 @@ def forward_backward(model, case, policy):
     return result, {name: p.grad for name, p in model.named_parameters()}
 
 
-def compare():
-    """On every process: differences between the sharded model and the full one, by case."""
+def collectives():
+    """The collectives in the forward and backward graphs of the two kinds of block, by whether tokens are sharded."""
+    process = init_distributed()
+    axis = init_mesh(Mesh(tensor=2, sequence=True), process.rank, process.world).tensor
+    found = {}
+    for sharded in (False, True):
+        graphs = []
+
+        def keep(graph, _, graphs=graphs):
+            graphs.append([node.target for node in graph.graph.nodes if "_c10d_functional" in str(node.target)])
+            return make_boxed_func(graph.forward)
+
+        backend = aot_autograd(
+            fw_compiler=keep, bw_compiler=keep, decompositions=select_decomp_table(),
+            partition_fn=partial(min_cut_rematerialization_partition, compiler="inductor"),
+        )  # fmt: skip
+        model = TensorParallelModel(replace(toy.config(), layers="GA"), axis, sharded, traced=True)
+        model.initialise(0, 64)
+        compile_blocks(model, backend)
+        tokens, targets = toy.batch(toy.windows(4, 1))
+        sleep = Sleep(window=4)
+        rows = MicroBatch(tokens, targets, model.zero_state(sleep, len(tokens)))
+        program = compile(sleep, toy.windows(4, 1), 2)
+        (result,) = CheckpointedExecutor(model, [rows], program, sleep, "none").run()
+        result.nll.sum().backward()
+        found[sharded] = [[str(each).split(".")[1] for each in graph] for graph in graphs]
+    return found
+
+
+def test_a_compiled_block_repeats_no_collective_in_its_backward():
+    for found in run(collectives, 2):
+        assert found[False] == [["all_reduce", "wait_tensor"] * 2] * 4
+        gather_and_scatter = ["all_gather_into_tensor", "wait_tensor", "reduce_scatter_tensor", "wait_tensor"]
+        assert found[True] == [gather_and_scatter * 2] * 4
+
+
+def compare(traced):
+    """On every process: differences between the sharded model and the full one, by case; with `traced` blocks are compiled."""
     process = init_distributed()
     axis = init_mesh(Mesh(tensor=2), process.rank, process.world).tensor
     differences = {}
-    for name in NAMES:
+    for name in NAMES[1:3] if traced else NAMES:
         config = toy.config(tie=name == "every", **toy.OURO if name == "normed" else {})
         gated = CASES[name][0].gated
-        full, sharded = LanguageModel(config, gated=gated), TensorParallelModel(config, axis, gated=gated)
+        full = LanguageModel(config, gated=gated)
+        sharded = TensorParallelModel(config, axis, gated=gated, traced=traced)
         initialise(full, 0, 64)
         sharded.initialise(0, 64)
         sharded, full = sharded.double(), full.double()
@@ -54,7 +97,10 @@ def compare():
         for key, p in sharded.named_parameters():
             assert torch.equal(gathered(sharded.tp_layout, key, p.detach()), full.get_parameter(key)), key
         expected, expected_grads = forward_backward(full, name, "none")
-        result, grads = forward_backward(sharded, name, ("selective", "window")[NAMES.index(name) % 2])
+        if traced:
+            compile_blocks(sharded, partitioned_eager())
+        policy = ("none" if traced else "selective", "window")[NAMES.index(name) % 2]
+        result, grads = forward_backward(sharded, name, policy)
         grads = {key: gathered(sharded.tp_layout, key, g) for key, g in grads.items()}
         state = {
             leaf.name: result.state[leaf.name] - expected.state[leaf.name].chunk(2, leaf.tensor_dim)[axis.rank]
@@ -71,8 +117,10 @@ def compare():
     return differences
 
 
-def test_two_processes_compute_the_gradients_of_one():
-    for differences in run(compare, 2):
+@pytest.mark.parametrize("traced", [False, True])
+def test_two_processes_compute_the_gradients_of_one(traced):
+    """`traced`: each block with its collectives is one graph of torch.compile, forward and backward."""
+    for differences in run(compare, 2, traced):
         for name, case in differences.items():
             assert case["nll"] < 1e-12 and case["state"] < 1e-12, name
             worst = max(case["gradients"], key=case["gradients"].get)

@@ -16,7 +16,7 @@ from sleeptrain.execute.gradients import GradAccumulator
 from sleeptrain.execute.p2p import P2PChannels
 from sleeptrain.execute.segments import forward_no_grad, loss_segment, vjp
 from sleeptrain.execute.stage_plan import StagePlan
-from sleeptrain.model.compile_blocks import compile_blocks
+from sleeptrain.model.compile_blocks import compile_blocks, partitioned_eager
 from sleeptrain.model.init import initialise
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
@@ -249,8 +249,10 @@ def tensor_parallel_bytes(plans):
     process, found = init_distributed(), {}
     for key, plan in plans.items():
         axes = init_mesh(plan.job.mesh, process.rank, process.world)
-        model = new_model(plan.layout, axes, 64, process.device)
-        found[key] = saved_bytes(plan, model.to(DTYPES[plan.job.train.precision])), dict(plan.memory[0].saved)
+        model = new_model(plan.layout, axes, 64, process.device).to(DTYPES[plan.job.train.precision])
+        if plan.job.train.compiled:
+            compile_blocks(model, partitioned_eager(), COMPILED_WRAPPERS[plan.job.train.compiled])
+        found[key] = saved_bytes(plan, model), dict(plan.memory[0].saved)
     return found
 
 
@@ -259,6 +261,10 @@ def test_saved_activations_of_two_tensor_processes_match_the_plan():
     changes = ["mesh.tensor=2", "sleep.evict.mode=sliding"]
     plans = {policy: plan_of(*changes, f"train.recompute={policy}") for policy in POLICIES}
     plans["bf16"] = plan_of(*changes, "train.recompute=none", "train.precision=bf16")
+    plans["compiled"] = plan_of(*changes, "train.recompute=none", "train.compile=true")
+    plans["compiled, sequence"] = plan_of(
+        "mesh.tensor=2", "mesh.sequence=true", "train.recompute=none", "train.compile=true", "train.precision=bf16"
+    )
     for by_case in run(tensor_parallel_bytes, 2, plans):
         for key, (saved, planned) in by_case.items():
             assert_close(saved, planned, key)

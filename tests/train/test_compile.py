@@ -31,11 +31,17 @@ def train_with_and_without(folder, changes):
     ("world", "changes", "rounding"),
     [
         pytest.param(2, ("mesh.pipe=2", "train.recompute=selective"), 1e-5, marks=pytest.mark.slow),
+        pytest.param(
+            2,
+            ("mesh.tensor=2", "mesh.sequence=true", "model.attention.kv_heads=2", "model.deltanet.key_heads=2"),
+            1e-5,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(1, ("train.precision=bf16",), 5e-3, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_compiled_run_follows_the_uncompiled_one(tmp_path, world, changes, rounding):
-    """Two pipeline stages that save products in float32; one process in bf16, whose rounding fused kernels change."""
+    """Two pipeline stages that save products, and tensor parallelism, in float32; one process in bf16, whose rounding fused kernels change."""
     text_data(tmp_path)
     recipe_file(tmp_path)
     (losses, norms, graphs), (expected_losses, expected_norms, none) = run(
