@@ -109,7 +109,9 @@ def compare(extent):
     return differences
 
 
-@pytest.mark.parametrize("extent", ["some", "compiled", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "extent", ["some", *(pytest.param(each, marks=pytest.mark.slow) for each in ("compiled", "all"))]
+)
 def test_two_processes_compute_the_gradients_of_one(extent):
     for differences in run(compare, 2, extent):
         for name, case in differences.items():

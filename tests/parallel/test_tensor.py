@@ -117,7 +117,7 @@ def compare(traced):
     return differences
 
 
-@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("traced", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_compute_the_gradients_of_one(traced):
     """`traced`: each block with its collectives is one graph of torch.compile, forward and backward."""
     for differences in run(compare, 2, traced):
