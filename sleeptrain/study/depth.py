@@ -44,14 +44,18 @@ def depth_lines(settings: Sequence[Setting]) -> list[DepthLine]:
     axis = _depth_axis(settings)
     lines: dict[str, dict[str, dict[int, Sequence[float]]]] = {}
     for setting in settings:
-        own = setting.runs[0].passes
+        runs = [run for run in setting.runs if run.measured]
+        if not runs:
+            continue
+        own = runs[0].passes
         name = Setting({a: label for a, label in setting.labels.items() if a != axis}, setting.runs).name
-        for passes in dict.fromkeys(int(m["passes"]) for m in setting.runs[0].measurements()):
+        name += f" ({len(runs)} of {len(setting.runs)} seeds)" if len(runs) < len(setting.runs) else ""
+        for passes in dict.fromkeys(int(m["passes"]) for m in runs[0].measurements()):
             shares = lines.setdefault(
                 f"{name}: N={passes}{'' if passes == own else '*'}", {share: {} for share in SHARES}
             )
             for share in SHARES:
-                tables = [run.shares(share, passes) for run in setting.runs]
+                tables = [run.shares(share, passes) for run in runs]
                 for value in tables[0]:
                     if all(value in table for table in tables):
                         shares[share][value] = [table[value] for table in tables]
@@ -63,7 +67,7 @@ def _depth_axis(settings: Sequence[Setting]) -> str | None:
     for axis in settings[0].labels if settings else ():
         values = {label: set[int]() for label in (s.labels[axis] for s in settings)}
         for setting in settings:
-            values[setting.labels[axis]] |= setting.runs[0].shares("accuracy").keys()
+            values[setting.labels[axis]] |= {value for run in setting.runs for value in run.shares("accuracy")}
         together = [value for found in values.values() for value in found]
         if len(values) > 1 and together and len(together) == len(set(together)):
             return axis
