@@ -57,9 +57,9 @@ class SubmittedJob:
             rows.append({"index": index, "state": state.lower(), "reason": plain, "left": left, "nodes": nodes})
         return rows
 
-    def cancel(self) -> None:
-        """End the job at once, without a save where it runs."""
-        _ask(["scancel", self.number])
+    def cancel(self, indices: Sequence[str] = ()) -> None:
+        """End the job, or the jobs of its array with these indices, at once, without a save where they run."""
+        _ask(["scancel", *([f"{self.number}_{index}" for index in indices] or [self.number])])
 
 
 FINAL = (
