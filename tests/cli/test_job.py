@@ -41,6 +41,15 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return base
 
 
+def test_cancelling_a_job_that_is_no_array(study: Path, sleeptrain: Any) -> None:
+    squeue = study.parent / "programs" / "squeue"
+    squeue.write_text("#!/bin/bash\necho 'N/A|RUNNING|None|9:00|n1'\n")
+    printed = sleeptrain("job", "cancel", str(study)).out
+    assert printed == "job 7: 1 run saves after its step and ends; --now ends it without a save\n"
+    assert [path.parent.name for path in study.glob("run-*/stop")] == ["run-0"]
+    assert not (study.parent / "cancelled").exists()
+
+
 def test_cancelling_an_array_leaves_no_job_that_begins_later(study: Path, sleeptrain: Any) -> None:
     ran = sleeptrain("job", "cancel", str(study))
     assert ran.status == 0, ran.err
