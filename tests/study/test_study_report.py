@@ -202,3 +202,17 @@ def test_curves_of_held_out_and_of_training_losses_are_not_compared(tmp_path: Pa
         finish(point, [row(i, loss=2.0, **({"eval_loss": 9.0} if i % 4 == 0 else {})) for i in range(1, steps + 1)])
     for effect in report_of(sleeptrain)["effects"]:
         assert (effect["difference"], effect["loss"]) == (0.0, "training")
+
+
+def test_losses_that_do_not_depend_on_the_size_have_no_law(tmp_path: Path, sleeptrain: Any) -> None:
+    points = study(
+        tmp_path,
+        "recipe: rule110-tiny\naxes:\n  model.width: [32, 64, 128]\n  train.steps: [10, 100, 1000]\nset: {model.vocab: 7}\n"
+        "extrapolate: {large: {params: 1.0e+8, tokens: 1.0e+7}}\n",
+    )
+    noise = np.random.default_rng(0)
+    for point in points:
+        tokens, loss = 1000.0 * (point.resolved.value.train.steps or 0), 2.0 + 1e-3 * noise.standard_normal()
+        finish(point, [row(1, eval_loss=loss, tokens=tokens, flops_per_second=tokens, seconds=1.0)])
+    [law] = report_of(sleeptrain)["laws"]
+    assert law["why_not"].startswith("the losses do not determine ") and "constants" not in law
