@@ -81,7 +81,7 @@ def depth_sections(settings: Sequence[Setting]) -> list[PageSection]:
     if not reports or not lines:
         return []
     label = str(reports[0]["label"])
-    baselines = {value: table for report in reports for value, table in report["baselines"].items()}
+    baselines = _common_baselines([report["baselines"] for report in reports])
     values = sorted({value for line in lines for value in line.shares["accuracy"]})
     sections = []
     for share, title in SHARES.items():
@@ -90,13 +90,13 @@ def depth_sections(settings: Sequence[Setting]) -> list[PageSection]:
             for name, key in zip(("chance", "majority"), BASELINES[share], strict=True)
         }
         rows = [
-            [f"({name})", *(number(cell, "{:.3f}") for cell in cells)] for name, cells in known.items() if any(cells)
+            [f"({name})", *(number(cell, "{:.3f}") for cell in cells)] for name, cells in known.items() if _some(cells)
         ]
         rows += [[line.name, *_cells(line, share, values)] for line in lines]
         table = TextTable([f"{share} at {label} =", *map(str, values)], rows)
         marks = list(_marks(lines, share, values))
         marks += [
-            Line(n, list(range(len(values))), cells, style="baseline") for n, cells in known.items() if any(cells)
+            Line(n, list(range(len(values))), cells, style="baseline") for n, cells in known.items() if _some(cells)
         ]
         ticks = [(float(place), str(value)) for place, value in enumerate(values)]
         chart = Chart(
@@ -104,6 +104,19 @@ def depth_sections(settings: Sequence[Setting]) -> list[PageSection]:
         )
         sections.append(PageSection(f"{share.capitalize()} by {label}", [table, DEPTH_NOTE, chart]))
     return sections
+
+
+def _common_baselines(tables: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """The baselines by value of the label, of those that all data sets with this value have alike."""
+    found: dict[str, dict[str, float]] = {}
+    for value in dict.fromkeys(value for table in tables for value in table):
+        first, *others = [table[value] for table in tables if value in table]
+        found[value] = {name: share for name, share in first.items() if all(o.get(name) == share for o in others)}
+    return found
+
+
+def _some(cells: Sequence[float | None]) -> bool:
+    return any(cell is not None for cell in cells)
 
 
 def _cells(line: DepthLine, share: str, values: Sequence[int]) -> Iterator[str]:

@@ -122,6 +122,7 @@ class StudyReport:
             if len(labels) < 2:
                 continue
             places = _places(labels)
+            groups = {name: sorted(group, key=lambda s: places[s.labels[axis]]) for name, group in groups.items()}
             lines = [
                 Line(
                     name, [places[s.labels[axis]] for s in group], [self._loss(s) for s in group],

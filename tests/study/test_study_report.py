@@ -15,6 +15,8 @@ from scipy.stats import t as student
 from sleeptrain.recipe.load_trained import parameter_shapes
 from sleeptrain.study.config import load_study
 from sleeptrain.study.points import Point, make_points
+from sleeptrain.study.results import read_results
+from sleeptrain.study.study_report import StudyReport
 from tests.study.folders import row, write_run
 from tests.study.test_curves import pictures, texts
 
@@ -216,3 +218,28 @@ def test_losses_that_do_not_depend_on_the_size_have_no_law(tmp_path: Path, sleep
         finish(point, [row(1, eval_loss=loss, tokens=tokens, flops_per_second=tokens, seconds=1.0)])
     [law] = report_of(sleeptrain)["laws"]
     assert law["why_not"].startswith("the losses do not determine ") and "constants" not in law
+
+
+def test_baselines_of_several_data_sets_are_shown_where_they_are_the_same(tmp_path: Path, sleeptrain: Any) -> None:
+    points = study(
+        tmp_path,
+        "recipe: rule110-tiny\nevaluate: {}\naxes:\n  rows:\n    few: {'data.sources': [{path: few}]}\n    many: {'data.sources': [{path: many}]}\n",
+    )
+    for point, majority in zip(points, (0.6, 0.9), strict=True):
+        finish(point, [row(1)], {2: {2: 0.7, 4: 0.8}})
+        report = point.folder / "evaluation" / "report.json"
+        found = json.loads(report.read_text())
+        found["baselines"]["2"]["majority"] = majority
+        report.write_text(json.dumps(found))
+    assert report_of(sleeptrain)["depth"]
+    lines = (tmp_path / "runs" / "study" / "s" / "report.md").read_text().splitlines()
+    assert "| (chance) | 0.500 | 0.500 |" in lines and "| (majority) | – | 0.550 |" in lines
+
+
+def test_a_line_over_an_axis_goes_from_left_to_right(tmp_path: Path) -> None:
+    points = study(tmp_path, "recipe: rule110-tiny\naxes: {sleep.passes: [4, 1, 2]}\n")
+    for point in points:
+        finish(point, [row(1, eval_loss=float(point.labels["sleep.passes"]))])
+    report = StudyReport(load_study("s.yaml").value, "s", read_results(points), 3)
+    chart, *_ = report.page().charts
+    assert list(chart.lines[0].x) == list(chart.lines[0].y) == [1.0, 2.0, 4.0]
