@@ -13,7 +13,7 @@ from sleeptrain.errors import UserError
 from sleeptrain.evaluate.intervals import Interval, mean_interval
 from sleeptrain.study.config import SEED
 from sleeptrain.study.points import Point
-from sleeptrain.study.run_log import RunLog, read_run
+from sleeptrain.study.run_log import RunLog, finite_number, read_run
 
 LossKind = Literal["evaluation", "held out", "training"]
 
@@ -65,7 +65,7 @@ class StudyRun:
     def loss(self, kind: LossKind) -> float | None:
         """The final loss in nats per target: of `sleeptrain eval`, of the last evaluation while training, or of the last steps."""
         if kind == "evaluation":
-            return next((float(m["loss"]) for m in self.measurements()), None)
+            return next((finite_number(m["loss"]) for m in self.measurements()), None)
         return self.log.last("eval_loss") if kind == "held out" else self.log.training_loss
 
     def shares(self, share: str, passes: int | None = None) -> dict[int, float]:

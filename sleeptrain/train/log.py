@@ -35,7 +35,7 @@ class MetricsFile:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one step. NaN and infinity are written as null, because JSON has neither."""
-        self._file.write(json.dumps(_finite(row)) + "\n")
+        self._file.write(json.dumps(finite(row)) + "\n")
         self._file.flush()
 
     def rewind(self, step: int) -> None:
@@ -48,11 +48,12 @@ class MetricsFile:
         self._file.close()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """JSON values with null for NaN and infinity, which JSON has not."""
     if isinstance(value, dict):
-        return {key: _finite(child) for key, child in value.items()}
+        return {key: finite(child) for key, child in value.items()}
     if isinstance(value, list):
-        return [_finite(child) for child in value]
+        return [finite(child) for child in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
