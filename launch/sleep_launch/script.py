@@ -35,8 +35,8 @@ class JobScript:
     restart: Restart
     array: tuple[int, ...] = ()
     """Indices of the runs that the jobs of an array train, one each; empty: a single job trains the first run."""
-    then: tuple[str, ...] = ()
-    """Words of sleeptrain, with the index behind them, that one task of a job runs once its run is done."""
+    then: tuple[tuple[str, ...], ...] = ()
+    """By index, words of sleeptrain that one task of a job runs once its run is done; empty: nothing is run then."""
 
 
 def render(job: JobScript) -> str:
@@ -51,7 +51,7 @@ def render(job: JobScript) -> str:
         limits=f"--limit {job.restart.limit} --delay {job.restart.delay}",
         preflight=_line(preflight),
         one=ONE,
-        finish=FINISH.format(one=ONE, words=_line(job.then)) if job.then else 'exit "$value"',
+        finish=FINISH.format(one=ONE, then=THEN) if job.then else 'exit "$value"',
     )
 
 
@@ -74,6 +74,8 @@ def render_last(job: JobScript, words: Sequence[str]) -> str:
 
 LAST_MINUTES = 60
 """Time limit of the script that runs last."""
+THEN = "then"
+"""Files of a job's folder, with the index behind: the words of `JobScript.then`, each ended by a zero byte."""
 ONE = "--nodes=1 --ntasks=1 --ntasks-per-node=1"
 """Options of an srun that starts one task."""
 SRUN = ("srun", "--wait=0", "--kill-on-bad-exit=0", "--overlap")
@@ -198,7 +200,8 @@ follow "$(decide end --status "$status")"
 """
 FINISH = """\
 [ "$value" = 0 ] || exit "$value"
-            "${{srun[@]}}" {one} "${{python[@]}}" -m sleeptrain {words} "$index"
+            mapfile -d '' -t words < "$job/{then}-$index" || exit 1
+            "${{srun[@]}}" {one} "${{python[@]}}" -m sleeptrain "${{words[@]}}"
             exit $?"""
 LAST = """\
 #!/usr/bin/env bash

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sleep_launch.script import JobScript, render, render_last
+from sleep_launch.script import THEN, JobScript, render, render_last
 
 LAUNCH, RECORD, SCRIPT, CODE = "launch", "launch.json", "job.sh", "code"
 LAST_SCRIPT = "last.sh"
@@ -57,9 +57,9 @@ class SubmittedJob:
             rows.append({"index": index, "state": state.lower(), "reason": plain, "left": left, "nodes": nodes})
         return rows
 
-    def cancel(self) -> None:
-        """End the job at once, without a save where it runs."""
-        _ask(["scancel", self.number])
+    def cancel(self, indices: Sequence[str] = ()) -> None:
+        """End the job, or the jobs of its array with these indices, at once, without a save where they run."""
+        _ask(["scancel", *([f"{self.number}_{index}" for index in indices] or [self.number])])
 
 
 FINAL = (
@@ -92,7 +92,8 @@ def last_job(parent: Path) -> SubmittedJob | None:
 
 
 def prepare(job: JobScript, recipes: Sequence[str], revision: str | None, last: Sequence[str] = ()) -> None:
-    """Write the job's folder: a copy of the code, the recipe of every run, the script. Written beside its place and renamed.
+    """Write the job's folder: a copy of the code, the recipe of every run and what follows it, the script. Written beside its place and
+    renamed.
 
     `last`: words of sleeptrain that a job of its own runs once all jobs of an array have ended. `revision`: that of the code, which a copy cannot ask git for.
     """
@@ -106,6 +107,8 @@ def prepare(job: JobScript, recipes: Sequence[str], revision: str | None, last: 
         (staged / CODE / "sleeptrain" / REVISION).write_text(f"{revision}\n")
     for index, recipe in enumerate(recipes):
         (staged / f"recipe-{index}.yaml").write_text(recipe)
+    for index, words in enumerate(job.then):
+        (staged / f"{THEN}-{index}").write_text("".join(f"{word}\0" for word in words))
     (staged / "nodes").mkdir()
     (staged / SCRIPT).write_text(render(job))
     if last:

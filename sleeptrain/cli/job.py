@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +43,7 @@ def add(subparsers: Any) -> None:
     cancel = add_command(
         actions, "cancel", "end a job",
         "Ask the run of a job to stop: it saves after its step, and the job ends without being requeued. A job that waits\n"
-        "is taken out of the queue.", EXAMPLES["cancel"],
+        "is taken out of the queue, also where others of the same array run.", EXAMPLES["cancel"],
     )  # fmt: skip
     cancel.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or the folder of a study")
     cancel.add_argument("--now", action="store_true", help="end the job at once, without a save")
@@ -87,16 +86,30 @@ def run_cancel(args: argparse.Namespace) -> int:
 
     job = _job(args.run_folder)
     rows = job.rows()
+    running = [row["index"] for row in rows if row["state"] == "running"]
+    waiting = [row["index"] for row in rows if row["state"] != "running"]
     if not rows:
         print(f"job {job.number} is not in the queue any more")
-    elif args.now or not any(row["state"] == "running" for row in rows):
+        return 0
+    if args.now or not running:
         job.cancel()
         print(f"job {job.number} is cancelled")
-    else:
-        for run in job.runs:
-            if os.path.isdir(run):
-                (Path(run) / STOP_FILE).touch()
-        print(f"job {job.number} saves after its step and ends; --now ends it without a save")
+        return 0
+    # Those that wait first, before they begin. A run that has ended gets no file: it would stop when it is trained further.
+    if waiting:
+        job.cancel(waiting)
+    for index in running:
+        run = Path(job.runs[int(index) if index.isdecimal() else 0])
+        run.mkdir(parents=True, exist_ok=True)  # of a job that has just begun
+        (run / STOP_FILE).touch()
+    saves, it = (
+        ("1 run saves after its step and ends", "it")
+        if len(running) == 1
+        else (f"{len(running)} runs save after their step and end", "them")
+    )
+    print(f"job {job.number}: {saves}; --now ends {it} without a save")
+    if waiting:
+        print(f"job {job.number}: {len(waiting)} that wait are cancelled")
     return 0
 
 

@@ -70,8 +70,8 @@ def check(args: argparse.Namespace) -> tuple[ClusterFile, JobRun, int]:
     from sleeptrain.evaluate.held_out import open_held_out
     from sleeptrain.recipe import check_batch, check_run, load_recipe
     from sleeptrain.recipe.load_trained import initial_weights
-    from sleeptrain.train.log import check_wandb
     from sleeptrain.train.setup import open_reader
+    from sleeptrain.train.wandb_run import check_wandb
 
     cluster = load_job_cluster(args.cluster, args.set).value
     resolved = load_recipe(args.recipe, [*cluster.recipe, *args.overrides])

@@ -183,6 +183,10 @@ def _check(args: argparse.Namespace) -> None:
         errors.append("--search needs --processes N, the number of processes of the layouts")
     if args.search and (args.draw or args.svg):
         errors.append("--search draws no schedule; plan one of its layouts with --draw or --svg")
+    if args.draw and args.json:
+        errors.append(
+            "--draw draws the schedule as text, and --json prints JSON alone; --svg FILE writes it as a picture"
+        )
     if args.speed is not None and (args.search or args.cluster):
         errors.append(
             f"--speed {args.speed:g}: with --cluster and --search the speed is hardware.flops x hardware.share of the cluster file"

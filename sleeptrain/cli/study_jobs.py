@@ -33,7 +33,8 @@ def submit_study(args: argparse.Namespace, cluster: ClusterFile, points: Sequenc
     job = replace(
         job_script(cluster, free_folder(base), runs, nodes),
         array=tuple(point.index for point in left),
-        then=(*words, "--index"),
+        # Not `study --index`, which reads the study again: an edit gives an index to another run.
+        then=tuple(tuple(command[1:]) for point in points if (command := point.eval_command) is not None),
     )
     if args.dry_run:
         print(render(job), end="")

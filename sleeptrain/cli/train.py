@@ -88,8 +88,8 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     from sleeptrain.recipe.continuation import continuation_lines
     from sleeptrain.recipe.load_trained import initial_weights
     from sleeptrain.train.layout import resolve_layout
-    from sleeptrain.train.log import check_wandb
     from sleeptrain.train.setup import check_device, open_reader
+    from sleeptrain.train.wandb_run import check_wandb
 
     world = env_int("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else plan.planned_world(resolved.value, None)
     batch = check_batch(resolved, world)

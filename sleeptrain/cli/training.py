@@ -47,8 +47,8 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     from sleeptrain.recipe.load_trained import initial_weights
     from sleeptrain.train.kernels import check_kernels
     from sleeptrain.train.layout import resolve_layout
-    from sleeptrain.train.log import check_wandb
     from sleeptrain.train.setup import assert_same_config, check_device
+    from sleeptrain.train.wandb_run import check_wandb
 
     resolved = on_every_rank(process, lambda: resolved or load_run(args, seed))
     assert_same_config(process, {path: value for path, value, _ in resolved.rows()})

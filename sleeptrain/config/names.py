@@ -2,11 +2,10 @@
 
 import dataclasses
 import types
-import typing
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sleeptrain.config.tree import KeyPath, Node
 
@@ -28,13 +27,13 @@ def is_section(kind: Any) -> bool:
 
 def members(kind: Any) -> tuple[Any, ...]:
     """The members of `A | B` or `Optional[A]`; any other type is its own only member."""
-    return get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 @cache
 def fields_of(section: type) -> dict[str, Any]:
     """The keys that a section may have, with their types."""
-    hints = typing.get_type_hints(section)
+    hints = get_type_hints(section)
     return {item.name: hints[item.name] for item in dataclasses.fields(section) if item.init}
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from sleeptrain.config.names import all_names, describe, element_type, fields_of, is_section, members, nearest, variant
 from sleeptrain.config.tree import FAILED, KeyPath, Node, claim, escape, items, plain, select
+from sleeptrain.sizes import number_hint
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class SectionReader:
             except ValueError:
                 continue
         options = [str(option) for one in members(kind) if get_origin(one) is Literal for option in get_args(one)]
-        near = nearest(data, options) if isinstance(data, str) else ""
         wanted = f"a list of {len(get_args(meant))}" if isinstance(data, tuple) else describe(kind)
+        near = nearest(data, options) or number_hint(data, wanted) if isinstance(data, str) else ""
         return FAILED if data is FAILED else self._fail(f"{claim(path, node)}: expected {wanted}{near}")
 
     def _section(self, kind: type, node: Node, path: KeyPath) -> Any:

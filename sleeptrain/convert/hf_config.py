@@ -71,7 +71,7 @@ def read_model(config: Mapping[str, Any], source: str) -> Model:
     with naming(source):
         if differences := _differences(config):
             raise UserError([f"{source}: {difference}" for difference in differences])
-        rope = config.get("rope_parameters") or config
+        rope = _rope(config)
         model = Model(
             width=config["hidden_size"],
             layers="".join(LETTERS[name] for name in layer_types(config)),
@@ -131,7 +131,7 @@ def layer_types(config: Mapping[str, Any]) -> list[str]:
 
 def _differences(config: Mapping[str, Any]) -> list[str]:
     """What of their configuration our blocks do not have."""
-    rope, found = config.get("rope_parameters") or {}, []
+    rope, found = _rope(config), list[str]()
     types = layer_types(config)
     if unknown := sorted(set(types) - set(LETTERS)):
         found.append(f"layer_types: sleeptrain has no layer {unknown[0]!r}")
@@ -140,7 +140,7 @@ def _differences(config: Mapping[str, Any]) -> list[str]:
     wanted = {
         "hidden_act": (config.get("hidden_act", "silu"), "silu"),
         "attention_bias": (config.get("attention_bias", False), False),
-        "rope_parameters.rope_type": (rope.get("rope_type", "default"), "default"),
+        "rope_parameters.rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
         "linear_value_head_dim": (config["linear_value_head_dim"], config["linear_key_head_dim"]),
     }
     found += [
@@ -149,6 +149,11 @@ def _differences(config: Mapping[str, Any]) -> list[str]:
         if value != ours
     ]
     return found
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of rotary positions. transformers takes those under the older key `rope_scaling`, where it is given, before others."""
+    return {**config, **(config.get("rope_scaling") or config.get("rope_parameters") or {})}
 
 
 def same_shape(model: Model) -> Model:

@@ -14,6 +14,7 @@ from sleeptrain.evaluate.measure import Measurement
 from sleeptrain.evaluate.plot import plot_accuracy
 from sleeptrain.evaluate.seeds import SHARES, RunResult, SeedGroup, group_by_recipe, label_values, mean_of, summary
 from sleeptrain.evaluate.table import print_table
+from sleeptrain.train.log import finite
 
 NONE = "–"
 """Cell of a value that does not exist."""
@@ -45,9 +46,9 @@ NOTES = (
 def to_json(
     results: Sequence[RunResult], manifest: Manifest, environment: dict[str, Any], command: str
 ) -> dict[str, Any]:
-    """All measurements, with the data, the versions and the command that they come from."""
+    """All measurements, with the data, the versions and the command that they come from; null for what is not finite."""
     groups = group_by_recipe(results)
-    return {
+    return finite({
         "task": manifest.task, "label": manifest.label, "baselines": manifest.baselines, "data": manifest.hash,
         "command": command, "environment": environment,
         "runs": [
@@ -63,7 +64,7 @@ def to_json(
             for group in groups
         ],
         "comparisons": compare(groups, manifest),
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def _measurement_json(m: Measurement) -> dict[str, Any]:

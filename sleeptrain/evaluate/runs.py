@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sleeptrain.checkpoint import weight_shapes
 from sleeptrain.data.batch import Batch
 from sleeptrain.data.config import Source
 from sleeptrain.data.evaluation import Evaluation
@@ -14,7 +15,14 @@ from sleeptrain.data.manifest import Manifest
 from sleeptrain.errors import UserError
 from sleeptrain.evaluate.measure import Measurement, measure
 from sleeptrain.evaluate.seeds import RunResult
-from sleeptrain.recipe.load_trained import Trained, open_trained
+from sleeptrain.recipe.load_trained import (
+    RunFiles,
+    Trained,
+    check_fit,
+    open_run_files,
+    open_trained,
+    parameter_shapes,
+)
 from sleeptrain.recipe.task_files import with_build_command
 from sleeptrain.run.folder import is_seed_folder, runs_of_seeds
 from sleeptrain.train.log import read_metrics
@@ -39,54 +47,62 @@ def evaluate(
     quiet     show no progress bar
     fp32      compute in float32 what was trained in bfloat16
 
-    Returns the results in the order of `paths`, and the manifest of the data. Raises UserError if a run cannot be opened, or
-    if runs were trained on different data and `data` is None.
+    Returns the results in the order of `paths`, and the manifest of the data. One model is in memory at a time. Raises UserError
+    if a run cannot be opened, or if runs were trained on different data and `data` is None.
     """
     paths = [run for path in paths for run in runs_of_seeds(Path(path))]
-    runs = [open_trained(path, as_trained=not fp32) for path in paths]
-    splits = [_open_split(trained, data, rows, samples) for trained in runs]
-    for trained, batches in zip(runs, splits, strict=True):  # check all runs before the first one is measured
-        _check_fit(trained, batches.manifest, data)
+    opened = [open_run_files(Path(path)) for path in paths]
+    splits = [_open_split(files, data, rows, samples) for files in opened]
+    for files, batches in zip(opened, splits, strict=True):  # check all runs before the first one is measured
+        _check_fit(files, batches.manifest, data)
         if batches.manifest.hash != splits[0].manifest.hash:
             raise UserError(
-                f"{trained.run} was trained on other data than {runs[0].run}; name one folder for all with --data"
+                f"{files.run} was trained on other data than {opened[0].run}; name one folder for all with --data"
             )
     results: list[RunResult] = []
-    for trained, batches, name in zip(runs, splits, _names(paths), strict=True):
-        measured = [
-            measure(
-                trained.model,
-                trained.recipe.sleep,
-                batches.manifest,
-                _track(batches, f"{name} N={n}", quiet),
-                n,
-                batches.names,
-            )
-            for n in passes or [trained.recipe.sleep.max_passes]
-        ]
-        results.append(_result(trained, name, batches.manifest, measured))
+    for path, batches, name in zip(paths, splits, _names(paths), strict=True):
+        results.append(_measured(open_trained(path, as_trained=not fp32), batches, name, passes, quiet))
     return results, splits[0].manifest
 
 
-def _check_fit(trained: Trained, manifest: Manifest, data: str | None) -> None:
-    """Raise UserError if the data has another vocabulary or other windows than the data the run was trained on."""
-    if manifest.tokenizer["hash"] != trained.manifest.tokenizer["hash"] or manifest.windows != trained.manifest.windows:
-        origin = f"--data {data}" if data else f"the data of {trained.run}"
+def _measured(trained: Trained, batches: Evaluation, name: str, passes: Sequence[int] | None, quiet: bool) -> RunResult:
+    """The result of one run. Its model is freed on return."""
+    measured = [
+        measure(
+            trained.model,
+            trained.recipe.sleep,
+            batches.manifest,
+            _track(batches, f"{name} N={n}", quiet),
+            n,
+            batches.names,
+        )
+        for n in passes or [trained.recipe.sleep.max_passes]
+    ]
+    return _result(trained, name, batches.manifest, measured)
+
+
+def _check_fit(files: RunFiles, manifest: Manifest, data: str | None) -> None:
+    """Raise UserError if the weights do not fit the recipe, or the data has another vocabulary or other windows than that of training."""
+    config = str(files.run / "config.yaml")
+    check_fit(weight_shapes(files.checkpoint), parameter_shapes(files.resolved.value), files.checkpoint, config)
+    if manifest.tokenizer["hash"] != files.manifest.tokenizer["hash"] or manifest.windows != files.manifest.windows:
+        origin = f"--data {data}" if data else f"the data of {files.run}"
         raise UserError(
-            f"{origin}: its vocabulary or windows differ from what {trained.run} was trained on; name a folder of the same "
+            f"{origin}: its vocabulary or windows differ from what {files.run} was trained on; name a folder of the same "
             "task and layout with --data"
         )
 
 
-def _open_split(trained: Trained, data: str | None, rows: int, samples: int | None) -> Evaluation:
+def _open_split(files: RunFiles, data: str | None, rows: int, samples: int | None) -> Evaluation:
     """The evaluation split of `data` or, if it is None, of the run's recipe. UserError names the option it comes from."""
-    section = trained.recipe.data
+    recipe = files.resolved.value
+    section = recipe.data
     if data is not None:
         section = dataclasses.replace(section, sources=[Source(data)])
     try:
-        return Evaluation(section, micro=rows, samples=samples, window=trained.recipe.sleep.window)
+        return Evaluation(section, micro=rows, samples=samples, window=recipe.sleep.window)
     except UserError as error:
-        origin = "--data" if data is not None else f"data.sources ({trained.run / 'config.yaml'}; --data names another)"
+        origin = "--data" if data is not None else f"data.sources ({files.run / 'config.yaml'}; --data names another)"
         raise UserError([f"{origin}: {line}" for line in with_build_command(error)]) from None
 
 

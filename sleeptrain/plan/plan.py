@@ -46,6 +46,10 @@ class Plan:
         """Of one group of micro-batches."""
         return self.layout.schedule
 
+    def flops_at(self, passes: int) -> float:
+        """Model FLOPs of a step of `passes` passes over all processes."""
+        return _step_flops(self.layout, passes)
+
     @property
     def recompute_flops(self) -> float:
         """FLOPs of a step that recompute activations, over all processes."""
@@ -79,8 +83,14 @@ def make_plan(layout: Layout, data_layout: DataLayout, speed: float | None = Non
         layout, data_layout, speed, parameters, costs, estimated,
         tuple(memory_of(layout, held, stage, activations, costs.sizes) for _, (held, stage) in stages),
         tuple(traffic_of(layout, index, held, costs, estimated) for index, (held, _) in stages),
-        step_flops(layout.job.model, layout.program(), layout.job.sleep, trained_weights(layout.job)) * layout.job.train.batch,
+        _step_flops(layout),
     )  # fmt: skip
+
+
+def _step_flops(layout: Layout, passes: int | None = None) -> float:
+    """Model FLOPs of a step over all processes, of `passes` passes or the largest number."""
+    job = layout.job
+    return step_flops(job.model, layout.program(passes), job.sleep, trained_weights(job)) * job.train.batch
 
 
 def stage_balance(layout: Layout) -> Balance:

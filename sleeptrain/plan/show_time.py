@@ -38,6 +38,9 @@ def _lines(plan: Plan, time: StepTime, hardware: Hardware) -> Iterator[str]:
     if run is not None:
         yield f"tokens a second    {run.tokens / run.seconds:,.0f}; model FLOPs are {run.mfu:.1%} of the peak"
         yield _run(run)
+        if len(plan.job.sleep.shares_of_passes(run.steps)) > 1:
+            most = plan.job.sleep.max_passes
+            yield f"                   with {run.passes:.3g} passes a step in the mean, at most {most}; the time of a step is that of {most}"
     stored, lanes = checkpoint_bytes(plan)
     yield f"a checkpoint       {size(stored + lanes)}" + (f", {size(lanes)} of it state of lanes" if lanes else "")
     omitted = ["time of the optimizer, of reading data, evaluation and saving"]
@@ -79,7 +82,7 @@ def time_json(plan: Plan, time: StepTime, hardware: Hardware) -> dict[str, Any]:
             "messages": {axis.axis: {"sent": axis.sent, "bandwidth": axis.bandwidth, "exposed": axis.exposed} for axis in time.messages},
         },
         "run": None if run is None else {
-            "tokens_per_second": run.tokens / run.seconds, "mfu": run.mfu, "days": run.days, "gpu_hours": run.gpu_hours, "cost": run.cost,
+            "seconds_per_step": run.seconds, "passes": run.passes, "tokens_per_second": run.tokens / run.seconds, "mfu": run.mfu, "days": run.days, "gpu_hours": run.gpu_hours, "cost": run.cost,
         },
         "checkpoint": stored + lanes, "lanes": lanes,
     }  # fmt: skip

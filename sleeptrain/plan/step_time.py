@@ -110,7 +110,9 @@ class RunTime:
     """What a whole run takes, from the seconds of a step."""
 
     seconds: float
-    """Of a step."""
+    """Of a step, in the mean over the run: a ramp or a draw of passes has fewer than the most in many steps."""
+    passes: float
+    """Of a step, in the mean."""
     steps: int
     world: int
     tokens: float
@@ -141,4 +143,11 @@ def run_time(plan: Plan, time: StepTime, hardware: Hardware) -> RunTime | None:
         return None
     layout, peak = plan.layout, hardware.flops * plan.layout.world
     tokens = layout.tokens_per_step * (1 - (layout.padding or 0))
-    return RunTime(time.seconds, layout.steps, layout.world, tokens, plan.flops / (time.seconds * peak), hardware.price)
+    mfu, shares = plan.flops / (time.seconds * peak), plan.job.sleep.shares_of_passes(layout.steps)
+    seconds, passes = time.seconds, sum(n * share for n, share in shares.items())
+    if len(shares) > 1:
+        # Gradients and parameters are sent once a step; all else grows with its FLOPs.
+        once = sum(axis.exposed or 0.0 for axis in time.messages if axis.axis == "data")
+        mean = sum(share * plan.flops_at(n) for n, share in shares.items()) / plan.flops
+        seconds = (seconds - once) * mean + once
+    return RunTime(seconds, passes, layout.steps, layout.world, tokens, mfu, hardware.price)

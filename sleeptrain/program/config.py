@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, reduce
@@ -110,6 +111,18 @@ class Sleep:
                 return random.Random(f"passes:{seed}:{step}").randint(low, high)
             case int(n):
                 return n
+
+    def shares_of_passes(self, steps: int) -> dict[int, float]:
+        """The share of the steps of a run that have each N; of a draw the expected one."""
+        match self.passes:
+            case Ramp(_, stop, length):
+                growing = Counter(self.passes_at(step, 0) for step in range(min(steps, length)))
+                growing[stop] += max(0, steps - length)
+                return {n: count / steps for n, count in sorted(growing.items()) if count}
+            case Draw(low, high):
+                return {n: 1 / (high - low + 1) for n in range(low, high + 1)}
+            case int(n):
+                return {n: 1.0}
 
     def problems(self) -> list[Problem]:
         """Errors in this section alone, each with the field it belongs to."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -41,6 +41,10 @@ ANNOUNCED = re.compile(
     r"|data\.sources\.\d+\.proportion"
 )
 """Fields that a continuation may change, and says so. All others are fixed."""
+WATCHED = re.compile(r"(checkpoint|eval|log)\..*")
+"""Fields of ANNOUNCED that say how a run is watched and saved, and change nothing that is learned."""
+DERIVED = ("model.vocab", "model.deltanet.horizon")
+"""Fields that the data fills in where a recipe leaves them null."""
 
 
 @contextmanager
@@ -91,7 +95,9 @@ def check_run(resolved: Resolved[Recipe], folder: Path, manifest: Manifest | Non
     So it does for the current folder and those above it, unless they hold a run: a run writes many files.
     """
     _check_not_here(resolved, folder)
-    if has_steps(folder) and (changes := _changes(resolved, folder / CONFIG, fixed=True)):
+    if has_steps(folder) and (
+        changes := _changes(resolved, folder / CONFIG, lambda path: not ANNOUNCED.fullmatch(path))
+    ):
         way_out = f"take the old values to continue it, or {_another_run(folder)}"
         raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changes])
     if manifest and has_checkpoint(folder) and data_hash(folder) not in (None, manifest.body["hash"]):
@@ -132,7 +138,17 @@ def announced_changes(resolved: Resolved[Recipe], folder: Path) -> tuple[Recipe 
     """
     if not has_steps(folder):
         return None, []
-    return load_recipe(str(folder / CONFIG)).value, _changes(resolved, folder / CONFIG, fixed=False)
+    announced = _changes(resolved, folder / CONFIG, lambda path: bool(ANNOUNCED.fullmatch(path)))
+    return load_recipe(str(folder / CONFIG)).value, announced
+
+
+def result_changes(resolved: Resolved[Recipe], folder: Path) -> list[str]:
+    """A line for every field that decides the result of the run in `folder` and that it has otherwise than this recipe.
+
+    The recipe need not be completed by its data. Raises UserError where the run's configuration cannot be read.
+    """
+    given = {path for path, value, _ in resolved.rows() if value is not None or path not in DERIVED}
+    return _changes(resolved, folder / CONFIG, lambda path: path in given and not WATCHED.fullmatch(path))
 
 
 def continuation_lines(resolved: Resolved[Recipe], folder: Path, layout: Layout) -> list[str]:
@@ -161,15 +177,15 @@ def rate_change(before: Job, now: Layout, step: int) -> str | None:
     return f"the learning rate jumps from {old:.3g} in step {step} to {new:.3g} in step {step + 1}"
 
 
-def _changes(resolved: Resolved[Recipe], config: Path, *, fixed: bool) -> list[str]:
-    """Fields that differ from the configuration in the file `config`: those that may not, or those that are announced."""
+def _changes(resolved: Resolved[Recipe], config: Path, counted: Callable[[str], bool]) -> list[str]:
+    """Fields that differ from the configuration in the file `config`, of those that are not free and are `counted` by their path."""
     before = {path: value for path, value, _ in load_recipe(str(config)).rows()}
     now = {path: value for path, value, _ in resolved.rows()}
     changes = []
     for path in [*now, *(path for path in before if path not in now)]:
         value, was = now.get(path), before.get(path)
         # A section without keys is a leaf of its own; its missing keys are compared one by one.
-        if value == was or {} in (value, was) or FREE.fullmatch(path) or bool(ANNOUNCED.fullmatch(path)) is fixed:
+        if value == was or {} in (value, was) or FREE.fullmatch(path) or not counted(path):
             continue
         here = resolved.at(path) if path in now else f"{path} is not given"
         changes.append(f"{here}, was {json.dumps(was)}" if path in before else f"{here}, was not given")

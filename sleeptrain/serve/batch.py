@@ -105,10 +105,11 @@ class BatchThread:
                     self._waiting.popleft() for _ in range(min(len(self._waiting), self._limits.rows - self._rows()))
                 ]
                 self._reading += new
-                stopped, late = self._stopped, list(self._waiting) if self._stopped else []
+                stopped, late = self._stopped, self._take_late()
             if stopped:
                 self._fail([*self._reading, *self._writing, *late], ApiError(503, "the server stops", "stopped"))
                 return
+            self._fail(late, self._timeout())
             try:
                 self._turn(new)
             except Exception as error:  # an error of the device must not end the server
@@ -137,7 +138,19 @@ class BatchThread:
         self._writing = _kept(
             self._writer, self._writing, [i for i, job in enumerate(self._writing) if id(job) not in gone]
         )
-        self._fail(late, ApiError(504, f"the text took more than {self._limits.seconds:g} seconds", "timeout"))
+        self._fail(late, self._timeout())
+
+    def _take_late(self) -> list[TextJob]:
+        """Remove texts from those that wait for a row: all where the thread stops, else those that have no time left."""
+        now = time.monotonic()
+        late = [job for job in self._waiting if self._stopped or (job.deadline < now and not job.cancelled.is_set())]
+        if late:
+            gone = {id(job) for job in late}
+            self._waiting = deque(job for job in self._waiting if id(job) not in gone)
+        return late
+
+    def _timeout(self) -> ApiError:
+        return ApiError(504, f"the text took more than {self._limits.seconds:g} seconds", "timeout")
 
     def _read_windows(self) -> None:
         """Read up to a window of every prompt; rows that have read all of theirs write from now on."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, StrictInt, StrictStr, ValidationError
 
 from sleeptrain.errors import UserError
 from sleeptrain.inference.sampling import Sampling
@@ -48,6 +49,8 @@ class CompletionRequest(BaseModel):
     user: StrictStr | None = None
     session: StrictStr | None = None
     """`new`, or the id of a session, whose text the prompt continues."""
+    _drawn: int = PrivateAttr(default_factory=lambda: secrets.randbits(62))
+    """The seed where none is given: otherwise the same prompt would always get the same text."""
 
     def count(self, limits: Limits) -> int:
         """The most tokens of each text; 16 by default, as OpenAI's. Raises ApiError where it is out of range."""
@@ -66,7 +69,7 @@ class CompletionRequest(BaseModel):
     def sampling(self, index: int) -> Sampling:
         """How the text `index` of a prompt is sampled; temperature 1 by default, as OpenAI's. Texts of one prompt differ."""
         temperature = 1.0 if self.temperature is None else self.temperature
-        seed = ((self.seed or 0) + index) % (1 << 63)
+        seed = ((self._drawn if self.seed is None else self.seed) + index) % (1 << 63)
         return Sampling(temperature, self.top_k or 0, self.top_p or 1.0, seed, self.min_p or 0.0)
 
 

@@ -48,9 +48,9 @@ class RequestTexts:
         session, count = self.session, request.count(limits)
         continued = session is not None and session.state is not None
         prompts = prompt_tokens(request, served.codec, served.vocab, continued, limits)
-        read = 0 if session is None else session.tokens
-        if read + len(prompts[0]) + count > limits.session_tokens:
-            message = f"{read:,} + {len(prompts[0]):,} + max_tokens = {count:,} tokens are above {limits.session_tokens:,}, the limit of a session"
+        read, longest = 0 if session is None else session.tokens, max(map(len, prompts))
+        if read + longest + count > limits.session_tokens:
+            message = f"{read:,} + {longest:,} + max_tokens = {count:,} tokens are above {limits.session_tokens:,}, the limit of a session"
             raise ApiError(400, message, "too_many_tokens", "prompt")
         loop, stops = asyncio.get_running_loop(), request.stops()
         for prompt in prompts:

@@ -21,12 +21,12 @@ CURVES = (
 )
 """By column of metrics.jsonl: title, label of the y axis, whether that is logarithmic."""
 COLUMNS = (
-    "run", "state", "N", "seed", "steps", "tokens", "seconds", "training loss", "held-out loss", "best", "held-out accuracy",
+    "run", "state", "N", "seed", "steps", "skipped", "tokens", "seconds", "training loss", "held-out loss", "best", "held-out accuracy",
 )  # fmt: skip
 
 NOTE = (
     "Training losses in the table are means over the last 5 % of the steps. Held-out values are those of the last and of the best "
-    "evaluation while training (eval.every). Tokens are real ones, counted once whatever the number of passes; seconds are those "
+    "evaluation while training (eval.every). Skipped steps are those whose gradient was not applied. Tokens are real ones, counted once whatever the number of passes; seconds are those "
     "of the training steps. Lines of many steps show means of neighbouring steps."
 )
 
@@ -77,6 +77,7 @@ def summary_of(log: RunLog) -> dict[str, Any]:
     return {
         "run": log.name, "folder": str(log.folder), "state": log.state, "problems": list(log.problems),
         "passes": log.last("passes"), "seed": log.recipe.train.seed if log.recipe else None, "steps": log.rows[-1]["step"],
+        "skipped": sum(row.get("skipped") is True for row in log.rows),
         "tokens": log.last("tokens"), "seconds": seconds[-1] if seconds else None, "training_loss": log.training_loss,
         "held_out_loss": log.last("eval_loss"), "best_held_out_loss": min(held_out, default=None),
         "held_out_accuracy": log.last("eval_accuracy"), "accuracy_by_label": _labels(log),
@@ -87,6 +88,7 @@ def _row(log: RunLog) -> list[str]:
     found = summary_of(log)
     return [
         log.name, log.state, number(found["passes"], "{:.0f}"), number(found["seed"], "{}"), number(found["steps"], "{:,}"),
+        number(found["skipped"], "{:,}"),
         number(found["tokens"], "{:,.0f}"), number(found["seconds"], "{:,.0f}"), number(found["training_loss"]),
         number(found["held_out_loss"]), number(found["best_held_out_loss"]), number(found["held_out_accuracy"], "{:.3f}"),
     ]  # fmt: skip
@@ -97,6 +99,13 @@ def _curve(logs: Sequence[RunLog], column: str, title: str, unit: str, log_y: bo
     shown = [log for log in logs if log.has(column)]
     without = [log.name for log in logs if not log.has(column)]
     told = [f"Without {column}: {', '.join(without)}."] if without else []
+    if not column.startswith("eval_"):
+        gaps = [(log, log.column(column).count(None)) for log in shown]
+        told += [
+            f"{log.name}: {n} of {len(log.rows)} steps have no finite {column} and are not drawn."
+            for log, n in gaps
+            if n
+        ]
     if not shown:
         return [] if column.startswith("eval_") else [PageSection(title, told)]
     evaluated = column.startswith("eval_")

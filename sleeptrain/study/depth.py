@@ -44,14 +44,18 @@ def depth_lines(settings: Sequence[Setting]) -> list[DepthLine]:
     axis = _depth_axis(settings)
     lines: dict[str, dict[str, dict[int, Sequence[float]]]] = {}
     for setting in settings:
-        own = setting.runs[0].passes
+        runs = [run for run in setting.runs if run.measured]
+        if not runs:
+            continue
+        own = runs[0].passes
         name = Setting({a: label for a, label in setting.labels.items() if a != axis}, setting.runs).name
-        for passes in dict.fromkeys(int(m["passes"]) for m in setting.runs[0].measurements()):
+        name += f" ({len(runs)} of {len(setting.runs)} seeds)" if len(runs) < len(setting.runs) else ""
+        for passes in dict.fromkeys(int(m["passes"]) for m in runs[0].measurements()):
             shares = lines.setdefault(
                 f"{name}: N={passes}{'' if passes == own else '*'}", {share: {} for share in SHARES}
             )
             for share in SHARES:
-                tables = [run.shares(share, passes) for run in setting.runs]
+                tables = [run.shares(share, passes) for run in runs]
                 for value in tables[0]:
                     if all(value in table for table in tables):
                         shares[share][value] = [table[value] for table in tables]
@@ -63,7 +67,7 @@ def _depth_axis(settings: Sequence[Setting]) -> str | None:
     for axis in settings[0].labels if settings else ():
         values = {label: set[int]() for label in (s.labels[axis] for s in settings)}
         for setting in settings:
-            values[setting.labels[axis]] |= setting.runs[0].shares("accuracy").keys()
+            values[setting.labels[axis]] |= {value for run in setting.runs for value in run.shares("accuracy")}
         together = [value for found in values.values() for value in found]
         if len(values) > 1 and together and len(together) == len(set(together)):
             return axis
@@ -77,7 +81,7 @@ def depth_sections(settings: Sequence[Setting]) -> list[PageSection]:
     if not reports or not lines:
         return []
     label = str(reports[0]["label"])
-    baselines = {value: table for report in reports for value, table in report["baselines"].items()}
+    baselines = _common_baselines([report["baselines"] for report in reports])
     values = sorted({value for line in lines for value in line.shares["accuracy"]})
     sections = []
     for share, title in SHARES.items():
@@ -86,13 +90,13 @@ def depth_sections(settings: Sequence[Setting]) -> list[PageSection]:
             for name, key in zip(("chance", "majority"), BASELINES[share], strict=True)
         }
         rows = [
-            [f"({name})", *(number(cell, "{:.3f}") for cell in cells)] for name, cells in known.items() if any(cells)
+            [f"({name})", *(number(cell, "{:.3f}") for cell in cells)] for name, cells in known.items() if _some(cells)
         ]
         rows += [[line.name, *_cells(line, share, values)] for line in lines]
         table = TextTable([f"{share} at {label} =", *map(str, values)], rows)
         marks = list(_marks(lines, share, values))
         marks += [
-            Line(n, list(range(len(values))), cells, style="baseline") for n, cells in known.items() if any(cells)
+            Line(n, list(range(len(values))), cells, style="baseline") for n, cells in known.items() if _some(cells)
         ]
         ticks = [(float(place), str(value)) for place, value in enumerate(values)]
         chart = Chart(
@@ -100,6 +104,19 @@ def depth_sections(settings: Sequence[Setting]) -> list[PageSection]:
         )
         sections.append(PageSection(f"{share.capitalize()} by {label}", [table, DEPTH_NOTE, chart]))
     return sections
+
+
+def _common_baselines(tables: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """The baselines by value of the label, of those that all data sets with this value have alike."""
+    found: dict[str, dict[str, float]] = {}
+    for value in dict.fromkeys(value for table in tables for value in table):
+        first, *others = [table[value] for table in tables if value in table]
+        found[value] = {name: share for name, share in first.items() if all(o.get(name) == share for o in others)}
+    return found
+
+
+def _some(cells: Sequence[float | None]) -> bool:
+    return any(cell is not None for cell in cells)
 
 
 def _cells(line: DepthLine, share: str, values: Sequence[int]) -> Iterator[str]:

@@ -62,6 +62,9 @@ def law_groups(settings: Sequence[Setting], kind: LossKind) -> list[LawGroup]:
             continue
         why = obstacle(params, tokens)
         fit = fit_law(params, tokens, [run.loss(kind) or 0.0 for run in runs]) if why is None else None
+        if fit is not None and fit.at_end:
+            ends = ", ".join(fit.at_end)
+            fit, why = None, f"the losses do not determine {ends}: the best fit has it at the end of what is allowed"
         found.append(LawGroup(name or "all runs", runs, fit, why))
     return found
 

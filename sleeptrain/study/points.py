@@ -16,7 +16,7 @@ from sleeptrain.data.sources import DataMissing
 from sleeptrain.errors import UserError
 from sleeptrain.plan import planned_world, resolve_data
 from sleeptrain.recipe import check_batch, check_run
-from sleeptrain.recipe.continuation import announced_changes
+from sleeptrain.recipe.continuation import announced_changes, result_changes
 from sleeptrain.recipe.load_trained import initial_weights
 from sleeptrain.recipe.recipe import Recipe, load_recipe
 from sleeptrain.recipe.task_files import with_build_command
@@ -75,12 +75,21 @@ class Point:
         data = ["--data", self.evaluation.data] if self.evaluation.data else []
         samples = ["--samples", str(self.evaluation.samples)] if self.evaluation.samples else []
         measure = ["sleeptrain", "eval", str(self.folder), "--passes", ",".join(map(str, passes)), *data, *samples]
-        return [*measure, "--out", str(self.folder / EVALUATION)]
+        return [*measure, *self._out]
+
+    @property
+    def _out(self) -> list[str]:
+        """The end of `eval_command`, which a report does not name as its command."""
+        return ["--out", str(self.folder / EVALUATION)]
 
     def trained(self) -> bool:
         """Whether its run has ended as its recipe is now: longer training, for example, continues it."""
         done = read_outcome(self.folder).get("state") == "done"
         return done and not announced_changes(self.resolved, self.folder)[1]
+
+    def outdated(self) -> list[str]:
+        """A line for every field that decides the result of a run and that its run has otherwise than the study asks now."""
+        return [line.replace("(command line)", "(the study)") for line in result_changes(self.resolved, self.folder)]
 
     def measured(self) -> dict[str, Any] | None:
         """The report of `eval_command` on the weights that the run ended with; None where there is none."""
@@ -92,7 +101,7 @@ class Point:
         except (LookupError, TypeError, ValueError):
             return None
         now = read_outcome(self.folder).get("step")
-        return report if step == now and command == self.eval_command[: len(command)] else None
+        return report if step == now and command == self.eval_command[: -len(self._out)] else None
 
     def left(self) -> list[list[str]]:
         """The commands that are still to run."""

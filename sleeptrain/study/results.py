@@ -13,7 +13,7 @@ from sleeptrain.errors import UserError
 from sleeptrain.evaluate.intervals import Interval, mean_interval
 from sleeptrain.study.config import SEED
 from sleeptrain.study.points import Point
-from sleeptrain.study.run_log import RunLog, read_run
+from sleeptrain.study.run_log import RunLog, finite_number, read_run
 
 LossKind = Literal["evaluation", "held out", "training"]
 
@@ -65,7 +65,7 @@ class StudyRun:
     def loss(self, kind: LossKind) -> float | None:
         """The final loss in nats per target: of `sleeptrain eval`, of the last evaluation while training, or of the last steps."""
         if kind == "evaluation":
-            return next((float(m["loss"]) for m in self.measurements()), None)
+            return next((finite_number(m["loss"]) for m in self.measurements()), None)
         return self.log.last("eval_loss") if kind == "held out" else self.log.training_loss
 
     def shares(self, share: str, passes: int | None = None) -> dict[int, float]:
@@ -131,21 +131,25 @@ class Results:
         return [Setting(dict(key), runs) for key, runs in groups.items()]
 
     def best(self, rates: Sequence[str]) -> list[Setting]:
-        """For all values of the other axes the setting of the tuned `rates` with the lowest mean loss."""
+        """For all values of the other axes the setting of the tuned `rates` with the lowest mean loss, of those with the most runs.
+
+        A rate at which most seeds diverge and fail would win by the one that did not.
+        """
         groups: dict[tuple[tuple[str, str], ...], list[Setting]] = {}
         for setting in self.settings():
             key = tuple((axis, label) for axis, label in setting.labels.items() if axis not in rates)
             groups.setdefault(key, []).append(setting)
         kind = self.loss_kind
-        return [min(group, key=lambda s: _or_worst(s.mean(lambda run: run.loss(kind)))) for group in groups.values()]
 
+        def order(setting: Setting) -> tuple[int, float]:
+            mean = setting.mean(lambda run: run.loss(kind))
+            return -len(setting.runs), float("inf") if mean is None else mean
 
-def _or_worst(value: float | None) -> float:
-    return float("inf") if value is None else value
+        return [min(group, key=order) for group in groups.values()]
 
 
 def read_results(points: Sequence[Point]) -> Results:
-    """The results of the points whose runs are done. The others are named with how they stand."""
+    """The results of the points whose runs are done as the study now asks. The others are named with how they stand."""
     runs, missing = list[StudyRun](), list[str]()
     for point in points:
         try:
@@ -153,9 +157,14 @@ def read_results(points: Sequence[Point]) -> Results:
         except UserError:
             missing.append(f"{point.folder}: not begun")
             continue
-        if log.state == "done":
-            runs.append(StudyRun(point, log, point.measured()))
-            missing += [f"{point.folder}: {problem}" for problem in log.problems]
-        else:
+        if log.state != "done":
             missing.append(f"{point.folder}: {log.state} at step {log.rows[-1]['step']}")
+        elif log.recipe is not None and (changes := point.outdated()):
+            missing.append(f"{point.folder}: done otherwise than the study asks now: {'; '.join(changes)}")
+        else:
+            run = StudyRun(point, log, point.measured())
+            runs.append(run)
+            missing += [f"{point.folder}: {problem}" for problem in log.problems]
+            if point.evaluation is not None and run.measured is None:
+                missing.append(f"{point.folder}: done, but not measured by `sleeptrain eval` as the study asks now")
     return Results(runs, missing)

@@ -36,7 +36,7 @@ class RunLog:
 
     def column(self, name: str) -> list[float | None]:
         """One value of every row; None where it is missing or no number."""
-        return [_number(row.get(name)) for row in self.rows]
+        return [finite_number(row.get(name)) for row in self.rows]
 
     def has(self, name: str) -> bool:
         """Whether any row has this value."""
@@ -79,7 +79,7 @@ class RunLog:
 
     def seconds(self) -> list[float] | None:
         """Time of the training steps up to each step."""
-        return self.totals(lambda row: _number(row.get("seconds")))
+        return self.totals(lambda row: finite_number(row.get("seconds")))
 
     def flops(self) -> list[float] | None:
         """Model FLOPs up to each step: those of all passes, without recompute."""
@@ -87,18 +87,19 @@ class RunLog:
 
 
 def _flops(row: dict[str, Any]) -> float | None:
-    rate, seconds = _number(row.get("flops_per_second")), _number(row.get("seconds"))
+    rate, seconds = finite_number(row.get("flops_per_second")), finite_number(row.get("seconds"))
     return None if rate is None or seconds is None else rate * seconds
 
 
-def _number(value: Any) -> float | None:
+def finite_number(value: Any) -> float | None:
+    """A finite number; None for anything else."""
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if good else None
 
 
 def mean(values: Sequence[Any]) -> float | None:
     """The mean of the numbers among `values`; None without one."""
-    numbers = [number for value in values if (number := _number(value)) is not None]
+    numbers = [number for value in values if (number := finite_number(value)) is not None]
     return sum(numbers) / len(numbers) if numbers else None
 
 

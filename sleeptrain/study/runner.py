@@ -14,9 +14,12 @@ from pathlib import Path
 from types import FrameType
 
 from sleep_launch import parent
-from sleeptrain.errors import CONTINUE
+from sleeptrain.checkpoint.folder import latest, step_of
+from sleeptrain.errors import CONTINUE, UserError
+from sleeptrain.run.folder import CHECKPOINTS
 from sleeptrain.run.stop import SignalHandler
 from sleeptrain.study.points import Point
+from sleeptrain.study.run_log import read_run
 
 LOG = "study.log"
 """In the run folder: what the commands of a point printed."""
@@ -81,15 +84,34 @@ def run_points(points: Sequence[Point], total: int, say: Callable[[str], None]) 
             for command in left:
                 if stopping.asked:
                     return failures, True
-                say(f"{place}: {'measuring' if 'eval' in command else 'training'}, log in {point.folder / LOG}")
+                measures, step = "eval" in command[:2], _saved_step(point.folder)
+                what = "measuring" if measures else f"continuing at step {step}" if step else "training"
+                say(f"{place}: {what}, log in {point.folder / LOG}")
                 began = time.monotonic()
                 failure = _run(command, point.folder, stopping)
                 if failure is not None:
                     failures += [] if failure.again and stopping.asked else [failure]
                     say(f"{place}: {'stopped and saved' if failure.again else f'failed ({failure.status})'}")
                     break
-                say(f"{place}: done in {time.monotonic() - began:.0f} s")
+                whole = _all_steps(point.folder) if step and not measures else ""
+                say(f"{place}: done in {time.monotonic() - began:.0f} s{whole}")
     return failures, stopping.asked
+
+
+def _saved_step(folder: Path) -> int:
+    """The step at which a run continues; 0 for a new one."""
+    newest = latest(folder / CHECKPOINTS)
+    return (step_of(newest) or 0) if newest else 0
+
+
+def _all_steps(folder: Path) -> str:
+    """What the steps of all starts of a run took together, for the line about its last start; empty where a row was lost."""
+    try:
+        log = read_run(folder, folder.name)
+    except UserError:  # its metrics were removed meanwhile
+        return " since then"
+    seconds = log.seconds()
+    return f" since then; all {len(log.rows):,} steps took {seconds[-1]:,.0f} s" if seconds else " since then"
 
 
 def _run(command: Sequence[str], folder: Path, stopping: Stopping) -> Failure | None:

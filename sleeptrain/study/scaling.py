@@ -39,13 +39,19 @@ class ScalingLaw:
 
     def loss(self, params: float, tokens: float) -> float:
         """The loss that it predicts."""
-        return float(self.E + self.A / params**self.alpha + self.B / tokens**self.beta)
+        by_size = _exp(math.log(self.A) - self.alpha * math.log(params))
+        return self.E + by_size + _exp(math.log(self.B) - self.beta * math.log(tokens))
 
     def optimum(self, flops: float, cost: float) -> tuple[float, float]:
         """Params and tokens of the lowest loss for a budget of FLOPs, where training costs `cost` * params * tokens."""
-        product, total = flops / cost, self.alpha + self.beta
-        scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / total)
-        return float(scale * product ** (self.beta / total)), float(product ** (self.alpha / total) / scale)
+        product, total = math.log(flops / cost), self.alpha + self.beta
+        scale = math.log(self.alpha * self.A / (self.beta * self.B)) / total
+        return _exp(scale + product * self.beta / total), _exp(product * self.alpha / total - scale)
+
+
+def _exp(x: float) -> float:
+    """exp(x), or 1e-300 or 1e300 beyond: where a resample hardly determines an exponent, its best size has no number."""
+    return math.exp(min(max(x, -690.0), 690.0))
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class ScalingFit:
     resampled: Sequence[ScalingLaw]
     error: float
     """Root mean square of the differences of log losses, over the runs."""
+    at_end: tuple[str, ...] = ()
+    """Constants at the end of BOUNDS: the runs do not determine them."""
 
     def interval(self, of: Callable[[ScalingLaw], float]) -> Interval:
         """95 % bootstrap interval of a value of the law, by percentiles."""
@@ -110,7 +118,9 @@ def fit_law(params: Sequence[float], tokens: Sequence[float], losses: Sequence[f
         if obstacle(n[rows].tolist(), d[rows].tolist()) is None:
             resampled.append(_law(_minimise(best, log_n[rows], log_d[rows], log_y[rows])[0], scale))
     error = float(np.sqrt(np.mean(np.square(_log_loss(best, log_n, log_d)[0] - log_y))))
-    return ScalingFit(_law(best, scale), resampled, error)
+    ends = zip(("A", "B", "E", "alpha", "beta"), best, BOUNDS, strict=True)
+    at_end = tuple(name for name, x, bounds in ends if name != "E" and min(abs(x - end) for end in bounds) < 1e-6)
+    return ScalingFit(_law(best, scale), resampled, error, at_end)
 
 
 def _law(x: Vector, scale: tuple[float, float]) -> ScalingLaw:

@@ -81,13 +81,17 @@ class StudyReport:
             rows = [
                 [
                     s.name,
+                    str(len(s.runs)),
                     estimate(self._loss(s), s.interval(lambda run: run.loss(self._kind))),
                     "taken" if s.labels in kept else "",
                 ]
                 for s in self._results.settings()
             ]
-            told = f"Tuned: {', '.join(self._tuned)}. Of the rates of a setting the one with the lowest mean loss is taken."
-            parts += [told, TextTable(("setting", "loss", ""), rows)]
+            told = (
+                f"Tuned: {', '.join(self._tuned)}. Of the rates of a setting the one with the lowest mean loss is taken, among those with "
+                "the most seeds that are done."
+            )
+            parts += [told, TextTable(("setting", "seeds", "loss", ""), rows)]
         return [PageSection("Learning rates", parts)] if parts else []
 
     def _published(self) -> list[PageSection]:
@@ -118,6 +122,7 @@ class StudyReport:
             if len(labels) < 2:
                 continue
             places = _places(labels)
+            groups = {name: sorted(group, key=lambda s: places[s.labels[axis]]) for name, group in groups.items()}
             lines = [
                 Line(
                     name, [places[s.labels[axis]] for s in group], [self._loss(s) for s in group],
@@ -154,6 +159,7 @@ class StudyReport:
                 {
                     "more": dict(e.more.labels), "fewer": dict(e.fewer.labels), "equal": e.budget, "amount": e.amount,
                     "difference": e.difference, "interval": e.interval, "read_at": e.read_at,
+                    "loss": e.kind,
                 }
                 for e in self._effects
             ],

@@ -80,9 +80,10 @@ class Layout:
 
     @property
     def padding(self) -> float | None:
-        """Share of padding in the rows of all sources; None where there is no data yet."""
-        rows = sum(size.rows for size in self.sizes)
-        return 1 - sum(size.tokens for size in self.sizes) / (rows * self.length) if rows else None
+        """Share of padding in the rows that the run reads of its sources; None where there is no data yet."""
+        read = list(zip(self.epochs.values(), self.sizes, strict=True)) if self.epochs else []
+        rows = sum(epochs * size.rows for epochs, size in read)
+        return 1 - sum(epochs * size.tokens for epochs, size in read) / (rows * self.length) if rows else None
 
     @property
     def tied(self) -> bool:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 import sys
 from collections import deque
-from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
-from sleeptrain.errors import UserError
 from sleeptrain.train.config import Log
+from sleeptrain.train.wandb_run import WandbRun
 
 SHOWN_PADDING = 0.05
 """Share of padding from which a progress line shows it."""
@@ -38,7 +35,7 @@ class MetricsFile:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one step. NaN and infinity are written as null, because JSON has neither."""
-        self._file.write(json.dumps(_finite(row)) + "\n")
+        self._file.write(json.dumps(finite(row)) + "\n")
         self._file.flush()
 
     def rewind(self, step: int) -> None:
@@ -51,11 +48,12 @@ class MetricsFile:
         self._file.close()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """JSON values with null for NaN and infinity, which JSON has not."""
     if isinstance(value, dict):
-        return {key: _finite(child) for key, child in value.items()}
+        return {key: finite(child) for key, child in value.items()}
     if isinstance(value, list):
-        return [_finite(child) for child in value]
+        return [finite(child) for child in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -131,74 +129,6 @@ def held_out_note(row: dict[str, Any]) -> str:
     labels = ", ".join(f"{label}: {share:.3f}" for label, share in row["eval_accuracy_by_label"].items())
     by_source, by_label = (f" ({shown})" if shown else "" for shown in (sources, labels))
     return f"loss {row['eval_loss']:.4f}{by_source}  accuracy {row['eval_accuracy']:.3f}{by_label}  {row['eval_seconds']:.1f} s"
-
-
-def wandb_mode(log: Log) -> Literal["online", "offline", "disabled"]:
-    """The mode of `wandb.init`: WANDB_MODE of the environment if it is set, else `log.wandb.mode`, which is not `off`."""
-    given = os.environ.get("WANDB_MODE", log.wandb.mode)
-    return "offline" if given in ("offline", "dryrun") else "disabled" if given == "disabled" else "online"
-
-
-def check_wandb(log: Log) -> None:
-    """Raise UserError where rows shall be sent to W&B and there is no key for it. A W&B that is out of reach stops no run here."""
-    if log.wandb.mode == "off" or wandb_mode(log) != "online":
-        return
-    import wandb
-
-    with suppress(wandb.errors.Error):  # a key that cannot be verified now; `wandb.init` tries again
-        if not wandb.login(prompt=False):
-            raise UserError(
-                "log.wandb.mode = online: there is no API key for W&B; run `wandb login` or set WANDB_API_KEY, or take "
-                "log.wandb.mode=offline"
-            )
-
-
-class WandbRun:
-    """A W&B run. Its id is stored in the run folder, so that a resumed run continues the same W&B run.
-
-    W&B drops rows whose number is not above that of the last one: all rows of steps that a run makes again, after it went back or
-    was killed. So rows are numbered by W&B's own step, which only grows, and charts have `step` on their axis.
-    """
-
-    def __init__(self, log: Log, folder: Path, config: dict[str, Any]) -> None:
-        import wandb
-
-        id_file = folder / "wandb-id"
-        if not id_file.exists():
-            id_file.write_text(secrets.token_hex(4))
-        self._every = log.every
-        self._unsent: dict[str, Any] | None = None
-        self._run = wandb.init(
-            project=log.wandb.project, name=log.wandb.name or folder.name, id=id_file.read_text(), resume="allow",
-            mode=wandb_mode(log), dir=str(folder), config=config,
-        )  # fmt: skip
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
-        self._number = int(self._run.step)
-        """The next number that W&B accepts."""
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Send one step, every `log.every` steps and where it was evaluated."""
-        self._unsent = row
-        if row["step"] % self._every == 0 or "eval_loss" in row:
-            self._send(row)
-
-    def _send(self, row: dict[str, Any]) -> None:
-        """Send a row; of lists and tables, such as the loss by window, every entry by its index."""
-        values = {key: value for key, value in row.items() if not isinstance(value, list | dict)}
-        for key, entries in row.items():
-            if isinstance(entries, list | dict):
-                pairs = enumerate(entries) if isinstance(entries, list) else entries.items()
-                values |= {f"{key}/{index}": entry for index, entry in pairs if entry is not None}
-        number = max(self._number, row["step"])
-        self._run.log(values, step=number)
-        self._number, self._unsent = number + 1, None
-
-    def close(self) -> None:
-        """Send the last step, flush and finish the W&B run."""
-        if self._unsent is not None:
-            self._send(self._unsent)
-        self._run.finish()
 
 
 class Logs:

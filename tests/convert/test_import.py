@@ -117,6 +117,9 @@ REFUSALS = {
     "odd sleep": (lambda f: _config(f, sleep={"window": 8}), r"config.json has no 'layers'"),
     "wrong sleep": (lambda f: _config(f, sleep=SLEEP | {"feedback": "none"}), r'sleep.loop.feedback = "none" \(.*config.json\): expected one of'),
     "no feedback": (lambda f: _config(f, sleep=SLEEP | {"feedback": "gated"}), r"feedback_weight must have 48 numbers"),
+    "older key of rotary positions": (
+        lambda f: _config(f, rope_scaling={"type": "yarn", "factor": 4.0, "rope_theta": 10000.0}), r"rope_type is 'yarn'"
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer.json cannot be read"),
     "small vocabulary": (lambda f: _config(f, vocab_size=281), r"has 280 ids, and the model has 281"),
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -9,7 +10,7 @@ from sleeptrain.data import Data, Source
 from sleeptrain.data.manifest import Manifest
 from sleeptrain.evaluate.compare import compare
 from sleeptrain.evaluate.measure import Measurement, Tally
-from sleeptrain.evaluate.report import markdown, plot_accuracy, print_report, table_rows, to_json
+from sleeptrain.evaluate.report import markdown, plot_accuracy, print_report, table_rows, to_json, write
 from sleeptrain.evaluate.seeds import RunResult, group_by_recipe
 from sleeptrain.model.config import DeltaNetConfig, Model
 from sleeptrain.program import Sleep
@@ -163,3 +164,15 @@ def test_report_on_the_terminal_has_a_column_for_each_recipe(capsys):
     assert accuracy.split()[1:4] == ["0.500", "0.600", "0.600"] and "0.800–0.820" in accuracy
     assert any(line.startswith("Intervals of a single seed are over distinct problems") for line in shown)
     assert shown[-1].endswith("no verdict from one seed; train several with --seeds 0,1,2.")
+
+
+def test_a_loss_that_is_not_finite_leaves_the_report_json(tmp_path):
+    """More passes than in training may overflow; JSON has neither NaN nor infinity."""
+    good, bad = run_result("a", 1, 100), run_result("b", 2, 100)
+    broken = dataclasses.replace(bad, measured=[dataclasses.replace(bad.measured[0], nll=math.nan, residual=math.inf)])
+    write([good, broken], MANIFEST, tmp_path, {}, "sleeptrain eval")
+    text = (tmp_path / "report.json").read_text()
+    runs = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["runs"]
+    assert [run["measured"][0]["loss"] for run in runs] == [0.35, None] and runs[1]["measured"][0]["residual"] is None
+    assert runs[1]["measured"][0]["by_value"]["1"]["accuracy"] == 0.2
+    assert "| nan |" in (tmp_path / "report.md").read_text()

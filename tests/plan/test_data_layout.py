@@ -1,10 +1,14 @@
 """Data layout of a plan: from shards, from the task after which a missing folder is named, or refused."""
 
+from dataclasses import replace
+
 import pytest
 
+from sleeptrain.data.budget import SourceSize
 from sleeptrain.errors import UserError
 from sleeptrain.plan import resolve_data
 from sleeptrain.recipe import load_recipe
+from tests.plan.plans import layout_of
 from tests.train.jobs import SMALL, recipe_file, rule110_data, text_data
 
 
@@ -57,3 +61,24 @@ def test_an_unknown_missing_folder_is_refused_with_the_command_that_builds_it():
 def test_windows_that_do_not_fit_the_recipe_are_refused():
     with pytest.raises(UserError, match=r"sleep\.window = 8 .*windows of 24 tokens; set sleep\.window=24"):
         resolve("data.sources=[{path: nowhere/rule110}]", "sleep.window=8", name="rule110")
+
+
+def test_padding_is_that_of_the_rows_that_a_run_reads():
+    """In the proportions of the mix; a source of proportion 0 is only evaluated."""
+    layout = layout_of("train.batch=8", "train.steps=10", "train.tokens=null")
+    length = layout.length
+    sizes = (SourceSize(100, 100 * length), SourceSize(900, 900 * length // 2))
+
+    def padding(*shares):
+        given = [f"{{path: nowhere/text, name: s{i}, proportion: {share}}}" for i, share in enumerate(shares)]
+        sources = load_recipe(
+            "text-small", [f"data.sources=[{', '.join(given)}]".replace("nowhere/text", "a", 1)]
+        ).value
+        return replace(layout, job=replace(layout.job, data=sources.data), sizes=sizes).padding
+
+    assert padding("null", "null") == pytest.approx(900 / 1000 / 2)
+    assert padding(1, 1) == pytest.approx(1 / 2 / 2)
+    assert padding(1, 0) == 0
+    assert padding("[[0, 1], [10, 0]]", 1) == pytest.approx(
+        1 - sum((1 - i / 10 + 0.5) / (2 - i / 10) for i in range(10)) / 10
+    )

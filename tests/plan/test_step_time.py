@@ -94,3 +94,35 @@ def test_the_time_of_zero_3_is_not_known():
     time = step_time(plan, SLOW)
     assert time.seconds is None and "data messages    not known" in time_text(plan, time, SLOW)
     assert time_json(plan, time, SLOW)["run"] is None
+
+
+@pytest.mark.parametrize(
+    ("passes", "shares"),
+    [
+        ("{low: 1, high: 4}", {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}),
+        # 400 steps, of which the first 50 round to 1 (1.5 is rounded to 2).
+        ("{start: 1, stop: 2, steps: 100}", {1: 50 / 400, 2: 350 / 400}),
+        ("3", {3: 1.0}),
+    ],
+)
+def test_a_run_takes_the_passes_of_its_steps_and_not_the_most_of_any(passes, shares):
+    plan = plan_of("mesh.data=2", "train.batch=8", f"sleep.passes={passes}")
+    assert plan.layout.steps == 400 and plan.job.sleep.shares_of_passes(400) == pytest.approx(shares)
+    time = step_time(plan, SLOW)
+    run = run_time(plan, time, SLOW)
+    [data] = time.messages  # the same in every step
+    flops = {n: make_flops(plan, n) for n in shares}
+    mean = sum(share * flops[n] for n, share in shares.items()) / plan.flops
+    assert run.seconds == pytest.approx((time.seconds - data.exposed) * mean + data.exposed)
+    assert run.passes == pytest.approx(sum(n * share for n, share in shares.items()))
+    assert run.days == pytest.approx(run.seconds * 400 / 86400)
+    told = f"{run.passes:.3g} passes a step in the mean, at most {max(shares)}"
+    assert (told in time_text(plan, time, SLOW)) is (len(shares) > 1)
+    body = time_json(plan, time, SLOW)
+    assert body["run"]["passes"] == run.passes and body["run"]["seconds_per_step"] == run.seconds
+    assert body["step"]["seconds"] == time.seconds
+
+
+def make_flops(plan, passes):
+    """FLOPs of a step with so many passes, planned on their own."""
+    return plan_of("mesh.data=2", "train.batch=8", f"sleep.passes={passes}").flops

@@ -28,7 +28,7 @@ FULL = JobScript(
     ),
     nodes=Nodes(8, 8, 12, "/scratch/$USER"),
     software=Software(("cuda/13.0", "nccl"), "python3", ("apptainer", "exec", "--nv", "/shared/my image.sif"), {"NCCL_SOCKET_IFNAME": "ib0", "NOTE": 'a "b" $c'}),
-    restart=Restart(5, 120), array=(1,), then=("study", "it's", "--index"),
+    restart=Restart(5, 120), array=(1,), then=((), ("eval", "it's")),
 )  # fmt: skip
 JOBS = {"plain": PLAIN, "full": FULL}
 LAST_WORDS = ("study", "it's", "--report")
@@ -92,6 +92,18 @@ def test_awkward_names_reach_programs_as_they_are(
     assert train[-2:] == ["train", f"{job.folder}/recipe-0.yaml"]
     assert end[end.index("end") :][:3] == ["end", "--status", "0"]
     assert sorted(path.name for path in folder.iterdir()) == ["launch", "run"]  # no word of a name was executed
+
+
+def test_what_follows_a_run_is_read_from_the_folder_of_the_job(
+    bash: Callable[..., tuple[int, list[list[str]]]], tmp_path: Path
+) -> None:
+    job = replace(PLAIN, folder=f"{tmp_path}/job", runs=(f"{tmp_path}/run",), workdir=str(tmp_path), then=((AWKWARD,),))
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "then-0").write_text(f"eval\0{AWKWARD}\0")
+    status, ran = bash(job, "go", "end 0")
+    assert status == 0 and ran[-1][-3:] == ["sleeptrain", "eval", AWKWARD]
+    status, ran = bash(job, "go", "end 75")
+    assert status == 75 and "sleeptrain" not in ran[-1]
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_report_is_one_file_that_names_what_is_damaged(folder: Path, monkeypat
     markdown = (folder / "out" / "all.md").read_text()
     named = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
     assert [(folder / "out" / name).read_text() for name in named] == drawn
-    assert "| good/seed-0 | done | 2 | 0 | 2 | 200 | 4 | 2 | 0.9 | 0.9 | 0.750 |" in markdown
+    assert "| good/seed-0 | done | 2 | 0 | 2 | 0 | 200 | 4 | 2 | 0.9 | 0.9 | 0.750 |" in markdown
     assert "| run | 2 | 10 |" in markdown
     before = page
     assert main(["report", "good", "poor", "empty", "--out", "out/all.html"]) == 0
@@ -105,3 +105,23 @@ def test_long_lines_are_means_of_neighbours() -> None:
     x, y = thinned(Line("a", [float(i) for i in range(901)], [None, *(float(i % 2) for i in range(900))]))
     assert len(x) == 300 and x[0] == 2.0 and y[0] == pytest.approx(1 / 3)
     assert thinned(Line("a", [1.0, 2.0, 3.0], [5.0, float("nan"), 6.0])) == ([1.0, 3.0], [5.0, 6.0])
+
+
+def test_steps_without_a_finite_value_are_counted(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """A line has no point there, and 300 points at most, so that they cannot be seen in it."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        row(1),
+        row(2, loss=None, grad_norm=None, skipped=True),
+        row(3, grad_norm=9e9, skipped=True),
+        row(4, skipped=False),
+    ]
+    write_run(tmp_path / "run", rows)
+    assert main(["report", "run"]) == 0
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert "run: 1 of 4 steps have no finite loss and are not drawn." in page
+    assert "run: 1 of 4 steps have no finite grad_norm and are not drawn." in page and "no finite lr" not in page
+    capsys.readouterr()
+    assert main(["report", "run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["skipped"] == 2
+    assert "| steps | skipped |" in page and "| 4 | 2 |" in page

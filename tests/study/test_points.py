@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,21 @@ def test_the_points_of_a_grid(tmp_path: Path) -> None:
     assert found[-1].eval_command is not None
     assert found[-1].eval_command[3:-2] == ["--passes", "4,2", "--samples", "8"]
     assert found[0].left() == [found[0].train_command, found[0].eval_command]
+
+
+@pytest.mark.parametrize("asked", ["{samples: 8}", "{data: other}", "{passes: [3]}"])
+def test_a_report_of_another_evaluation_is_not_taken(tmp_path: Path, monkeypatch: Any, asked: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    [made], [now] = (
+        points(tmp_path, f"recipe: rule110-tiny\naxes: {{train.seed: [0]}}\nevaluate: {evaluate}\n")
+        for evaluate in ("{}", asked)
+    )
+    assert made.eval_command is not None
+    (made.folder / "evaluation").mkdir(parents=True)
+    (made.folder / "outcome.json").write_text(json.dumps({"state": "done", "step": 4}))
+    report = {"command": shlex.join(made.eval_command[:-2]), "runs": [{"step": 4}]}
+    (made.folder / "evaluation" / "report.json").write_text(json.dumps(report))
+    assert made.measured() == report and now.measured() is None
 
 
 GOOD = "recipe: rule110-tiny\naxes: {train.seed: [0]}\n"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sleeptrain.study.runner import LOG, run_points
+from tests.study.folders import row, write_run
 
 
 @dataclass
@@ -54,3 +55,15 @@ def test_a_signal_reaches_the_command_and_no_other_is_begun(tmp_path: Path) -> N
     assert (failures, stopped) == ([], True)
     assert said[-1].endswith("stopped and saved") and not (tmp_path / "1").exists()
     assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_a_run_that_continues_says_what_all_its_steps_took(tmp_path: Path) -> None:
+    """Its last start may have made one step of a day's."""
+    write_run(tmp_path / "0", [row(step) for step in range(1, 21)])
+    saved = tmp_path / "0" / "checkpoints" / "step-00000019"
+    saved.mkdir(parents=True)
+    (saved / "checkpoint.json").touch()
+    _, _, said = run(tmp_path, ["print('the last step')"], ["print('all steps')"])
+    assert said[0].startswith(f"1/2 {tmp_path / '0'}: continuing at step 19, log in ")
+    assert said[1].endswith(" s since then; all 20 steps took 40 s") and "done in " in said[1]
+    assert ": training, log in " in said[2] and "since" not in said[3]

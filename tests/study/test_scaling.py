@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -48,3 +50,10 @@ GRID = [(n, d) for n in (1.0, 2.0, 4.0) for d in (1.0, 2.0, 4.0)]
 def test_too_few_runs(pairs: list[tuple[float, float]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit_law([n for n, _ in pairs], [d for _, d in pairs], [1.0] * len(pairs))
+
+
+def test_an_optimum_beyond_all_numbers_is_finite() -> None:
+    law = ScalingLaw(E=1.0, A=1.0, B=1e-20, alpha=0.01, beta=0.01)
+    params, tokens = law.optimum(1e20, 6.0)
+    assert 1e299 < params < math.inf and 0 < tokens < 1e-299
+    assert math.isfinite(law.loss(params, tokens)) and law.loss(1.0, 1.0) == pytest.approx(2.0)

@@ -15,6 +15,8 @@ from scipy.stats import t as student
 from sleeptrain.recipe.load_trained import parameter_shapes
 from sleeptrain.study.config import load_study
 from sleeptrain.study.points import Point, make_points
+from sleeptrain.study.results import read_results
+from sleeptrain.study.study_report import StudyReport
 from tests.study.folders import row, write_run
 from tests.study.test_curves import pictures, texts
 
@@ -115,8 +117,8 @@ def test_the_page_of_means_and_intervals(tmp_path: Path, sleeptrain: Any) -> Non
     folder = tmp_path / "runs" / "study" / "s"
     page, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     assert (
-        "| layers GA, lr 0.2 | 0.6 [0.3516, 0.8484] | taken |" in markdown
-        and "| layers GA, lr 0.1 | 3 [3, 3] |  |" in markdown
+        "| layers GA, lr 0.2 | 3 | 0.6 [0.3516, 0.8484] | taken |" in markdown
+        and "| layers GA, lr 0.1 | 3 | 3 [3, 3] |  |" in markdown
     )
     [chart, _] = pictures(page)
     assert {"Loss by model.layers", "AG", "GA", "final loss (nats per target)", "lr 0.1", "lr 0.2"} <= texts(chart)
@@ -144,3 +146,100 @@ def test_a_law_from_runs_of_several_sizes(tmp_path: Path, sleeptrain: Any) -> No
     assert law["flops_per_param_token"] == pytest.approx(6)
     assert [set(best) for best in law["optima"]] == [{"flops", "params", "tokens"}] * 3
     assert "times the largest run" in (tmp_path / "runs" / "study" / "s" / "report.md").read_text()
+
+
+def test_a_rate_at_which_seeds_fail_is_not_the_best(tmp_path: Path, sleeptrain: Any) -> None:
+    points = study(
+        tmp_path, "recipe: rule110-tiny\naxes: {train.seed: [0, 1]}\nrates: {optim.lr: {tune: [0.1, 0.9]}}\n"
+    )
+    for point in points[:3]:
+        finish(point, [row(1, eval_loss=1.0 if point.labels["optim.lr"] == "0.1" else 0.5)])
+    write_run(points[3].folder, [row(1)], state="failed")
+    found = report_of(sleeptrain)
+    assert [(s["axes"], s["seeds"]) for s in found["settings"]] == [({"optim.lr": "0.1"}, [0, 1])]
+    assert found["missing"] == [f"{points[3].folder}: failed at step 1"]
+
+
+def test_runs_of_another_configuration_are_named_and_left_out(tmp_path: Path, sleeptrain: Any) -> None:
+    text = "recipe: rule110-tiny\naxes: {train.seed: [0, 1, 2]}\nset: {train.steps: 4, log.every: 2}\n"
+    first, second, third = study(tmp_path, text)
+    for point in (first, second, third):
+        finish(point, [row(i) for i in (1, 2, 3, 4)])
+    config = (second.folder / "config.yaml").read_text()
+    (second.folder / "config.yaml").write_text(config.replace("window: 9", "window: 18"))
+    study(tmp_path, text.replace("log.every: 2", "log.every: 3"))
+    found = report_of(sleeptrain)
+    [told] = found["missing"]
+    assert found["settings"][0]["seeds"] == [0, 2], "how often a run logs changes nothing that is learned"
+    assert told.startswith(f"{second.folder}: done otherwise than the study asks now: sleep.window = ")
+    study(tmp_path, text.replace("steps: 4", "steps: 8"))
+    found = report_of(sleeptrain)
+    assert found["results"] == [] and "train.steps = 8 (the study), was 4" in found["missing"][0]
+
+
+def test_runs_that_were_not_measured_are_named(tmp_path: Path, sleeptrain: Any) -> None:
+    points = study(
+        tmp_path, "recipe: rule110-tiny\nevaluate: {}\naxes: {sleep.passes: [1, 2, 3], train.seed: [0, 1]}\n"
+    )
+    for point in points:
+        passes, seed = int(point.labels["sleep.passes"]), int(point.labels["train.seed"])
+        without = passes == 3 or (passes, seed) == (2, 0)
+        finish(point, [row(1)], None if without else {passes: {2: 0.5 + 0.1 * seed}})
+    found = report_of(sleeptrain)
+    assert [line.partition(":")[0] for line in found["missing"]] == [str(points[i].folder) for i in (2, 4, 5)]
+    assert "not measured by `sleeptrain eval`" in found["missing"][0]
+    assert {line["line"]: line["accuracy"] for line in found["depth"]} == {
+        "passes 1: N=1": {"2": [0.5, 0.6]},
+        "passes 2 (1 of 2 seeds): N=2": {"2": [0.6]},
+    }
+
+
+def test_curves_of_held_out_and_of_training_losses_are_not_compared(tmp_path: Path, sleeptrain: Any) -> None:
+    """A run of half the steps was evaluated once, at its end."""
+    longer, shorter = study(
+        tmp_path,
+        "recipe: rule110-tiny\naxes: {size: {a: {sleep.passes: 1, train.steps: 8}, b: {sleep.passes: 2, train.steps: 4}}}\n",
+    )
+    for point, steps in ((longer, 8), (shorter, 4)):
+        finish(point, [row(i, loss=2.0, **({"eval_loss": 9.0} if i % 4 == 0 else {})) for i in range(1, steps + 1)])
+    for effect in report_of(sleeptrain)["effects"]:
+        assert (effect["difference"], effect["loss"]) == (0.0, "training")
+
+
+def test_losses_that_do_not_depend_on_the_size_have_no_law(tmp_path: Path, sleeptrain: Any) -> None:
+    points = study(
+        tmp_path,
+        "recipe: rule110-tiny\naxes:\n  model.width: [32, 64, 128]\n  train.steps: [10, 100, 1000]\nset: {model.vocab: 7}\n"
+        "extrapolate: {large: {params: 1.0e+8, tokens: 1.0e+7}}\n",
+    )
+    noise = np.random.default_rng(0)
+    for point in points:
+        tokens, loss = 1000.0 * (point.resolved.value.train.steps or 0), 2.0 + 1e-3 * noise.standard_normal()
+        finish(point, [row(1, eval_loss=loss, tokens=tokens, flops_per_second=tokens, seconds=1.0)])
+    [law] = report_of(sleeptrain)["laws"]
+    assert law["why_not"].startswith("the losses do not determine ") and "constants" not in law
+
+
+def test_baselines_of_several_data_sets_are_shown_where_they_are_the_same(tmp_path: Path, sleeptrain: Any) -> None:
+    points = study(
+        tmp_path,
+        "recipe: rule110-tiny\nevaluate: {}\naxes:\n  rows:\n    few: {'data.sources': [{path: few}]}\n    many: {'data.sources': [{path: many}]}\n",
+    )
+    for point, majority in zip(points, (0.6, 0.9), strict=True):
+        finish(point, [row(1)], {2: {2: 0.7, 4: 0.8}})
+        report = point.folder / "evaluation" / "report.json"
+        found = json.loads(report.read_text())
+        found["baselines"]["2"]["majority"] = majority
+        report.write_text(json.dumps(found))
+    assert report_of(sleeptrain)["depth"]
+    lines = (tmp_path / "runs" / "study" / "s" / "report.md").read_text().splitlines()
+    assert "| (chance) | 0.500 | 0.500 |" in lines and "| (majority) | – | 0.550 |" in lines
+
+
+def test_a_line_over_an_axis_goes_from_left_to_right(tmp_path: Path) -> None:
+    points = study(tmp_path, "recipe: rule110-tiny\naxes: {sleep.passes: [4, 1, 2]}\n")
+    for point in points:
+        finish(point, [row(1, eval_loss=float(point.labels["sleep.passes"]))])
+    report = StudyReport(load_study("s.yaml").value, "s", read_results(points), 3)
+    chart, *_ = report.page().charts
+    assert list(chart.lines[0].x) == list(chart.lines[0].y) == [1.0, 2.0, 4.0]

@@ -6,6 +6,8 @@ import http.server
 import json
 import math
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,8 @@ import pytest
 
 from sleeptrain.errors import UserError
 from sleeptrain.train.config import Log, Wandb
-from sleeptrain.train.log import Logs, MetricsFile, Progress, check_wandb, read_metrics, wandb_mode
+from sleeptrain.train.log import Logs, MetricsFile, Progress, read_metrics
+from sleeptrain.train.wandb_run import check_wandb, wandb_mode
 
 
 def row(step: int, loss: float = 1.5) -> dict[str, Any]:
@@ -169,6 +172,25 @@ def test_offline_continues_the_same_run_and_sends_no_requests(tmp_path: Path, se
     assert server == []
 
 
+def test_wandb_prints_its_command_and_no_table_of_metrics(tmp_path: Path, server: list[str]) -> None:
+    """In a process of its own, where W&B is set up as training does it: after the check of the key."""
+    program = (
+        "import sys; from pathlib import Path; from sleeptrain.train.config import Log, Wandb\n"
+        "from sleeptrain.train.log import Logs\nfrom sleeptrain.train.wandb_run import quiet_wandb\n"
+        "quiet_wandb()\n"
+        "with Logs(Log(every=1, wandb=Wandb(mode='offline')), Path(sys.argv[1]), {}, 0, 2, rank=0, quiet=True) as logs:\n"
+        "    for step in (1, 2): logs.write({'step': step, 'loss': 1.5, 'grad_norm': 0.5, 'tokens_per_second': 1.0, 'padding': 0.0})\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    [folder] = tmp_path.glob("wandb/offline-run-*")
+    assert ran.stdout == "" and ran.stderr.splitlines() == [
+        f"W&B: the run is stored; this sends it: wandb sync {folder}"
+    ]
+
+
 def test_steps_that_are_made_again_reach_wandb(tmp_path: Path, server: list[str]) -> None:
     """After a run went back; W&B drops rows whose numbers do not grow."""
     import wandb
@@ -189,7 +211,7 @@ def test_steps_that_are_made_again_reach_wandb(tmp_path: Path, server: list[str]
 
 @pytest.mark.parametrize(("mode", "passed"), [("online", "online"), ("offline", "offline")])
 def test_the_mode_is_passed_to_wandb_init(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, passed: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str, passed: str
 ) -> None:
     """Checks the arguments of `wandb.init` only, because a test server would have to implement W&B's protocol."""
     import wandb
@@ -197,7 +219,8 @@ def test_the_mode_is_passed_to_wandb_init(
     calls: list[dict[str, Any]] = []
 
     class Run:
-        step = 0
+        step, offline, url = 0, mode == "offline", "https://wandb.test/run"
+        sync_dir = "a folder"
 
         def define_metric(self, *args: Any, **kwargs: Any) -> None:
             pass
@@ -218,6 +241,11 @@ def test_the_mode_is_passed_to_wandb_init(
     assert [call["mode"] for call in calls] == [passed] * 2
     assert len({call["id"] for call in calls}) == 1 and {call["resume"] for call in calls} == {"allow"}
     assert {call["dir"] for call in calls} == {str(tmp_path)}
+    lines = {
+        "online": ["W&B: https://wandb.test/run"] * 2,
+        "offline": ["W&B: the run is stored; this sends it: wandb sync 'a folder'"],
+    }
+    assert capsys.readouterr().err.splitlines() == lines[mode] * 2, "at the start and the end of each part"
 
 
 @pytest.mark.parametrize(

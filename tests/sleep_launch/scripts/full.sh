@@ -60,7 +60,8 @@ follow() {
             exit 75 ;;
         end)
             [ "$value" = 0 ] || exit "$value"
-            "${srun[@]}" --nodes=1 --ntasks=1 --ntasks-per-node=1 "${python[@]}" -m sleeptrain study 'it'"'"'s' --index "$index"
+            mapfile -d '' -t words < "$job/then-$index" || exit 1
+            "${srun[@]}" --nodes=1 --ntasks=1 --ntasks-per-node=1 "${python[@]}" -m sleeptrain "${words[@]}"
             exit $? ;;
         *) exit 1 ;;
     esac
