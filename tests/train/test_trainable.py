@@ -199,7 +199,7 @@ def norms(folder: str, cases: dict[str, list[str]]) -> dict[str, list[float]]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_process_may_hold_trained_weights_that_others_hold_too(folder):
     """The norm counts a tied embedding on the first stage, and replicated norms on the first process of the tensor axis."""
     alone = {f"{name}-alone": [text for text in more if "mesh" not in text] for name, more in COUNTED_ELSEWHERE.items()}
