@@ -112,6 +112,9 @@ class Saver:
             thread.join(ASKING if patience is None else patience)
             while patience is None and thread.is_alive():
                 if lost := self._lost():
+                    thread.join(ASKING)  # at the end of a run a rank ends as soon as it knows that the save is complete
+                    if not thread.is_alive():
+                        break
                     self._thread = None
                     raise ProcessLost(f"{thread.name} cannot be completed: {lost}; the same command continues the run")
                 thread.join(ASKING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from datetime import timedelta
@@ -158,6 +159,8 @@ def train(args: argparse.Namespace) -> int:
     try:
         for seed, resolved in zip(seeds, recipes or [None] * len(seeds), strict=True):
             outcome = run_training(args, seed, resolved, process)
+            if len(seeds) > 1:
+                gc.collect()  # model and optimizer are in cycles, and the next seed needs their memory
             if process.rank == 0:
                 how = "stopped and saved; the same command continues it" if outcome.stopped else "done"
                 print(f"{args.failures}: step {outcome.step} of {outcome.steps}, {how}", file=sys.stderr)

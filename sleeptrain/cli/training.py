@@ -115,6 +115,7 @@ def _train(
             say(f"{folder}: starting from the weights of {init_from}")
         evaluate = None if held_out is None else partial(evaluate_held_out, setup.context, held_out)
         outcome.append(train(setup, evaluate=evaluate))
+        setup.engine.close()  # the next seed has its own
     return outcome[0]
 
 

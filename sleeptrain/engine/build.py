@@ -13,6 +13,7 @@ from sleeptrain.engine.config import Optim
 from sleeptrain.engine.engine import Engine
 from sleeptrain.engine.muon import Muon, matrix_partition
 from sleeptrain.engine.optimizers import make_optimizer
+from sleeptrain.engine.patches.empty_norm import allow_empty_norms
 from sleeptrain.engine.patches.muon_import import import_muon_uncompiled
 from sleeptrain.engine.settings import Precision, deepspeed_config, merge_overrides, zero3_gathering
 from sleeptrain.errors import UserError
@@ -70,6 +71,7 @@ def build_engine(model: nn.Module, optim: Optim, spec: EngineSpec) -> Engine:
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=dict(config), dist_init_required=False, mpu=spec.mpu
         )
+    allow_empty_norms(engine.optimizer)
     if isinstance(optimizer, Muon):
         optimizer.set_partition(matrix_partition(matrices, engine.optimizer.dp_process_group))
     return Engine(engine, process, config, spec.precision)

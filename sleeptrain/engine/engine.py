@@ -139,6 +139,14 @@ class Engine:
         norm = norms[-1] if norms else math.inf
         return StepResult(norm if skipped else float(self._deepspeed.get_global_grad_norm()), skipped)
 
+    def close(self) -> None:
+        """Let go of model and optimizer, whose memory is free once nobody refers to them; the engine cannot be used any more.
+
+        Hooks of DeepSpeed (0.19.8) keep them alive for ever otherwise, also for Python's garbage collector. Under ZeRO 3 they stay.
+        """
+        with deepspeed_quiet():
+            self._deepspeed.destroy()
+
     def drop_gradients(self) -> None:
         """Forget what backward has accumulated since the last step."""
         self._deepspeed.optimizer.zero_grad()

@@ -9,8 +9,9 @@ partitioned like the master weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -72,6 +73,24 @@ class MatrixPartition:
         """Fragments of rank `source` whose matrices also have a fragment on rank `destination`, in order of the matrices."""
         matrices = {fragment.matrix for fragment in self.fragments[destination]}
         return sorted((f for f in self.fragments[source] if f.matrix in matrices), key=lambda f: f.matrix)
+
+    @cached_property
+    def divided(self) -> frozenset[int]:
+        """The matrices that lie in several partitions."""
+        parts = Counter(fragment.matrix for fragments in self.fragments for fragment in fragments)
+        return frozenset(matrix for matrix, count in parts.items() if count > 1)
+
+    @cached_property
+    def sent(self) -> list[list[Fragment]]:
+        """Fragments that this process sends, by the rank that gets them; made once, since their number grows with that of ranks."""
+        ranks = range(len(self.fragments))
+        return [self.fragments_to_send(self.rank, other) if other != self.rank else [] for other in ranks]
+
+    @cached_property
+    def received(self) -> list[list[Fragment]]:
+        """Fragments that this process gets, by the rank that sends them."""
+        ranks = range(len(self.fragments))
+        return [self.fragments_to_send(other, self.rank) if other != self.rank else [] for other in ranks]
 
 
 class Muon(torch.optim.AdamW):
@@ -143,14 +162,10 @@ def exchange_fragments(flat: Tensor, partition: MatrixPartition) -> dict[int, li
     One all-to-all over the data group, of the matrices that lie in several partitions; no collective if there are none.
     `flat` is this process's partition.
     """
-    ranks: Sequence[int] = range(len(partition.fragments))
-    divided = {f.matrix for a in ranks for b in ranks if a != b for f in partition.fragments_to_send(a, b)}
-    remote: dict[int, list[tuple[Fragment, Tensor]]] = {matrix: [] for matrix in divided}
-    if not divided:
+    sent, received = partition.sent, partition.received
+    remote: dict[int, list[tuple[Fragment, Tensor]]] = {matrix: [] for matrix in partition.divided}
+    if not remote:
         return remote
-    own = partition.rank
-    sent = [[f for f in partition.fragments_to_send(own, r) if r != own] for r in ranks]
-    received = [[f for f in partition.fragments_to_send(r, own) if r != own] for r in ranks]
     send_sizes = [sum(f.numel for f in fragments) for fragments in sent]
     receive_sizes = [sum(f.numel for f in fragments) for fragments in received]
     send_buffer = torch.cat([flat.new_empty(0)] + [flat.narrow(0, f.start, f.numel) for row in sent for f in row])

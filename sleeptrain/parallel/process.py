@@ -38,11 +38,7 @@ def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> Process:
     """
     gpu = torch.cuda.is_available()
     rank, world = rank_and_world()
-    if "LOCAL_RANK" not in os.environ:
-        # DeepSpeed asserts that it is set in the environment.
-        os.environ["LOCAL_RANK"] = str(rank % torch.cuda.device_count() if gpu else rank)
-    local_rank = int(os.environ["LOCAL_RANK"])
-    device = local_device(local_rank)
+    device = _claim_device(rank)
     with deepspeed_quiet():
         # Imported before the process group exists: functions that torch or DeepSpeed define later have the group as a default
         # argument, and that reference would keep it alive after `shutdown_distributed`.
@@ -63,7 +59,15 @@ def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> Process:
         if not deepspeed.comm.is_initialized():
             deepspeed.comm.init_distributed(auto_mpi_discovery=False, timeout=timeout, verbose=False)
             give_new_groups_a_timeout(timeout)
-    return Process(dist.get_rank(), dist.get_world_size(), local_rank, device)
+    return Process(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), device)
+
+
+def _claim_device(rank: int) -> torch.device:
+    """The device of this process. LOCAL_RANK, which DeepSpeed requires and takes for the number of the GPU, is set to that number."""
+    device = local_device(int(os.environ.get("LOCAL_RANK", rank)))
+    if device.type == "cuda" or "LOCAL_RANK" not in os.environ:
+        os.environ["LOCAL_RANK"] = str(rank if device.index is None else device.index)
+    return device
 
 
 @contextmanager
@@ -80,8 +84,15 @@ def _naming_port() -> Iterator[None]:
 
 
 def local_device(local_rank: int = 0) -> torch.device:
-    """The device of the process with this local rank: its GPU, or the CPU if there is none."""
-    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    """The device of the process with this local rank: its GPU, or the CPU if there is none.
+
+    `srun --gpus-per-task` shows every task its own GPUs alone, which are numbered from 0 in each of them.
+    """
+    return (
+        torch.device("cuda", local_rank % torch.cuda.device_count())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 @contextmanager

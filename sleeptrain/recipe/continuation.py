@@ -100,10 +100,22 @@ def check_run(resolved: Resolved[Recipe], folder: Path, manifest: Manifest | Non
     ):
         way_out = f"take the old values to continue it, or {_another_run(folder)}"
         raise UserError([f"{folder} holds a run of another configuration; {way_out}", *changes])
+    if has_steps(folder) and has_checkpoint(folder):
+        _check_budget(resolved, folder)
     if manifest and has_checkpoint(folder) and data_hash(folder) not in (None, manifest.body["hash"]):
         raise UserError(
             f"{folder} was trained on other data than {paths_of(resolved.value)} holds now; restore the old data to continue it, "
             f"or {_another_run(folder)}"
+        )
+
+
+def _check_budget(resolved: Resolved[Recipe], folder: Path) -> None:
+    """Raise UserError where a budget of tokens would be translated into steps of a batch that the steps so far did not have."""
+    before, now = load_recipe(str(folder / CONFIG)).value.train.batch, resolved.value.train
+    if now.tokens is not None and before != now.batch:
+        raise UserError(
+            f"{resolved.at('train.batch')}, was {before}: train.tokens = {now.tokens:,} is a number of steps of one batch, and {folder} has "
+            f"had steps of another; give the length as train.tokens=null train.steps=..., or {_another_run(folder)}"
         )
 
 

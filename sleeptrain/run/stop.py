@@ -17,7 +17,7 @@ STDERR = 2
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C; schedulers and systemd; a closed terminal; what a job of SLURM asks for by --signal=USR1@N, and submitit by USR2."""
 STOP_FILE = "stop"
-"""A file of this name in the run folder asks the run to stop. It is removed when the run stops."""
+"""A file of this name in the run folder asks the run to stop. It is removed when the run stops, or is done."""
 REPEAT = 1.0
 """Seconds after which another SIGINT is a repetition: terminals and launchers send one Ctrl-C several times."""
 BY_FILE = -1
@@ -54,6 +54,13 @@ class StopRequest(SignalHandler):
         """The first signal that was received on the rank with the largest number, BY_FILE, or None."""
         self._folder, self._announce = folder, announce
         self._interrupted: float | None = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if kind is None and self._folder is not None:  # a request to a run that is done is not one to its continuation
+            (self._folder / STOP_FILE).unlink(missing_ok=True)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

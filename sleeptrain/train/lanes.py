@@ -33,13 +33,21 @@ class Lanes:
 
     def begin(self, micro_batch: int, batch: Batch) -> State:
         """The state with which a micro-batch begins: empty for rows that begin a run or a document."""
-        state = self.states[micro_batch]
         assert batch.continued is not None and batch.starts is not None
-        return state.reset((batch.continued & ~batch.starts[:, 0]).to(next(iter(state.tensors.values())).device))
+        return self._only(micro_batch, batch.continued & ~batch.starts[:, 0])
 
     def keep(self, states: Sequence[State]) -> None:
         """Keep the states after a step, by micro-batch, for the next one."""
         self.states = [self._carried(state.cross("step")) for state in states]
+
+    def skip(self, batches: Sequence[Batch]) -> None:
+        """Go over the rows of a step that was not applied: lanes keep the state before it, but for those in which a document or a run
+        began. The next row continues that one, to which the state does not belong: it begins with an empty state."""
+        states = []
+        for number, batch in enumerate(batches):
+            assert batch.continued is not None and batch.starts is not None
+            states.append(self._only(number, batch.continued & ~batch.starts.any(1)))
+        self.states = states
 
     def slices(self, axes: MeshAxes) -> list[CarriedSlice]:
         """A copy of the state, as what a checkpoint has of it: a tensor for every lane and leaf. A lane is a row of the global batch."""
@@ -61,6 +69,11 @@ class Lanes:
             }
             states.append(state.replace(tensors))
         self.states = states
+
+    def _only(self, micro_batch: int, rows: Tensor) -> State:
+        """The state of a micro-batch, empty where `rows` [rows], on the CPU, is false."""
+        state = self.states[micro_batch]
+        return state.reset(rows.to(next(iter(state.tensors.values())).device))
 
     def _carried(self, state: State) -> State:
         """A copy whose keys are at the positions that they have in the next row, where it begins `length` tokens later.

@@ -103,8 +103,8 @@ def train_step(
 ) -> StepReport:
     """Forward and backward of this rank's micro-batches, one group at a time, then one optimizer step.
 
-    `lr_multiplier` is the share of the full learning rate. A step whose gradient norm is above `max_norm` is skipped; then lanes keep
-    the state that they had before it. Targets are counted over the global batch first, so that the loss is the sum over targets
+    `lr_multiplier` is the share of the full learning rate. A step whose gradient norm is above `max_norm` is skipped; what lanes
+    then keep, `Lanes.skip` says. Targets are counted over the global batch first, so that the loss is the sum over targets
     divided by their number, whatever the split over ranks and micro-batches. Raises UserError on all ranks where one rank could not
     read its micro-batches.
     """
@@ -132,8 +132,8 @@ def train_step(
             measures += _measure(output, batch, context)
         states += [output.state for output in outputs] if context.lanes else []
     result = engine.step(lr_multiplier, max_norm)
-    if context.lanes and not result.skipped:
-        context.lanes.keep(states)
+    if context.lanes:
+        context.lanes.skip(batches) if result.skipped else context.lanes.keep(states)
     rows, residual, changes, squares, *more = sum_over_ranks(measures).tolist()
     losses, adjoint = more[: len(windows)], more[len(windows) : 2 * len(windows) - 1]
     source_losses = more[2 * len(windows) - 1 :] or [sum(losses)]

@@ -146,6 +146,10 @@ WRONG: dict[str, tuple[list[str], Sequence[str]]] = {
         recipe("model.width=24", "optim.lr=1", "train.micro=4", run="runs/done"),
         ["runs/done holds a run of another configuration", "start another run with run_dir=...", "model.width = 24 (command line), was 16"],
     ),
+    "budget of another batch": (
+        recipe("train.batch=16", "train.steps=null", "train.tokens=100000", run="runs/done"),
+        ["train.batch = 16 (command line), was 8: train.tokens = 100,000 is a number of steps of one batch", "train.tokens=null train.steps=..."],
+    ),
     "weights of no run": (recipe("init_from=nowhere"), ['init_from = "nowhere" (command line): nowhere does not exist; give a run folder']),
     "weights of another model": (recipe("init_from=runs/done", "model.mlp.hidden=24"), ["does not fit the configuration: the shape of parameter layers.0.mlp.down.weight is [16, 16] in the checkpoint and [16, 24] in the configuration"]),
     "run with keys of DeepSpeed": (recipe("deepspeed.wall_clock_breakdown=true", run="runs/done"), ["deepspeed.wall_clock_breakdown = true (command line), was not given"]),

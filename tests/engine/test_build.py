@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -161,3 +163,26 @@ def test_nothing_is_printed_by_fresh_processes(capfd: pytest.CaptureFixture[str]
     run(build_and_train, 2, [1, 2, 3], fresh=True)
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")
+
+
+def alive_after(close: bool) -> list[bool]:
+    """Whether a model is still there after nothing refers to it, for engines that were closed or not."""
+    found = []
+    for precision, zero in (("fp32", 1), ("fp32", 2), ("bf16", 1), ("bf16", 2)):
+        engine = make_engine(Tiny(), Optim(), precision, zero)
+        train(engine, range(1), ROWS)
+        model = weakref.ref(engine.module)
+        if close:
+            engine.close()
+        del engine
+        gc.unfreeze()
+        gc.collect()
+        found.append(model() is not None)
+    return found
+
+
+@pytest.mark.slow
+def test_a_closed_engine_lets_go_of_its_model() -> None:
+    """Several seeds are trained in one process, one after the other."""
+    assert run(alive_after, 1, True) == [[False] * 4]
+    assert any(run(alive_after, 1, False)[0]), "the engine need not be closed any more"

@@ -1,11 +1,14 @@
 """Parameter groups, and Muon and AdamW against torch's implementations."""
 
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sleeptrain.engine.config import Optim
-from sleeptrain.engine.muon import Muon, orthogonalise
+from sleeptrain.engine.muon import Fragment, MatrixPartition, Muon, exchange_fragments, orthogonalise
 from sleeptrain.engine.optimizers import kind, make_optimizer, param_groups
 from tests.engine.tiny import Tiny
 
@@ -88,3 +91,37 @@ def test_other_parameters_agree_with_torchs_adamw_bitwise() -> None:
         other.step()
     for (name, a), b in zip(mixed.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(a, b) == (kind(name, a) != "matrix"), name
+
+
+def test_every_process_gets_the_other_parts_of_its_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five flat partitions that end within matrices, one matrix that lies in four of them, and one message for each pair of ranks."""
+    shapes, world = [(2, 3), (8, 5), (1, 4), (3, 3)], 5
+    flat = torch.arange(float(sum(rows * cols for rows, cols in shapes)))
+    size, starts = -(-len(flat) // world), torch.tensor([0, *(rows * cols for rows, cols in shapes)]).cumsum(0).tolist()
+    fragments: list[list[Fragment]] = [[] for _ in range(world)]
+    for matrix, (first, stop) in enumerate(pairwise(starts)):
+        for rank in range(world):
+            low, high = max(first, rank * size), min(stop, (rank + 1) * size)
+            if low < high:
+                fragments[rank].append(Fragment(matrix, low - rank * size, low - first, high - low))
+    sent: dict[int, list[Tensor]] = {}
+    for receiving in (False, True):
+        for rank in range(world):
+
+            def exchange(
+                received: Tensor, send: Tensor, receive_sizes: Any, send_sizes: Any, group: Any,
+                rank: int = rank, receiving: bool = receiving,
+            ) -> None:  # fmt: skip
+                if receiving:
+                    received.copy_(torch.cat([sent[other][rank] for other in range(world)]))
+                    assert receive_sizes == [len(sent[other][rank]) for other in range(world)]
+                else:
+                    sent[rank] = list(send.clone().split(send_sizes))
+
+            monkeypatch.setattr("torch.distributed.all_to_all_single", exchange)
+            partition = MatrixPartition(shapes, fragments, rank, None)
+            remote = exchange_fragments(flat[rank * size : (rank + 1) * size], partition)
+            for own in fragments[rank] if receiving else []:
+                parts = [(own, flat[rank * size + own.start :][: own.numel]), *remote.get(own.matrix, [])]
+                whole = torch.cat([values for _, values in sorted(parts, key=lambda part: part[0].offset)])
+                assert torch.equal(whole, flat[starts[own.matrix] : starts[own.matrix + 1]])

@@ -1,4 +1,4 @@
-"""Every workaround for DeepSpeed's ZeRO 3 and Muon works and is still needed.
+"""Every workaround for DeepSpeed's ZeRO, bf16 optimizer and Muon works and is still needed.
 
 A test that fails because the workaround is no longer needed is deleted together with the workaround.
 """
@@ -81,6 +81,26 @@ def test_our_engine_does_not_import_inductor() -> None:
 @pytest.mark.exhaustive
 def test_deepspeed_still_imports_inductor_for_every_optimizer() -> None:
     assert run(inductor_is_imported, 1, build_with_deepspeed_alone, fresh=True) == [True]
+
+
+def norm_of_gradients_that_others_count(patched: bool) -> float:
+    """The norm in bf16 at ZeRO 1 on a stage all of whose weights the first stage holds, too."""
+    init_distributed()
+    model = Tiny()
+    for parameter in model.parameters():
+        parameter.ds_pipe_replicated = True  # type: ignore[attr-defined]
+    engine = build_engine(model, Optim(), EngineSpec("bf16", zero=1, micro_rows=4, accumulation=1))
+    if not patched:
+        del engine._deepspeed.optimizer.get_grads_for_norm
+    engine.backward(model(*batch(0)))
+    return engine.step().grad_norm
+
+
+@pytest.mark.slow
+def test_the_bf16_optimizer_still_fails_where_no_gradient_is_counted() -> None:
+    assert run(norm_of_gradients_that_others_count, 1, True) == [0.0]
+    with pytest.raises(AssertionError, match="stack expects a non-empty TensorList"):
+        run(norm_of_gradients_that_others_count, 1, False)
 
 
 class Memory(nn.Module):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from sleeptrain.errors import ProcessLost, UserError
-from sleeptrain.parallel import ranks
+from sleeptrain.parallel import process, ranks
 from sleeptrain.parallel.process import (
     Process,
     explain_lost_process,
@@ -66,6 +66,24 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         f"UserError: MASTER_PORT = {port} (environment): another program listens on this port; set a free one"
         in done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("seen", "local_rank", "expected"),
+    [(8, "5", 5), (1, "5", 0), (2, "5", 1), (4, None, 1), (0, "5", None), (0, None, None)],
+)
+def test_a_process_takes_a_gpu_that_it_sees(
+    seen: int, local_rank: str | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`srun --gpus-per-task=1` shows every task one GPU, number 0. DeepSpeed takes LOCAL_RANK for the number of the GPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: seen > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    monkeypatch.setenv("LOCAL_RANK", local_rank or "")
+    if local_rank is None:
+        monkeypatch.delenv("LOCAL_RANK")
+    device = process._claim_device(13)
+    assert device == (torch.device("cpu") if expected is None else torch.device("cuda", expected))
+    assert os.environ["LOCAL_RANK"] == str(expected if expected is not None else local_rank or 13)
 
 
 def test_a_wrong_local_rank_without_a_rank_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

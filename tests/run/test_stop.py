@@ -55,6 +55,17 @@ def test_a_file_in_the_run_folder_is_a_request(tmp_path: Path) -> None:
         assert not (tmp_path / "stop").exists() and stop.agreed("cpu")
 
 
+def test_a_file_does_not_outlive_the_run_that_it_asked(tmp_path: Path) -> None:
+    """`job cancel` asks all runs of a job, done ones too; a later continuation of these would stop before its first step."""
+    (tmp_path / "stop").touch()
+    with pytest.raises(ValueError, match="failed"), StopRequest(tmp_path):
+        raise ValueError("failed")
+    assert (tmp_path / "stop").exists()
+    with StopRequest(tmp_path):
+        pass
+    assert not (tmp_path / "stop").exists()
+
+
 def stopped_by(folder: str, rank: int) -> tuple[list[bool], int | None]:
     from sleeptrain.parallel.process import init_distributed
 

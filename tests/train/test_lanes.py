@@ -197,23 +197,58 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(folder):
     assert all(state["layers.1.fast"].abs().max() > 0 and state["layers.0.seen"].any() for state in saved)
 
 
+@pytest.mark.parametrize("case", ["N=2", "sliding, N=2"])
+def test_a_row_after_a_skipped_step_has_no_state_of_another_document(case):
+    """Row 0 goes on over the step, row 1 begins a run in it, and row 2 a document: the states before it are not theirs."""
+    model, sleep, layout = toy.model(), CASES[case], toy.windows(L, WINDOWS)
+    tokens, targets, _ = stream()
+    program = compile(sleep, layout, len(model.layers), carried=True)
+    none = torch.zeros(ROWS, LENGTH, dtype=torch.bool)
+    inside = none.clone()
+    inside[2, 5] = True
+    parts = [(none, [False] * 3), (inside, [True, False, True]), (none, [True] * 3)]
+
+    def row(step, starts, continued):
+        part = (slice(None), slice(step * LENGTH, (step + 1) * LENGTH))
+        ids = torch.arange(ROWS)
+        return Batch(tokens[part], targets[part], targets[part], ids, {}, starts, continued=torch.tensor(continued))
+
+    def losses(lanes, batch):
+        state, starts = lanes.begin(0, batch), batch.starts_by_window(layout)
+        return run(model, MicroBatch(batch.tokens, batch.targets, state, starts=starts), program, sleep)
+
+    first, skipped, last = (row(step, *part) for step, part in enumerate(parts))
+    lanes = Lanes(model.zero_state(sleep, ROWS), 1, LENGTH, model.config.attention)
+    empty = losses(lanes, last).nll.detach()
+    lanes.keep([losses(lanes, first).state])
+    kept = losses(lanes, last).nll.detach()
+    lanes.skip([skipped])
+    found = losses(lanes, last).nll.detach()
+    assert torch.equal(found[0], kept[0]) and torch.equal(found[1:], empty[1:])
+    assert all((kept[i] - empty[i]).abs().max() > 1e-3 for i in range(ROWS))
+
+
 def skipped_step(folder):
-    """Lanes before and after a step that is skipped, and after one that is not."""
-    found = []
+    """Lanes before and after a step that is skipped, and after one that is not; and in which lanes a document began in it."""
+    found, began = [], []
 
     def steps(setup):
         context, program = setup.context, setup.layout.program()
         for limit in (math.inf, 0.0, math.inf):
-            report = train_step(context, read_step(setup.reader), program, 1.0, limit)
+            batches = read_step(setup.reader)
+            report = train_step(context, batches, program, 1.0, limit)
             found.append((report.skipped, lane_states(setup)))
+            began.append([~batch.continued | batch.starts.any(1) for batch in batches])
 
     trained(Path(folder), "skipped", Path(folder) / "text", [*COMMON, "train.steps=1"], spoil=steps)
-    return found
+    return found, began[1]
 
 
-def test_a_skipped_step_leaves_the_lanes_as_they_were(folder):
-    ((first, second, third),) = run_processes(skipped_step, 1, folder)
+def test_a_skipped_step_leaves_the_lanes_as_they_were_where_no_document_began(folder):
+    (((first, second, third), began),) = run_processes(skipped_step, 1, folder)
     assert [skipped for skipped, _ in (first, second, third)] == [False, True, False]
-    pairs = list(zip(first[1], second[1], third[1], strict=True))
-    assert all(torch.equal(one[name], two[name]) for one, two, _ in pairs for name in one)
-    assert all((one["layers.1.fast"] != three["layers.1.fast"]).any() for one, _, three in pairs)
+    assert 0 < sum(int(rows.sum()) for rows in began) < sum(len(rows) for rows in began)
+    for one, two, three, new in zip(first[1], second[1], third[1], began, strict=True):
+        for name, tensor in one.items():
+            assert torch.equal(two[name][~new], tensor[~new]) and not two[name][new].any()
+        assert (one["layers.1.fast"] != three["layers.1.fast"]).any()

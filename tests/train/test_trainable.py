@@ -181,3 +181,28 @@ def safe_names(path: Path) -> set[str]:
     """The weights that a file of a checkpoint is about."""
     with safe_open(path, "pt") as file:
         return {key.rpartition("/")[0] for key in file.keys()}  # noqa: SIM118
+
+
+COUNTED_ELSEWHERE: dict[str, list[str]] = {
+    "pipe": ["mesh.pipe=2", "model.tie=true", 'optim.trainable=["embed"]'],
+    "tensor": ["mesh.tensor=2", 'optim.trainable=["layers.*.norm1"]'],
+}
+
+
+def norms(folder: str, cases: dict[str, list[str]]) -> dict[str, list[float]]:
+    """Gradient norms of every case in bf16."""
+    where = Path(folder)
+    options = [*PARTS, "train.precision=bf16", "train.steps=2"]
+    return {
+        name: [row["grad_norm"] for row in trained(where, f"norms-{name}", where / "text", [*options, *more])[0]]
+        for name, more in cases.items()
+    }
+
+
+@pytest.mark.exhaustive
+def test_a_process_may_hold_trained_weights_that_others_hold_too(folder):
+    """The norm counts a tied embedding on the first stage, and replicated norms on the first process of the tensor axis."""
+    alone = {f"{name}-alone": [text for text in more if "mesh" not in text] for name, more in COUNTED_ELSEWHERE.items()}
+    expected, found = (run(norms, world, folder, cases)[0] for world, cases in ((1, alone), (2, COUNTED_ELSEWHERE)))
+    for name, values in found.items():
+        assert values == pytest.approx(expected[f"{name}-alone"], rel=5e-3), name
