@@ -270,6 +270,10 @@ def test_bytes_that_are_not_utf8_are_counted_where_they_are_replaced(tmp_path):
 
 
 def test_wrong_requests(tmp_path):
+    for name in ("a.txt", "a.jsonl"):  # the latter has no part
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match="there is no text in the files under"):
+            build(text_of(tmp_path / name), tmp_path / "out", ALL)
     corpus = write_files(tmp_path / "corpus", [b"", b""])
     with pytest.raises(ValueError, match="there is no text in the files under"):
         build(text_of(corpus), tmp_path / "out", ALL)
