@@ -32,6 +32,8 @@ def spans(path: Path) -> list[Span]:
     return [Span(str(path), 0, 1 << 62, size)]
 
 
+ARROW_FILE = b"ARROW1"
+"""First bytes of Arrow's format of files, which its streams do not have."""
 NAME_FIELD = "name it with field=; files with another field are a build, and a source, of their own"
 
 
@@ -81,7 +83,7 @@ def _jsonl(span: Span, field: str) -> Iterator[Piece]:
         where = f"{path}, the line at byte {position:,}"
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{where} is not valid JSON: {error}; correct or remove the line and build again"
             ) from None
@@ -111,23 +113,40 @@ def _table(path: Path, span: Span, field: str) -> Iterator[Piece]:
     """The rows of a row group of a .parquet file, or of all batches of an .arrow file."""
     pyarrow = _pyarrow(path)
     try:
-        if path.suffix == ".arrow":
-            batches = pyarrow.ipc.open_stream(path)
-            schema = batches.schema
+        if kind_of(path) == ".arrow":
+            schema, batches = _arrow(path, pyarrow)
         else:
             file = _parquet(path)
             schema = file.schema_arrow
             batches = file.iter_batches(row_groups=range(span.start, span.stop), columns=[field])
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} cannot be read as an {path.suffix} file: {error}") from None
+        raise _unreadable(path, error) from None
     if field not in schema.names:
         raise ValueError(f"{path} has no column {field!r}; its columns are {', '.join(schema.names)}; {NAME_FIELD}")
     kind = schema.field(field).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+    if str(kind) not in ("string", "large_string", "string_view"):
         raise ValueError(f"{path}: the column {field!r} has the type {kind}; it must be a string")
-    for batch in batches:
-        for text in batch.column(batch.schema.get_field_index(field)).to_pylist():
-            yield Piece((text or "").encode(errors="replace"))
+    try:
+        for batch in batches:
+            for text in batch.column(batch.schema.get_field_index(field)).to_pylist():
+                yield Piece((text or "").encode(errors="replace"))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read as {path.suffix.lower()}: {error}; copy it again")
+
+
+def _arrow(path: Path, pyarrow: Any) -> tuple[Any, Iterable[Any]]:
+    """The schema and the batches of an .arrow file in either of Arrow's formats, a stream or a file."""
+    with path.open("rb") as file:
+        is_stream = file.read(len(ARROW_FILE)) != ARROW_FILE
+    if is_stream:
+        stream = pyarrow.ipc.open_stream(path)
+        return stream.schema, stream
+    opened = pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
+    return opened.schema, (opened.get_batch(number) for number in range(opened.num_record_batches))
 
 
 def _parquet(path: Path) -> Any:
@@ -137,7 +156,7 @@ def _parquet(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} cannot be read as a .parquet file: {error}") from None
+        raise _unreadable(path, error) from None
 
 
 def _pyarrow(path: Path) -> Any:

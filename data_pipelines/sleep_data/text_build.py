@@ -59,7 +59,7 @@ def build(
             return manifest.matching(out, body, manifest.request(task, seed, samples, body["inputs"]))
     with staging(out, keep=True) as folder:
         tables = _tokenize(task, parts, names, folder, processes, progress)
-        digests = np.concatenate([table.digests for table in tables])
+        digests = np.concatenate([np.empty((0, 2), np.uint64), *(table.digests for table in tables)])
         inputs = hashlib.sha256(task.vocabulary().hash.encode() + digests.tobytes()).hexdigest()
         request = manifest.request(task, seed, samples, inputs)
         if out.exists():  # the files were touched, or another process has built it meanwhile

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,6 +84,18 @@ class IdVocabulary:
         yield from text
 
 
+@lru_cache(maxsize=1)
+def _opened(content: bytes) -> Any:
+    """The library's tokenizer of a file, which only maps text to ids and back. A process that gets it with every part reads it once."""
+    from tokenizers import Tokenizer as LoadedTokenizer
+
+    tokenizer = LoadedTokenizer.from_str(content.decode())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
 class FileTokenizer:
     """A tokenizer.json of Hugging Face's `tokenizers`, which only maps text to ids and back.
 
@@ -95,23 +108,26 @@ class FileTokenizer:
         # Threads of the library would compete with the processes that encode.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
-            from tokenizers import Tokenizer as LoadedTokenizer
+            content = Path(path).expanduser().read_bytes()
+            self._tokenizer = _opened(content)
         except ImportError:
             raise ValueError(f"tokenizer {path} needs the package tokenizers: pip install tokenizers") from None
-        try:
-            content = Path(path).expanduser().read_bytes()
-            self._tokenizer: Any = LoadedTokenizer.from_str(content.decode())
         except Exception as error:  # the library raises plain Exception
             why = getattr(error, "strerror", None) or error
             raise ValueError(f"tokenizer {path} cannot be read as a tokenizer.json: {why}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
         # Ids may have gaps, so that their number is less than the largest id.
         ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
         self.bos = max(ids, default=-1) + 1
         source = hashlib.sha256(content).hexdigest()
         self.vocabulary = Vocabulary("file", (), self.bos + 2, self.bos + 1, source=source, content=content)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for other processes, without the library's object: pickled, it forgets `encode_special_tokens`."""
+        return {name: value for name, value in vars(self).items() if name != "_tokenizer"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._tokenizer = _opened(self.vocabulary.content)
 
     def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """The ids of texts. Bytes that are not UTF-8 are decoded as the replacement character U+FFFD."""

@@ -39,7 +39,7 @@ def defaults_of(schema: type) -> dict[str, Any]:
 def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind)
+    return TypeAdapter(kind, config=None if is_section(kind) else {"allow_inf_nan": False})
 
 
 @dataclass(frozen=True)

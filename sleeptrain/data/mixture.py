@@ -13,8 +13,8 @@ Points = tuple[tuple[int, float], ...]
 """Steps, from 0 on and ascending, and a proportion at each; linear between them, constant before the first and after the last."""
 RESOLUTION = 1 << 44
 """Parts into which a row is divided: shares are whole numbers of them, so that sums over a run are exact."""
-LOOKAHEAD = 10_000
-"""Steps over which changes of the proportions are followed to find when a source's next row is due."""
+KEPT = 10_000
+"""Steps ahead for which shares are kept that were computed to find when a source's next row is due."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,16 @@ class Mix:
     def last(self) -> int:
         """The step from which on shares are constant."""
         return max(points[-1][0] for points in self.points)
+
+    def constant_until(self, step: int) -> float:
+        """The last step up to which all shares are those of `step`; infinity where they no longer change."""
+        return min(_constant_until(points, step) for points in self.points)
+
+    def last_of(self, source: int) -> float:
+        """The step from which on a source has no share; infinity where it has one at the end."""
+        points = self.points[source]
+        positive = max((number for number, (_, share) in enumerate(points) if share), default=-1)
+        return -1 if positive < 0 else math.inf if positive == len(points) - 1 else points[positive + 1][0]
 
     def proportions(self, step: int) -> list[float]:
         """Relative proportions at a step (0-based)."""
@@ -70,6 +80,15 @@ def _interpolate(points: Points, step: int) -> float:
     return points[-1][1]
 
 
+def _constant_until(points: Points, step: int) -> float:
+    if step >= points[-1][0]:
+        return math.inf
+    if step < points[0][0]:
+        return points[0][0]
+    low, high = next((low, high) for low, high in pairwise(points) if step < high[0])
+    return high[0] if low[1] == high[1] else step
+
+
 def point_problems(field: str, points: Points) -> Iterator[Problem]:
     """What is wrong with the proportions of one source."""
     if not points:
@@ -102,6 +121,7 @@ class Mixer:
         self.credits = list(credits or [0] * len(mix.points))
         """Shares so far less rows so far of every source, in units of the mix; their sum is 0."""
         self._last = mix.last
+        self._ends = [mix.last_of(source) for source in range(len(mix.points))]
         self._ahead: dict[int, tuple[int, ...]] = {}
         """Shares of steps to come, as far as they were looked at."""
         self._deadlines = [self._deadline(source, 0) for source in range(len(self.credits))]
@@ -120,15 +140,17 @@ class Mixer:
             self._deadlines[source] = self._deadline(source, row)
             sources.append(source)
         if self.step < self._last:
-            del self._ahead[self.step]
+            self._ahead.pop(self.step, None)
         self.step += 1
         return sources
 
     def _shares(self, step: int) -> tuple[int, ...]:
         step = min(step, self._last)
-        if step not in self._ahead:
-            self._ahead[step] = self.mix.shares(step)
-        return self._ahead[step]
+        if (found := self._ahead.get(step)) is None:
+            found = self.mix.shares(step)
+            if step <= self.step + KEPT:
+                self._ahead[step] = found
+        return found
 
     def _urgency(self, source: int) -> tuple[bool, float]:
         """The smallest of those of several sources is that of the one to get the next row."""
@@ -136,10 +158,19 @@ class Mixer:
         return (False, self._deadlines[source]) if credit > 0 else (True, -credit)
 
     def _deadline(self, source: int, row: int) -> float:
-        """The row of the run before whose end a source must get its next row, after `row` rows of the current step."""
+        """The row of the run before whose end a source must get its next row, after `row` rows of the current step.
+
+        It is exact, so that it is the same whenever it is computed: a run that is resumed finds what the run before it had.
+        """
         missing, at, left = self.mix.unit - self.credits[source], self.step * self.rows + row, self.rows - row
-        step, last = self.step, min(self._last, self.step + LOOKAHEAD)
-        while step < last and missing > (added := self._shares(step)[source] * left):
-            missing, at, left, step = missing - added, at + left, self.rows, step + 1
+        step = self.step
+        while step < self._last:
+            if step >= self._ends[source]:
+                return math.inf
+            constant = int(min(self.mix.constant_until(step), self._last))
+            rows = left + (constant - step) * self.rows
+            if missing <= (added := self._shares(step)[source] * rows):
+                break
+            missing, at, left, step = missing - added, at + rows, self.rows, constant + 1
         share = self._shares(step)[source]
         return at + -(-missing // share) if share else math.inf

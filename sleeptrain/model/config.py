@@ -50,7 +50,7 @@ class DeltaNetConfig:
     """Taps of the short convolution on q, k and v."""
     horizon: int | None = None
     """Half-life at initialisation of the slowest head, in tokens summed over passes; null: twice the tokens that all
-    passes write over the longest context."""
+    passes write over a sample, or a row of text."""
     negative_eigenvalues: bool = False
     """Write strengths up to 2 (arXiv 2411.12537). Such models cannot be exported."""
     generator: int | None = None
@@ -146,8 +146,10 @@ class Model:
         yield from self._dynamic_problems()
         if self.deltanet.horizon is not None and self.deltanet.horizon < 1:
             yield Problem("deltanet.horizon", "must be at least 1 token, or null")
-        positive = {"residual_scale": self.residual_scale, "init_std": self.init_std, "eps": self.eps}
-        yield from (Problem(name, "must be above 0") for name, value in positive.items() if value <= 0)
+        positive = {
+            "residual_scale": self.residual_scale, "init_std": self.init_std, "eps": self.eps, "attention.theta": self.attention.theta,
+        }  # fmt: skip
+        yield from (Problem(name, "must be above 0") for name, value in positive.items() if not value > 0)
 
     def _dynamic_problems(self) -> Iterator[Problem]:
         """Invalid values of the dynamic convolution."""

@@ -82,8 +82,19 @@ def _trigger(resolved: Resolved[Recipe], manifest: Manifest) -> Iterator[str]:
             f"{resolved.at('sleep.loop.trigger')}: every window of {data} has targets, so no window would sleep and passes = "
             f"{sleep.max_passes} would change nothing; set sleep.loop.trigger=every, or sleep.passes=1"
         )
-    if sleep.loop.trigger == "every" and len(manifest.windows) == 1:
+    if sleep.loop.trigger != "every" or len(manifest.windows) > 1:
+        return
+    nothing = f"passes = {sleep.max_passes} would change nothing"
+    if manifest.block is None:
         yield (
             f"{resolved.at('sleep.loop.trigger')}: samples of {data} are one window, and the last window of a sample never sleeps, so "
-            f"passes = {sleep.max_passes} would change nothing; build data with several windows per sample, or set sleep.passes=1"
+            f"{nothing}; build data with several windows per sample, or set sleep.passes=1"
+        )
+    else:
+        reason = f"the last window of a row never sleeps, so {nothing}"
+        if resolved.value.data.lane is not None:
+            reason = "the later passes over the last window of a lane's row have no gradient, so nothing would learn to sleep"
+        yield (
+            f"{resolved.at('sleep.loop.trigger')}: rows of {data} are one window (data.row = {manifest.length}), and {reason}; "
+            "set data.row to several windows, or sleep.passes=1"
         )

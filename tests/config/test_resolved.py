@@ -82,7 +82,12 @@ free = st.recursive(
 
 
 @settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lr=st.floats(allow_nan=False), width=st.integers(), name=names, content=st.dictionaries(names, free, max_size=3))
+@given(
+    lr=st.floats(allow_nan=False, allow_infinity=False),
+    width=st.integers(),
+    name=names,
+    content=st.dictionaries(names, free, max_size=3),
+)
 def test_round_trip(
     read: Any, sections: dict[str, type], tmp_path: Path, lr: float, width: int, name: str, content: dict[str, Any]
 ) -> None:

@@ -71,6 +71,19 @@ def test_proportions_of_zero_from_a_step_on():
     assert all(step.keys() == {1, 2} for step in steps[22:]) and sum(step[2] for step in steps[21:]) in (101, 102)
 
 
+def test_a_source_that_begins_late_is_drawn_on_time_and_alike_after_a_resume():
+    """However many steps before it, and whenever the run was stopped, a source gets its rows when they are due."""
+    mix = Mix((((0, 0.5),), ((0, 0.3),), ((0, 0.0), (10_100, 0.0), (10_400, 0.4)), ((0, 0.0),)))
+    mixer = Mixer(mix, 1)
+    sources = [mixer.next_step()[0] for _ in range(10_090)]
+    resumed = Mixer(mix, 1, mixer.step, mixer.credits)
+    sources += [mixer.next_step()[0] for _ in range(510)]
+    shares = np.array([np.interp(np.arange(len(sources)), *zip(*one, strict=True)) for one in mix.points])
+    difference = (shares / shares.sum(0) - (np.array(sources) == np.arange(4)[:, None])).cumsum(1)
+    assert abs(difference).max() < 1 + 1e-9
+    assert [resumed.next_step()[0] for _ in range(510)] == sources[-510:]
+
+
 def test_without_proportions_all_sources_end_their_epochs_together():
     mixer = Mixer(Mix.by_size([7, 1000, 93]), 11)
     for _ in range(3):

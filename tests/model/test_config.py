@@ -18,6 +18,8 @@ def test_local_blocks_are_letters_of_a_pattern() -> None:
     ("section", "changes", "message"),
     [
         ("attention", {"local": None}, "attention.local must be the number of keys that a query of the L blocks in layers sees"),
+        ("attention", {"theta": 0.0}, "attention.theta must be above 0"),
+        ("attention", {"theta": float("nan")}, "attention.theta must be above 0"),
         ("attention", {"local": 0}, "attention.local must be at least 1 key"),
         ("deltanet", {"generator": None}, "deltanet.value_dim must be head_dim or null without deltanet.generator"),
         ("deltanet", {"generator": 0}, "deltanet.generator must be at least 1"),

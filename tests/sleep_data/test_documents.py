@@ -66,7 +66,9 @@ def test_rows_of_tables_are_documents(tmp_path):
     assert len(spans(tmp_path / "a.parquet")) == 2
     with ipc.new_stream(tmp_path / "b.arrow", table.schema) as writer:  # as `datasets` saves them
         writer.write_table(table, max_chunksize=3)
-    for name in ("a.parquet", "b.arrow"):
+    with ipc.new_file(tmp_path / "c.ARROW", table.schema) as writer:  # as pyarrow.feather saves them
+        writer.write_table(table, max_chunksize=2)
+    for name in ("a.parquet", "b.arrow", "c.ARROW"):
         assert texts(tmp_path / name) == [b"one", b"", b"two", b"three"]
 
 
@@ -88,9 +90,10 @@ def test_wrong_lines(tmp_path, line, message):
     path.write_text('{"text": "fine"}\n' + line)
     with pytest.raises(ValueError, match=rf"bad\.jsonl, .*{message}"):
         pieces(path)
-    path.write_bytes(b'{"text": "\xff"}')
-    with pytest.raises(ValueError, match=r"bad\.jsonl, the line at byte 0 is not valid JSON"):
-        pieces(path)
+    for invalid in (b'{"text": "\xff"}', b"[" * 100_000):  # the latter is nested too deep for Python
+        path.write_bytes(invalid)
+        with pytest.raises(ValueError, match=r"bad\.jsonl, the line at byte 0 is not valid JSON"):
+            pieces(path)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +120,33 @@ def test_wrong_tables(tmp_path, suffix, content, message):
             writer.write_table(table)
     with pytest.raises(ValueError, match=f"{path.name}.*{message}"):
         pieces(path)
+
+
+def test_a_table_that_is_damaged_behind_its_beginning_is_named(tmp_path):
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    table = pyarrow.table({"text": [f"{number} " * 50 for number in range(400)]})
+    with ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=50)
+    content = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(content[: len(content) // 2])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[:100] + bytes(len(content) // 2) + content[100 + len(content) // 2 :])
+    for name in ("a.arrow", "a.parquet"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read as {name[1:]}: .*; copy it again"):
+            pieces(tmp_path / name)
+
+
+def test_tables_of_string_views(tmp_path):
+    import pyarrow
+    from pyarrow import ipc
+
+    table = pyarrow.table({"text": pyarrow.array(["one", "two"]).cast(pyarrow.string_view())})
+    with ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert texts(tmp_path / "a.arrow") == [b"one", b"two"]
 
 
 def test_missing_packages(tmp_path, monkeypatch):

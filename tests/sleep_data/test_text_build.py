@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sleep_data import documents, tokenized
 from sleep_data.staging import _locked
@@ -140,6 +141,22 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path, monkeypatch):
     assert {name for name, *_ in reported} == {"MB read", "blocks written"} and len(reported) > 20
 
 
+def test_special_tokens_in_documents_are_text_for_all_processes(tmp_path, monkeypatch):
+    """What switches them off is no part of a pickled tokenizer."""
+    words = {"end": 0, "of": 1, "text": 2, "<": 3, ">": 4, "?": 5}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Punctuation()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    corpus = write_files(tmp_path / "corpus", [b"<end>", b"<end><text>", b"<of><end>", b"text<end>"])
+    monkeypatch.setattr(tokenized, "SPAN", 1)  # a part for every document
+    for processes, out in ((1, tmp_path / "one"), (2, tmp_path / "two")):
+        build(text_of(corpus, tokenizer=str(tmp_path / "tokenizer.json")), out, ALL, processes=processes)
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    found = {token for document in documents_in(tmp_path / "two", "train", bos=7) for token in document}
+    assert {words["<"], words["end"]} <= found <= set(words.values())
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -253,6 +270,10 @@ def test_bytes_that_are_not_utf8_are_counted_where_they_are_replaced(tmp_path):
 
 
 def test_wrong_requests(tmp_path):
+    for name in ("a.txt", "a.jsonl"):  # the latter has no part
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match="there is no text in the files under"):
+            build(text_of(tmp_path / name), tmp_path / "out", ALL)
     corpus = write_files(tmp_path / "corpus", [b"", b""])
     with pytest.raises(ValueError, match="there is no text in the files under"):
         build(text_of(corpus), tmp_path / "out", ALL)

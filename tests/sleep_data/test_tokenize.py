@@ -1,5 +1,6 @@
 """Tokenizers: bytes, tokenizer files with everything they may configure, and long texts in pieces."""
 
+import pickle
 import random
 
 import pytest
@@ -51,6 +52,21 @@ def test_the_text_of_a_special_token_is_text(tmp_path):
     assert tokenizer.bos == 10
     assert ids(tokenizer, b"x<|end|>x") == [10, *(letters[letter] for letter in "x<|end|>x")]
     assert "<|end|>" in tokenizer.decode([8, 9, 8])
+
+
+def test_other_processes_encode_alike(tmp_path):
+    """A tokenizer is pickled on its way to a process of a build. What the file configures stays switched off there."""
+    letters = {letter: i for i, letter in enumerate("<|end>ofx")}
+    special = [AddedToken("<|end|>", special=True)]
+    tokenizer = saved(
+        tmp_path, models.BPE(vocab=letters, merges=[]),
+        lambda one: (one.add_special_tokens(special), one.enable_truncation(2), one.enable_padding(length=64)),
+    )  # fmt: skip
+    (tmp_path / "tokenizer.json").unlink()
+    module._opened.cache_clear()
+    other = pickle.loads(pickle.dumps(tokenizer))
+    assert ids(other, b"x<|end|>x") == ids(tokenizer, b"x<|end|>x") == [10, *(letters[one] for one in "x<|end|>x")]
+    assert other.vocabulary == tokenizer.vocabulary and other.bos == 10
 
 
 def test_ids_with_gaps(tmp_path):
