@@ -173,9 +173,7 @@ def test_a_study_whose_runs_need_other_numbers_of_processes_is_no_array(login: P
     assert large.status == 2 and "data-1 needs " in large.err and "on 1 processes, more than" in large.err, large.err
     alone = sleeptrain(*study)
     assert alone.status == 0, alone.err
-    assert (
-        "study mixed.yaml set.data.workers=1 'axes={mesh.data: [1]}' --index" in alone.out
-    )  # the cluster file's change
+    assert '-m sleeptrain train "$job/recipe-$index.yaml"' in alone.out
     for line in ("#SBATCH --array=0", "#SBATCH --nodes=1", "#SBATCH --ntasks-per-node=1"):
         assert line in alone.out.splitlines()
     assert files(login) == before

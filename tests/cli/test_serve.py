@@ -63,7 +63,9 @@ class Server:
         return self.client.completions.create(model="text", prompt=prompt, seed=seed, **fields)
 
     def post(self, **fields: Any) -> httpx.Response:
-        return self.http.post("/completions", json={"model": "text", "prompt": "a", "max_tokens": 2} | fields)
+        return self.http.post(
+            "/completions", json={"model": "text", "prompt": "a", "max_tokens": 2, "seed": 0} | fields
+        )
 
     def stop(self, number: int = signal.SIGINT) -> tuple[int, str]:
         """Send a signal; the exit status and the rest of standard error."""
