@@ -28,8 +28,9 @@ class Line:
     y: Sequence[float | None]
     intervals: Sequence[tuple[float, float] | None] | None = None
     """The interval of every y, drawn as an error bar."""
-    style: Literal["line", "marks", "baseline"] = "line"
-    """`marks`: with a marker on every point. `baseline`: thin, black, with dashes of its own."""
+    style: Literal["line", "marks", "points", "baseline"] = "line"
+    """`marks`: with a marker on every point. `points`: markers alone, where nothing lies between. `baseline`: thin, black, with dashes of
+    its own."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,14 @@ def _draw_line(axes: Any, line: Line, number: int) -> None:
     look = {
         "color": INKS[number % len(INKS)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.3, "label": line.label,
     }  # fmt: skip
-    if line.style == "marks":
+    if line.style in ("marks", "points"):
         look |= {
             "marker": MARKERS[number % len(MARKERS)],
             "markersize": 5,
             "markerfacecolor": "none",
         }  # open: equal lines show all
+    if line.style == "points":
+        look["linestyle"] = "none"
     if line.intervals is None:
         axes.plot(*thinned(line), **look)
         return

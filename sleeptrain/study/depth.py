@@ -102,7 +102,9 @@ def depth_sections(settings: Sequence[Setting]) -> list[PageSection]:
         chart = Chart(
             f"Rate of right answers by {label}: {share}", f"{label} (label of the task)", title, marks, ticks=ticks
         )
-        sections.append(PageSection(f"{share.capitalize()} by {label}", [table, DEPTH_NOTE, chart]))
+        # Of one value the table shows all that a chart could.
+        charts = [chart] if len(values) > 1 else []
+        sections.append(PageSection(f"{share.capitalize()} by {label}", [table, DEPTH_NOTE, *charts]))
     return sections
 
 

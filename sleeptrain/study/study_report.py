@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from sleeptrain.config.tree import select
 from sleeptrain.study.chart import Chart, Line
@@ -122,11 +122,13 @@ class StudyReport:
             if len(labels) < 2:
                 continue
             places = _places(labels)
+            # Between values with names of their own there is nothing that a line could show.
+            style: Literal["marks", "points"] = "marks" if _are_numbers(labels) else "points"
             groups = {name: sorted(group, key=lambda s: places[s.labels[axis]]) for name, group in groups.items()}
             lines = [
                 Line(
                     name, [places[s.labels[axis]] for s in group], [self._loss(s) for s in group],
-                    [s.interval(lambda run: run.loss(self._kind)) for s in group], style="marks",
+                    [s.interval(lambda run: run.loss(self._kind)) for s in group], style=style,
                 )
                 for name, group in groups.items()
             ]  # fmt: skip
@@ -182,9 +184,15 @@ def _accuracies(setting: Setting) -> list[str]:
     ]  # fmt: skip
 
 
+def _are_numbers(labels: Sequence[str]) -> bool:
+    try:
+        return bool([float(label) for label in labels])
+    except ValueError:
+        return False
+
+
 def _places(labels: Sequence[str]) -> dict[str, float]:
     """Where the values of an axis stand: at their number, or one after the other where they are no numbers."""
-    try:
+    if _are_numbers(labels):
         return {label: float(label) for label in labels}
-    except ValueError:
-        return {label: float(place) for place, label in enumerate(labels)}
+    return {label: float(place) for place, label in enumerate(labels)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from scipy.stats import t as student
 
 from sleeptrain.recipe.load_trained import parameter_shapes
+from sleeptrain.study.chart import INKS, draw_svg
 from sleeptrain.study.config import load_study
 from sleeptrain.study.points import Point, make_points
 from sleeptrain.study.results import read_results
@@ -243,3 +245,21 @@ def test_a_line_over_an_axis_goes_from_left_to_right(tmp_path: Path) -> None:
     report = StudyReport(load_study("s.yaml").value, "s", read_results(points), 3)
     chart, *_ = report.page().charts
     assert list(chart.lines[0].x) == list(chart.lines[0].y) == [1.0, 2.0, 4.0]
+
+
+def test_values_that_are_no_numbers_are_points_without_a_line(tmp_path: Path) -> None:
+    points = study(tmp_path, "recipe: rule110-tiny\naxes: {model.layers: [AG, GA], sleep.passes: [1, 2]}\n")
+    for point in points:
+        finish(point, [row(1, eval_loss=1.0)])
+    names, numbers, *_ = StudyReport(load_study("s.yaml").value, "s", read_results(points), 3).page().charts
+    assert {line.style for line in names.lines} == {"points"} and {line.style for line in numbers.lines} == {"marks"}
+    line = rf'<g id="line2d_\d+">\s*<path d="M [^"]*L [^"]*" clip-path="[^"]*" style="fill: none; stroke: {INKS[0].lower()}'
+    assert re.search(line, draw_svg(numbers)) and not re.search(line, draw_svg(names))
+
+
+def test_a_task_with_one_value_of_its_label_has_a_table_and_no_chart(tmp_path: Path, sleeptrain: Any) -> None:
+    (point,) = study(tmp_path, "recipe: rule110-tiny\nevaluate: {}\naxes: {train.seed: [0]}\n")
+    finish(point, [row(1)], {2: {4: 0.8}})
+    assert report_of(sleeptrain)["depth"]
+    markdown = (tmp_path / "runs" / "study" / "s" / "report.md").read_text()
+    assert "| accuracy at t = | 4 |" in markdown and "Rate of right answers" not in markdown
