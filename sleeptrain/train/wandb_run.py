@@ -36,7 +36,8 @@ def check_wandb(log: Log) -> None:
     """Raise UserError where rows shall be sent to W&B and there is no key for it. A W&B that is out of reach stops no run here."""
     if log.wandb.mode == "off" or wandb_mode(log) != "online":
         return
-    wandb = quiet_wandb()
+    import wandb
+
     with suppress(wandb.errors.Error):  # a key that cannot be verified now; `wandb.init` tries again
         if not wandb.login(prompt=False):
             raise UserError(
