@@ -2,15 +2,10 @@
 
 import copy
 from collections import Counter
-from functools import partial
 
 import pytest
 import torch
-from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
-from torch._functorch.aot_autograd import make_boxed_func
-from torch._functorch.partitioners import min_cut_rematerialization_partition
-from torch._inductor.decomposition import select_decomp_table
 
 from sleeptrain.execute.activation_checkpoint import saving_products
 from sleeptrain.execute.autograd import CheckpointedExecutor
@@ -20,6 +15,7 @@ from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.program import compile
 from tests.model import toy
 from tests.model.test_sleep import CASES
+from tests.recorded_graphs import recording
 
 NAMES = ("every", "sliding, range, every", "gated", "last two passes, range, embeddings", "horizon of one window")
 
@@ -92,17 +88,8 @@ def test_compiled_blocks_that_save_products_equal_uncompiled_ones():
 def test_compiled_blocks_that_save_products_compute_each_once():
     """Backward has two products for each of forward's, and runs neither attention nor the delta rule forward again."""
     graphs = []
-
-    def keep(graph, _):
-        graphs.append(graph)
-        return make_boxed_func(graph.forward)
-
-    backend = aot_autograd(
-        fw_compiler=keep, bw_compiler=keep, decompositions=select_decomp_table(),
-        partition_fn=partial(min_cut_rematerialization_partition, compiler="inductor"),
-    )  # fmt: skip
     model = toy.model("AG")
-    compile_blocks(model, backend, saving_products)
+    compile_blocks(model, recording(graphs), saving_products)
     results_of(model, CASES["every"], "none")
     for forward, backward in zip(graphs[::2], graphs[1::2], strict=True):
         products, repeated = operators(backward), operators(forward) & operators(backward)

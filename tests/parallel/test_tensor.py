@@ -1,14 +1,9 @@
 """Tensor parallelism in two processes against one process: losses, state, and gradients tensor by tensor; and the layout."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
-from torch._dynamo.backends.common import aot_autograd
-from torch._functorch.aot_autograd import make_boxed_func
-from torch._functorch.partitioners import min_cut_rematerialization_partition
-from torch._inductor.decomposition import select_decomp_table
 
 from sleeptrain.errors import UserError
 from sleeptrain.execute.autograd import CheckpointedExecutor
@@ -25,6 +20,7 @@ from sleeptrain.program import Sleep, compile
 from tests.distributed import run
 from tests.model import toy
 from tests.model.test_sleep import CASES
+from tests.recorded_graphs import recording
 from tests.train.gather import gathered
 
 NAMES = ["every", "normed", "sliding, range, every", "last two passes, range, embeddings", "gated", "clipped"]
@@ -51,25 +47,17 @@ def collectives():
     found = {}
     for sharded in (False, True):
         graphs = []
-
-        def keep(graph, _, graphs=graphs):
-            graphs.append([node.target for node in graph.graph.nodes if "_c10d_functional" in str(node.target)])
-            return make_boxed_func(graph.forward)
-
-        backend = aot_autograd(
-            fw_compiler=keep, bw_compiler=keep, decompositions=select_decomp_table(),
-            partition_fn=partial(min_cut_rematerialization_partition, compiler="inductor"),
-        )  # fmt: skip
         model = TensorParallelModel(replace(toy.config(), layers="GA"), axis, sharded, traced=True)
         model.initialise(0, 64)
-        compile_blocks(model, backend)
+        compile_blocks(model, recording(graphs))
         tokens, targets = toy.batch(toy.windows(4, 1))
         sleep = Sleep(window=4)
         rows = MicroBatch(tokens, targets, model.zero_state(sleep, len(tokens)))
         program = compile(sleep, toy.windows(4, 1), 2)
         (result,) = CheckpointedExecutor(model, [rows], program, sleep, "none").run()
         result.nll.sum().backward()
-        found[sharded] = [[str(each).split(".")[1] for each in graph] for graph in graphs]
+        targets = [[str(node.target) for node in graph.graph.nodes] for graph in graphs]
+        found[sharded] = [[name.split(".")[1] for name in names if "_c10d_functional" in name] for names in targets]
     return found
 
 
