@@ -23,8 +23,8 @@ def wandb_mode(log: Log) -> Literal["online", "offline", "disabled"]:
 def quiet_wandb() -> Any:
     """The package wandb, which prints warnings and errors alone: otherwise it ends every run with a table of all metrics.
 
-    W&B reads this setting when it is first set up in a process. Where another program has done so, `quiet` of a run still leaves the
-    table out.
+    W&B reads this setting when it is first set up in a process. Where the check of a key or another program has done so, `quiet` of a
+    run still leaves the table out.
     """
     import wandb
 
