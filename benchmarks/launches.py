@@ -66,7 +66,7 @@ def own_launches(block: Block, inputs: Sequence[Tensor]) -> Counter[str]:
     for event in profile.events():
         above = _names_above(event)
         owner = next((name for name in above if name.startswith(OWN)), None)
-        inside = [name for name in above if name == KERNEL or name.startswith("aten::")]
+        inside = [name for name in above if name == KERNEL or _launches(name)]
         if owner and not inside and (event.name == KERNEL or _launches(event.name)):
             found[owner] += 1
     return found

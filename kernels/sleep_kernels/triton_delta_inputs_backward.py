@@ -1,4 +1,4 @@
-"""delta_inputs backward in one Triton kernel.
+"""delta_inputs backward in one Triton kernel, and the sum of its programs' gradients of weights.
 
 Positions as in triton_delta_inputs.py. The convolution is recomputed once per tap: its inputs are cached, and no intermediate
 result is written to memory.
@@ -25,6 +25,7 @@ from sleep_kernels.triton_delta_inputs import (
     token_index,
     within_document,
 )
+from sleep_kernels.triton_partial_sums import partial_sums
 from sleep_kernels.verified import KernelLaunch
 
 # Tokens per program. More tokens mean fewer partial sums of the convolution weights' gradients.
@@ -85,14 +86,14 @@ def _store_head_gradients(x, x_row, tail, tail_row, order, reach, weight, dy, d_
 @kernel(do_not_specialize=["T"])
 def delta_inputs_backward_kernel(
     q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, order, reach, dq_out, dk_out, dv_out, dg, dbeta,
-    d_new_tail, dq, dk, dv, da, db, d_conv, d_a_log, d_dt_bias, d_tail, T, strength, H: tl.constexpr, R: tl.constexpr,
+    d_new_tail, dq, dk, dv, da, db, d_weights, d_tail, T, strength, H: tl.constexpr, R: tl.constexpr,
     D: tl.constexpr, K: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr, STEPS: tl.constexpr,
     HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, DOCUMENTS: tl.constexpr
 ):  # fmt: skip
     """One program per BT * STEPS positions of cat(tail, x) and key head; TAPS is K rounded up to a power of two.
 
-    d_conv [batch * blocks, channels of q | k | v, K], d_a_log and d_dt_bias [batch * blocks, H * R] are partial sums, one
-    per program.
+    d_weights [batch * blocks, channels of q | k | v times K, a_log H * R, dt_bias H * R] are partial sums: a row for the
+    programs of one block, each of which writes the columns of its heads.
     """
     blocks = tl.cdiv(T + K - 1, BT * STEPS)
     block = tl.program_id(0) % blocks
@@ -105,7 +106,8 @@ def delta_inputs_backward_kernel(
     tail += row * (K - 1) * width + head * ((2 + R) * D)
     d_tail += row * (K - 1) * width + head * ((2 + R) * D)
     d_new_tail += row * (K - 1) * width + head * ((2 + R) * D)
-    d_conv += (row * blocks + block) * width * K
+    d_conv = d_weights + (row * blocks + block) * (width * K + 2 * H * R)
+    d_gates = d_conv + width * K
     key = (row * T * H + head) * D
     weight = head * D * K
     _store_head_gradients(q + key, H * D, tail, width, order, reach, conv_q + weight, dq_out + key, d_new_tail, dq + key,
@@ -145,9 +147,8 @@ def delta_inputs_backward_kernel(
             tl.store(db + gates, round_to(d_sigmoid * sigmoid * (1 - sigmoid), db.dtype.element_ty), mask=inside)
             d_neg_a += tl.sum(d_decay * neg_a * softplus(dt))
             d_bias += tl.sum(d_dt)
-        sums = (row * blocks + block) * (H * R) + value_head
-        tl.store(d_a_log + sums, d_neg_a)
-        tl.store(d_dt_bias + sums, d_bias)
+        tl.store(d_gates + value_head, d_neg_a)
+        tl.store(d_gates + H * R + value_head, d_bias)
 
 
 def backward(
@@ -155,21 +156,18 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of the tensors q ... dt_bias and of the tail, as `torch_delta_inputs.backward`; tensors contiguous."""
     constants = kernel_constants(t, key_heads, launch)
-    (batch, time, _), heads, kernel = t.q.shape, t.a.shape[2], constants["K"]
+    (batch, time, _), kernel, weights = t.q.shape, constants["K"], t[5:10]
     steps = triton.cdiv(_TOKENS, launch.block)
     blocks = triton.cdiv(time + kernel - 1, launch.block * steps)
-    channels = [x.shape[2] for x in t[:3]]
     d_tokens = [torch.empty_like(x) for x in t[:5]]
-    d_conv = t.q.new_empty((batch * blocks, sum(channels), kernel), dtype=torch.float32)
-    d_a_log, d_dt_bias = (d_conv.new_empty((batch * blocks, heads)) for _ in range(2))
+    width = sum(weight.numel() for weight in weights)
+    d_weights = t.q.new_empty((batch * blocks, width), dtype=torch.float32)
     d_tail = torch.empty_like(grads[5])
     delta_inputs_backward_kernel[(batch * key_heads * blocks,)](
         *pointers(t),
         *grads,
         *d_tokens,
-        d_conv,
-        d_a_log,
-        d_dt_bias,
+        d_weights,
         d_tail,
         time,
         strength,
@@ -177,6 +175,4 @@ def backward(
         STEPS=steps,
         **constants,
     )
-    d_convs = (part.to(weight.dtype) for part, weight in zip(d_conv.sum(0).split(channels), t[5:8], strict=True))
-    d_heads = (part.sum(0).to(x.dtype) for part, x in ((d_a_log, t.a_log), (d_dt_bias, t.dt_bias)))
-    return *d_tokens, *d_convs, *d_heads, d_tail
+    return *d_tokens, *partial_sums(d_weights, weights), d_tail

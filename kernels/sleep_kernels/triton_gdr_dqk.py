@@ -192,7 +192,8 @@ def chunk_bwd_dqk(
     width = min(launch.width, d_k)
     parts, n = d_k // width, intra.inverse.shape[2]
     dq, dk = torch.empty_like(q), torch.empty_like(k)
-    gates = [t.new_empty((parts, *t.shape), dtype=t.dtype if parts == 1 else torch.float32) for t in (g, beta)]
+    partial = parts > 1 or g.dtype != beta.dtype
+    gates = g.new_empty((2, parts, *g.shape), dtype=torch.float32 if partial else g.dtype)
     chunk_bwd_dqk_kernel[(batch * key_heads * n * parts,)](
         q,
         k,
@@ -219,6 +220,5 @@ def chunk_bwd_dqk(
         num_warps=launch.warps,
         num_stages=launch.stages,
     )
-    if parts == 1:
-        return dq, dk, gates[0][0], gates[1][0]
-    return dq, dk, gates[0].sum(0).to(g.dtype), gates[1].sum(0).to(beta.dtype)
+    dg, dbeta = gates.sum(1) if parts > 1 else gates[:, 0]
+    return dq, dk, dg.to(g.dtype), dbeta.to(beta.dtype)

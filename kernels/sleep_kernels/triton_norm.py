@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sleep_kernels.compilation import kernel
 from sleep_kernels.triton_common import round_to
+from sleep_kernels.triton_partial_sums import partial_sums
 from sleep_kernels.verified import KernelLaunch
 
 # Largest number of programs in backward. Independent of the GPU, so that weight's gradient is summed in a fixed order.
@@ -100,4 +101,4 @@ def backward(
         ROWS=launch.block,
         num_warps=launch.warps,
     )
-    return dx, d_gate, d_weight.sum(0).to(weight.dtype)
+    return dx, d_gate, partial_sums(d_weight, [weight])[0]

@@ -97,16 +97,25 @@ def rule_kernels(config: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[s
 
 
 def layer_kernels(config: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str, str], dict[str, Any], Any]]:
-    """As rule_kernels, for delta_inputs and gated_rms_norm."""
+    """As rule_kernels, for delta_inputs, gated_rms_norm and the sums of their programs."""
     from sleep_kernels.triton_delta_inputs import delta_inputs_kernel
     from sleep_kernels.triton_delta_inputs_backward import delta_inputs_backward_kernel
     from sleep_kernels.triton_norm import norm_backward_kernel, norm_kernel
+    from sleep_kernels.triton_partial_sums import COLUMNS, ROWS, partial_sums_kernel
+    from sleep_kernels.verified import KernelLaunch
 
     x, f = {"bfloat16": "*bf16", "float32": "*fp32"}[dtype], "*fp32"
     rows = {"D": d, "ROWS": config.norm.block}
     norms = {"x": x, "gate": x, "weight": f, "count": "i32", "eps": "fp32"}
     norm_grads = {"grad": x, "dx": x, "d_gate": x, "d_weight": f, "steps": "i32"}
+    sums = {"partial": f, "total": x, "count": "i32", "width": "i32"}
     result = {
+        "partial_sums": (
+            partial_sums_kernel,
+            sums,
+            {"COLUMNS": COLUMNS, "ROWS": ROWS},
+            KernelLaunch(warps=4, stages=1, block=COLUMNS),
+        ),
         "norm": (norm_kernel, norms | {"y": x}, rows, config.norm),
         "norm_backward": (norm_backward_kernel, norms | norm_grads, rows, config.norm),
     }
@@ -114,7 +123,7 @@ def layer_kernels(config: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[
     inputs |= {"a_log": f, "dt_bias": f, "order": "*i32", "reach": "*i32", "T": "i32", "strength": "fp32"}
     outputs = {n: x for n in ("q_out", "k_out", "v_out", "new_tail")} | {"g": f, "beta": f}
     grads = {n: x for n in ("dq_out", "dk_out", "dv_out", "d_new_tail", "dq", "dk", "dv", "da", "db", "d_tail")}
-    grads |= {n: f for n in ("dg", "dbeta", "d_conv", "d_a_log", "d_dt_bias")}
+    grads |= {n: f for n in ("dg", "dbeta", "d_weights")}
     launch = config.delta_inputs
     for name, packed in (("delta_inputs", False), ("delta_inputs_packed", True)):
         constants = {"H": KEY_HEADS, "R": 2, "D": d, "K": 4, "BT": launch.block, "HAS_TAIL": True}

@@ -33,7 +33,7 @@ def check(report: dict[str, Any], spills: dict[str, int]) -> None:
         allowed = spills[name.split("-")[0]]
         assert found["spill_stores"] <= allowed, f"{name} spills: {found}"
         assert found["shared"] <= SHARED, f"{name} does not fit: {found}"
-        if name.split("-")[-1].startswith(("norm", "delta_inputs")):
+        if name.split("-")[-1].startswith(("norm", "delta_inputs", "partial_sums")):
             continue  # no matrix products
         # `solve_tril` multiplies 16 x 16 blocks, which are too small for wgmma.
         assert found["mma" if name.endswith("solve_tril") else "wgmma"] > 0, (
