@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sleep_data import byte_samples
 from sleep_data.documents import texts
 
 SMALLEST = 257
@@ -32,7 +33,7 @@ class TrainedTokenizer:
 def train_tokenizer(paths: Sequence[str], vocab: int, out: Path, field: str = "text") -> TrainedTokenizer:
     """Train a tokenizer of at most `vocab` ids on all documents under `paths`, and write it to `out`.
 
-    Text is divided as by GPT-2's tokenizer, and every byte can be encoded. ValueError if there is no text or `out` exists.
+    A path may be a folder of samples of bytes, of which those of training are read. Text is divided as by GPT-2's tokenizer, and every byte can be encoded. ValueError if there is no text or `out` exists.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -50,7 +51,7 @@ def train_tokenizer(paths: Sequence[str], vocab: int, out: Path, field: str = "t
 
     def corpus() -> Iterator[str]:
         size = 0
-        for text in texts(paths, field):
+        for text in _texts(paths, field):
             decoded = text.decode(errors="replace")
             if size < SAMPLE:
                 sample.append(decoded)
@@ -66,3 +67,12 @@ def train_tokenizer(paths: Sequence[str], vocab: int, out: Path, field: str = "t
     tokenizer.save(str(partial))
     os.replace(partial, out)
     return TrainedTokenizer(tokenizer.get_vocab_size(), sum(len(text.encode()) for text in sample), tokens)
+
+
+def _texts(paths: Sequence[str], field: str) -> Iterator[bytes]:
+    """The text under all paths, in their order."""
+    built = [path for path in paths if byte_samples.is_built(Path(path))]
+    for path in built:
+        yield from byte_samples.texts(Path(path))
+    if others := [path for path in paths if path not in built]:
+        yield from texts(others, field)

@@ -82,7 +82,12 @@ def add(subparsers: Any) -> None:
         actions, "tokenizer", "train a tokenizer",
         "Train a byte-level BPE tokenizer on the documents under some paths, and write its tokenizer.json.", EXAMPLES["tokenizer"],
     )  # fmt: skip
-    tokenizer.add_argument("paths", nargs="+", metavar="PATH", help="files and folders, as for the task text")
+    tokenizer.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="files and folders, as for the task text; or folders of samples that were built as bytes",
+    )
     tokenizer.add_argument("--out", required=True, metavar="FILE", help="file to write")
     tokenizer.add_argument("--vocab", type=int, default=32_768, metavar="N", help="number of ids (default: 32,768)")
     tokenizer.add_argument(

@@ -2,12 +2,16 @@
 
 import pickle
 import random
+from dataclasses import replace
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from sleep_data import tokenize as module
+from sleep_data.build import build
 from sleep_data.tokenize import FileTokenizer, encode_document, open_tokenizer
+from sleep_data.train_tokenizer import train_tokenizer
+from sleep_data.word_problems import WordProblems
 
 WORDS = models.WordLevel({"to": 0, "be": 1, "or": 2, "not": 3, "?": 4}, unk_token="?")
 
@@ -157,3 +161,18 @@ def _regex(pattern):
     from tokenizers import Regex
 
     return Regex(pattern)
+
+
+def test_a_tokenizer_of_samples_of_bytes(tmp_path):
+    samples = {"train": 40, "test": 4}
+    task = WordProblems(windows_of_context=1, window=1200, operations=1)
+    build(task, tmp_path / "bytes", samples, seed=3)
+    file = tmp_path / "tokenizer.json"
+    train_tokenizer([str(tmp_path / "bytes")], 400, file)
+    build(replace(task, tokenizer=str(file)), tmp_path / "ids", samples, seed=3)
+    opened = open_tokenizer(str(file))
+    text = b"Question: What is the number of"
+    assert len(opened.encode_all([text])[0]) < len(text) / 2, "its merges are those of the samples"
+    with pytest.raises(ValueError, match="ids holds ids of a tokenizer file; a tokenizer is trained on text"):
+        train_tokenizer([str(tmp_path / "ids")], 400, tmp_path / "other.json")
+    assert not (tmp_path / "other.json").exists()
