@@ -126,13 +126,14 @@ class Engine:
     def step(self, lr_multiplier: float = 1.0, max_norm: float = math.inf) -> StepResult:
         """Update the parameters with every peak learning rate times `lr_multiplier`, or skip the step on all ranks.
 
-        It is skipped where a loss or gradient is not finite, and where the norm of the gradient is above `max_norm`. Raises RuntimeError before `accumulation` calls of `backward`.
+        It is skipped where a loss or gradient is not finite, and where the norm of the gradient is above `max_norm` on some rank.
+        Raises RuntimeError before `accumulation` calls of `backward`.
         """
         if not self._step_is_due:
             raise RuntimeError(f"step needs {self.accumulation} calls of backward first")
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * lr_multiplier
-        with norm_limit(max_norm) as norms:
+        with norm_limit(max_norm, self.process) as norms:
             self._deepspeed.step()
         self._step_is_due = False
         skipped = not self._deepspeed.was_step_applied()

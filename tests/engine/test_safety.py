@@ -109,7 +109,9 @@ def train_with_limits(cases: list[tuple[str, str, int]]) -> dict[Any, Any]:
         before = snapshot(engine)
         for micro in range(2):
             engine.backward(loss_of(engine, 0, micro))
-        above = engine.step(1.0, max_norm=expected.grad_norm * 0.99)
+        # Ranks may know the norm, and so the limit, with other last bits: what one of them finds too large, all skip.
+        share = 0.99 if engine.process.rank else 1.01
+        above = engine.step(1.0, max_norm=expected.grad_norm * share)
         unchanged = same(before, snapshot(engine))
         for micro in range(2):
             engine.backward(loss_of(engine, 0, micro))

@@ -8,14 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
+from sleeptrain.parallel.process import Process
+
 MODULES = ("zero.stage_1_and_2", "zero.stage3", "bf16_optimizer")
 """Modules of deepspeed.runtime whose optimizers ask `is_invalid_grad_norm` whether to skip."""
 
 
 @contextmanager
-def norm_limit(limit: float) -> Iterator[list[float]]:
-    """In the block a step is skipped on all ranks where its norm, which all ranks know, is above `limit`. Yields a list that gets it.
+def norm_limit(limit: float, process: Process) -> Iterator[list[float]]:
+    """In the block a step is skipped on all ranks where its norm is above `limit` on some rank. Yields a list that gets the norm.
 
+    Ranks may have other last bits of norm and limit, so they agree: a step that some skip and others make would leave them with
+    different parameters, or waiting for each other. All ranks have a limit, or none has.
     DeepSpeed 0.19.8 computes the norm inside the step and has no hook between norm and update. Without this, a finite norm of
     any size is clipped and applied. Without a limit nothing is changed, and the list stays empty.
     """
@@ -31,7 +38,10 @@ def norm_limit(limit: float) -> Iterator[list[float]]:
         if invalid or norms:  # after the first answer it is asked about other numbers
             return invalid
         norms.append(float(norm))
-        return norms[0] > limit
+        above = torch.tensor(int(norms[0] > limit), device=process.device)
+        if process.world > 1:
+            dist.all_reduce(above, dist.ReduceOp.MAX)
+        return bool(above)
 
     try:
         for module in modules:
