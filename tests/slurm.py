@@ -18,6 +18,8 @@ WAIT = 60.0
 """Timeout in seconds for a state of nodes or jobs; only a hang takes that long."""
 PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "srun": "slurm-client"}
 """What a cluster runs, and the Debian package of each."""
+JOBS = 100
+"""Jobs that the cluster knows at most, those that have ended in the last minutes included."""
 CONFIG = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -44,6 +46,7 @@ SchedulerParameters=sched_min_interval=100000,sched_interval=2
 ReturnToService=2
 SlurmdParameters=config_overrides
 KillWait=10
+MaxJobCount={jobs}
 InactiveLimit=0
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2 Sockets=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -67,7 +70,13 @@ class Cluster:
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(1024))
-        values = {"host": socket.gethostname(), "user": getpass.getuser(), "folder": self.folder, "ports": ports}
+        values = {
+            "host": socket.gethostname(),
+            "user": getpass.getuser(),
+            "folder": self.folder,
+            "ports": ports,
+            "jobs": JOBS,
+        }
         config = CONFIG.format(**values, nodes=self.nodes, first=ports[1], last=ports[-1])
         (self.folder / "slurm.conf").write_text(config)
         socket_path = self.folder / "munge.socket"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from sleep_data.text import Text
 
 KEYS = ("task", "parameters", *DEFAULTS)
 """Keys that a task file may have."""
+
+
+class DiskFull(Exception):
+    """There is no room for the shards; the message is shown as it stands."""
 
 
 def read_task_file(path: Path) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def build_task(
     note        called, before the build, with each remark on the inputs, such as which files are left out
 
     A folder that was built from the same request is not written again. ValueError if the request is wrong or `out` cannot
-    be written.
+    be written; DiskFull if there is no room for it.
     """
     settings = DEFAULTS | {name: task_file[name] for name in DEFAULTS if name in task_file}
     parameters = dict(task_file.get("parameters") or {})
@@ -84,8 +89,13 @@ def build_task(
                 note(line)
         return build(task, Path(out), samples, settings["seed"], processes=processes, progress=progress)
     except OSError as error:
-        why = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
-        raise ValueError(f"task {task_file['task']} cannot be built in {out}: {why}") from error
+        why = (
+            f"{error.strerror}: {error.filename}" if error.strerror and error.filename else error.strerror or str(error)
+        )
+        message = f"task {task_file['task']} cannot be built in {out}: {why}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{message}; make room, and run the same command again") from error
+        raise ValueError(message) from error
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:

@@ -21,6 +21,8 @@ PACKAGES = ("sleeptrain", "sleep_kernels", "sleep_data", "sleep_launch")
 """What a job runs from a copy of its own."""
 ASK_S = 60.0
 """Seconds that a command of SLURM may take."""
+FULL = "temporarily unable to accept job"
+"""What sbatch says before it sleeps and tries again."""
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 """Variables that sbatch itself needs: where the cluster is, and who asks."""
 
@@ -197,11 +199,24 @@ def _ask(words: list[str], environment: dict[str, str] | None = None, unknown_is
         done = subprocess.run(words, capture_output=True, text=True, timeout=ASK_S, check=False, env=environment)
     except FileNotFoundError:
         raise SlurmError(f"{words[0]} is not on PATH: SLURM's commands are not installed here; run this on a login node") from None  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise SlurmError(f"{words[0]} has not answered in {ASK_S:.0f} s; ask again later") from None
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(_no_answer(words[0], (error.stderr or b"").decode(errors="replace"))) from None
     if done.returncode == 0:
         return done.stdout
-    message = re.sub(rf"^{words[0]}: (error: )?", "", done.stderr.strip(), flags=re.MULTILINE).replace("\n", "; ")
+    message = _message(words[0], done.stderr)
     if unknown_is_gone and "Invalid job id" in message:
         return ""
     raise SlurmError(f"{words[0]}: {message or f'exit status {done.returncode}'}")
+
+
+def _message(program: str, printed: str) -> str:
+    """What a command of SLURM has printed as an error, in one line."""
+    return re.sub(rf"^{program}: (error: )?", "", printed.strip(), flags=re.MULTILINE).replace("\n", "; ")
+
+
+def _no_answer(program: str, printed: str) -> str:
+    """Why a command that had to be ended gave no answer. sbatch itself tries for two minutes while the queue is full."""
+    message = _message(program, printed)
+    if FULL in message:
+        return f"{program}: SLURM takes no further job now: its queue is full (MaxJobCount of slurm.conf); submit again when jobs have ended"
+    return f"{program} has not answered in {ASK_S:.0f} s{f' ({message})' if message else ''}; ask again later"

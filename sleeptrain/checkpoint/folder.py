@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sleeptrain.checkpoint.format import INDEX, Damaged, read_index, sync_folder
+from sleeptrain.checkpoint.format import Damaged, read_index, sync_folder
 from sleeptrain.errors import UserError
 
 DAMAGED = "damaged-"
@@ -35,17 +35,21 @@ KEEP_ALL = KeepPolicy()
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """All complete checkpoints in order of step. Whether their files are whole is not looked at."""
-    return sorted(path for path in folder.glob("step-*") if step_of(path) is not None and (path / INDEX).is_file())
+    """All checkpoints in order of step. Whether their files are there and whole is not looked at.
+
+    A folder with the name of one is complete when it gets that name. One without files has lost them: it counts, so that it is named
+    as damaged, and a run whose checkpoints are all like that does not begin again.
+    """
+    return sorted(path for path in folder.glob("step-*") if step_of(path) is not None and path.is_dir())
 
 
 def latest(folder: Path) -> Path | None:
-    """The complete checkpoint of the highest step; None if there is none."""
+    """The checkpoint of the highest step; None if there is none."""
     return found[-1] if (found := checkpoints(folder)) else None
 
 
 def best(folder: Path) -> tuple[Path, float] | None:
-    """The complete checkpoint with the lowest finite loss on held-out data, of several the newest, and that loss; None without any."""
+    """The checkpoint with the lowest finite loss on held-out data, of several the newest, and that loss; None without any."""
     found: tuple[Path, float] | None = None
     for path in checkpoints(folder):
         with suppress(Damaged, UserError):  # another version of the format

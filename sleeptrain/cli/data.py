@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sleeptrain.cli.help import add_command
-from sleeptrain.errors import UserError
+from sleeptrain.errors import RunFailed, UserError
 
 EXAMPLES = {
     "data": [
@@ -101,7 +101,7 @@ def run_build(args: argparse.Namespace) -> int:
     if args.processes is not None and args.processes < 1:
         raise UserError(f"--processes {args.processes}: must be at least 1")
     parameters = parse_parameters(args.overrides)
-    from sleep_data.build import build_task
+    from sleep_data.build import DiskFull, build_task
     from sleep_data.processes import available
     from sleeptrain.cli.progress import with_progress
     from sleeptrain.recipe.task_files import task_file
@@ -115,6 +115,8 @@ def run_build(args: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise UserError(str(error)) from None
+    except DiskFull as error:
+        raise RunFailed(str(error)) from None
     if args.json:
         print(json.dumps(manifest, indent=1))
         return 0

@@ -139,11 +139,14 @@ def _report(error: Exception, args: argparse.Namespace) -> None:
     if getattr(args, "traceback", False):
         print(text, file=sys.stderr, end="")
         return
+    name = ""
     try:
         handle, name = tempfile.mkstemp(".traceback.txt", f"{PROGRAM}-", getattr(args, "failures", None))
         with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError:  # for example, the disk is full
+        if name:
+            Path(name).unlink()
         print(text, file=sys.stderr, end="")
         return
     print(f"the traceback is in {Path(name)}; --traceback prints it", file=sys.stderr)

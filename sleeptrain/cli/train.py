@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from sleep_launch.parent import signal_at_parents_death
 from sleeptrain.cli.help import add_command, whole_numbers
 from sleeptrain.cli.training import load_run, naming_data, run_training
 from sleeptrain.errors import CONTINUE, ProcessLost, RunFailed, TryAgain, UserError
@@ -23,6 +25,8 @@ EXAMPLES = (
     "sleeptrain train rule110-tiny train.batch=128 run_dir=runs/large --dry-run",
 )
 
+TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""A variable that torchrun sets for its ranks."""
 RENDEZVOUS_WITHOUT_RECIPE = timedelta(seconds=30)
 """How long a process that cannot read its recipe waits for the others, to report its error."""
 
@@ -136,6 +140,8 @@ def train(args: argparse.Namespace) -> int:
     Errors in the recipe are printed by the first process of a machine before any process joins; if that one can read the
     recipe and others cannot, rank 0 prints them with their ranks. Later errors are printed once, by rank 0.
     """
+    if TORCHRUN in os.environ:  # killed, or ended by SIGUSR1, it leaves its ranks behind, which would train on
+        signal_at_parents_death(signal.SIGTERM, os.getppid())
     seeds: list[int | None] = args.seeds or [None]
     recipes: list[Any] = []
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +16,19 @@ State = Literal["running", "done", "stopped", "failed"]
 def write_outcome(folder: Path, state: State, step: int | None = None, by: str | None = None) -> None:
     """Write the state of a run: `running`; `done`; `stopped`, which can be continued (exit status 75); `failed`.
 
-    `by`: what asked it to stop, `file` or `signal`. A job script starts a run again that a signal has stopped.
+    `by`: what asked it to stop, `file` or `signal`. A job script starts a run again that a signal has stopped. On a full disk the file
+    stays as it was, with a warning: the status of the process says how the run ended.
     """
     path = folder / OUTCOME
     staged = path.with_name(OUTCOME + ".tmp")
-    staged.write_text(
-        json.dumps({"state": state, "step": step, "by": by, "job": os.environ.get("SLURM_JOB_ID")}) + "\n"
-    )
-    staged.replace(path)
+    body = {"state": state, "step": step, "by": by, "job": os.environ.get("SLURM_JOB_ID")}
+    try:
+        staged.write_text(json.dumps(body) + "\n")
+        staged.replace(path)
+    except OSError as error:
+        print(f"warning: {path} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            staged.unlink()
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:

@@ -6,11 +6,14 @@ import json
 import math
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any
 
+from sleeptrain.errors import RunFailed
 from sleeptrain.train.config import Log
 from sleeptrain.train.wandb_run import WandbRun
 
@@ -29,14 +32,31 @@ class MetricsFile:
     def _open(self, first_step: int) -> None:
         kept = [row for row in read_metrics(self._path) if row["step"] < first_step]
         temporary = self._path.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(self._path)
-        self._file = self._path.open("a")
+        with self._naming_file():
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.replace(self._path)
+            self._file = self._path.open("a")
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one step. NaN and infinity are written as null, because JSON has neither."""
-        self._file.write(json.dumps(finite(row)) + "\n")
-        self._file.flush()
+        """Append one step. NaN and infinity are written as null, because JSON has neither. Raises RunFailed where there is no room."""
+        with self._naming_file():
+            try:
+                self._file.write(json.dumps(finite(row)) + "\n")
+                self._file.flush()
+            except OSError:
+                with suppress(OSError):
+                    self._file.close()  # else it would try to write again
+                raise
+
+    @contextmanager
+    def _naming_file(self) -> Iterator[None]:
+        """Raises RunFailed with the file where it cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            raise RunFailed(
+                f"{self._path} cannot be written: {error.strerror}; once it can, the same command continues from the last checkpoint"
+            ) from None
 
     def rewind(self, step: int) -> None:
         """Drop the rows after `step`, which the run makes again."""

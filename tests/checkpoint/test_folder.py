@@ -52,9 +52,10 @@ def test_without_a_number_all_are_kept(tmp_path: Path) -> None:
 
 def test_other_names_are_no_checkpoints(tmp_path: Path) -> None:
     write_weights(tmp_path, 1, WEIGHTS)
-    for name in ("step-x", "step-00000002", "steps", "step-00000003.old"):
+    for name in ("step-x", "steps", "step-00000003.old"):
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000003.old" / "checkpoint.json").write_text("{}")
+    (tmp_path / "step-00000004").touch()
     assert checkpoint.checkpoints(tmp_path) == [tmp_path / "step-00000001"]
 
 

@@ -104,20 +104,22 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(
         assert found[0].name == "step-00000002"
         return
     assert found[0].name == "step-00000001"
-    incomplete = name == "checkpoint.json" and damage == "missing"  # it looks like a folder that is no checkpoint
-    assert incomplete or f"warning: {file} " in capsys.readouterr().err
-    assert incomplete or (folder / "damaged-step-00000002").is_dir()
+    assert f"warning: {file} " in capsys.readouterr().err
+    assert (folder / "damaged-step-00000002").is_dir() and not (folder / "step-00000002").exists()
     checkpoint.load(engine, *found)
     assert same(snapshot(engine), two[1])
 
 
+@pytest.mark.parametrize(
+    ("damage", "name"), [(truncated, "part-00000.weights.safetensors"), (missing, "checkpoint.json")]
+)
 def test_a_run_without_a_whole_checkpoint_does_not_start_again(
-    two: tuple[Path, list[Any]], engine: Engine, tmp_path: Path
+    two: tuple[Path, list[Any]], engine: Engine, tmp_path: Path, damage: Callable[[Path, Path], None], name: str
 ) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(two[0], folder)
     for step in (1, 2):
-        truncated(folder / f"step-0000000{step}" / "part-00000.weights.safetensors", folder)
+        damage(folder / f"step-0000000{step}" / name, folder)
     for _ in range(2):
         with pytest.raises(
             UserError, match="no whole checkpoint, and damaged ones: damaged-step-00000001, damaged-step-00000002"

@@ -40,12 +40,12 @@ def words(run: str, steps: int, *more: str) -> list[str]:
     ]
 
 
-def mounted(run: str, size: str, script: str) -> list[str]:
-    """A command that runs a shell script in which `run/checkpoints` is a tmpfs. Mounting needs root."""
+def mounted(folder: str, size: str, script: str) -> list[str]:
+    """A command that runs a shell script in which `folder` is a tmpfs. Mounting needs root."""
     unshare = needs_system("unshare", package="util-linux")
     if os.geteuid() != 0:
         pytest.skip("NOT CHECKED: only root may mount a file system")
-    mount = f"mkdir -p {run}/checkpoints && mount -t tmpfs -o size={size} tmpfs {run}/checkpoints && "
+    mount = f"mkdir -p {folder} && mount -t tmpfs -o size={size} tmpfs {folder} && "
     return [unshare, "--mount", "sh", "-c", mount + script]
 
 
@@ -64,7 +64,7 @@ def test_a_full_disk_ends_the_run_and_room_continues_it(folder: Path, whole: Pat
     train = " ".join(f"'{word}'" for word in [sys.executable, "-m", "sleeptrain", *words("full", STEPS)])
     script = f"{train}; echo status $?; mount -o remount,size=1g full/checkpoints && {train}; echo status $?; ls full/checkpoints"
     made = subprocess.run(
-        mounted("full", str(one * 5 // 2), script), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT, check=False
+        mounted("full/checkpoints", str(one * 5 // 2), script), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT, check=False
     )  # fmt: skip
     assert made.stdout.split() == ["status", "1", "status", "0", f"step-{STEPS - 1:08d}", f"step-{STEPS:08d}"], (
         made.stderr
@@ -81,7 +81,7 @@ def test_a_file_system_that_becomes_read_only_ends_the_run(folder: Path) -> None
     """As kernels do after an error of the disk. The last good checkpoint can be read."""
     nsenter = needs_system("nsenter", package="util-linux")
     train = " ".join(f"'{word}'" for word in [sys.executable, "-m", "sleeptrain", *words("readonly", 10**6)])
-    program = start(folder, mounted("readonly", "1g", f"exec {train}"))
+    program = start(folder, mounted("readonly/checkpoints", "1g", f"exec {train}"))
     remount = [nsenter, "--target", str(program.pid), "--mount", "mount", "-o", "remount,ro"]
     remount.append(str(folder / "readonly" / "checkpoints"))
     try:
@@ -95,3 +95,34 @@ def test_a_file_system_that_becomes_read_only_ends_the_run(folder: Path) -> None
     assert program.returncode == 1 and "Traceback" not in printed, printed
     assert f"rank 0 cannot write checkpoint step-{last:08d}: Read-only file system" in printed
     assert f"the last good one is readonly/checkpoints/step-{last - 1:08d}" in printed
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_of_metrics_and_data_is_named(folder: Path) -> None:
+    """A run has written its configuration and some steps; a build, some samples. Neither leaves a file that is half written."""
+    line = [
+        "train",
+        "rule110-tiny",
+        *TINY,
+        "train.batch=8",
+        "train.steps=500",
+        "run_dir=small/run",
+        "checkpoint.every=0",
+    ]
+    build = ["data", "build", "rule110-tiny", "--out", "small/data", "train=20000"]
+    commands = [
+        " ".join(f"'{word}'" for word in [sys.executable, "-m", "sleeptrain", *words]) + "; echo status $?"
+        for words in (build, line)
+    ]
+    script = f"{commands[0]}; ls -A small; {commands[1]}; ls -A small/run"
+    made = subprocess.run(
+        mounted("small", "64k", script), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT, check=False
+    )  # fmt: skip
+    files = ["config.yaml", "environment.json", "lock", "manifest.json", "metrics.jsonl", "outcome.json"]
+    assert made.stdout.split() == ["status", "1", "status", "1", *files], made.stderr
+    assert [line for line in made.stderr.splitlines() if line.startswith(("error: ", "warning: "))] == [
+        "error: task rule110 cannot be built in small/data: No space left on device; make room, and run the same command again",
+        "warning: small/run/outcome.json cannot be written: No space left on device",
+        "error: small/run/metrics.jsonl cannot be written: No space left on device; once it can, the same command continues from the last checkpoint",
+    ]
+    assert "Traceback" not in made.stderr

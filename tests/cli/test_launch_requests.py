@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,25 @@ import pytest
 
 from tests.cli.lines import TINY, run_lines
 from tests.cli.programs import rows, small_recipe
+from tests.sleep_launch.test_script import SCRIPTS
 
 WORDS = ["small.yaml", "data.sources=[{path: data}]", "sleep.window=9", "train.batch=8", "train.steps=9", *TINY]
+
+
+CLUSTERS = {
+    "example": ["mesh.data=16", "train.batch=16", 'run_dir=it\'s a "run" of $HOME'],
+    "h100-slurm": ["train.batch=8", "run_dir=runs/first", "--set", "slurm.account=team-7", "--set", "slurm.time=2-0"],
+}
+"""Shipped cluster files, and the words of a launch on each."""
+
+
+def script_words(cluster: str) -> list[str]:
+    return ["launch", *WORDS, "--cluster", cluster, *CLUSTERS[cluster], "--dry-run"]
+
+
+def without_places(script: str, folder: Path) -> str:
+    """A script without the names of this machine."""
+    return script.replace(str(folder), "/home/user/work").replace(str(Path(sys.executable).parent), "/opt/python/bin")
 
 
 @pytest.fixture
@@ -78,6 +98,14 @@ def test_a_dry_run_prints_the_script(login: Path, sleeptrain: Any) -> None:
     assert "verified" not in ran.err, "no GPU is asked for"
     assert "on 4 ranks" in ran.err and "2 nodes x 2 tasks in partition gpu" in ran.err
     assert files(login) == before
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_the_script_for_a_shipped_cluster_file_is_the_committed_one(login: Path, sleeptrain: Any, cluster: str) -> None:
+    """`python -m tests.cli.test_launch_requests` writes them again; look at the difference. tests/sleep_launch has shellcheck read them."""
+    ran = sleeptrain(*script_words(cluster))
+    assert ran.status == 0, ran.err
+    assert without_places(ran.out, login) == (SCRIPTS / f"{cluster}.sh").read_text()
 
 
 def test_a_job_whose_kernels_no_gpu_has_verified_says_so(
@@ -179,3 +207,12 @@ def test_a_study_whose_runs_need_other_numbers_of_processes_is_no_array(login: P
     assert files(login) == before
     both = sleeptrain("study", "mixed.yaml", "--cluster", "two.yaml", "--index", "0")
     assert both.status == 2 and "leave out --index" in both.err
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as made:
+        small_recipe(Path(made))
+        for name in CLUSTERS:
+            command = [sys.executable, "-m", "sleeptrain", *script_words(name)]
+            printed = subprocess.run(command, cwd=made, capture_output=True, text=True, check=True).stdout
+            (SCRIPTS / f"{name}.sh").write_text(without_places(printed, Path(made)))

@@ -10,7 +10,10 @@ import pytest
 
 from sleeptrain.study.chart import Chart, Line
 from sleeptrain.study.page import Page, PageSection, TextTable, to_html, write_page
+from tests.sources import ROOT
 
+RESULTS = ROOT / "benchmarks" / "results"
+"""Reports of the studies that have been run."""
 CHROMIUM = shutil.which("chromium")
 SECTION = PageSection(
     "Loss",
@@ -50,3 +53,10 @@ def test_a_page_opens_without_a_message(tmp_path: Path) -> None:
     text = to_html(Page("Runs", "Two runs.", [PageSection("Text", ["No chart."])]), [])
     bad.write_text(text.replace("</body>", '<img src="http://127.0.0.1:9/x.png"><script>1</script></body>'))
     assert len(console(bad, tmp_path)) == 2
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(CHROMIUM is None, reason="Debian's package chromium is not installed")
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("*/report.html")))
+def test_committed_reports_open_without_a_message(name: str, tmp_path: Path) -> None:
+    assert console(RESULTS / name / "report.html", tmp_path) == []
