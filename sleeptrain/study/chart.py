@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,8 @@ POINTS = 300
 """Points of a line; longer lines are thinned to the means of as many groups of neighbours."""
 LEGEND = 14
 """Entries of a legend at most; the tables name every line."""
+TICK_CHARACTERS, SHORTEST = 70, 8
+"""Characters that fit side by side below the x axis, and the least width at which the text of a place is broken into lines."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Line:
     """One line of a chart. Points whose y is None or not finite are left out."""
 
     label: str
+    """What the legend says; empty for a line that is alone."""
     x: Sequence[float]
     y: Sequence[float | None]
     intervals: Sequence[tuple[float, float] | None] | None = None
@@ -74,7 +78,9 @@ def draw_svg(chart: Chart) -> str:
             if is_log:
                 _label_log_ticks(axis)
         if chart.ticks:
-            axes.set_xticks([at for at, _ in chart.ticks], [text for _, text in chart.ticks])
+            width = max(SHORTEST, TICK_CHARACTERS // len(chart.ticks))
+            texts = [textwrap.fill(text, width, break_long_words=False) for _, text in chart.ticks]
+            axes.set_xticks([at for at, _ in chart.ticks], texts)
             axes.minorticks_off()
         axes.grid(alpha=0.3)
         handles, labels = axes.get_legend_handles_labels()

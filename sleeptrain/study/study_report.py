@@ -127,7 +127,7 @@ class StudyReport:
             groups = {name: sorted(group, key=lambda s: places[s.labels[axis]]) for name, group in groups.items()}
             lines = [
                 Line(
-                    name, [places[s.labels[axis]] for s in group], [self._loss(s) for s in group],
+                    name if len(groups) > 1 else "", [places[s.labels[axis]] for s in group], [self._loss(s) for s in group],
                     [s.interval(lambda run: run.loss(self._kind)) for s in group], style=style,
                 )
                 for name, group in groups.items()

@@ -263,3 +263,17 @@ def test_a_task_with_one_value_of_its_label_has_a_table_and_no_chart(tmp_path: P
     assert report_of(sleeptrain)["depth"]
     markdown = (tmp_path / "runs" / "study" / "s" / "report.md").read_text()
     assert "| accuracy at t = | 4 |" in markdown and "Rate of right answers" not in markdown
+
+
+def test_names_below_an_axis_do_not_overlap(tmp_path: Path) -> None:
+    """Six places share the width of the chart, so that a long name is broken into lines. One line alone needs no legend."""
+    names = ["N=1", "N=4, raw", "N=4, normed", "N=4, embeddings", "N=4, gated", "N=1 at the FLOPs of N=4"]
+    steps = ", ".join(f'"{name}": {{sleep.passes: {i}}}' for i, name in enumerate(names, 1))
+    points = study(tmp_path, f"recipe: rule110-tiny\naxes: {{arm: {{{steps}}}}}\n")
+    for point in points:
+        finish(point, [row(1, eval_loss=1.0)])
+    chart, *_ = StudyReport(load_study("s.yaml").value, "s", read_results(points), 3).page().charts
+    written = re.findall(r"<text[^>]*>([^<]*)</text>", draw_svg(chart))
+    assert "N=4," in written and "embeddings" in written and "FLOPs of" in written
+    assert max(map(len, written[: written.index("arm")])) <= 11
+    assert [line.label for line in chart.lines] == [""]
