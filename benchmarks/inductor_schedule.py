@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -32,6 +33,18 @@ torch.library.register_fake(
 )
 
 
+@dataclass(frozen=True)
+class ScheduledLaunch:
+    """One launch of a scheduled graph."""
+
+    name: str
+    """"triton", or the name of an operator or a library's function."""
+    bytes: int
+    """What it reads and writes, each buffer once."""
+    flops: int
+    """Of a matrix product; 0 for others."""
+
+
 def trace(function: Callable[..., Any], shapes: Sequence[Shape], decompose: bool) -> GraphModule:
     """The graph of a function, without nodes that nothing reads."""
     from torch._inductor.decomposition import select_decomp_table
@@ -45,8 +58,8 @@ def trace(function: Callable[..., Any], shapes: Sequence[Shape], decompose: bool
     return graph
 
 
-def compiled(graph: GraphModule, shapes: Sequence[Shape]) -> list[str]:
-    """What TorchInductor launches for a graph on an sm_90 device: "triton", or the name of an operator or a library's function."""
+def compiled(graph: GraphModule, shapes: Sequence[Shape]) -> list[ScheduledLaunch]:
+    """What TorchInductor launches for a graph on an sm_90 device."""
     from torch._dynamo import device_interface
     from torch._inductor.debug import DebugContext
     from torch._inductor.graph import GraphLowering
@@ -70,9 +83,12 @@ def compiled(graph: GraphModule, shapes: Sequence[Shape]) -> list[str]:
         with V.set_fake_mode(mode), V.set_graph_handler(lowering), V.set_debug_handler(DebugContext()):
             lowering.run(*inputs)
             lowering._update_scheduler()
-    nodes = [node for node in lowering.scheduler.nodes if type(node).__name__ != "NopKernelSchedulerNode"]
-    names = [_library_name(node.node) if type(node).__name__.startswith("Extern") else "triton" for node in nodes]
-    return [name for name in names if name]
+            found = [
+                ScheduledLaunch(_name(node), node.get_read_write_buffers_sizes(), node.estimate_flops() or 0)
+                for node in lowering.scheduler.nodes
+                if type(node).__name__ != "NopKernelSchedulerNode"
+            ]
+    return [launch for launch in found if launch.name]
 
 
 def _pretended_gpu() -> Any:
@@ -87,8 +103,11 @@ def _pretended_gpu() -> Any:
     )
 
 
-def _library_name(node: Any) -> str:
+def _name(scheduled: Any) -> str:
     """Empty for a node that only picks one of several outputs."""
+    if not type(scheduled).__name__.startswith("Extern"):
+        return "triton"
+    node = scheduled.node
     overload = getattr(node, "op_overload", None)
     return overload._schema.name if hasattr(overload, "_schema") else getattr(node, "python_kernel_name", None) or ""
 

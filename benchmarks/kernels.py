@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -116,14 +117,26 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def run(machine: Machine, shapes: list[tuple[int, ...]], lift_guard: bool, report: dict[str, Any], out: Any) -> bool:
-    """Measure all shapes and write the report to `out` after each; whether the Triton kernels are correct at all of them."""
+def run(
+    machine: Machine, shapes: list[tuple[int, ...]], lift_guard: bool, report: dict[str, Any], out: Any, until: float = math.inf
+) -> bool:  # fmt: skip
+    """Measure all shapes and write the report to `out` after each; whether the Triton kernels are correct at all of them.
+
+    No shape is begun `until` seconds after the first one.
+    """
+    began = time.monotonic()
     report |= {"ceilings": machine.ceilings(), "rows": []}
     print(json.dumps(report["ceilings"]))
     for sizes in shapes:
+        if time.monotonic() - began > until:
+            report["left out"] = ["x".join(map(str, each)) for each in shapes[len(report["rows"]) :]]
+            print("left out:", *report["left out"])
+            break
         report["rows"].append(row_of(Shape(*sizes), machine, lift_guard, report["ceilings"]))
         if out:
             out.write_text(json.dumps(report, indent=1))
+    if out:
+        out.write_text(json.dumps(report, indent=1))
     print(f"\n{table(report['rows'])}")
     return all(row["self_test"].get("ok", False) for row in report["rows"])
 
@@ -164,6 +177,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write results, hardware and versions to FILE")
     parser.add_argument("--replays", type=int, default=50)
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="number of shapes to measure")
+    parser.add_argument("--until", type=float, default=math.inf, help="begin no shape after so many seconds")
     parser.add_argument(
         "--lift-guard", action="store_true", help="run fla's backward at d = 128 under any Triton version"
     )
@@ -176,7 +190,7 @@ def main() -> int:
         correct = run(Dry(), TINY, arguments.lift_guard, report, arguments.json)
     elif torch.cuda.is_available():
         shapes = SHAPES[: arguments.shapes]
-        correct = run(Gpu(arguments.replays), shapes, arguments.lift_guard, report, arguments.json)
+        correct = run(Gpu(arguments.replays), shapes, arguments.lift_guard, report, arguments.json, arguments.until)
     else:
         print("no GPU run")
         report |= run_cpu()

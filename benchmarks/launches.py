@@ -31,8 +31,9 @@ from torch.fx import GraphModule
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from benchmarks.inductor_schedule import Shape, compiled, trace
+from benchmarks.inductor_schedule import ScheduledLaunch, Shape, compiled, trace
 from sleeptrain.execute.products import record, replay
+from sleeptrain.model.config import DeltaNetConfig
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.stack import Block, attention_block, deltanet_block
 from sleeptrain.model.token_mask import NO_MASK
@@ -130,8 +131,8 @@ def from_products(
     return selective, [*all_shapes, *((tuple(values[place].shape), values[place].dtype) for place in places)]
 
 
-def accumulated(weights: Sequence[tuple[int, ...]]) -> dict[str, int]:
-    """Launches that add bf16 gradients of weights of these shapes to float32 sums."""
+def accumulated_launches(weights: Sequence[tuple[int, ...]]) -> list[ScheduledLaunch]:
+    """What a compiled sum of bf16 gradients of weights of these shapes into float32 sums launches."""
 
     def run(*tensors: Tensor) -> tuple[()]:
         totals, gradients = tensors[: len(weights)], tensors[len(weights) :]
@@ -141,7 +142,19 @@ def accumulated(weights: Sequence[tuple[int, ...]]) -> dict[str, int]:
         return ()
 
     shapes = [(shape, dtype) for dtype in (torch.float32, torch.bfloat16) for shape in weights]
-    return {"eager": len(weights), "compiled": len(compiled(trace(run, shapes, True), shapes))}
+    return compiled(trace(run, shapes, True), shapes)
+
+
+def accumulated(weights: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """Launches that add bf16 gradients of weights of these shapes to float32 sums."""
+    return {"eager": len(weights), "compiled": len(accumulated_launches(weights))}
+
+
+def block_inputs(c: DeltaNetConfig, width: int, tokens: int) -> list[Shape]:
+    """Features, fast weights and convolution tail of a Gated DeltaNet block and one row; attention takes the first alone."""
+    channels = (2 + c.value_heads // c.key_heads) * c.head_dim
+    state, tail = (1, c.value_heads, c.head_dim, c.head_dim), (1, c.conv - 1, c.key_heads, channels)
+    return [((1, tokens, width), torch.bfloat16), (state, torch.float32), (tail, torch.bfloat16)]
 
 
 def eager(graph: GraphModule) -> list[str]:
@@ -152,10 +165,15 @@ def eager(graph: GraphModule) -> list[str]:
     return [target._schema.name for target in targets if is_launch(target)]
 
 
-def launches(names: Sequence[str], own: Counter[str]) -> dict[str, int]:
+def names(scheduled: Sequence[ScheduledLaunch]) -> list[str]:
+    """The names of launches."""
+    return [launch.name for launch in scheduled]
+
+
+def launches(called: Sequence[str], own: Counter[str]) -> dict[str, int]:
     """Launches by kind."""
     found: Counter[str] = Counter()
-    for name in names:
+    for name in called:
         kind = "ours" if name.startswith(OWN) else "fused" if name == "triton" else "others"
         found[kind] += own[name] if kind == "ours" else 1
     return {**found, "all": sum(found.values())}
@@ -170,30 +188,23 @@ def measure() -> dict[str, Any]:
     heads = "model.deltanet={key_heads: 1, value_heads: 1, head_dim: 64}"
     small = load_recipe("hybrid-1b", ["model.layers=G", "model.width=64", "model.mlp.hidden=64", heads])
     block = LanguageModel(replace(small.value.model, vocab=100), gated=True, seed=0).bfloat16().layers[0]
-    model, bf16 = model.bfloat16(), torch.bfloat16
-
-    def inputs(c: Any, width: int, tokens: int) -> list[Shape]:
-        channels = (2 + c.value_heads // c.key_heads) * c.head_dim
-        state, tail = (1, c.value_heads, c.head_dim, c.head_dim), (1, c.conv - 1, c.key_heads, channels)
-        return [((1, tokens, width), bf16), (state, torch.float32), (tail, bf16)]
-
+    model = model.bfloat16()
     for each in (block, model.layers[0]):
         each.mixer.backend = "triton"
-    own = own_launches(
-        block, [torch.randn(shape).to(dtype) for shape, dtype in inputs(small.value.model.deltanet, 64, 128)]
-    )
+    entering = block_inputs(small.value.model.deltanet, 64, 128)
+    own = own_launches(block, [torch.randn(shape).to(dtype) for shape, dtype in entering])
     found: dict[str, Any] = {"inside our operators": {name.removeprefix(OWN): count for name, count in own.items()}}
     for kind, layer in (("gated deltanet", model.layers[0]), ("attention", model.layers[1])):
-        entering = inputs(config.deltanet, config.width, TOKENS)
+        entering = block_inputs(config.deltanet, config.width, TOKENS)
         forward, backward, shapes, all_shapes = functions(layer, entering if kind == "gated deltanet" else entering[:1])
         rows = {}
         for name, function, given in (("forward", forward, shapes), ("recompute and backward", backward, all_shapes)):
             rows[name] = {
                 "eager": launches(eager(trace(function, given, False)), own),
-                "compiled": launches(compiled(trace(function, given, True), given), own),
+                "compiled": launches(names(compiled(trace(function, given, True), given)), own),
             }
         selective, given = from_products(forward, backward, shapes, all_shapes)
-        after = launches(compiled(trace(selective, given, True), given), own)
+        after = launches(names(compiled(trace(selective, given, True), given)), own)
         added = accumulated([tuple(weight.shape) for weight in layer.parameters()])
         totals = {mode: sum(row[mode]["all"] for row in rows.values()) + added[mode] for mode in added}
         totals["compiled, selective"] = rows["forward"]["compiled"]["all"] + after["all"] + added["compiled"]

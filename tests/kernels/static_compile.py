@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 from typing import Any
@@ -17,8 +18,9 @@ from typing import Any
 KEY_HEADS = 16  # affects strides only
 
 
-def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any], launch: Any) -> dict[str, int]:
-    """Compile one kernel: registers, bytes of spills and of shared memory, and counts of tensor-core instructions."""
+def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any], launch: Any) -> dict[str, float]:
+    """Compile one kernel: registers, bytes of spills and of shared memory, counts of tensor-core instructions, and CPU seconds of
+    Triton and ptxas."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -26,7 +28,7 @@ def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any]
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
-    log = io.StringIO()
+    log, before = io.StringIO(), cpu_seconds()
     with contextlib.redirect_stdout(log):
         options = {"num_warps": launch.warps, "num_stages": launch.stages}
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
@@ -41,7 +43,13 @@ def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any]
         "shared": compiled.metadata.shared,
         "wgmma": compiled.asm["ptx"].count("wgmma.mma_async"),
         "mma": compiled.asm["ptx"].count("mma.sync."),
+        "seconds": round(cpu_seconds() - before, 1),
     }
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of those that it has started and seen end."""
+    return sum(os.times()[:4])
 
 
 def rule_kernels(config: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[str, str], dict[str, Any], Any]]:
