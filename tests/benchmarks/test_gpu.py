@@ -18,12 +18,12 @@ TABLE = ROOT / "kernels/sleep_kernels/verified.json"
 CALLS = {
     "assemblers": ["{root}/benchmarks/assemblers.py --json {out}/assemblers.json --triton a --triton b --ptxas c"],
     "verify": ["-m sleep_kernels.self_test --write", "{root}/benchmarks/cuda_graphs.py --json {out}/cuda_graphs.json"],
-    "tests": ["-m pytest -v -rs -m gpu -p no:cacheprovider tests/gpu"],
+    "tests": ["-m sleep_kernels.self_test", "-m pytest -v -rs -m gpu -p no:cacheprovider tests/gpu"],
     "training": ["{root}/benchmarks/training.py --out {out}"],
     "measure": ["{root}/benchmarks/kernels.py --json {out}/kernels.json --until 400"],
     "passes": ["{root}/benchmarks/passes.py --json {out}/passes.json"],
 }
-TEXTS = {"verify": ["self_test", "cuda_graphs"], "measure": ["kernels"]}
+TEXTS = {"verify": ["self_test", "cuda_graphs"], "tests": ["self_test", "tests"], "measure": ["kernels"]}
 
 
 def gpu(tmp_path: Path, *words: str, behaviour: str = "") -> tuple[int, list[str], str]:
