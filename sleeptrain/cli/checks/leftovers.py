@@ -10,7 +10,7 @@ from pathlib import Path
 from sleeptrain.cli.checks.check import CheckResult
 from sleeptrain.cli.checks.machine import GIB, SHARED_MEMORY
 
-LEFTOVER = re.compile(r"\d{6}_[a-z_]+|deepspeed_\w+|torch_\d+\w*|nccl-\w+|psm_\w+|sem\.mp-\w+")
+LEFTOVER = re.compile(r"\d{6,10}_[a-z_]+|deepspeed_\w+|torch_\d+\w*|nccl-\w+|psm_\w+|sem\.mp-\w+")
 """Names of the files that streaming, DeepSpeed, torch, NCCL and multiprocessing create in shared memory."""
 
 
