@@ -66,7 +66,7 @@ def _store_head_gradients(x, x_row, tail, tail_row, order, reach, weight, dy, d_
             carried = carried & (T + K - 2 - p <= tl.load(reach + T + K - 2))[:, None]
         total = tl.load(d_new_tail + (p - T)[:, None] * tail_row + at[None, :], mask=carried, other=0.0).to(tl.float32)
         here = load_tokens(x, x_row, tail, tail_row, order, p, T, K, HAS_TAIL, PACKED, at)
-        for j in tl.static_range(K):
+        for j in range(K):  # not unrolled, which would take three times the time to compile, and more registers
             # The output at p + (K - 1) - j reads position p with tap j.
             dz = _conv_output_gradient(x, x_row, tail, tail_row, order, reach, weight, dy, p + (K - 1) - j, T, K, HAS_TAIL,
                                        PACKED, DOCUMENTS, at, NORM)  # fmt: skip
