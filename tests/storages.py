@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,6 +78,13 @@ class StorageCounter(TorchDispatchMode):
                 elif size > self._created.get(key, size):
                     self._bound += size - self._created[key]
                     self._created[key] = size
+
+
+def live_storages() -> dict[int, torch.UntypedStorage]:
+    """Live storages of all tensors, by address. The references prevent reuse of the addresses."""
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors if not tensor.is_meta}
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -1,6 +1,5 @@
 """Planned memory against real runs: activations by the executor's own accounting, and all storages of a whole step."""
 
-import gc
 from itertools import pairwise
 
 import pytest
@@ -34,7 +33,7 @@ from sleeptrain.train.step import StepContext, train_step
 from sleeptrain.train.trained import trained_weights
 from tests.distributed import run
 from tests.plan.plans import plan_of
-from tests.storages import StorageCounter
+from tests.storages import StorageCounter, live_storages
 
 MASKS = {"padded": "valid", "right-padded": "prefix"}
 POLICIES = ("window", "pass", "block", "selective", "none")
@@ -320,13 +319,6 @@ SAMPLE = {
     "data, zero 3, bf16, several backwards", "pipe", "tensor, bf16, several backwards", "sequence",
 }  # fmt: skip
 """What CI measures; `make drills` measures the rest."""
-
-
-def live_storages():
-    """Live storages of all tensors, by address. The references prevent reuse of the addresses."""
-    gc.collect()
-    tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
-    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors if not tensor.is_meta}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
