@@ -15,7 +15,7 @@ step "demo: results in $out, which is emptied first"
 rm -rf "$out"
 
 step "(a) shards: Rule 110, and Python's own source files as text"
-run sleeptrain data build rule110-demo --out $out/data/rule110
+run sleeptrain data build rule110-demo --out $out/data/rule110-demo
 run sleeptrain data build text --out $out/data/text "paths=[$library/asyncio, $library/email, $library/http, $library/json, $library/unittest]" holdout=10
 
 step "(b) the same small hybrid on Rule 110 with one pass and with four: same data, same seed, two processes each"

@@ -1,6 +1,7 @@
 """Data layout of a plan: from shards, from the task after which a missing folder is named, or refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from sleeptrain.plan import resolve_data
 from sleeptrain.recipe import load_recipe
 from tests.plan.plans import layout_of
 from tests.train.jobs import SMALL, recipe_file, rule110_data, text_data
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def resolve(*overrides, name="text-small", windows=None):
@@ -37,6 +40,15 @@ def test_a_folder_named_after_a_task_has_the_windows_of_that_task():
     ]  # fmt: skip
     assert layout.assumed is not None and "nowhere/rule110 is not there yet" in layout.assumed
     assert resolved.value.model.vocab == 4 and layout.mask is None
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_shipped_recipe_is_planned_before_its_data_is_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, layout = resolve(name=name)
+    assert layout.assumed is not None and "is not there yet" in layout.assumed
 
 
 def test_text_is_assumed_to_have_the_windows_and_vocabulary_of_the_recipe_or_bytes():
