@@ -65,6 +65,7 @@ def test_every_entry(dtype: str) -> None:
         "delta_inputs_backward",
         "delta_inputs_packed",
         "delta_inputs_packed_backward",
+        "partial_sums",
     }
     assert len(report["kernels"]) == len(names) * len(entries) > 0
     check(report, SPILLS)
