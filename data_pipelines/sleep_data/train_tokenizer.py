@@ -33,7 +33,8 @@ class TrainedTokenizer:
 def train_tokenizer(paths: Sequence[str], vocab: int, out: Path, field: str = "text") -> TrainedTokenizer:
     """Train a tokenizer of at most `vocab` ids on all documents under `paths`, and write it to `out`.
 
-    A path may be a folder of samples of bytes, of which those of training are read. Text is divided as by GPT-2's tokenizer, and every byte can be encoded. ValueError if there is no text or `out` exists.
+    A path may be a folder of samples of bytes, of which those of training are read. Text is divided as by GPT-2's tokenizer, and every
+    byte can be encoded. ValueError if there is no text or `out` exists.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -32,16 +32,19 @@ def norm_limit(limit: float, process: Process) -> Iterator[list[float]]:
         return
     modules = [importlib.import_module(f"deepspeed.runtime.{name}") for name in MODULES]
     originals = [module.is_invalid_grad_norm for module in modules]
+    answers: list[bool] = []
 
     def is_invalid(norm: Any) -> bool:
         invalid = bool(originals[0](norm))
-        if invalid or norms:  # after the first answer it is asked about other numbers
+        if answers:  # after the first answer it is asked about other numbers
             return invalid
-        norms.append(float(norm))
-        above = torch.tensor(int(norms[0] > limit), device=process.device)
+        if not invalid:
+            norms.append(float(norm))
+        skips = torch.tensor(int(invalid or norms[0] > limit), device=process.device)
         if process.world > 1:
-            dist.all_reduce(above, dist.ReduceOp.MAX)
-        return bool(above)
+            dist.all_reduce(skips, dist.ReduceOp.MAX)
+        answers.append(bool(skips))
+        return answers[0]
 
     try:
         for module in modules:
