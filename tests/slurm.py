@@ -18,8 +18,6 @@ WAIT = 60.0
 """Timeout in seconds for a state of nodes or jobs; only a hang takes that long."""
 PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "srun": "slurm-client"}
 """What a cluster runs, and the Debian package of each."""
-JOBS = 100
-"""Jobs that the cluster knows at most, those that have ended in the last minutes included."""
 CONFIG = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -56,8 +54,9 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 class Cluster:
     """A context manager: daemons run inside the `with` block, and end with the process that started them at the latest."""
 
-    def __init__(self, folder: Path, nodes: int = 2) -> None:
-        self.folder, self.nodes = folder, nodes
+    def __init__(self, folder: Path, nodes: int = 2, jobs: int = 10_000) -> None:
+        """`jobs`: how many it knows at most, those that have ended in the last minutes included; 10,000 is SLURM's default."""
+        self.folder, self.nodes, self._jobs = folder, nodes, jobs
         self.environ = {**os.environ, "OMP_NUM_THREADS": "1", "SLURM_CONF": str(folder / "slurm.conf")}
         """The environment of srun, sbatch, squeue and so on."""
         self._programs = {name: needs_system(name, package=package) for name, package in PROGRAMS.items()}
@@ -75,7 +74,7 @@ class Cluster:
             "user": getpass.getuser(),
             "folder": self.folder,
             "ports": ports,
-            "jobs": JOBS,
+            "jobs": self._jobs,
         }
         config = CONFIG.format(**values, nodes=self.nodes, first=ports[1], last=ports[-1])
         (self.folder / "slurm.conf").write_text(config)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.lines import TINY
 from tests.cli.programs import curve, rows, small_recipe
-from tests.slurm import JOBS, Cluster
+from tests.slurm import Cluster
 
 pytestmark = pytest.mark.slow
 FOREVER = 10**6
@@ -221,21 +221,20 @@ def test_a_job_that_sbatch_refuses_leaves_nothing(login: Path, sleeptrain: Any) 
     assert not list((login / "refused/launch").iterdir())
 
 
-def test_a_full_queue_is_told(cluster: Cluster, login: Path, sleeptrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_is_told(jobs: Path, tmp_path: Path, sleeptrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """sbatch waits and tries again; the job is not submitted, and no folder of it stays."""
-    known = len(cluster.run("squeue", "--noheader", "--array", "--states=all").splitlines())
-    held = cluster.run(
-        "sbatch", "--parsable", "--hold", "--output=/dev/null", f"--array=1-{JOBS - 1 - known}", "--wrap=true"
-    )
+    monkeypatch.chdir(jobs)
+    monkeypatch.setenv("SCRATCH", str(jobs / "scratch"))
     monkeypatch.setattr("sleep_launch.submit.ASK_S", 5.0)
     words = [*WORDS, "train.steps=9", "run_dir=full", "--cluster", "three.yaml", "--nodes", "1"]
-    try:
+    # A cluster of its own: others know jobs that have ended, and forget them at any moment.
+    with Cluster(tmp_path / "slurm", nodes=1, jobs=8) as cluster:
+        monkeypatch.setenv("SLURM_CONF", cluster.environ["SLURM_CONF"])
+        cluster.run("sbatch", "--hold", "--output=/dev/null", "--array=1-7", "--wrap=true")
         ran = sleeptrain("launch", "small.yaml", *words)
-    finally:
-        cluster.run("scancel", held.strip())
     assert ran.status == 1, ran.err
     assert ran.err == (
         "error: sbatch: SLURM takes no further job now: its queue is full (MaxJobCount of slurm.conf); "
         "submit again when jobs have ended\n"
     )
-    assert not list((login / "full/launch").iterdir())
+    assert not list((jobs / "full/launch").iterdir())
