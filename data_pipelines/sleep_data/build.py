@@ -89,9 +89,7 @@ def build_task(
                 note(line)
         return build(task, Path(out), samples, settings["seed"], processes=processes, progress=progress)
     except OSError as error:
-        why = (
-            f"{error.strerror}: {error.filename}" if error.strerror and error.filename else error.strerror or str(error)
-        )
+        why = ": ".join(filter(None, (error.strerror, error.filename))) or str(error)
         message = f"task {task_file['task']} cannot be built in {out}: {why}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"{message}; make room, and run the same command again") from error

@@ -15,8 +15,8 @@ from sleep_data.pieces import Fields
 
 
 def is_built(path: Path) -> bool:
-    """Whether a path is a folder that `sleeptrain data build` has written."""
-    return (path / manifest.NAME).is_file()
+    """Whether a path is a folder that `sleeptrain data build` has written; a manifest.json alone may be another program's."""
+    return (path / manifest.NAME).is_file() and (path / "train" / MDS).is_file()
 
 
 def texts(folder: Path) -> Iterator[bytes]:

@@ -71,7 +71,7 @@ def train_tokenizer(paths: Sequence[str], vocab: int, out: Path, field: str = "t
 
 
 def _texts(paths: Sequence[str], field: str) -> Iterator[bytes]:
-    """The text under all paths, in their order."""
+    """The text of samples, then that of documents, each in the order of the paths."""
     built = [path for path in paths if byte_samples.is_built(Path(path))]
     for path in built:
         yield from byte_samples.texts(Path(path))

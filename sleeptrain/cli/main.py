@@ -146,7 +146,7 @@ def _report(error: Exception, args: argparse.Namespace) -> None:
             file.write(text)
     except OSError:  # for example, the disk is full
         if name:
-            Path(name).unlink()
+            Path(name).unlink(missing_ok=True)
         print(text, file=sys.stderr, end="")
         return
     print(f"the traceback is in {Path(name)}; --traceback prints it", file=sys.stderr)

@@ -33,7 +33,9 @@ def script_words(cluster: str) -> list[str]:
 
 def without_places(script: str, folder: Path) -> str:
     """A script without the names of this machine."""
-    return script.replace(str(folder), "/home/user/work").replace(str(Path(sys.executable).parent), "/opt/python/bin")
+    return script.replace(str(folder), "/home/user/project").replace(
+        str(Path(sys.executable).parent), "/opt/python/bin"
+    )
 
 
 @pytest.fixture

@@ -176,3 +176,8 @@ def test_a_tokenizer_of_samples_of_bytes(tmp_path):
     with pytest.raises(ValueError, match="ids holds ids of a tokenizer file; a tokenizer is trained on text"):
         train_tokenizer([str(tmp_path / "ids")], 400, tmp_path / "other.json")
     assert not (tmp_path / "other.json").exists()
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "manifest.json").write_text("{}")  # of another program
+    (documents / "a.txt").write_text("to be or not to be")
+    assert train_tokenizer([str(documents)], 260, tmp_path / "other.json").bytes == 18

@@ -16,7 +16,7 @@ from tests.system import needs_system
 
 SCRIPTS = Path(__file__).parent / "scripts"
 PLAIN = JobScript(
-    name="first", folder="/shared/runs/first/launch/1", runs=("/shared/runs/first",), workdir="/home/user/work", count=1, lead=300,
+    name="first", folder="/shared/runs/first/launch/1", runs=("/shared/runs/first",), workdir="/home/user/project", count=1, lead=300,
     space=1 << 30, python="/opt/python/bin/python", slurm=Slurm(), nodes=Nodes(), software=Software(), restart=Restart(),
 )  # fmt: skip
 FULL = JobScript(

@@ -14,9 +14,9 @@
 set -uo pipefail
 # SIGTERM, which SLURM sends to this script too, must not end it before the job is requeued.
 trap : TERM
-cd -- /home/user/work || exit 2
-job='/home/user/work/it'"'"'s a "run" of $HOME/launch/1'
-runs=('/home/user/work/it'"'"'s a "run" of $HOME')
+cd -- /home/user/project || exit 2
+job='/home/user/project/it'"'"'s a "run" of $HOME/launch/1'
+runs=('/home/user/project/it'"'"'s a "run" of $HOME')
 index=${SLURM_ARRAY_TASK_ID:-0}
 run=${runs[index]}
 exclude=''

@@ -13,9 +13,9 @@
 set -uo pipefail
 # SIGTERM, which SLURM sends to this script too, must not end it before the job is requeued.
 trap : TERM
-cd -- /home/user/work || exit 2
-job=/home/user/work/runs/first/launch/1
-runs=(/home/user/work/runs/first)
+cd -- /home/user/project || exit 2
+job=/home/user/project/runs/first/launch/1
+runs=(/home/user/project/runs/first)
 index=${SLURM_ARRAY_TASK_ID:-0}
 run=${runs[index]}
 exclude=''

@@ -11,7 +11,7 @@
 set -uo pipefail
 # SIGTERM, which SLURM sends to this script too, must not end it before the job is requeued.
 trap : TERM
-cd -- /home/user/work || exit 2
+cd -- /home/user/project || exit 2
 job=/shared/runs/first/launch/1
 runs=(/shared/runs/first)
 index=${SLURM_ARRAY_TASK_ID:-0}
