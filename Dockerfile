@@ -10,7 +10,7 @@ COPY data_pipelines data_pipelines
 COPY launch launch
 COPY configs configs
 RUN python -m venv /opt/sleeptrain \
-    && /opt/sleeptrain/bin/pip install --no-cache-dir --disable-pip-version-check '.[serve,gguf]'
+    && /opt/sleeptrain/bin/pip install --no-cache-dir --disable-pip-version-check '.[serve,gguf,gpu]'
 
 FROM python:3.11-slim-bookworm
 # hadolint ignore=DL3008

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,19 @@ CHECKS = {"versions": ["-c", VERSIONS], "inductor": ["-c", INDUCTOR], "self_test
 """Arguments of the interpreter by check, in order."""
 
 
+def own_ptxas(triton: Path | None) -> Path:
+    """The ptxas that a Triton brings; it is named, since the kernels would choose that of the extra `gpu` where none is."""
+    folder = Path(str(find_spec("triton").origin)).parent if triton is None else triton / "triton"  # type: ignore[union-attr]
+    return folder / "backends" / "nvidia" / "bin" / "ptxas"
+
+
 def environment(triton: Path | None, ptxas: Path | None, cache: str) -> dict[str, str]:
     """Variables of a pair's processes."""
-    found = {name: value for name, value in os.environ.items() if name != "TRITON_PTXAS_PATH"}
+    found = os.environ | {"TRITON_PTXAS_PATH": str(ptxas or own_ptxas(triton))}
     found |= {"TRITON_CACHE_DIR": f"{cache}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
     if triton is not None:
         found["PYTHONPATH"] = os.pathsep.join([str(triton), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return found | ({} if ptxas is None else {"TRITON_PTXAS_PATH": str(ptxas)})
+    return found
 
 
 def run(words: list[str], variables: dict[str, str], limit: float) -> dict[str, Any]:

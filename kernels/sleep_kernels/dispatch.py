@@ -1,7 +1,7 @@
 """Backend selection: whether an operator runs in Triton or in plain torch. Does not import Triton.
 
-Looks the launch configuration up in the table of verified.py. The logger "sleep_kernels" reports each decision and its
-reason once.
+Looks the launch configuration up in the table of verified.py, and whether it was right in verdicts.py. The logger "sleep_kernels"
+reports each decision and its reason once.
 """
 
 import functools
@@ -10,7 +10,7 @@ from importlib import metadata
 
 import torch
 
-from sleep_kernels import verified
+from sleep_kernels import assembler, verdicts, verified
 from sleep_kernels.verified import LaunchConfig
 
 _LOG = logging.getLogger("sleep_kernels")
@@ -86,18 +86,18 @@ def fallback_reason(device: torch.device, dtype: torch.dtype, d_k: int, d_v: int
 def _look_up(index: int, dtype: str, d_k: int, d_v: int, verified_only: bool) -> tuple[LaunchConfig | None, str, str]:
     """The configuration or None, the key that was looked up as text, and the reason for None."""
     arch = "sm_{}{}".format(*torch.cuda.get_device_capability(index))
-    version = triton_version()
-    key = f"Triton {version}, {arch}, {dtype}, d_k={d_k}, d_v={d_v}"
-    config = verified.find(version, arch, dtype, d_k) if version and d_k == d_v else None
-    if config is None:
+    version, ptxas = triton_version(), assembler.in_use(arch)
+    key = f"Triton {version}, ptxas {ptxas[1] if ptxas else None}, {arch}, {dtype}, d_k={d_k}, d_v={d_v}"
+    entry = verified.find_entry(version, arch, dtype, d_k) if version and d_k == d_v else None
+    if entry is None:
         return None, key, "is not in the table of Triton kernels"
-    if verified_only and not config.verified:
-        reason = (
-            "was never compared with the reference on a GPU; run `python -m sleep_kernels.self_test --write` to compare it "
-            "and to mark it as verified in the table"
-        )
-        return None, key, reason
-    return config, key, ""
+    right = None if ptxas is None else verdicts.verdict(verdicts.VerdictKey.of(entry, ptxas[1]))
+    if verified_only and not right:
+        found = "was never compared with the reference on a GPU" if right is None else "gave wrong results on a GPU"
+        way_out = assembler.way_out(ptxas[1] if ptxas else None)
+        test = "run `python -m sleep_kernels.self_test --write` to compare it and to keep the verdict"
+        return None, key, f"{found}; {way_out}{'then ' if way_out else ''}{test}"
+    return verified.parse(entry), key, ""
 
 
 def _device_index(device: torch.device) -> int:

@@ -1,12 +1,12 @@
 """Self-test of the Triton kernels against the float64 reference on this machine: `python -m sleep_kernels.self_test`.
 
 `self_test("cuda", [Shape(8, 1024, 16, 32, 128)])` tests the shapes of one run in a few seconds. The command tests all entries
-of the table for this GPU; `--write` marks those that passed as verified. Each entry is tested in its own process
-(`--only bfloat16-128`), because an illegal address makes the GPU unusable for the process.
+of the table for this GPU; `--write` keeps the verdicts in the user's cache folder, where `train.kernels: auto` looks, `--ship` in the
+package (verdicts.json). Each entry is tested in its own process (`--only bfloat16-128`), because an illegal address makes the GPU
+unusable for the process.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sleep_kernels import dispatch, verified
+from sleep_kernels import assembler, dispatch, verdicts, verified
 from sleep_kernels.comparison import ErrorReport, Shape, compare
 
 MAX_PARALLEL = 5
@@ -63,7 +63,8 @@ def verify(device: torch.device, entry: dict[str, Any]) -> Iterator[ErrorReport]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--write", action="store_true", help=f"mark entries that pass as verified in {verified.TABLE}")
+    which.add_argument("--write", action="store_true", help=f"keep the verdicts in {verdicts.cached()}")
+    which.add_argument("--ship", action="store_true", help=f"keep the verdicts in {verdicts.SHIPPED}")
     which.add_argument("--only", metavar="NAME", help="test one entry in this process, for instance bfloat16-128")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -76,15 +77,25 @@ def main() -> int:
         what = f"entry {arguments.only}" if found else "entry"
         print(f"the table has no {what} for Triton {dispatch.triton_version()} on {arch}: {verified.TABLE}")
         return 2
+    ptxas = assembler.in_use(arch)
+    if ptxas is None:
+        print(f"Triton {dispatch.triton_version()} finds no ptxas to assemble kernels with; see {assembler.VARIABLE}")
+        return 2
     if arguments.only:
         return 0 if _passes(device, found[arguments.only]) else 1
-    verdicts = []
+    print(f"Triton {dispatch.triton_version()}, ptxas {ptxas[1]} ({ptxas[0]}), {arch}", flush=True)
+    passed = []
     for name, ok, output in _run_all(list(found)):
         print(output, f"{'ok' if ok else 'NOT OK'}: {name}", sep="\n", flush=True)
-        verdicts.append(ok)
-        if arguments.write:
-            _mark_verified(found[name], ok)
-    return 0 if all(verdicts) else 1
+        passed.append(ok)
+        if arguments.write or arguments.ship:
+            path = verdicts.SHIPPED if arguments.ship else verdicts.cached()
+            try:
+                verdicts.write(path, verdicts.VerdictKey.of(found[name], ptxas[1]), ok)
+            except OSError as error:
+                print(f"the verdicts cannot be kept in {path}: {error.strerror}")
+                return 1
+    return 0 if all(passed) else 1
 
 
 def _passes(device: torch.device, entry: dict[str, Any]) -> bool:
@@ -123,18 +134,6 @@ def _run_child(command: list[str], limit: float) -> tuple[bool, str]:
         output.seek(0)
         lines = output.read().splitlines()
     return end == 0, "\n".join(lines if end == 0 else [*lines[-40:], how])
-
-
-def _mark_verified(entry: dict[str, Any], ok: bool) -> None:
-    """Set verified_on_gpu of a tested entry in the table. Keeps the file's layout, and replaces the file atomically."""
-    content = verified.TABLE.read_text()
-    key = json.dumps({part: entry[part] for part in ("triton", "arch", "dtype", "d")})[1:-1]
-    for old in ("true", "false"):
-        new = f'{key}, "verified_on_gpu": {"true" if ok else "false"}'
-        content = content.replace(f'{key}, "verified_on_gpu": {old}', new)
-    fresh = verified.TABLE.with_suffix(".part")
-    fresh.write_text(content)
-    fresh.replace(verified.TABLE)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Launch configurations of the Triton kernels, pinned in verified.json. Pure Python.
 
 There is no autotuning at run time: a configuration is looked up by (Triton version, architecture, dtype, d), because the
-same kernel source has been correct under one Triton version and miscompiled under another. An entry becomes
-`verified_on_gpu` once `python -m sleep_kernels.self_test --write` has compared outputs and all gradients with the float64
-reference on such a GPU.
+same kernel source has been correct under one Triton version and miscompiled under another. Whether a GPU has compared outputs
+and all gradients with the float64 reference, and from which assembler, is in verdicts.py.
 """
 
 import functools
@@ -56,8 +55,6 @@ class LaunchConfig:
     """Forward and backward of delta_inputs."""
     precision: str
     """Precision of products of float32 operands: "tf32x3" or "ieee"."""
-    verified: bool
-    """Whether the self-test has passed on a GPU."""
 
 
 @functools.cache
@@ -69,20 +66,26 @@ def table() -> tuple[dict[str, Any], ...]:
 @functools.cache
 def find(triton: str, arch: str, dtype: str, d: int) -> LaunchConfig | None:
     """The configuration for a Triton version ("3.7.1"), architecture ("sm_90"), dtype ("bfloat16") and d_k = d_v, or None."""
+    entry = find_entry(triton, arch, dtype, d)
+    return None if entry is None else parse(entry)
+
+
+def find_entry(triton: str, arch: str, dtype: str, d: int) -> dict[str, Any] | None:
+    """The entry of the table that `find` converts."""
     for entry in table():
         if (entry["triton"], entry["arch"], entry["dtype"], entry["d"]) == (triton, arch, dtype, d):
-            return parse(entry)
+            return entry
     return None
 
 
 def parse(entry: dict[str, Any]) -> LaunchConfig:
     """Convert an entry of the table to a LaunchConfig."""
     launches = {name: KernelLaunch(**entry["launches"][name]) for name in KERNELS}
-    return LaunchConfig(**launches, precision=entry["precision"], verified=entry["verified_on_gpu"])
+    return LaunchConfig(**launches, precision=entry["precision"])
 
 
 def interpreted() -> LaunchConfig:
     """The configuration for Triton's interpreter. Tiles are small, so that loops over tiles run twice for d = 32."""
     launches = dict.fromkeys(KERNELS, KernelLaunch(warps=1, stages=1, block=16, width=16))
     launches["delta_inputs"] = KernelLaunch(warps=1, stages=1, block=32)
-    return LaunchConfig(**launches, precision="ieee", verified=True)
+    return LaunchConfig(**launches, precision="ieee")

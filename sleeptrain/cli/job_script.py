@@ -61,12 +61,12 @@ def plan_run(name: str, resolved: Any, folder: Path, world: int, cluster: Cluste
 
 def _unverified_kernels(job: Job, cluster: ClusterFile) -> Iterator[str]:
     """A line where no GPU can run the fused kernels that the recipe would use, since none has verified them."""
-    from sleep_kernels.verified import table
+    from sleep_kernels.verdicts import right_somewhere
 
     wanted = ({"fp32": "float32", "bf16": "bfloat16"}[job.train.precision], job.model.deltanet.head_dim)
     if not cluster.nodes.gpus or job.train.kernels != "auto" or "G" not in job.model.pattern:
         return
-    if not any(each["verified_on_gpu"] for each in table() if (each["dtype"], each["d"]) == wanted):
+    if not right_somewhere(*wanted):
         yield (
             f"train.kernels = auto will run plain torch: no GPU has verified the fused kernels for {wanted[0]} and heads of {wanted[1]}; "
             "on a node with a GPU: python -m sleep_kernels.self_test --write"

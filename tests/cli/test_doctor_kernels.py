@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sleep_kernels import dispatch, self_test, verified
+from sleep_kernels import assembler, dispatch, self_test, verdicts
 from sleep_kernels.comparison import ErrorReport, Shape
 from sleeptrain.cli.checks.kernels import check_kernels
 
@@ -18,20 +18,23 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
+    monkeypatch.setattr(assembler, "in_use", lambda arch: ("/own/ptxas", "12.8.93"))
+    monkeypatch.setattr(assembler, "packaged", lambda: None)
+    monkeypatch.delenv(assembler.VARIABLE, raising=False)
 
 
 def with_errors(monkeypatch: pytest.MonkeyPatch, error: float, on_gpu: bool) -> list[Any]:
     """The results for fused kernels if every kernel has this error and the table's entries are verified or not."""
-    table = tuple(entry | {"verified_on_gpu": on_gpu} for entry in verified.table())
-    monkeypatch.setattr(verified, "table", lambda: table)
+    monkeypatch.setattr(verdicts, "verdict", lambda key: True if on_gpu else None)
 
     def compare(device: torch.device, shapes: list[Shape]) -> list[ErrorReport]:
         assert device == torch.device("cuda", 0)
         return [ErrorReport(shape, "triton", {"gradient of g": error}, True, 0.1) for shape in shapes]
 
     monkeypatch.setattr(self_test, "self_test", compare)
-    plain, *fused = check_kernels()
+    plain, ptxas, *fused = check_kernels()
     assert plain.name == "kernels" and plain.status == "ok"
+    assert ptxas.name == "assembler" and ptxas.status == ("ok" if on_gpu else "missing") and not ptxas.needed
     assert [line.name for line in fused] == [
         f"fused kernels, {dtype}, d {d}" for dtype, d in
         [("bfloat16", 64), ("bfloat16", 128), ("bfloat16", 256), ("float32", 64), ("float32", 128)]
@@ -58,5 +61,29 @@ def test_wrong_kernels_fail(hopper: None, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_gpu_without_an_entry_is_missing(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    _, line = check_kernels()
+    _, _, line = check_kernels()
     assert line.status == "missing" and "sm_86" in line.detail and not line.needed
+
+
+@pytest.mark.parametrize(
+    ("path", "version", "whose", "advice"),
+    [
+        ("/own/ptxas", "12.8.93", "Triton's own", "install ptxas 13.0.88 with `pip install 'sleeptrain[gpu]'`, then python -m"),
+        ("/user/ptxas", "12.9.86", "set by TRITON_PTXAS_PATH", "unset TRITON_PTXAS_PATH to use ptxas 13.0.88, which is installed, then"),
+        ("/extra/ptxas", "13.0.88", "of the extra gpu", "python -m sleep_kernels.self_test --write"),
+    ],
+)  # fmt: skip
+def test_the_assembler_and_the_way_out_are_named(
+    hopper: None, monkeypatch: pytest.MonkeyPatch, path: str, version: str, whose: str, advice: str
+) -> None:
+    monkeypatch.setattr(assembler, "in_use", lambda arch: (path, version))
+    monkeypatch.setattr(assembler, "packaged", lambda: None if path == "/own/ptxas" else "/extra/ptxas")
+    if path != "/own/ptxas":
+        monkeypatch.setenv(assembler.VARIABLE, path)
+    monkeypatch.setattr(verdicts, "verdict", lambda key: None)
+    monkeypatch.setattr(
+        self_test, "self_test", lambda device, shapes: [ErrorReport(shapes[0], "triton", {"o": 0.0}, True, 0.1)]
+    )
+    line = list(check_kernels())[1]
+    assert line.detail == f"ptxas {version}, {whose}: {path}; verified for 0 of 5 entries of the kernel table"
+    assert line.status == "missing" and line.advice.startswith(advice)

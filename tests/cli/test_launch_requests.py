@@ -113,13 +113,15 @@ def test_the_script_for_a_shipped_cluster_file_is_the_committed_one(login: Path,
 def test_a_job_whose_kernels_no_gpu_has_verified_says_so(
     login: Path, sleeptrain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sleep_kernels import verified
+    from sleep_kernels import verdicts, verified
 
-    entry = {"triton": "3.7.1", "arch": "sm_90", "dtype": "bfloat16", "d": 64, "verified_on_gpu": False}
+    monkeypatch.setattr(verdicts, "SHIPPED", login / "shipped.json")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(login / "cache"))
     words = [*WORDS, "model.deltanet.head_dim=64", "train.precision=bf16", "--cluster", "two.yaml", "--dry-run"]
     note = "no GPU has verified the fused kernels for bfloat16 and heads of 64"
-    for other, shown in (({}, True), ({"d": 128, "verified_on_gpu": True}, True), ({"verified_on_gpu": True}, False)):
-        monkeypatch.setattr(verified, "table", lambda other=other: (entry, entry | other))
+    for d, right, shown in ((None, None, True), (128, True, True), (64, False, True), (64, True, False)):
+        if d is not None and (entry := verified.find_entry("3.7.1", "sm_90", "bfloat16", d)):
+            verdicts.write(verdicts.SHIPPED, verdicts.VerdictKey.of(entry, "13.0.88"), bool(right))
         ran = sleeptrain("launch", *words, "--set", "nodes.gpus=2")
         assert ran.status == 0 and (note in ran.err) is shown, ran.err
     refused = sleeptrain("launch", *words, "--set", "nodes.gpus=2", "train.kernels=chunked")

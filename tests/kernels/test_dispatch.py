@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sleep_kernels import dispatch, gated_delta_rule, verified
+from sleep_kernels import assembler, dispatch, gated_delta_rule, verdicts, verified
 from tests.kernels.rule_inputs import make_inputs
 
 
@@ -17,8 +17,9 @@ def test_needs_a_gpu() -> None:
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Backend selection sees a GPU of compute capability 9.0."""
+    """Backend selection sees a GPU of compute capability 9.0, and a ptxas of the version 12.8.93."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(assembler, "in_use", lambda arch: ("ptxas", "12.8.93"))
     dispatch._config_for_gpu.cache_clear()
     yield
     dispatch._config_for_gpu.cache_clear()
@@ -33,7 +34,7 @@ def test_table_lookup_and_its_logging(
 ) -> None:
     caplog.set_level(logging.INFO, "sleep_kernels")
     assert config_for() is not None
-    assert "runs in Triton: Triton 3.7.1, sm_90, bfloat16, d_k=128, d_v=128" in caplog.messages[-1]
+    assert "runs in Triton: Triton 3.7.1, ptxas 12.8.93, sm_90, bfloat16, d_k=128, d_v=128" in caplog.messages[-1]
     for config in (config_for(d=48), config_for(dtype="float16")):
         assert config is None
         assert "runs in plain torch" in caplog.messages[-1] and "not in the table" in caplog.messages[-1]
@@ -44,13 +45,29 @@ def test_table_lookup_and_its_logging(
     assert config_for(d=64) is None
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_auto_requires_an_entry_verified_on_a_gpu(hopper: None, monkeypatch: pytest.MonkeyPatch, on_gpu: bool) -> None:
-    entry = dict(next(e for e in verified.table() if e["triton"] == "3.7.1" and e["d"] == 128))
-    monkeypatch.setattr(verified, "table", lambda: (entry | {"verified_on_gpu": on_gpu},))
-    verified.find.cache_clear()
-    assert (config_for(verified_only=True) is not None) == on_gpu
-    verified.find.cache_clear()
+@pytest.mark.parametrize(
+    ("ptxas", "right", "says"),
+    [
+        ("12.8.93", None, "was never compared with the reference on a GPU; install ptxas 13.0.88 with `pip install 'sleeptrain[gpu]'`, "),
+        ("13.0.88", None, "was never compared with the reference on a GPU; run `python -m sleep_kernels.self_test --write`"),
+        ("13.0.88", False, "gave wrong results on a GPU; run `"),
+        ("13.0.88", True, ""),
+    ],
+)  # fmt: skip
+def test_auto_requires_kernels_that_were_right_from_this_assembler(
+    hopper: None, monkeypatch: pytest.MonkeyPatch, ptxas: str, right: bool | None, says: str
+) -> None:
+    """Where the kernels were right from another ptxas than Triton uses, too, the message says what to install."""
+    entry = verified.find_entry("3.7.1", "sm_90", "bfloat16", 128)
+    assert entry is not None
+    known = {verdicts.VerdictKey.of(entry, "13.0.88"): True if right is None and ptxas != "13.0.88" else right}
+    monkeypatch.setattr(verdicts, "verdict", known.get)
+    monkeypatch.setattr(assembler, "in_use", lambda arch: ("ptxas", ptxas))
+    monkeypatch.setattr(assembler, "packaged", lambda: None)
+    monkeypatch.delenv(assembler.VARIABLE, raising=False)
+    config, key, reason = dispatch._look_up(0, "bfloat16", 128, 128, True)
+    assert (config is not None) == (right is True) and reason.startswith(says) and f"ptxas {ptxas}" in key
+    assert dispatch._look_up(0, "bfloat16", 128, 128, False)[0] is not None, "an explicit backend runs it anyway"
 
 
 def test_every_entry_of_the_table_is_complete() -> None:

@@ -1,6 +1,5 @@
 """The self-test: it passes correct kernels, fails wrong ones, and marks entries of the table."""
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sleep_kernels import comparison, dispatch, self_test, verified
+from sleep_kernels import assembler, comparison, dispatch, self_test, verdicts, verified
 from sleep_kernels.comparison import ErrorReport, Shape
 from sleep_kernels.self_test import self_test as run
 
@@ -53,32 +52,42 @@ def test_triton_passes_under_the_interpreter(interpreted: Any) -> None:
 
 
 @pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the table, on a machine that looks like a GPU with entries."""
-    copy = tmp_path / "verified.json"
-    shutil.copy(verified.TABLE, copy)
-    monkeypatch.setattr(verified, "TABLE", copy)
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's file of verdicts, on a machine that looks like a GPU with entries; the package has none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(verdicts, "SHIPPED", tmp_path / "shipped.json")
     monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
+    monkeypatch.setattr(assembler, "in_use", lambda arch: ("/bin/ptxas", "13.0.88"))
     monkeypatch.setattr(self_test, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    verified.table.cache_clear()
-    yield copy
-    verified.table.cache_clear()
+    return verdicts.cached()
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.parent.write_text("a file")
+    monkeypatch.setattr(self_test, "_run_all", lambda names: iter([(names[0], True, "")]))
+    monkeypatch.setattr("sys.argv", ["self_test", "--write"])
+    assert self_test.main() == 1
+    assert f"the verdicts cannot be kept in {table}: " in capsys.readouterr().out
 
 
 def verified_entries() -> list[tuple[str, str, int]]:
-    verified.table.cache_clear()
-    return [(e["triton"], e["dtype"], e["d"]) for e in verified.table() if e["verified_on_gpu"]]
+    keys = [(e, verdicts.VerdictKey.of(e, "13.0.88")) for e in verified.table()]
+    return [(e["triton"], e["dtype"], e["d"]) for e, key in keys if verdicts.verdict(key)]
 
 
-def test_marks_the_table(table: Path) -> None:
-    before = table.read_text()
-    (entry,) = (e for e in verified.table() if (e["triton"], e["dtype"], e["d"]) == ("3.7.1", "bfloat16", 128))
-    for ok in (True, False):
-        self_test._mark_verified(entry, ok)
-        assert verified_entries() == ([("3.7.1", "bfloat16", 128)] if ok else [])
-    assert table.read_text() == before and list(table.parent.iterdir()) == [table]
+@pytest.mark.parametrize("option", ["--write", "--ship"])
+def test_verdicts_are_kept_for_the_user_or_in_the_package(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    monkeypatch.setattr(self_test, "_run_all", lambda names: iter([(names[1], True, ""), (names[2], False, "")]))
+    monkeypatch.setattr("sys.argv", ["self_test", option])
+    assert self_test.main() == 1 and "Triton 3.7.1, ptxas 13.0.88 (/bin/ptxas), sm_90\n" in capsys.readouterr().out
+    assert verified_entries() == [("3.7.1", "bfloat16", 128)]
+    assert table.exists() == (option == "--write") and verdicts.SHIPPED.exists() == (option == "--ship")
 
 
 CHILDREN = {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sleep_kernels import verdicts
 from sleep_kernels.comparison import ErrorReport, Shape
 from sleeptrain.errors import UserError
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
@@ -80,12 +83,18 @@ def test_a_model_without_gated_deltanet_ignores_require_fused() -> None:
     assert use("require_fused", CPU, "AA") == []
 
 
-def test_unverified_kernels_are_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_unverified_kernels_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(verdicts, "SHIPPED", tmp_path / "shipped.json")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     with pytest.raises(UserError) as raised:
         use("require_fused", GPU)
     (message,) = raised.value.errors
-    assert "require_fused, but Triton 3.7.1, sm_90, bfloat16, d_k=64, d_v=64 was never compared" in message
+    assert re.search(
+        r"require_fused, but Triton 3\.7\.1, ptxas [\d.]+, sm_90, bfloat16, d_k=64, d_v=64 was never compared", message
+    )
     assert "python -m sleep_kernels.self_test --write" in message
     assert use("auto", GPU) == ["chunked", "chunked"]
     assert len(caplog.messages) == 1 and "never compared" in caplog.messages[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,26 +36,49 @@ def _check_fused(device: Any) -> Iterator[CheckResult]:
     """Every entry of the kernel table for this GPU and Triton, at 129 tokens (two chunks and one token), two value heads per key head."""
     import torch
 
+    from sleep_kernels import assembler, verdicts
     from sleep_kernels.comparison import Shape
     from sleep_kernels.self_test import architecture, entries, self_test
 
-    table = entries(device)
+    table, ptxas = entries(device), assembler.in_use(architecture(device))
+    known = [verdicts.verdict(verdicts.VerdictKey.of(entry, ptxas[1])) if ptxas else None for entry in table]
+    yield _assembler(ptxas, known)
     if not table:
         detail = f"no entry for {architecture(device)} and this Triton"
         yield CheckResult(
             "fused kernels", "missing", detail, "training uses the plain torch kernels on this GPU", False
         )
-    for entry in table:
+    for entry, right in zip(table, known, strict=True):
         (result,) = self_test(device, [Shape(2, 129, 4, 8, entry["d"], getattr(torch, entry["dtype"]))])
         name = f"fused kernels, {entry['dtype']}, d {entry['d']}"
         if not result.ok:
             advice = "report it; train.kernels=chunked does not use fused kernels"
             yield CheckResult(name, "failed", str(result), advice, False)
-        elif not entry["verified_on_gpu"]:
+        elif not right:
             advice = "python -m sleep_kernels.self_test --write"
             yield CheckResult(name, "missing", f"{result}; not used until verified", advice, False)
         else:
             yield CheckResult(name, "ok", str(result), needed=False)
+
+
+def _assembler(ptxas: tuple[str, str] | None, known: list[bool | None]) -> CheckResult:
+    """The ptxas that Triton uses: its version, where it comes from, and of how many kernels it is verified."""
+    from sleep_kernels import assembler
+
+    if ptxas is None:
+        advice = f"unset {assembler.VARIABLE}, or install triton again"
+        return CheckResult("assembler", "failed", "Triton finds no ptxas", advice, False)
+    path, version = ptxas
+    whose = "of the extra gpu" if path == assembler.packaged() else "Triton's own"
+    if path == os.environ.get(assembler.VARIABLE) and path != assembler.packaged():
+        whose = f"set by {assembler.VARIABLE}"
+    right = sum(each is True for each in known)
+    detail = f"ptxas {version}, {whose}: {path}; verified for {right} of {len(known)} entries of the kernel table"
+    if right == len(known):
+        return CheckResult("assembler", "ok", detail, needed=False)
+    way_out = assembler.way_out(version)
+    advice = f"{way_out}{'then ' if way_out else ''}python -m sleep_kernels.self_test --write"
+    return CheckResult("assembler", "missing", detail, advice, False)
 
 
 def _inputs() -> list[Any]:
