@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 MODES = {
-    "compiled": ["train.compile=true", "train.recompute=block"],
+    "compiled": ["train.compile=true", "train.recompute=block", "train.cuda_graphs=false"],
     "compiled, selective": ["train.compile=true", "train.recompute=selective"],
     "compiled, graphs": ["train.compile=true", "train.recompute=block", "train.cuda_graphs=true"],
-    "eager": ["train.recompute=block"],
+    "eager": ["train.recompute=block", "train.compile=false", "train.cuda_graphs=false"],
 }
 STEPS = 6
 REAL = [

@@ -45,14 +45,16 @@ def plan_run(name: str, resolved: Any, folder: Path, world: int, cluster: Cluste
     batch = check_batch(resolved, world)
     completed, data_layout = plan.resolve_data(resolved)
     if cluster.hardware is not None:
-        memory = plan.DeviceMemory(cluster.hardware.bytes, "a GPU of the cluster")
+        memory = plan.DeviceMemory(cluster.hardware.bytes, "a GPU of the cluster", gpu=True)
         completed, _ = plan.resolve_recompute(completed, batch, data_layout, memory)
     layout = resolve_layout(completed.value, data_layout.windows, batch, data_layout.sizes)
-    if cluster.hardware is not None and not memory.holds(found := plan.make_plan(layout, data_layout)):
-        raise UserError(
-            f"{name} needs {plan.size(plan.needed(found))} a process on {world} processes, more than the {memory}; "
-            "`sleeptrain plan` with the same words and --cluster says what would make it fit"
-        )
+    if cluster.hardware is not None:
+        layout, _ = plan.resolve_auto(layout, data_layout, memory)
+        if not memory.holds(found := plan.make_plan(layout, data_layout)):
+            raise UserError(
+                f"{name} needs {plan.size(plan.needed(found))} a process on {world} processes, more than the {memory}; "
+                "`sleeptrain plan` with the same words and --cluster says what would make it fit"
+            )
     value = dataclasses.replace(resolved.value, data=resolved.value.data.located(), run_dir=str(folder))
     located = dataclasses.replace(resolved, value=value)
     notes = [*continuation_lines(completed, folder, layout), *_unverified_kernels(completed.value, cluster)]

@@ -52,7 +52,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--speed", type=float, metavar="FLOPS", help="FLOPs a second of one process, to estimate seconds")  # fmt: skip
     parser.add_argument(
         "--memory", type=memory_size, metavar="SIZE",
-        help="memory of a device, such as 80GiB: says whether the plan fits (default: that of the GPU here, or 80GiB where train.recompute is auto)",
+        help="memory of a GPU, such as 80GiB: says whether the plan fits (default: that of the GPU here, or 80GiB where train.recompute is auto)",
     )  # fmt: skip
     parser.add_argument(
         "--cluster", metavar="NAME", help="a cluster file, or the name of one in configs/cluster/, whose hardware: says what time and price follow from",
@@ -94,6 +94,7 @@ def _plan(args: argparse.Namespace) -> str:
     if memory is not None:
         resolved, why = plan.resolve_recompute(resolved, batch, data_layout, memory)
         layout = resolve_layout(resolved.value, data_layout.windows, batch, data_layout.sizes)
+    layout, left_off = plan.resolve_auto(layout, data_layout, memory)
     found = plan.make_plan(layout, data_layout, args.speed)
     advice = plan.advise(reload, resolved, data_layout, found, memory) if memory else None
     time = plan.step_time(found, hardware) if hardware else None
@@ -105,7 +106,9 @@ def _plan(args: argparse.Namespace) -> str:
         return json.dumps(
             body | ({"time": plan.time_json(found, time, hardware)} if time and hardware else {}), indent=1
         )
-    parts = [plan.text(found, memory, why, advice.lines() if advice else ())]
+    parts = [
+        plan.text(found, memory, [*([f"recompute {why}"] if why else []), *left_off], advice.lines() if advice else ())
+    ]
     parts += [plan.time_text(found, time, hardware)] if time and hardware else []
     parts += [f"schedule: {args.svg}"] if args.svg else []
     return "\n\n".join(parts + ([picture.text] if args.draw and picture else []))
@@ -156,13 +159,13 @@ def _memory(args: argparse.Namespace, hardware: Hardware | None, assume: bool) -
     from sleeptrain.plan import DeviceMemory, process_memory
 
     if args.memory is not None:
-        return DeviceMemory(args.memory, "--memory")
+        return DeviceMemory(args.memory, "--memory", gpu=True)
     if hardware is not None:
-        return DeviceMemory(hardware.bytes, f"a GPU of {args.cluster}")
+        return DeviceMemory(hardware.bytes, f"a GPU of {args.cluster}", gpu=True)
     device = local_device()
     if device.type == "cuda":
         return process_memory(device)
-    return DeviceMemory(ASSUMED, "assumed; --memory says otherwise") if assume else None
+    return DeviceMemory(ASSUMED, "assumed; --memory says otherwise", gpu=True) if assume else None
 
 
 def _check(args: argparse.Namespace) -> None:

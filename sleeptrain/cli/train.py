@@ -111,7 +111,8 @@ def dry_run(resolved: Any, args: argparse.Namespace) -> int:
     memory = plan.process_memory(local_device())
     resolved, why = plan.resolve_recompute(resolved, batch, data_layout, memory)
     layout = resolve_layout(resolved.value, data_layout.windows, batch, data_layout.sizes)
-    print(plan.text(plan.make_plan(layout, data_layout), memory, why))
+    layout, left_off = plan.resolve_auto(layout, data_layout, memory)
+    print(plan.text(plan.make_plan(layout, data_layout), memory, [*([f"recompute {why}"] if why else []), *left_off]))
     check_wandb(resolved.value.log)
     newest = checkpoint.latest(folder / "checkpoints")
     action = "begin" if newest is None else f"continue from {newest.name}"

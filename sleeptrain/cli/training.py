@@ -41,7 +41,7 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     """One run: resolve data and layout, hold the run folder, train. `resolved` is None where this rank could not read the recipe."""
     from sleeptrain.parallel.collectives import on_every_rank, on_first_rank
     from sleeptrain.parallel.process import explain_lost_process
-    from sleeptrain.plan import DataLayout, process_memory, resolve_recompute
+    from sleeptrain.plan import DataLayout, process_memory, resolve_auto, resolve_recompute
     from sleeptrain.recipe import check_batch
     from sleeptrain.recipe.continuation import claimed
     from sleeptrain.recipe.load_trained import initial_weights
@@ -56,10 +56,11 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
     on_every_rank(process, lambda: check_device(resolved.value, process.device))
     resolved, reader, held_out = on_every_rank(process, lambda: open_data(resolved, batch, process))
     data_layout = DataLayout.of(reader.manifest, reader.sizes)
-    resolved, why = on_first_rank(
-        process, lambda: resolve_recompute(resolved, batch, data_layout, process_memory(process.device))
-    )
+    memory = process_memory(process.device)
+    resolved, why = on_first_rank(process, lambda: resolve_recompute(resolved, batch, data_layout, memory))
     layout = resolve_layout(resolved.value, reader.manifest.windows, batch, reader.sizes)
+    layout, left_off = on_first_rank(process, lambda: resolve_auto(layout, data_layout, memory))
+    chosen = [*([f"memory  recompute {why}"] if why else []), *(f"auto    {line}" for line in left_off)]
     on_every_rank(process, lambda: check_kernels(layout.job.model, layout.job.train, layout.windows, process.device))
     init_from = on_first_rank(process, lambda: initial_weights(resolved, args.recipe))
     on_first_rank(process, lambda: check_wandb(layout.job.log))
@@ -67,7 +68,7 @@ def run_training(args: argparse.Namespace, seed: int | None, resolved: Any, proc
         held.callback(reader.close)  # the next seed has its own
         on_first_rank(process, lambda: held.enter_context(claimed(resolved, args.recipe, reader.manifest)))
         with explain_lost_process(process):
-            return _train(args, resolved, layout, (reader, held_out), process, (init_from, why))
+            return _train(args, resolved, layout, (reader, held_out), process, (init_from, chosen))
 
 
 def _train(
@@ -76,11 +77,11 @@ def _train(
     layout: Layout,
     data: tuple[Reader, Evaluation | None],
     process: Process,
-    start: tuple[Path | None, str | None],
+    start: tuple[Path | None, list[str]],
 ) -> Outcome:
     """Train in a run folder that this run holds, and write down how it ended.
 
-    `start`: the checkpoint whose weights the run starts from, and why the activation checkpointing was chosen.
+    `start`: the checkpoint whose weights the run starts from, and lines about what `auto` has chosen.
     """
     from sleeptrain.evaluate.held_out import evaluate_held_out
     from sleeptrain.parallel.collectives import on_first_rank
@@ -91,7 +92,7 @@ def _train(
     from sleeptrain.train.setup import set_up
     from sleeptrain.train.start import kernels_line, start_lines
 
-    (reader, held_out), (init_from, why) = data, start
+    (reader, held_out), (init_from, chosen) = data, start
     before, changes = on_first_rank(process, lambda: announced_changes(resolved, resolved.value.folder(args.recipe)))
     folder = on_first_rank(process, lambda: open_run(resolved, args.recipe, reader.manifest))
     args.failures = folder
@@ -100,8 +101,7 @@ def _train(
         if process.rank == 0:
             print(*lines, sep="\n  ", file=sys.stderr, flush=True)
 
-    lines = [*start_lines(layout, reader.manifest, process), *([f"memory  recompute {why}"] if why else [])]
-    say(f"{folder}: {args.recipe}", *lines)
+    say(f"{folder}: {args.recipe}", *start_lines(layout, reader.manifest, process), *chosen)
     flat_config = {path: value for path, value, _ in resolved.rows()}
     with _outcome(folder, process) as outcome:
         setup = set_up(layout, reader, process, folder, flat_config, init_from)

@@ -103,7 +103,7 @@ def group_by_recipe(results: Sequence[RunResult]) -> list[SeedGroup]:
 
 NOT_LEARNED = re.compile(
     r"run_dir|(mesh|log|checkpoint|eval)(\..*)?|data\.(sources|workers|cache|eval_split)(\..*)?"
-    r"|train\.(seed|micro|recompute|offload|kernels|cuda_graphs)"
+    r"|train\.(seed|micro|recompute|offload|kernels|compile|cuda_graphs)"
 )
 """Fields of a recipe that two runs of it may differ in."""
 

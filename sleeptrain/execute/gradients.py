@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sleeptrain.model.compile_blocks import compiled_function
+from sleeptrain.model.compile_blocks import compiled_function, or_uncompiled
 
 Accumulate = Callable[[list[Tensor], list[Tensor]], Any]
 """Adds to every one of some tensors, in place, the gradient of another list at its place."""
@@ -21,9 +21,13 @@ def accumulate(totals: list[Tensor], gradients: list[Tensor]) -> None:
     torch._foreach_add_(totals, gradients)
 
 
-def compiled_accumulate(backend: Any = "inductor") -> Accumulate:
-    """`accumulate` compiled by a backend of torch.compile: one kernel for all weights of a block, of any dtypes."""
-    return compiled_function(accumulate, backend, dynamic=False)
+def compiled_accumulate(backend: Any = "inductor", *, required: bool = True) -> Accumulate:
+    """`accumulate` compiled by a backend of torch.compile: one kernel for all weights of a block, of any dtypes.
+
+    Where it cannot be compiled, a call raises what torch raises, or, unless it is `required`, adds uncompiled after a warning.
+    """
+    compiled = compiled_function(accumulate, backend, dynamic=False)
+    return compiled if required else or_uncompiled(compiled, accumulate, "the accumulation of gradients")
 
 
 class GradAccumulator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from sleeptrain.errors import UserError
 from sleeptrain.model.stack import Block, attention_block, deltanet_block
 
+_LOG = logging.getLogger("sleeptrain")
 Compute = Callable[..., Any]
 """The function of a block, `deltanet_block` or `attention_block`."""
 VARIANTS = 64
@@ -19,15 +21,15 @@ VARIANTS = 64
 
 
 def compile_blocks(
-    model: nn.Module, backend: Any = "inductor", wrap: Callable[[Compute], Compute] | None = None
-) -> None:
+    model: nn.Module, backend: Any = "inductor", wrap: Callable[[Compute], Compute] | None = None, *, required: bool = True
+) -> None:  # fmt: skip
     """Compile every `Block` of `model` with a backend of torch.compile, when it first runs. All blocks of a kind share the graphs.
 
-    `wrap` is applied to the functions first; it may checkpoint them. A call of a block that cannot be compiled raises UserError:
-    nothing runs uncompiled without notice.
+    `wrap` is applied to the functions first; it may checkpoint them. A call of a block that cannot be compiled raises UserError, or,
+    unless it is `required`, warns and runs the block and all later ones of its kind uncompiled: nothing does so without notice.
     """
     compiled: dict[Any, Any] = {
-        each: _compiled_block(each, backend, wrap) for each in (deltanet_block, attention_block)
+        each: _compiled_block(each, backend, wrap, required) for each in (deltanet_block, attention_block)
     }
     for block in model.modules():
         if isinstance(block, Block):
@@ -93,20 +95,50 @@ def compiled_function(
     return call
 
 
-def _compiled_block(function: Compute, backend: Any, wrap: Callable[[Compute], Compute] | None) -> Compute:
+def or_uncompiled(compiled: Callable[..., Any], function: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """`compiled` until a call cannot be compiled, and `function` from then on; that call warns, and names `what`."""
     from torch._dynamo.exc import TorchDynamoException
 
-    graphs = compiled_function(wrap(function) if wrap else function, backend, dynamic=False)
+    failed = False
 
     def call(*arguments: Any) -> Any:
+        nonlocal failed
+        if not failed:
+            try:
+                return compiled(*arguments)
+            except TorchDynamoException as error:
+                failed = True
+                _LOG.warning(
+                    "train.compile = auto: %s runs uncompiled, which may need more memory than was planned, since torch.compile "
+                    "cannot compile it (%s)", what, _told(error),
+                )  # fmt: skip
+        return function(*arguments)
+
+    return call
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def _compiled_block(
+    function: Compute, backend: Any, wrap: Callable[[Compute], Compute] | None, required: bool
+) -> Compute:
+    from torch._dynamo.exc import TorchDynamoException
+
+    wrapped = wrap(function) if wrap else function
+    graphs = compiled_function(wrapped, backend, dynamic=False)
+
+    def raising(*arguments: Any) -> Any:
         try:
             return graphs(*arguments)
         except TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"train.compile = true: torch.compile cannot compile a block ({type(error).__name__}: {reason}); "
-                "train.compile=false trains without"
+                f"train.compile = true: torch.compile cannot compile a block ({_told(error)}); train.compile=false trains without"
             ) from error
+
+    kind = "attention" if function is attention_block else "Gated DeltaNet"
+    call = raising if required else or_uncompiled(graphs, wrapped, f"every {kind} block")
 
     def attention(block: Block, h: torch.Tensor, cache: Any, position0: Any, *rest: Any) -> Any:
         # A position in a tensor is an input of the graph; a number would be compiled into it.

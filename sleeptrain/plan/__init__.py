@@ -1,13 +1,14 @@
 """What a recipe needs before it runs: parameters and memory of every process, FLOPs, traffic, time, and the layouts that fit."""
 
 from sleeptrain.plan.advice import advise
+from sleeptrain.plan.automatic import AUTO, resolve_auto
 from sleeptrain.plan.data_layout import DataLayout, resolve_data
 from sleeptrain.plan.device import DeviceMemory, needed, process_memory
 from sleeptrain.plan.hardware import Hardware
 from sleeptrain.plan.memory import size
 from sleeptrain.plan.ownership import parameter_ownership
 from sleeptrain.plan.plan import Plan, make_plan, planned_world, stage_balance
-from sleeptrain.plan.recompute import AUTO, resolve_recompute
+from sleeptrain.plan.recompute import resolve_recompute
 from sleeptrain.plan.search import search
 from sleeptrain.plan.show import text, to_json
 from sleeptrain.plan.show_search import search_json, search_text
@@ -26,6 +27,7 @@ __all__ = [
     "parameter_ownership",
     "planned_world",
     "process_memory",
+    "resolve_auto",
     "resolve_data",
     "resolve_recompute",
     "search",

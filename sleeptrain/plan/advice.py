@@ -40,7 +40,7 @@ class Advice:
 
 def advise(reload: Reload, resolved: Resolved[Recipe], data_layout: DataLayout, plan: Plan, memory: DeviceMemory) -> Advice:  # fmt: skip
     """What to change where a plan does not fit a memory, and how large its micro-batches could be. `reload` as in `search`."""
-    layouts, quick = Layouts(resolved, data_layout), QuickPlanner(data_layout, Hardware())
+    layouts, quick = Layouts(resolved, data_layout, memory.gpu), QuickPlanner(data_layout, Hardware())
     now = dataclasses.replace(LayoutChoice.of(plan.layout), group=resolved.value.mesh.group)
 
     def fitting(options: Sequence[LayoutChoice]) -> tuple[LayoutChoice, float] | None:

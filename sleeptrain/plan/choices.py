@@ -10,6 +10,7 @@ from sleeptrain.config import Resolved
 from sleeptrain.config.load import SOURCE
 from sleeptrain.errors import UserError
 from sleeptrain.parallel.config import LayoutError
+from sleeptrain.plan.automatic import without_auto
 from sleeptrain.plan.data_layout import DataLayout
 from sleeptrain.recipe.completion import complete
 from sleeptrain.recipe.recipe import Recipe
@@ -102,10 +103,10 @@ def _groups(pieces: int, pipe: int) -> list[int]:
 
 
 class Layouts:
-    """Makes layouts of choices, and says why it cannot. Choices with as many stages share the cuts of the stack."""
+    """Makes layouts of choices, on CPUs or GPUs, and says why it cannot. Choices with as many stages share the cuts of the stack."""
 
-    def __init__(self, resolved: Resolved[Recipe], data_layout: DataLayout) -> None:
-        self.resolved, self.data_layout = resolved, data_layout
+    def __init__(self, resolved: Resolved[Recipe], data_layout: DataLayout, gpu: bool = False) -> None:
+        self.resolved, self.data_layout, self.gpu = resolved, data_layout, gpu
         self._of_stages: dict[int, Layout] = {}
 
     def of(self, choice: LayoutChoice) -> Layout | tuple[str, str]:
@@ -124,4 +125,4 @@ class Layouts:
             return "data", str(error)
         if choice.pipe not in self._of_stages:
             self._of_stages[choice.pipe] = resolve_layout(job, self.data_layout.windows, batch, self.data_layout.sizes)
-        return dataclasses.replace(self._of_stages[choice.pipe], job=job, batch=batch)
+        return dataclasses.replace(self._of_stages[choice.pipe], job=without_auto(job, self.gpu), batch=batch)

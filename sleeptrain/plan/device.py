@@ -23,6 +23,8 @@ class DeviceMemory:
     """Bytes."""
     what: str
     """Whose it is, for messages."""
+    gpu: bool = False
+    """Whether it is a GPU's: `train.compile: auto` and `train.cuda_graphs: auto` may be on there."""
 
     @property
     def usable(self) -> float:
@@ -40,7 +42,7 @@ class DeviceMemory:
 def process_memory(device: torch.device) -> DeviceMemory:
     """The memory of a GPU, or this machine's available memory divided by the processes that were started on it."""
     if (of_gpu := device_memory(device)) is not None:
-        return DeviceMemory(float(of_gpu), torch.cuda.get_device_name(device))
+        return DeviceMemory(float(of_gpu), torch.cuda.get_device_name(device), gpu=True)
     import psutil
 
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # checked by rank_and_world

@@ -68,6 +68,13 @@ class ProcessMemory:
         return max(self.phases, key=lambda phase: phase.total)
 
     @property
+    def graphs(self) -> float:
+        """What CUDA graphs may hold beside all this: temporaries and autograd graph of a pass, once in the pool of the graphs, and once
+        in the cache of the stream on which they were captured."""
+        backward = self.phases[0]
+        return 2 * (backward.kept.get("body", 0.0) + backward.work)
+
+    @property
     def total(self) -> float:
         """Bytes at the peak."""
         return self.parameters + self.optimizer + self.lanes + self.peak.total
@@ -127,7 +134,7 @@ def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], a
     accumulator = FP32 * n
     several = accumulation > 1
     # CUDA graphs add to accumulators at fixed addresses, which are never freed.
-    static = accumulator if job.train.cuda_graphs else 0
+    static = accumulator if job.train.graphed else 0
     if zero == 3:
         # The bucket and this process's gradient partition always exist. Where parameters are partitioned they are gathered
         # for use, all of them if loops reuse them, and autograd accumulates gradients in the parameters' dtype.
@@ -143,7 +150,7 @@ def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], a
         # The accumulator is the gradient that DeepSpeed reduces, and always exists. A tied embedding of two stages is summed apart.
         tied = held.trained.get("embed.weight", 0) if job.model.tie and job.mesh.pipe > 1 else 0
         earlier, update, copy = FP32 * tied, FP32 * n, 0
-        static = FP32 * tied if job.train.cuda_graphs else 0
+        static = FP32 * tied if job.train.graphed else 0
         reduction = FP32 * n + _flattened([held.kinds.get(group, 0) for group in get_args(Kind)])
     else:
         earlier = FP32 * p if several else 0

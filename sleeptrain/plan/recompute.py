@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from sleeptrain.config import Resolved
 from sleeptrain.parallel.config import BatchLayout
+from sleeptrain.plan.automatic import AUTO, without_auto
 from sleeptrain.plan.data_layout import DataLayout
 from sleeptrain.plan.device import DeviceMemory, needed
 from sleeptrain.plan.memory import size
@@ -16,8 +17,6 @@ from sleeptrain.recipe.rules import RULES
 from sleeptrain.schedule import RECOMPUTE_POLICIES
 from sleeptrain.train.config import Train
 from sleeptrain.train.layout import Layout, resolve_layout
-
-AUTO = "auto"
 
 
 def resolve_recompute(
@@ -39,7 +38,7 @@ def _choose(layout: Layout, data_layout: DataLayout, memory: DeviceMemory) -> tu
     Of the policies that fit it is the one that recomputes the fewest FLOPs, and of equals `none`, or the one that needs the least memory;
     if none fits, the one that needs the least.
     """
-    plans = dict(_plans(layout, data_layout))
+    plans = dict(_plans(layout, data_layout, memory.gpu))
     fitting = [policy for policy, plan in plans.items() if memory.holds(plan)]
     if not fitting:
         policy = min(plans, key=lambda policy: needed(plans[policy]))
@@ -63,11 +62,11 @@ def _with(train: Train, policy: str) -> Train:
     return dataclasses.replace(train, recompute=policy)  # type: ignore[arg-type]
 
 
-def _plans(layout: Layout, data_layout: DataLayout) -> Iterator[tuple[str, Plan]]:
-    """The plan under every policy that may be combined with the rest of the recipe."""
+def _plans(layout: Layout, data_layout: DataLayout, gpu: bool) -> Iterator[tuple[str, Plan]]:
+    """The plan under every policy that may be combined with the rest of the recipe, on a CPU or a GPU."""
     train = layout.job.train
     for policy in RECOMPUTE_POLICIES:
         job = dataclasses.replace(layout.job, train=_with(train, policy))
         if any(rule.broken(job) for rule in RULES):
             continue
-        yield policy, make_plan(dataclasses.replace(layout, job=job), data_layout)
+        yield policy, make_plan(dataclasses.replace(layout, job=without_auto(job, gpu)), data_layout)

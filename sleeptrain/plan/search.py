@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sleeptrain.config import Resolved
 from sleeptrain.errors import UserError
+from sleeptrain.plan.automatic import without_auto
 from sleeptrain.plan.choices import LayoutChoice, Layouts, choices
 from sleeptrain.plan.data_layout import DataLayout
 from sleeptrain.plan.device import DeviceMemory
@@ -79,7 +80,7 @@ def search(
     `reload`: loads the recipe, and again with every finalist's changes, so that all rules are asked. `show` is told of progress.
     """
     resolved, data_layout = reload(())
-    layouts, quick = Layouts(resolved, data_layout), QuickPlanner(data_layout, hardware)
+    layouts, quick = Layouts(resolved, data_layout, memory.gpu), QuickPlanner(data_layout, hardware)
     every = list(choices(resolved, processes))
     refused, reasons = Counter[str](), dict[str, str]()
     fitting: list[tuple[LayoutChoice, QuickEstimate]] = []
@@ -138,7 +139,8 @@ def planned_exactly(reload: Reload, choice: LayoutChoice, memory: DeviceMemory, 
         batch = check_batch(resolved, choice.data * choice.pipe * choice.tensor)
     except UserError:
         return None
-    plan = make_plan(resolve_layout(resolved.value, data_layout.windows, batch, data_layout.sizes), data_layout)
+    job = without_auto(resolved.value, memory.gpu)
+    plan = make_plan(resolve_layout(job, data_layout.windows, batch, data_layout.sizes), data_layout)
     time = step_time(plan, hardware)
     return Found(choice, plan, time) if memory.holds(plan) and time.seconds is not None else None
 

@@ -20,16 +20,14 @@ KEPT = {
 """Components of saved activations, as `estimate` names them and as they are printed."""
 
 
-def text(
-    plan: Plan, memory: DeviceMemory | None = None, recompute: str | None = None, advice: Iterable[str] = ()
-) -> str:
+def text(plan: Plan, memory: DeviceMemory | None = None, chosen: Iterable[str] = (), advice: Iterable[str] = ()) -> str:
     """The plan for a terminal: sizes, memory of every stage, whether it fits, work and idle time, traffic, assumptions.
 
-    `recompute`: why `train.recompute: auto` has chosen its policy. `advice`: lines about the fit.
+    `chosen`: why `auto` has chosen what it has. `advice`: lines about the fit.
     """
     parts = [
         _sizes(plan),
-        [*_memory(plan), *_fit(plan, memory, recompute), *advice],
+        [*_memory(plan), *_fit(plan, memory), *chosen, *advice],
         _work(plan),
         _traffic(plan),
         _notes(plan),
@@ -59,6 +57,8 @@ def _sizes(plan: Plan) -> Iterator[str]:
         f"             each process: {several(batch.accumulation, 'backward')} of {several(batch.group, 'micro-batch')} of "
         f"{several(batch.micro, 'row')}"
     )
+    if modes := [*["compiled blocks"] * bool(job.train.compiled), *["CUDA graphs"] * job.train.graphed]:
+        yield f"             {', '.join(modes)}"
     yield f"a run        {several(plan.layout.steps, 'step')}{_budget(plan)}"
     if plan.layout.epochs:
         yield f"             epochs: {epochs(plan.layout)}"
@@ -96,11 +96,9 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield _row("  on the host", [size(m.host) for m in plan.memory])
 
 
-def _fit(plan: Plan, memory: DeviceMemory | None, recompute: str | None) -> Iterator[str]:
+def _fit(plan: Plan, memory: DeviceMemory | None) -> Iterator[str]:
     if memory is not None:
         yield f"{'fits' if memory.holds(plan) else 'does not fit'}: {size(needed(plan))} of the {memory}"
-    if recompute:
-        yield f"recompute {recompute}"
 
 
 def _work(plan: Plan) -> Iterator[str]:
@@ -142,9 +140,10 @@ def _notes(plan: Plan) -> Iterator[str]:
         omitted += ["time of messages and of the optimizer"]
     if plan.job.mesh.zero == 3:
         omitted += ["when ZeRO 3 gathers which parameters: all count as gathered"]
-    if plan.job.train.cuda_graphs:
+    if plan.job.train.graphed:
+        most = size(max(process.graphs for process in plan.memory))
         omitted += [
-            "memory of CUDA graphs beside gradient accumulators: their inputs and outputs, temporaries of the largest"
+            f"memory of CUDA graphs beside gradient accumulators: up to {most} for their pool, and their inputs and outputs"
         ]
     if plan.job.deepspeed:
         omitted += ["effects of the keys of deepspeed:"]
@@ -166,6 +165,7 @@ def to_json(plan: Plan, memory: DeviceMemory | None = None) -> dict[str, Any]:
     return {
         "processes": {"all": plan.layout.world, "data": plan.layout.batch.data, "pipe": plan.job.mesh.pipe, "tensor": plan.job.mesh.tensor},
         "zero": plan.job.mesh.zero, "recompute": plan.job.train.recompute,
+        "compile": plan.job.train.compiled is not None, "cuda_graphs": plan.job.train.graphed,
         "device": None if memory is None else {"bytes": memory.total, "usable": memory.usable, "fits": memory.holds(plan)},
         "assumed": plan.data_layout.assumed, "depth": depth_note(plan.job, plan.schedule.program),
         "windows": [asdict(window) for window in plan.layout.windows],

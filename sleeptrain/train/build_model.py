@@ -24,7 +24,7 @@ from sleeptrain.model.trained import freeze
 from sleeptrain.parallel.mesh import MeshAxes
 from sleeptrain.program import Pass, Program, Sleep, loop_range
 from sleeptrain.train.job import Job
-from sleeptrain.train.layout import Layout
+from sleeptrain.train.layout import COMPILE, Layout
 from sleeptrain.train.step import Forward
 from sleeptrain.train.trained import trained_weights
 
@@ -43,7 +43,7 @@ def new_model(layout: Layout, axes: MeshAxes, horizon: int, device: torch.device
             from sleeptrain.parallel.tensor import TensorParallelModel
 
             model = sharded = TensorParallelModel(
-                job.model, axes.tensor, job.mesh.sequence, gated=job.sleep.gated, traced=job.train.compile
+                job.model, axes.tensor, job.mesh.sequence, gated=job.sleep.gated, traced=job.train.compiled is not None
             )
             fill = sharded.initialise
     model.z_loss = job.train.z_loss
@@ -82,8 +82,9 @@ def make_forward(
     if job.mesh.zero == 3:
         return autograd_forward(job)
     # On a CPU there are no launches to be saved.
-    add = compiled_accumulate() if job.train.compiled and device.type == "cuda" else accumulate
-    graph_cache = GraphCache(CudaGraphRecorder(), grad_buffers, add) if job.train.cuda_graphs else None
+    compiled = job.train.compiled and device.type == "cuda"
+    add = compiled_accumulate(required=COMPILE not in layout.automatic) if compiled else accumulate
+    graph_cache = GraphCache(CudaGraphRecorder(), grad_buffers, add) if job.train.graphed else None
     options = ExecutorOptions(grad_buffers, graph_cache, add)
     return checkpointed_forward(job, options) if axes.pipe.size == 1 else pipelined_forward(layout, axes, options)
 

@@ -63,12 +63,14 @@ class Train:
     run's self-test, else plain torch. `chunked`: plain torch. `require_fused`: fused kernels; without them the run is
     refused."""
 
-    compile: bool = False
+    compile: Literal["auto"] | bool = "auto"
     """Compile every block with torch.compile, forward and backward, so that elementwise work is fused into few kernels. The first
-    steps take a minute longer, less with a warm cache. Needs a C++ compiler on a CPU."""
-    cuda_graphs: bool = False
+    steps take a minute longer, less with a warm cache. `auto`: on a GPU, where no rule refuses it; blocks that cannot be compiled then
+    run uncompiled, with a warning. `true` raises there, and needs a C++ compiler on a CPU."""
+    cuda_graphs: Literal["auto"] | bool = "auto"
     """Capture every kind of pass (forward, recompute, backward) once as a CUDA graph and replay it, so that a pass takes a few
-    launches. A graph's first replays are compared with the eager pass; a graph that differs is not used."""
+    launches. A graph's first replays are compared with the eager pass; a graph that differs is not used. `auto`: on a GPU, where no
+    rule refuses it and the graphs fit into the memory beside the plan."""
 
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Precision of float32 matrix products, as torch.set_float32_matmul_precision takes it: `high` allows TF32 on a GPU, `medium` also
@@ -98,10 +100,18 @@ class Train:
 
     @property
     def compiled(self) -> Literal["none", "selective"] | None:
-        """What the graph of a compiled block saves: what torch.compile chooses, or products alone; None: blocks are not compiled."""
-        if not self.compile:
+        """What the graph of a compiled block saves: what torch.compile chooses, or products alone; None: blocks are not compiled.
+
+        `auto` is off until `plan.resolve_auto` has chosen for a device.
+        """
+        if self.compile is not True:
             return None
         return "selective" if self.recompute == "selective" else "none"
+
+    @property
+    def graphed(self) -> bool:
+        """Whether passes are CUDA graphs; `auto` as for `compiled`."""
+        return self.cuda_graphs is True
 
     def problems(self) -> list[Problem]:
         """Problems of this section alone."""

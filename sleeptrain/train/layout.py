@@ -27,6 +27,9 @@ from sleeptrain.schedule import (
 from sleeptrain.train.job import Job
 from sleeptrain.train.trained import trained_weights
 
+COMPILE, CUDA_GRAPHS = "train.compile", "train.cuda_graphs"
+"""Fields that `auto` may turn on."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -41,6 +44,8 @@ class Layout:
     """The blocks of every pipeline stage."""
     sizes: tuple[SourceSize, ...] = ()
     """Rows and real tokens of every source; empty where there is no data yet: rows count as full."""
+    automatic: frozenset[str] = frozenset()
+    """Dotted paths of what `auto` has turned on: a run goes on without it, and with a warning, where it turns out not to work."""
 
     @property
     def world(self) -> int:

@@ -29,7 +29,7 @@ from sleeptrain.train.guard import Guard
 from sleeptrain.train.job import Job
 from sleeptrain.train.kernels import use_kernels
 from sleeptrain.train.lanes import Lanes
-from sleeptrain.train.layout import Layout
+from sleeptrain.train.layout import COMPILE, Layout
 from sleeptrain.train.process_settings import apply_settings
 from sleeptrain.train.rank_times import RankTimes
 from sleeptrain.train.step import StepContext
@@ -87,11 +87,11 @@ def assert_same_config(process: Process, values: Mapping[str, Any]) -> None:
 
 def check_device(job: Job, device: torch.device) -> None:
     """Raise UserError where a job asks for what this process's device cannot do."""
-    if job.train.cuda_graphs and device.type != "cuda":
+    if job.train.graphed and device.type != "cuda":
         raise UserError(
             "train.cuda_graphs = true needs a GPU, and torch sees none here; train.cuda_graphs=false trains without"
         )
-    if job.train.compile and device.type == "cpu" and (obstacle := missing_compiler()):
+    if job.train.compiled and device.type == "cpu" and (obstacle := missing_compiler()):
         raise UserError(f"train.compile = true: {obstacle}; install g++, or train with train.compile=false")
 
 
@@ -131,7 +131,7 @@ def set_up(
     use_kernels(model, job.train, layout.windows, layout.batch.micro, process)
     engine = build_engine(model, job.optim, _engine_spec(layout, model, axes))
     if job.train.compiled:
-        compile_blocks(model, wrap=COMPILED_WRAPPERS[job.train.compiled])
+        compile_blocks(model, wrap=COMPILED_WRAPPERS[job.train.compiled], required=COMPILE not in layout.automatic)
     lanes = new_lanes(layout, model) if job.data.lane is not None else None
     context = StepContext(
         engine, make_forward(layout, axes, engine.grad_buffers, process.device), layout, axes, manifest.pad, len(reader.names),

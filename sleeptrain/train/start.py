@@ -45,7 +45,8 @@ def start_lines(layout: Layout, manifest: Manifest, process: Process) -> Iterato
     passes = f"N = {job.sleep.max_passes}" if isinstance(job.sleep.passes, int) else f"N up to {job.sleep.max_passes}"
     yield (
         f"step    {job.train.batch:,} samples, {layout.tokens_per_step:,} tokens, {passes}, {job.optim.name}, "
-        f"recompute {job.train.recompute}{', compiled' if job.train.compile else ''}; {layout.steps:,} steps"
+        f"recompute {job.train.recompute}{', compiled' if job.train.compiled else ''}"
+        f"{', CUDA graphs' if job.train.graphed else ''}; {layout.steps:,} steps"
     )
     if layout.steps < job.optim.schedule.warmup:
         yield f"rate    optim.schedule.warmup = {job.optim.schedule.warmup:,} is longer than the run: optim.lr is never reached"

@@ -202,11 +202,13 @@ def test_a_plan_is_held_against_a_memory(sleeptrain: Any, folder: Path) -> None:
         and "\nfits: " in ran.out
         and "of the 72 GiB that a plan may fill (90% of 80 GiB, --memory)" in ran.out
     )
-    small = sleeptrain("plan", "rule110-tiny", "--memory", "1MiB", "train.recompute=auto")
+    recompute = ["train.recompute=auto", "train.compile=false"]
+    small = sleeptrain("plan", "rule110-tiny", "--memory", "1MiB", *recompute)
     assert small.status == 0 and "\ndoes not fit: " in small.out and "\nrecompute " in small.out, small.err
-    told = json.loads(sleeptrain("plan", "rule110-tiny", "--memory", "1GB", "train.recompute=auto", "--json").out)
-    assert told["recompute"] == "none" and told["device"] == {"bytes": 1e9, "usable": 0.9e9, "fits": True}
-    assert json.loads(sleeptrain("plan", "rule110-tiny", "--json").out)["device"] is None
+    told = json.loads(sleeptrain("plan", "rule110-tiny", "--memory", "1GB", *recompute, "--json").out)
+    assert told["recompute"] == "none" and not told["compile"] and told["device"] == {"bytes": 1e9, "usable": 0.9e9, "fits": True}
+    here = json.loads(sleeptrain("plan", "rule110-tiny", "--json").out)
+    assert here["device"] is None and not here["compile"] and not here["cuda_graphs"], "this machine has no GPU"
     wrong = sleeptrain("plan", "rule110-tiny", "--memory", "80")
     assert wrong.status == 2 and "'80' is not a size with its unit, such as 80GiB" in wrong.err
 
@@ -215,7 +217,8 @@ def test_a_plan_on_a_cluster_says_time_and_a_search_lists_layouts(sleeptrain: An
     words = ["plan", "rule110-tiny", *TINY, "train.batch=16"]
     ran = sleeptrain(*words, "--processes", "4", "--cluster", "h100-slurm")
     assert (ran.status, ran.err) == (0, "")
-    assert "a GPU of h100-slurm)\nlargest train.micro that fits: 4\n" in ran.out
+    assert "a GPU of h100-slurm)\ntrain.cuda_graphs is off (auto): every pass keeps" in ran.out
+    assert "\n             compiled blocks\n" in ran.out and "\nlargest train.micro that fits: 4\n" in ran.out
     assert all(
         f"\n{line}" in ran.out for line in ("time of a step", "tokens a second", "the whole run", "a checkpoint")
     )

@@ -382,3 +382,22 @@ def test_a_folder_in_which_no_step_was_made_takes_other_values(tmp_path: Path) -
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(UserError, match=r"optim.weight_decay = 0.1 .*, was 0.5"):
         check_run(load_recipe("rule110-tiny"), tmp_path)
+
+
+def test_a_run_from_before_compile_was_auto_continues(tmp_path: Path) -> None:
+    """Its config.yaml says true or false, and its recipe now says auto, or the other way round; neither changes what is learned."""
+    from sleeptrain.recipe import check_run
+    from sleeptrain.recipe.continuation import announced_changes
+
+    now = load_recipe("rule110-tiny")
+    assert (now.value.train.compile, now.value.train.cuda_graphs) == ("auto", "auto")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    for words in (["train.compile=false", "train.cuda_graphs=false"], ["train.compile=true"]):
+        old = load_recipe("rule110-tiny", words)
+        (tmp_path / "config.yaml").write_text(old.to_yaml())
+        assert load_recipe(str(tmp_path / "config.yaml")).value.train == old.value.train
+        check_run(now, tmp_path)
+        assert announced_changes(now, tmp_path)[1] == []
+    (tmp_path / "config.yaml").write_text(now.to_yaml())
+    assert load_recipe(str(tmp_path / "config.yaml")).value.train == now.value.train
+    check_run(load_recipe("rule110-tiny", ["train.compile=true"]), tmp_path)

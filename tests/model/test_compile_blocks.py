@@ -5,10 +5,12 @@ from collections import Counter
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
 from sleeptrain.execute.activation_checkpoint import saving_products
 from sleeptrain.execute.autograd import CheckpointedExecutor
+from sleeptrain.execute.gradients import compiled_accumulate
 from sleeptrain.execute.products import is_product
 from sleeptrain.model.compile_blocks import compile_blocks, partitioned_eager
 from sleeptrain.model.micro_batch import MicroBatch
@@ -111,3 +113,33 @@ def test_all_blocks_of_a_kind_share_their_graphs():
     deep = toy.model("AGAGAG")
     assert_equal(deep, compiled_copy(deep), case, "window", False)
     assert known and counters["stats"]["unique_graphs"] == known
+
+
+def fails(graph, inputs):
+    raise RuntimeError("no such compiler\nand more")
+
+
+@pytest.mark.parametrize(("wrap", "policy"), [(None, "block"), (saving_products, "none")])
+def test_blocks_that_cannot_be_compiled_run_uncompiled_after_one_warning(caplog, wrap, policy):
+    """Also those that save their products alone: what is wrapped runs uncompiled."""
+    model = toy.model(dtype=torch.float64)
+    other = copy.deepcopy(model)
+    compile_blocks(other, fails, wrap, required=False)
+    assert_equal(model, other, CASES["every"], policy, padded=False)
+    assert [line.partition(" runs")[0] for line in caplog.messages] == [
+        "train.compile = auto: every attention block", "train.compile = auto: every Gated DeltaNet block",
+    ]  # fmt: skip
+    assert all("BackendCompilerFailed: backend='fails' raised:" in line for line in caplog.messages)
+    assert_equal(model, other, CASES["every"], policy, padded=True)
+    assert len(caplog.messages) == 2
+
+
+def test_gradients_are_added_uncompiled_where_that_cannot_be_compiled(caplog):
+    totals = [torch.ones(3), torch.zeros(2, 2)]
+    add = compiled_accumulate(fails, required=False)
+    for _ in range(2):
+        add(totals, [torch.ones(3, dtype=torch.bfloat16), torch.ones(2, 2)])
+    assert torch.equal(totals[0], torch.full((3,), 3.0)) and torch.equal(totals[1], torch.full((2, 2), 2.0))
+    assert len(caplog.messages) == 1 and "the accumulation of gradients runs uncompiled" in caplog.messages[0]
+    with pytest.raises(TorchDynamoException, match="no such compiler"):
+        compiled_accumulate(fails)(totals, [torch.ones(3), torch.ones(2, 2)])

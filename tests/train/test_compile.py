@@ -1,13 +1,19 @@
 """`train.compile` in whole runs: losses follow the uncompiled run; where it cannot work it is refused before anything is written."""
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 
 import pytest
 from torch._dynamo.utils import counters
 
+from sleeptrain.cli.main import main
+from sleeptrain.plan import DeviceMemory
+from sleeptrain.train.log import read_metrics
 from tests.distributed import run
 from tests.train.jobs import recipe_file, rule110_data, text_data, trained
 
@@ -94,3 +100,37 @@ def test_without_a_cxx_compiler_compilation_is_refused(tmp_path):
     )  # fmt: skip
     assert result.returncode == 2 and result.stderr.startswith("error: train.compile = true: torch.compile needs a C++")
     assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()
+
+
+def no_compiler(graph, inputs):
+    raise RuntimeError("no compiler here")
+
+
+def train_with(folder: str, compiled: str):
+    """Status, standard error and losses of the command, in a process that takes its CPU for a GPU, where no graph can be compiled."""
+    from sleeptrain import plan
+    from sleeptrain.train import setup
+
+    plan.process_memory = lambda device: DeviceMemory(
+        1e12, "a device", gpu=True
+    )  # not restored: the process ends with the test
+    setup.compile_blocks = partial(setup.compile_blocks, backend=no_compiler)
+    where, err = Path(folder, compiled), io.StringIO()
+    words = [f"data.sources=[{{path: {folder}/rule110}}]", "sleep.window=9", "train.steps=2", "checkpoint.every=0"]
+    with redirect_stderr(err):
+        status = main(["train", "rule110-tiny", *words, f"train.compile={compiled}", f"run_dir={where}"])
+    return status, err.getvalue(), [row["loss"] for row in read_metrics(where / "metrics.jsonl")]
+
+
+@pytest.mark.slow
+def test_auto_trains_uncompiled_where_a_block_cannot_be_compiled(tmp_path):
+    """One warning for each kind of block, the losses of an eager run, and a run folder that keeps what the recipe says."""
+    rule110_data(tmp_path)
+    (auto,), (off,) = (run(train_with, 1, str(tmp_path), compiled) for compiled in ("auto", "false"))
+    assert auto[0] == off[0] == 0 and auto[2] == off[2] and len(auto[2]) == 2, auto[1]
+    assert ", compiled; 2 steps" in auto[1] and ", compiled" not in off[1]
+    assert "  auto    train.cuda_graphs is off (auto): every pass keeps its own saved activations" in auto[1]
+    for kind in ("attention", "Gated DeltaNet"):
+        assert auto[1].count(f"train.compile = auto: every {kind} block runs uncompiled") == 1
+    assert auto[1].count("BackendCompilerFailed: backend='no_compiler' raised:") == 2
+    assert "\n  compile: auto " in (tmp_path / "auto" / "config.yaml").read_text()
