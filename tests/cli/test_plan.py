@@ -206,7 +206,11 @@ def test_a_plan_is_held_against_a_memory(sleeptrain: Any, folder: Path) -> None:
     small = sleeptrain("plan", "rule110-tiny", "--memory", "1MiB", *recompute)
     assert small.status == 0 and "\ndoes not fit: " in small.out and "\nrecompute " in small.out, small.err
     told = json.loads(sleeptrain("plan", "rule110-tiny", "--memory", "1GB", *recompute, "--json").out)
-    assert told["recompute"] == "none" and not told["compile"] and told["device"] == {"bytes": 1e9, "usable": 0.9e9, "fits": True}
+    assert (
+        told["recompute"] == "none"
+        and not told["compile"]
+        and told["device"] == {"bytes": 1e9, "usable": 0.9e9, "fits": True}
+    )
     here = json.loads(sleeptrain("plan", "rule110-tiny", "--json").out)
     assert here["device"] is None and not here["compile"] and not here["cuda_graphs"], "this machine has no GPU"
     wrong = sleeptrain("plan", "rule110-tiny", "--memory", "80")

@@ -106,30 +106,39 @@ def no_compiler(graph, inputs):
     raise RuntimeError("no compiler here")
 
 
-def train_with(folder: str, compiled: str):
+def train_with(folder: str, compiled: str, *more: str):
     """Status, standard error and losses of the command, in a process that takes its CPU for a GPU, where no graph can be compiled."""
     from sleeptrain import plan
     from sleeptrain.train import setup
 
-    plan.process_memory = lambda device: DeviceMemory(
-        1e12, "a device", gpu=True
-    )  # not restored: the process ends with the test
+    # Neither is restored: the process ends with the test.
+    plan.process_memory = lambda device: DeviceMemory(1e12, "a device", gpu=True)
     setup.compile_blocks = partial(setup.compile_blocks, backend=no_compiler)
     where, err = Path(folder, compiled), io.StringIO()
     words = [f"data.sources=[{{path: {folder}/rule110}}]", "sleep.window=9", "train.steps=2", "checkpoint.every=0"]
     with redirect_stderr(err):
-        status = main(["train", "rule110-tiny", *words, f"train.compile={compiled}", f"run_dir={where}"])
+        status = main(["train", "rule110-tiny", *words, *more, f"train.compile={compiled}", f"run_dir={where}"])
     return status, err.getvalue(), [row["loss"] for row in read_metrics(where / "metrics.jsonl")]
 
 
-@pytest.mark.slow
-def test_auto_trains_uncompiled_where_a_block_cannot_be_compiled(tmp_path):
-    """One warning for each kind of block, the losses of an eager run, and a run folder that keeps what the recipe says."""
+@pytest.mark.parametrize(
+    ("world", "more"),
+    [
+        pytest.param(1, (), marks=pytest.mark.slow),
+        pytest.param(2, ("mesh.tensor=2", "train.recompute=block"), marks=pytest.mark.exhaustive),
+    ],
+)
+def test_auto_trains_uncompiled_where_a_block_cannot_be_compiled(tmp_path, world, more):
+    """One warning for each kind of block, the losses of an eager run, and a run folder that keeps what the recipe says.
+
+    Under tensor parallelism the blocks then run with the layers and collectives that can be traced.
+    """
     rule110_data(tmp_path)
-    (auto,), (off,) = (run(train_with, 1, str(tmp_path), compiled) for compiled in ("auto", "false"))
-    assert auto[0] == off[0] == 0 and auto[2] == off[2] and len(auto[2]) == 2, auto[1]
+    auto, off = (run(train_with, world, str(tmp_path), compiled, *more)[0] for compiled in ("auto", "false"))
+    assert auto[0] == off[0] == 0 and auto[2] == pytest.approx(off[2], rel=1e-5) and len(auto[2]) == 2, auto[1]
     assert ", compiled; 2 steps" in auto[1] and ", compiled" not in off[1]
-    assert "  auto    train.cuda_graphs is off (auto): every pass keeps its own saved activations" in auto[1]
+    reason = "tensor parallelism communicates" if more else "every pass keeps its own saved activations"
+    assert f"  auto    train.cuda_graphs is off (auto): {reason}" in auto[1]
     for kind in ("attention", "Gated DeltaNet"):
         assert auto[1].count(f"train.compile = auto: every {kind} block runs uncompiled") == 1
     assert auto[1].count("BackendCompilerFailed: backend='no_compiler' raised:") == 2
