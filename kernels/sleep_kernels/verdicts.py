@@ -43,7 +43,9 @@ class VerdictKey:
 
 def cached() -> Path:
     """The file of verdicts in the user's cache folder: XDG_CACHE_HOME, or ~/.cache."""
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # a user may have no home, as in a container
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser(
+        "~/.cache"
+    )  # a user may have no home, as in a container
     return Path(folder) / "sleeptrain" / "verdicts.json"
 
 

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sleeptrain.execute.autograd import CheckpointedExecutor, ExecutorOptions
 from sleeptrain.execute.cuda_graphs import GraphCache
+from sleeptrain.model.compile_blocks import compile_blocks
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.program import Evict, Loop, Sleep, compile
 from tests.distributed import run
@@ -16,6 +17,7 @@ from tests.execute import stages
 from tests.execute.eager_replay import CountingReplay, graph_cache
 from tests.model import toy
 from tests.model.test_sleep import CASES
+from tests.recorded_graphs import recording
 
 STEPS = 3
 QUICK = (
@@ -196,3 +198,17 @@ def test_a_captured_pass_never_synchronizes_with_the_device(case, monkeypatch):
         CheckedCapture().capture(lambda: {"y": torch.ones(2)[torch.ones(2).max() > 0]})
     with pytest.raises(AssertionError, match="reads values"), CapturableOnly():
         torch.ones(2).max().item()
+
+
+@pytest.mark.exhaustive
+def test_graphs_of_compiled_blocks_replay_the_same_bits():
+    """What `auto` turns on together on a GPU. Captures give the blocks other parameters, which must not be compiled again each time."""
+    found = []
+    for cache in (None, graph_cache()):
+        compiled, model = [], toy.model(dtype=torch.float64)
+        torch._dynamo.reset()
+        compile_blocks(model, recording(compiled))
+        found.append((train(model, CASES["every"], "pass", cache), len(compiled)))
+    (expected, before), (actual, after) = found
+    assert_same_bits(actual, expected)
+    assert cache.refused == 0 and cache.replayed > 0 and cache.recorder.captured > after - before
