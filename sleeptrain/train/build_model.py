@@ -21,6 +21,7 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput, run
 from sleeptrain.model.trained import freeze
+from sleeptrain.parallel.collectives import any_of
 from sleeptrain.parallel.mesh import MeshAxes
 from sleeptrain.program import Pass, Program, Sleep, loop_range
 from sleeptrain.train.job import Job
@@ -83,7 +84,10 @@ def make_forward(
         return autograd_forward(job)
     # On a CPU there are no launches to be saved.
     add = compiled_accumulate() if job.train.compiled and device.type == "cuda" else accumulate
-    graph_cache = GraphCache(CudaGraphRecorder(), grad_buffers, add) if job.train.cuda_graphs else None
+    graph_cache = None
+    if job.train.cuda_graphs:
+        anywhere = partial(any_of, axes.tensor, device) if axes.tensor.size > 1 else bool
+        graph_cache = GraphCache(CudaGraphRecorder(), grad_buffers, add, anywhere)
     options = ExecutorOptions(grad_buffers, graph_cache, add)
     return checkpointed_forward(job, options) if axes.pipe.size == 1 else pipelined_forward(layout, axes, options)
 
