@@ -9,8 +9,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Coefficients a, b, c of the quintic iteration x -> (a + b s + c s^2) x with s = x x^T (Jordan et al. 2024, Muon): of maximum slope at
 zero; singular values end between about 0.7 and 1.2."""
 BATCH = 2**27
-"""Elements of a batch, unless one matrix has more. A product of it takes 0.3 ms or more on an H200, beside which its launch is nothing, and
-the temporaries of square matrices take 1 GiB in bf16."""
+"""Elements of a batch, unless one matrix has more: 32 matrices of 2048 x 2048, of which a product takes 0.7 ms on an H200, so that its
+launch costs nothing, and whose temporaries take 1 GiB in bf16."""
 
 
 def orthogonalise(batch: Tensor, steps: int = 5, scale: float = 1.0) -> Tensor:
@@ -29,7 +29,8 @@ def orthogonalise(batch: Tensor, steps: int = 5, scale: float = 1.0) -> Tensor:
     gram, square = batch.new_empty(n, side, side), batch.new_empty(n, side, side)
     for step in range(steps):
         # a + b s + c s^2 = c (s + b/2c)^2 + (a - b^2/4c), so that products and two diagonals are all there is. Sums of matrices would cost
-        # a copy each: on a GPU torch copies the first argument of baddbmm into the result. In bf16 both forms are equally exact.
+        # a copy each: on a GPU torch copies the first argument of baddbmm into the result. In bf16 rounding moves the result of either
+        # form by 2 to 4 %; the iteration itself ends 20 % away from the semi-orthogonal matrix.
         torch.bmm(*((x, x.mT) if rows <= cols else (x.mT, x)), out=gram)
         gram.diagonal(dim1=1, dim2=2).add_(b / (2 * c))
         square.baddbmm_(gram, gram, beta=0, alpha=c)

@@ -12,6 +12,8 @@ from torch import Tensor
 from sleeptrain.engine import orthogonalise as module
 from sleeptrain.engine.muon import Fragment, MatrixPartition, Muon, exchange_fragments
 from sleeptrain.engine.orthogonalise import COEFFICIENTS
+from sleeptrain.parallel.process import init_distributed
+from tests.distributed import run
 
 LR, DECAY, MOMENTUM, STEPS = 0.1, 0.3, 0.9, 3
 SHAPES = [(6, 6), (4, 10), (6, 6), (10, 4), (6, 6), (1, 4), (4, 10), (6, 6)]
@@ -25,19 +27,23 @@ def sizes(shapes: Sequence[tuple[int, int]]) -> list[int]:
     return [rows * cols for rows, cols in shapes]
 
 
-def trained_alone(weights: Tensor, gradients: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def count_all() -> int:
+    return sum(sizes(SHAPES))
+
+
+def trained_alone(weights: Tensor, gradients: Sequence[Tensor]) -> Tensor:
     """Muon of one matrix, an operator for each sum."""
     a, b, c = COEFFICIENTS
     momentum = torch.zeros_like(weights)
     for gradient in gradients:
         momentum = MOMENTUM * momentum + (1 - MOMENTUM) * gradient
         direction = (1 - MOMENTUM) * gradient + MOMENTUM * momentum
-        x = (direction / direction.norm()).to(dtype)
+        x = direction / direction.norm()
         for _ in range(5):
             s = x @ x.mT
             x = a * x + (b * s + c * s @ s) @ x
         rows, cols = weights.shape
-        weights = (1 - LR * DECAY) * weights - LR * max(1.0, rows / cols) ** 0.5 * x.to(weights.dtype)
+        weights = (1 - LR * DECAY) * weights - LR * max(1.0, rows / cols) ** 0.5 * x
     return weights
 
 
@@ -92,7 +98,7 @@ def muon(flat: Tensor, fragments: list[list[Fragment]], rank: int, dtype: torch.
 def trained(world: int, dtype: torch.dtype, messages: Any) -> Tensor:
     """All matrices after STEPS steps over partitions of `world` ranks, with padding at the end."""
     size, fragments = fragments_of(SHAPES, world)
-    count = sum(sizes(SHAPES))
+    count = count_all()
     padded = partial(torch.nn.functional.pad, pad=(0, world * size - count))
     parts = list(padded(random(count, 0)).split(size))
     exchange, optimizers = messages(world), {}
@@ -126,35 +132,53 @@ def test_every_matrix_is_updated_as_if_alone(
 ) -> None:
     """Matrices of four shapes, tall and wide, whole and divided over partitions."""
     monkeypatch.setattr(module, "BATCH", batch)
-    count = sum(sizes(SHAPES))
-    given = [random(count, seed).split(sizes(SHAPES)) for seed in range(1 + STEPS)]
+    given = [random(count_all(), seed).split(sizes(SHAPES)) for seed in range(1 + STEPS)]
     found = trained(world, torch.float32, messages).split(sizes(SHAPES))
     for i, shape in enumerate(SHAPES):
         weights, *gradients = (tensors[i].view(shape) for tensors in given)
-        expected = trained_alone(weights, gradients, torch.float32)
+        expected = trained_alone(weights, gradients)
         torch.testing.assert_close(found[i].view(shape), expected, atol=2e-5, rtol=0)
 
 
 def test_in_bf16_partitions_change_little(messages: Any) -> None:
     """Directions travel in bf16, in which they are orthogonalised."""
-    count = sum(sizes(SHAPES))
     one, several = trained(1, torch.bfloat16, messages), trained(3, torch.bfloat16, messages)
-    exact, start = trained(1, torch.float64, messages), random(count, 0)
+    exact, start = trained(1, torch.float64, messages), random(count_all(), 0)
     assert (one - several).norm() < 0.02 * (exact - start).norm()
     assert (one - exact).norm() < 0.03 * (exact - start).norm()
+
+
+def part_of_a_process(dtype: torch.dtype) -> Tensor:
+    """The partition of this process after one step."""
+    process = init_distributed()
+    size, fragments = fragments_of(SHAPES, process.world)
+    optimizer = muon(random(count_all(), 0).split(size)[process.rank].clone(), fragments, process.rank, dtype)
+    [parameter] = optimizer.param_groups[0]["params"]
+    parameter.grad = random(count_all(), 1).split(size)[process.rank].clone()
+    optimizer.step()
+    return parameter.detach()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_processes_send_each_other_the_parts_of_a_divided_matrix(dtype: torch.dtype) -> None:
+    """Real messages in the dtype of directions, against one matrix after the other."""
+    _, fragments = fragments_of(SHAPES, 2)
+    assert MatrixPartition(SHAPES, fragments, 0, None).divided
+    found, start = torch.cat(run(part_of_a_process, 2, dtype)), random(count_all(), 0)
+    pairs = [flat.split(sizes(SHAPES)) for flat in (start, random(count_all(), 1))]
+    alone = [trained_alone(w.view(shape), [g.view(shape)]) for w, g, shape in zip(*pairs, SHAPES, strict=True)]
+    expected = torch.cat([weights.flatten() for weights in alone])
+    bound = 1e-5 if dtype == torch.float32 else 0.05
+    assert (found - expected).norm() < bound * (expected - start).norm()
 
 
 def test_fragments_are_in_batches_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH", 80)
     _, fragments = fragments_of(SHAPES, 1)
     partition = MatrixPartition(SHAPES, fragments, 0, None)
-    assert [[fragment.matrix for fragment in batch] for batch in partition.batches] == [
-        [0, 2],
-        [4, 7],
-        [1, 6],
-        [3],
-        [5],
-    ]
+    matrices = [[fragment.matrix for fragment in batch] for batch in partition.batches]
+    assert matrices == [[0, 2], [4, 7], [1, 6], [3], [5]]
 
 
 def test_every_process_gets_the_other_parts_of_its_matrices(messages: Any) -> None:
