@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module, metadata
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,7 +35,7 @@ from torch import Tensor
 from benchmarks.inductor_schedule import ScheduledLaunch, compiled, trace
 from benchmarks.launches import OWN, accumulated_launches, block_inputs, from_products, functions
 from benchmarks.work_counts import COPY, FLOPS, Work, counted
-from sleeptrain.engine.muon import Muon
+from sleeptrain.engine.muon import Fragment, MatrixPartition, Muon
 from sleeptrain.engine.optimizers import kind
 from sleeptrain.model.config import Model
 from sleeptrain.model.counts import step_flops
@@ -132,22 +133,23 @@ def of_head(model: Model, tokens: int) -> Work:
 
 def of_optimizer(recipe: Recipe, weights: Mapping[str, Tensor]) -> dict[str, Work]:
     """Muon and AdamW over all weights, and what reads and writes gradients and weights around them."""
-    optim, plain, muon = recipe.optim, 0, Work()
-    shapes: dict[tuple[int, ...], int] = {}
-    for name, weight in weights.items():
-        if kind(name, weight) == "matrix":
-            shapes[tuple(weight.shape)] = shapes.get(tuple(weight.shape), 0) + 1
-        else:
-            plain += weight.numel()
+    optim = recipe.optim
+    matrices = [weight for name, weight in weights.items() if kind(name, weight) == "matrix"]
+    plain = sum(weight.numel() for weight in weights.values()) - sum(weight.numel() for weight in matrices)
+    starts = [0, *accumulate(weight.numel() for weight in matrices)]
+    fragments = [
+        Fragment(i, start, 0, matrix.numel()) for i, (start, matrix) in enumerate(zip(starts, matrices, strict=False))
+    ]
 
-    def update(shape: tuple[int, ...]) -> None:
-        parameter = torch.empty(shape)
-        group = {"params": [parameter], "muon": True, "weight_decay": optim.weight_decay, "lr": optim.lr}
+    def update() -> None:
+        flat = torch.empty(starts[-1])
+        group = {"params": [flat], "muon": True, "weight_decay": optim.weight_decay, "lr": optim.lr}
         optimizer = Muon([group], momentum=optim.momentum, ns_dtype=getattr(torch, optim.ns_dtype))
-        optimizer._update(parameter, torch.empty(shape), optimizer.param_groups[0])
+        optimizer.set_partition(MatrixPartition([(m.shape[0], m.shape[1]) for m in matrices], [fragments], 0, None))
+        optimizer.state[flat] = {"momentum_buffer": torch.empty(starts[-1]), "step": torch.empty(())}
+        optimizer._update(flat, torch.empty(starts[-1]), optimizer.param_groups[0])
 
-    for shape, count in shapes.items():
-        muon += counted(partial(update, shape)) * count
+    muon = counted(update)
     # AdamW over one flat tensor: each of about ten operators of torch reads two float32 numbers and writes one.
     adam = Work.of_launch(0, 12.0 * plain) * 10
     elements = sum(weight.numel() for weight in weights.values())

@@ -44,10 +44,10 @@ OWN, KERNEL = "sleep_kernels::", "a kernel in the interpreter"
 
 
 def is_launch(operator: Any) -> bool:
-    """Whether an operator of torch computes something: it neither returns a view or a number nor only allocates."""
+    """Whether an operator of torch computes something: it neither returns a view, a number or a property nor only allocates."""
     schema = operator._schema
     views = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
-    return not views and not re.search("sym_|empty|::detach$|_local_scalar_dense", schema.name)
+    return not views and not re.search("sym_|empty|::detach$|_local_scalar_dense|^prim::|promote_types", schema.name)
 
 
 def own_launches(block: Block, inputs: Sequence[Tensor]) -> Counter[str]:

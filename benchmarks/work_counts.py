@@ -49,14 +49,18 @@ class OperatorCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator and count it."""
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         if is_launch(func):
-            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+            # Memory that is only written is counted as the output: `out=`, and what a product adds to with a factor of zero.
+            read = args[1:] if kwargs.get("beta") == 0 else args
+            others = {name: value for name, value in kwargs.items() if name != "out"}
+            tensors = [t for t in tree_leaves((read, others, out)) if isinstance(t, Tensor)]
             # Products in place have no formula of their own.
             count = flop_registry.get(func.overloadpacket) or flop_registry.get(
                 getattr(torch.ops.aten, func._opname.rstrip("_"), None)
             )
-            flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
+            flops = count(*args, **kwargs, out_val=out) if count else 0
             self.work += Work.of_launch(flops, sum(t.numel() * t.itemsize for t in tensors))
         return out
 

@@ -15,9 +15,21 @@ from sleep_kernels.delta_inputs import delta_inputs
 from sleep_kernels.gated_delta import gated_delta_rule
 from sleep_kernels.gated_norm import gated_rms_norm
 
-# Bounds of relative errors in the norm. Correct kernels have 4e-3 in bfloat16, whose rounding alone causes 1.7e-3, and 2e-6 in
-# float32; miscompiled kernels have errors as large as the result.
-BOUNDS = {torch.bfloat16: 1.2e-2, torch.float32: 1e-4}
+# Bounds of relative errors in the norm. Miscompiled kernels have errors as large as the result.
+FLOAT32 = 1e-4
+"""Of every result in float32. Correct kernels have 2e-6."""
+RULE_BFLOAT16 = {
+    "o": 3.7e-3, "final state": 3e-3, "gradient of q": 3.7e-3, "gradient of k": 3.7e-3, "gradient of v": 3.7e-3,
+    "gradient of g": 1e-2, "gradient of beta": 5e-3, "gradient of initial_state": 3e-3,
+}  # fmt: skip
+"""Of the rule in bfloat16, the accuracy contract: what fla-core 0.6.0 has for such inputs. Rounding exact results causes 1.7e-3."""
+SLACK = 1.4
+"""Factor of these bounds in a self-test, whose few tokens and heads scatter."""
+LAYER_BFLOAT16 = 1.2e-2
+"""Of the other operators in bfloat16, some of whose results are differences of rounded numbers. Correct kernels have 4e-3."""
+SINGLE_TOKEN = 3.0
+"""Factor of the bounds of gradients of g and beta where one token is compared: errors of few numbers do not average out."""
+WITHOUT_STATE = ", without the state's"
 RULE_INPUTS = ("q", "k", "v", "g", "beta", "initial_state")
 Rule = Callable[..., tuple[Tensor, Tensor]]
 """A function of the tensors RULE_INPUTS that returns the output and the final state."""
@@ -55,23 +67,30 @@ class ErrorReport:
     reproducible: bool
     seconds: float
 
-    @property
-    def bound(self) -> float:
-        return BOUNDS[self.shape.dtype]
+    def bound(self, name: str) -> float:
+        """The bound of a result's error."""
+        if self.shape.dtype == torch.float32:
+            return FLOAT32
+        result = name.removesuffix(WITHOUT_STATE)
+        if result not in RULE_BFLOAT16:
+            return LAYER_BFLOAT16
+        few = self.shape.time == 1 and result in ("gradient of g", "gradient of beta")
+        return RULE_BFLOAT16[result] * (SINGLE_TOKEN if few else SLACK)
 
     @property
     def ok(self) -> bool:
         # `not error > bound` would accept NaN.
-        return self.reproducible and all(error <= self.bound for error in self.errors.values())
+        return self.reproducible and all(error <= self.bound(name) for name, error in self.errors.items())
 
     def __str__(self) -> str:
-        worst = max(self.errors, key=lambda name: self.errors[name] if self.errors[name] == self.errors[name] else 1e9)
+        shares = {name: error / self.bound(name) for name, error in self.errors.items()}
+        worst = max(shares, key=lambda name: shares[name] if shares[name] == shares[name] else float("inf"))
         verdict = "ok" if self.ok else "FAILED"
         same = "" if self.reproducible else ", differs from run to run"
         return (
             f"{verdict}: {self.backend}, {self.shape.dtype}, d={self.shape.d}, "
             f"{self.shape.value_heads // self.shape.key_heads} value heads per key head, {self.shape.time} tokens: "
-            f"largest error {self.errors[worst]:.1e} in {worst} (bound {self.bound:.0e}){same}, {self.seconds:.1f} s"
+            f"largest error {self.errors[worst]:.1e} in {worst} (bound {self.bound(worst):.1e}){same}, {self.seconds:.1f} s"
         )
 
 
@@ -85,7 +104,7 @@ def compare(device: torch.device, shape: Shape, backend: str, seed: int) -> Erro
     inputs, weights = make_rule_inputs(shape, device, seed)
     rule = partial(gated_delta_rule, backend=backend)
     found = rule_errors(rule, inputs, weights)
-    found |= {f"{name}, without the state's": error for name, error in rule_errors(rule, inputs, weights[:1]).items()}
+    found |= {name + WITHOUT_STATE: error for name, error in rule_errors(rule, inputs, weights[:1]).items()}
     again = [run_with_gradients(rule, inputs, weights) for _ in range(2)]
     drawn = torch.rand(2, shape.batch, shape.time, generator=_generator(seed)).to(device)
     valid, starts = drawn[0] < 0.8, (drawn[0] < 0.8) & (drawn[1] < 0.1)

@@ -38,24 +38,6 @@ def round_to(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def split_hi_lo(x, dtype: tl.constexpr):
-    """Split float32 x into a high and a low part of `dtype`, whose sum has twice the digits of `dtype`."""
-    high = round_to(x, dtype)
-    return high, round_to(x - high.to(tl.float32), dtype)
-
-
-@triton.jit
-def matmul_add_split(total, a, b, PRECISION: tl.constexpr):
-    """total + a @ b, with float32 b split into a high and a low part of the dtype of a."""
-    high = round_to(b, a.dtype)
-    total += matmul(a, high, PRECISION)
-    if a.dtype.primitive_bitwidth < 32:
-        # The low part is computed after the first product, because both parts at once would take more registers.
-        total += matmul(a, round_to(b - high.to(tl.float32), a.dtype), PRECISION)
-    return total
-
-
-@triton.jit
 def log2_decay(g):
     """Log decays converted to log2 in float32, with a lower bound."""
     return tl.maximum(g.to(tl.float32) * LOG2_E, LOWEST_LOG2)

@@ -1,15 +1,13 @@
 """Backward of the gated delta rule in Triton: recompute the states, propagate their gradients, then all other gradients.
 
-Algebra and symbols as in chunked.py. Only the inputs were saved, so the forward kernels solve_tril, intra_scores and chunk_fwd
-(RECOMPUTE) run again first. chunk_bwd_dqk (triton_gdr_dqk.py) runs last.
+Algebra and symbols as in chunked.py. Only the inputs were saved, so the forward kernels solve_tril and chunk_fwd (RECOMPUTE) run
+again first. chunk_bwd_dqk (triton_gdr_dqk.py) runs last.
 
     chunk_bwd_dh   one program per (sequence, value head, block of d_v) iterates over chunks in reverse with dS in registers
                    and writes dv = dr, dS' after each chunk and dS of the initial state
 
-In bfloat16, computed operands of a product are split into a high and a low part (e, dS', D_q, D_k, P, and in the inter-chunk
-kernels every operand that A, q and k multiply); q, k, v and do are exact; only A, S and dr are rounded. Memory traffic per
-token and head at d = 128, with each tile counted once per kernel: 9.3 KB, of which 2.0 KB are the low parts of e and dS' and
-the matrices D; forward 2.6 KB.
+Operands of products have the dtype of k. States and their gradients are float32 in registers, sums are float32. In bfloat16 memory
+traffic per token and head at d = 128, with each tile counted once per kernel, is 6.3 KB, of forward 1.6 KB.
 """
 
 from typing import NamedTuple
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from sleep_kernels.common import RuleArguments
 from sleep_kernels.compilation import kernel
-from sleep_kernels.triton_common import CHUNK, matmul, matmul_add_split, round_to
+from sleep_kernels.triton_common import CHUNK, decay_between, matmul, round_to
 from sleep_kernels.triton_gdr_dqk import chunk_bwd_dqk
 from sleep_kernels.triton_gdr_forward import recompute_states
 from sleep_kernels.triton_gdr_intra import IntraChunk, intra_chunk
@@ -30,16 +28,16 @@ C = tl.constexpr(CHUNK)
 
 
 class StateGradients(NamedTuple):
-    """Outputs of chunk_bwd_dh, all but dv in float32; n chunks of 64."""
+    """Outputs of chunk_bwd_dh; n chunks of 64."""
 
     dv: Tensor  # [batch, time, value_heads, d_v]
-    d_states: Tensor  # [batch, value_heads, n, d_k, d_v]  dS' after each chunk
-    d_initial: Tensor  # [batch, value_heads, d_k, d_v]
+    d_states: Tensor  # [batch, value_heads, n, d_k, d_v]  dS' after each chunk, in the dtype of k
+    d_initial: Tensor  # [batch, value_heads, d_k, d_v]  float32
 
 
 @kernel(do_not_specialize=["T"])
 def chunk_bwd_dh_kernel(
-    q, k, grad_o, inverse, g_cumsum, beta_fp32, scores, scores_low, grad_state, dv, d_states, d_initial, T, scale,
+    q, k, grad_o, inverse, g_cumsum, beta_fp32, grad_state, dv, d_states, d_initial, T, scale,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr,
     HAS_GRAD_STATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -58,8 +56,6 @@ def chunk_bwd_dh_kernel(
     grad_o += (row * HV + head) * DV
     dv += (row * HV + head) * DV
     inverse += bh * n * C * C
-    scores += bh * n * C * C
-    scores_low += bh * n * C * C
     g_cumsum += bh * n * C
     beta_fp32 += bh * n * C
     tile = at_k[:, None] * DV + at_v[None, :]
@@ -67,33 +63,31 @@ def chunk_bwd_dh_kernel(
         d_state = tl.load(grad_state + bh * DK * DV + tile)
     else:
         d_state = tl.zeros((DK, BV), tl.float32)
-    for step in range(n):
+    # Without disable_licm the compiler hoists offsets out of this loop and spills them.
+    for step in tl.range(0, n, disable_licm=True):
         i = n - 1 - step
         t = i * C + at
         valid = (t < T)[:, None]
         queries = tl.load(q + t[:, None] * (H * DK) + at_k[None, :], mask=valid, other=0.0)
         keys = tl.load(k + t[:, None] * (H * DK) + at_k[None, :], mask=valid, other=0.0)
         do = tl.load(grad_o + t[:, None] * (HV * DV) + at_v[None, :], mask=valid, other=0.0)
-        square = i * C * C + at[:, None] * C + at[None, :]
-        a = tl.load(inverse + square)
-        p = tl.load(scores + square)
+        a = tl.load(inverse + i * C * C + at[:, None] * C + at[None, :])
         c = tl.load(g_cumsum + t)
         last = tl.load(g_cumsum + i * C + C - 1)
         beta = tl.load(beta_fp32 + t)
-        tl.store(d_states + (bh * n + i) * DK * DV + tile, d_state)
-        d_written = (
-            matmul_add_split(tl.zeros((C, BV), tl.float32), keys, d_state, PRECISION) * tl.exp2(last - c)[:, None]
-        )
-        d_written += matmul(tl.trans(p), do, PRECISION)
-        if DTYPE.primitive_bitwidth < 32:
-            p_low = tl.load(scores_low + square)
-            d_written += matmul(tl.trans(p_low), do, PRECISION)
-        dr = matmul_add_split(tl.zeros((C, BV), tl.float32), tl.trans(a), d_written * beta[:, None], PRECISION)
+        # P^T as a product of its own: the transpose of a product may not be an operand (triton_common.py).
+        p = matmul(keys, tl.trans(queries), PRECISION)
+        p *= decay_between(c[None, :], c[:, None], at[None, :] >= at[:, None]) * scale
+        d_written = matmul(round_to(p, DTYPE), do, PRECISION)
+        rounded = round_to(d_state, DTYPE)
+        tl.store(d_states + (bh * n + i) * DK * DV + tile, rounded)
+        d_written += matmul(keys, rounded, PRECISION) * tl.exp2(last - c)[:, None]
+        dr = matmul(tl.trans(a), round_to(d_written * beta[:, None], DTYPE), PRECISION)
         tl.store(dv + t[:, None] * (HV * DV) + at_v[None, :], round_to(dr, DTYPE), mask=valid)
         decay_in = tl.exp2(c)[:, None]
         d_state = d_state * tl.exp2(last)
-        d_state = matmul_add_split(d_state, tl.trans(queries), do * (decay_in * scale), PRECISION)
-        d_state = matmul_add_split(d_state, tl.trans(keys), dr * -decay_in, PRECISION)
+        d_state += matmul(tl.trans(queries), round_to(do * (decay_in * scale), DTYPE), PRECISION)
+        d_state -= matmul(tl.trans(keys), round_to(dr * decay_in, DTYPE), PRECISION)
     tl.store(d_initial + bh * DK * DV + tile, d_state)
 
 
@@ -106,7 +100,9 @@ def backward(
     intra = intra_chunk(args, config)
     recomputed = recompute_states(args, intra, config)
     grads = _launch_chunk_bwd_dh(grad_o, grad_state, args, intra, config)
-    dq, dk, dg, dbeta = chunk_bwd_dqk(args, grad_o, grads.dv, intra, recomputed, grads.d_states, config)
+    gates = (intra.g_cumsum, intra.beta_fp32)
+    del intra  # the last kernel does not read the inverse, whose memory is free for its results
+    dq, dk, dg, dbeta = chunk_bwd_dqk(args, grad_o, grads.dv, gates, recomputed, grads.d_states, config)
     return dq, dk, grads.dv, dg, dbeta, grads.d_initial
 
 
@@ -115,8 +111,9 @@ def _launch_chunk_bwd_dh(
 ) -> StateGradients:
     (batch, time, value_heads, d_v), k, launch = grad_o.shape, args.k, config.chunk_bwd_dh
     d_k, n, block = k.shape[3], intra.inverse.shape[2], min(launch.block, d_v)
-    d_states = k.new_empty((batch, value_heads, n, d_k, d_v), dtype=torch.float32)
-    grads = StateGradients(torch.empty_like(grad_o), d_states, torch.empty_like(d_states[:, :, 0]))
+    d_states = k.new_empty((batch, value_heads, n, d_k, d_v))
+    d_initial = k.new_empty((batch, value_heads, d_k, d_v), dtype=torch.float32)
+    grads = StateGradients(torch.empty_like(grad_o), d_states, d_initial)
     chunk_bwd_dh_kernel[(batch * value_heads * (d_v // block),)](
         args.q,
         k,

@@ -1,12 +1,10 @@
-"""Intra-chunk kernels of the gated delta rule in Triton, used by forward and backward, parallel over all chunks.
+"""Intra-chunk kernel of the gated delta rule in Triton, which runs before those of forward and backward, parallel over all chunks.
 
 Algebra and symbols as in chunked.py. Chunks have 64 tokens; tokens past the end are read as zeros.
 
     solve_tril     c, the cumulative sum of g, and A = A0 * G, where A0 = (1 + strict_tril(k kappa^T))^-1 contains no gates.
                    A0 is computed in float32 by forward substitution inside 16 x 16 blocks and a block merge. Repeated
                    squaring, (1 - M)(1 + M^2)(1 + M^4)..., would lose all digits for repeated keys.
-    intra_scores   P = scale (q k^T) * G. Computed here and not in the inter-chunk kernels, which run sequentially over
-                   chunks and should do only the work that depends on the state.
 
 The gate-free inverse is an idea of QwenLM/FlashQLA (MIT); the code is our own.
 """
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from sleep_kernels.common import RuleArguments
 from sleep_kernels.compilation import kernel
-from sleep_kernels.triton_common import CHUNK, decay_between, log2_decay, matmul, round_to, split_hi_lo
+from sleep_kernels.triton_common import CHUNK, decay_between, log2_decay, matmul, round_to
 from sleep_kernels.verified import LaunchConfig
 
 C = tl.constexpr(CHUNK)
@@ -32,8 +30,6 @@ class IntraChunk(NamedTuple):
     inverse: Tensor  # [batch, value_heads, n, 64, 64]  A, in the dtype of k
     g_cumsum: Tensor  # [batch, value_heads, n * 64]  c in log2, float32
     beta_fp32: Tensor  # [batch, value_heads, n * 64]  beta, float32
-    scores: Tensor  # [batch, value_heads, n, 64, 64]  P, rounded to the dtype of k
-    scores_low: Tensor  # the rounding error of P in the dtype of k; in float32 there is none: `scores`
 
 
 @triton.jit
@@ -161,68 +157,25 @@ def solve_tril_kernel(
     tl.store(inverse + tile, tl.zeros((C, C), inverse.dtype.element_ty), mask=above)
 
 
-@kernel(do_not_specialize=["T"])
-def intra_scores_kernel(
-    q, k, g_cumsum, scores, scores_low, T, scale, H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr,
-    BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One program per chunk and value head. Rows are queries, columns are keys."""
-    n = tl.cdiv(T, C)
-    chunk = tl.program_id(0) % n
-    bh = (tl.program_id(0) // n).to(tl.int64)
-    key = (bh // HV * T * H + bh % HV // (HV // H)) * DK
-    at = tl.arange(0, C)
-    t = chunk * C + at
-    valid = (t < T)[:, None]
-    product = tl.zeros((C, C), tl.float32)
-    for first in range(0, DK, BK):
-        offsets = t[:, None] * (H * DK) + first + tl.arange(0, BK)[None, :]
-        queries = tl.load(q + key + offsets, mask=valid, other=0.0)
-        keys = tl.load(k + key + offsets, mask=valid, other=0.0)
-        product += matmul(queries, tl.trans(keys), PRECISION)
-    c = tl.load(g_cumsum + bh * n * C + t)
-    product *= decay_between(c[:, None], c[None, :], at[:, None] >= at[None, :]) * scale
-    tile = (bh * n + chunk) * C * C + at[:, None] * C + at[None, :]
-    high, low = split_hi_lo(product, scores.dtype.element_ty)
-    tl.store(scores + tile, high)
-    if scores.dtype.element_ty.primitive_bitwidth < 32:
-        tl.store(scores_low + tile, low)
-
-
 def intra_chunk(args: RuleArguments, config: LaunchConfig) -> IntraChunk:
     """Compute the intra-chunk tensors of all chunks; tensors contiguous."""
-    q, k, g, beta = args.q, args.k, args.g, args.beta
+    k, g, launch = args.k, args.g, config.solve_tril
     batch, time, key_heads, d_k = k.shape
     value_heads, n = g.shape[2], triton.cdiv(time, CHUNK)
     inverse = k.new_empty((batch, value_heads, n, CHUNK, CHUNK))
     g_cumsum = k.new_empty((batch, value_heads, n * CHUNK), dtype=torch.float32)
-    scores = torch.empty_like(inverse)
-    scores_low = scores if scores.dtype == torch.float32 else torch.empty_like(scores)
-    intra = IntraChunk(inverse, g_cumsum, torch.empty_like(g_cumsum), scores, scores_low)
-    heads = {"H": key_heads, "HV": value_heads, "DK": d_k, "PRECISION": config.precision}
-    grid, launch = (batch * value_heads * n,), config.solve_tril
-    solve_tril_kernel[grid](
+    intra = IntraChunk(inverse, g_cumsum, torch.empty_like(g_cumsum))
+    solve_tril_kernel[(batch * value_heads * n,)](
         k,
         g,
-        beta,
-        *intra[:3],
+        args.beta,
+        *intra,
         time,
+        H=key_heads,
+        HV=value_heads,
+        DK=d_k,
         BK=min(launch.block, d_k),
-        **heads,
-        num_warps=launch.warps,
-        num_stages=launch.stages,
-    )
-    launch = config.intra_scores
-    intra_scores_kernel[grid](
-        q,
-        k,
-        intra.g_cumsum,
-        intra.scores,
-        intra.scores_low,
-        time,
-        args.scale,
-        BK=min(launch.block, d_k),
-        **heads,
+        PRECISION=config.precision,
         num_warps=launch.warps,
         num_stages=launch.stages,
     )

@@ -14,7 +14,6 @@ from typing import Any
 TABLE = Path(__file__).with_name("verified.json")
 KERNELS = (
     "solve_tril",
-    "intra_scores",
     "chunk_fwd",
     "chunk_recompute",
     "chunk_bwd_dh",
@@ -32,7 +31,7 @@ class KernelLaunch:
     warps: int
     stages: int
     block: int
-    """Tile size: columns of d_k for solve_tril and intra_scores, rows for norm, tokens for delta_inputs, else columns of d_v."""
+    """Tile size: columns of d_k for solve_tril, rows for norm, tokens for delta_inputs, else columns of d_v."""
     width: int = 0
     """Columns of d_k that one program of chunk_bwd_dqk computes."""
 
@@ -42,7 +41,6 @@ class LaunchConfig:
     """Launch parameters of all kernels for one dtype and d."""
 
     solve_tril: KernelLaunch
-    intra_scores: KernelLaunch
     chunk_fwd: KernelLaunch
     chunk_recompute: KernelLaunch
     chunk_bwd_dh: KernelLaunch

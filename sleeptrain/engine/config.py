@@ -52,7 +52,7 @@ class Optim:
     momentum: float = 0.95
     """Momentum of Muon, with Nesterov's look-ahead."""
     ns_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Dtype of Newton-Schulz in Muon: bfloat16 is fast, float32 is for comparing layouts."""
+    """Dtype of Newton-Schulz in Muon and of what processes send for it: bfloat16 is fast, float32 is for comparing layouts."""
     trainable: tuple[str, ...] | None = None
     """The weights that are trained, as patterns (`*`, `?`, `[...]`) of names of weights or modules as in checkpoints; null: all. `layers.3`
     is block 3, `layers.G` every block of the kind G in `model.layers`, `layers.G.mixer` their mixers, `"!embed"` all but the embedding.

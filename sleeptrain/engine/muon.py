@@ -9,34 +9,17 @@ partitioned like the master weights.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic Newton-Schulz iteration (Jordan et al. 2024, Muon): of maximum slope at zero; singular values
-end between about 0.7 and 1.2."""
-
-
-def orthogonalise(matrix: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix to `matrix` [rows, cols], by Newton-Schulz in `dtype`; returned in that dtype.
-
-    `matrix` is normalised in its own dtype first. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
-    """
-    a, b, c = COEFFICIENTS
-    x = (matrix / matrix.norm().clamp(min=1e-7)).to(dtype)
-    tall = x.shape[0] > x.shape[1]
-    if tall:
-        x = x.mT
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+from sleeptrain.engine.orthogonalise import batch_sizes, orthogonalise
 
 
 @dataclass(frozen=True)
@@ -50,6 +33,10 @@ class Fragment:
     offset: int
     """First element in the flattened matrix."""
     numel: int
+
+
+Remote = dict[int, list[tuple[Fragment, Tensor]]]
+"""Other ranks' fragments of matrices, with their values, by matrix."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +55,18 @@ class MatrixPartition:
     def local_fragments(self) -> list[Fragment]:
         """The fragments of this process."""
         return self.fragments[self.rank]
+
+    @cached_property
+    def batches(self) -> list[list[Fragment]]:
+        """The fragments of this process by batches of matrices of one shape, which are orthogonalised together."""
+        by_shape: dict[tuple[int, int], list[Fragment]] = defaultdict(list)
+        for fragment in self.local_fragments:
+            by_shape[self.shapes[fragment.matrix]].append(fragment)
+        found = []
+        for shape, fragments in by_shape.items():
+            rest = iter(fragments)
+            found += [[next(rest) for _ in range(size)] for size in batch_sizes(len(fragments), *shape)]
+        return found
 
     def fragments_to_send(self, source: int, destination: int) -> list[Fragment]:
         """Fragments of rank `source` whose matrices also have a fragment on rank `destination`, in order of the matrices."""
@@ -131,51 +130,70 @@ class Muon(torch.optim.AdamW):
             state["step"] = torch.tensor(0.0)
         state["step"] += 1
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
-        direction = torch.lerp(gradient, momentum, self.momentum)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        if self.partition is None:
-            parameter.add_(self._scaled(direction), alpha=-group["lr"])
-            return
-        remote = exchange_fragments(direction, self.partition)
-        for fragment in self.partition.local_fragments:
-            local = direction.narrow(0, fragment.start, fragment.numel)
-            rows, cols = self.partition.shapes[fragment.matrix]
-            if fragment.numel < rows * cols:
-                full = direction.new_zeros(rows * cols)
-                full.narrow(0, fragment.offset, fragment.numel).copy_(local)
-                for other, values in remote[fragment.matrix]:
-                    full.narrow(0, other.offset, other.numel).copy_(values)
-            else:
-                full = local
-            update = self._scaled(full.view(rows, cols)).reshape(-1).narrow(0, fragment.offset, fragment.numel)
-            parameter.narrow(0, fragment.start, fragment.numel).add_(update, alpha=-group["lr"])
+        partition = self.partition or one_matrix(parameter)
+        weights = parameter.view(-1)
+        empty = weights.new_empty(0, dtype=self.ns_dtype)
+        write = partial(self._write_direction, gradient.view(-1), momentum.view(-1))
+        remote = exchange_fragments(write, partition, empty)
+        for fragments in partition.batches:
+            rows, cols = partition.shapes[fragments[0].matrix]
+            scale = -group["lr"] * max(1.0, rows / cols) ** 0.5
+            batch = whole_matrices(fragments, remote, write, empty.new_empty(len(fragments), rows, cols))
+            add_changes(weights, fragments, orthogonalise(batch, scale=scale), 1 - group["lr"] * group["weight_decay"])
+            del batch  # before there is the next one
 
-    def _scaled(self, direction: Tensor) -> Tensor:
-        """The orthogonalised matrix times sqrt(max(1, rows / cols)), in the dtype of `direction`."""
-        rows, cols = direction.shape
-        return orthogonalise(direction, self.ns_dtype).to(direction.dtype) * max(1.0, rows / cols) ** 0.5
+    def _write_direction(self, gradient: Tensor, momentum: Tensor, fragment: Fragment, out: Tensor) -> None:
+        """The direction of descent of a fragment, from gradient and momentum of this process's partition, in the dtype of `out`."""
+        start, count = fragment.start, fragment.numel
+        torch.lerp(gradient.narrow(0, start, count), momentum.narrow(0, start, count), self.momentum, out=out)
 
 
-def exchange_fragments(flat: Tensor, partition: MatrixPartition) -> dict[int, list[tuple[Fragment, Tensor]]]:
+def whole_matrices(
+    fragments: list[Fragment], remote: Remote, write: Callable[[Fragment, Tensor], None], batch: Tensor
+) -> Tensor:
+    """`batch` [fragments, rows, cols], filled with the matrices that the fragments are of: own parts are written, others' copied."""
+    for fragment, matrix in zip(fragments, batch.flatten(1), strict=True):
+        write(fragment, matrix.narrow(0, fragment.offset, fragment.numel))
+        for other, values in remote.get(fragment.matrix, ()):
+            matrix.narrow(0, other.offset, other.numel).copy_(values)
+    return batch
+
+
+def add_changes(weights: Tensor, fragments: list[Fragment], changes: Tensor, kept: float) -> None:
+    """Fragments of `weights` become `kept` times themselves plus those of `changes` [fragments, rows, cols]; one operator a fragment."""
+    for fragment, matrix in zip(fragments, changes.flatten(1), strict=True):
+        own = weights.narrow(0, fragment.start, fragment.numel)
+        torch.add(matrix.narrow(0, fragment.offset, fragment.numel), own, alpha=kept, out=own)
+
+
+def exchange_fragments(write: Callable[[Fragment, Tensor], None], partition: MatrixPartition, empty: Tensor) -> Remote:
     """Other ranks' fragments of the matrices that this process has a fragment of: (fragment, values) pairs by matrix.
 
-    One all-to-all over the data group, of the matrices that lie in several partitions; no collective if there are none.
-    `flat` is this process's partition.
+    One all-to-all over the data group, of the matrices that lie in several partitions; no collective if there are none. `write` writes the
+    values of a fragment of this process into a tensor; messages have dtype and device of `empty`.
     """
     sent, received = partition.sent, partition.received
-    remote: dict[int, list[tuple[Fragment, Tensor]]] = {matrix: [] for matrix in partition.divided}
+    remote: Remote = {matrix: [] for matrix in partition.divided}
     if not remote:
         return remote
     send_sizes = [sum(f.numel for f in fragments) for fragments in sent]
     receive_sizes = [sum(f.numel for f in fragments) for fragments in received]
-    send_buffer = torch.cat([flat.new_empty(0)] + [flat.narrow(0, f.start, f.numel) for row in sent for f in row])
-    receive_buffer = flat.new_empty(sum(receive_sizes))
+    send_buffer, receive_buffer = empty.new_empty(sum(send_sizes)), empty.new_empty(sum(receive_sizes))
+    position = 0
+    for fragment in (f for fragments in sent for f in fragments):
+        write(fragment, send_buffer.narrow(0, position, fragment.numel))
+        position += fragment.numel
     dist.all_to_all_single(receive_buffer, send_buffer, receive_sizes, send_sizes, group=partition.group)
     position = 0
     for fragment in (f for fragments in received for f in fragments):
         remote[fragment.matrix].append((fragment, receive_buffer.narrow(0, position, fragment.numel)))
         position += fragment.numel
     return remote
+
+
+def one_matrix(matrix: Tensor) -> MatrixPartition:
+    """The partition of a matrix [rows, cols] that is a parameter by itself."""
+    return MatrixPartition([(matrix.shape[0], matrix.shape[1])], [[Fragment(0, 0, 0, matrix.numel())]], 0, None)
 
 
 def matrix_partition(parameters: list[torch.nn.Parameter], group: Any) -> MatrixPartition:

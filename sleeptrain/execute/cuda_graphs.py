@@ -25,6 +25,8 @@ attention sums is not fixed."""
 SPREAD = 4.0
 """How many times the difference between two eager executions is allowed, too: a gradient that nearly cancels keeps few digits."""
 
+ELSEWHERE = "another process of the tensor axis"
+
 NamedTensors = Mapping[str, Tensor]
 GradsByWeight = Mapping[Tensor, Tensor]
 """Accumulated gradients by weight."""
@@ -71,11 +73,15 @@ class GraphCache:
 
     def __init__(
         self, recorder: GraphRecorder, grad_buffers: Mapping[Tensor, Tensor] = MappingProxyType({}),
-        accumulate: Accumulate = accumulate,
+        accumulate: Accumulate = accumulate, anywhere: Callable[[bool], bool] = bool,
     ) -> None:  # fmt: skip
-        """`grad_buffers`, `accumulate`: as in `GradAccumulator`."""
+        """
+        grad_buffers, accumulate  as in `GradAccumulator`
+        anywhere                  whether something holds on any process that takes part in the collectives of graphs: a collective
+                                  over them. All of them refuse a graph that one refuses, and make the same checks
+        """
         self.recorder, self.grads = recorder, StaticGradAccumulator()
-        self._grad_buffers, self._accumulate = grad_buffers, accumulate
+        self._grad_buffers, self._accumulate, self._anywhere = grad_buffers, accumulate, anywhere
         self.replayed = 0
         """The number of replays whose results were used."""
         self._graphs: dict[Hashable, _GraphedFunction | None] = {}
@@ -141,12 +147,13 @@ class GraphCache:
         if graph is not None:
             graph.checks += 1
             wrong = {name: one for name, one in differences(lambda: graph.replay(inputs)).items() if not one.small()}
-            if wrong:
+            if refuse := self._anywhere(bool(wrong)):
                 spread = differences(lambda: function(inputs))
                 wrong = {name: one for name, one in wrong.items() if not one.small(spread[name].distance)}
-            if wrong:
+                refuse = self._anywhere(bool(wrong))
+            if refuse:
                 self._graphs[key] = None
-                self._warn(key, f"its replay differs from eager execution in {next(iter(wrong))}")
+                self._warn(key, f"its replay differs from eager execution in {next(iter(wrong), ELSEWHERE)}")
         if adds:
             self.grads.restore(after)
         return expected
@@ -158,14 +165,17 @@ class GraphCache:
         # Inputs with the same name and shape share a buffer, because graphs are replayed one at a time.
         static = {name: self._buffer(name, tensor) for name, tensor in inputs.items()}
         _copy(list(inputs.values()), list(static.values()))
+        graph, reason = None, ELSEWHERE
         try:
             with aliased_parameters(self._model) as originals, self.grads.aliased_as(originals):
-                outputs, launch = self.recorder.capture(lambda: function(static))
+                graph = _GraphedFunction(static, *self.recorder.capture(lambda: function(static)))
         except RuntimeError as error:
-            self._warn(key, f"its capture failed: {error}")
+            reason = str(error)
+        if self._anywhere(graph is None):
+            self._warn(key, f"its capture failed: {reason}")
             return None
         _LOG.info("captured a CUDA graph of %s", key[0])
-        return _GraphedFunction(static, outputs, launch)
+        return graph
 
     def _buffer(self, name: str, like: Tensor) -> Tensor:
         key = (name, like.shape, like.dtype)

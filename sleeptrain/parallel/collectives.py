@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 
 from sleeptrain.errors import TryAgain, UserError
+from sleeptrain.parallel.mesh import MeshAxis
 from sleeptrain.parallel.process import Process
 
 T = TypeVar("T")
@@ -75,6 +77,13 @@ def on_every_rank(process: Process, function: Callable[[], T]) -> T:
         messages = [f"rank {rank}: {error}" for rank, errors in enumerate(errors_by_rank) for error in errors]
     _raise_on_all_ranks(process, messages)
     return cast(T, result)
+
+
+def any_of(axis: MeshAxis, device: torch.device, fact: bool) -> bool:
+    """Whether a fact holds on any process of a mesh axis; a collective over it, on `device`, which the group must support."""
+    count = torch.tensor(int(fact), device=device)
+    dist.all_reduce(count, dist.ReduceOp.MAX, group=axis.group)
+    return bool(count)
 
 
 def _differences(texts_by_rank: list[dict[str, str]]) -> list[str]:

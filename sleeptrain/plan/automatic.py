@@ -1,7 +1,7 @@
 """`train.compile: auto` and `train.cuda_graphs: auto`: what a run does on the device that it is planned for, or trained on.
 
 On a CPU both are off. On a GPU each is on where no rule refuses it with the rest of the recipe. CUDA graphs also need memory beside the
-plan, since a capture cannot give back what the allocator has cached. Recipes and run folders keep `auto`: another device may choose
+plan, since a capture cannot give back what the allocator has cached, and passes without messages of other processes. Recipes and run folders keep `auto`: another device may choose
 otherwise.
 """
 
@@ -45,7 +45,7 @@ def resolve_auto(
         lines.append(f"{COMPILE} is off (auto): {_obstacle(given, COMPILE)}")
     layout = dataclasses.replace(layout, job=job)
     if memory is not None and gpu and given.train.cuda_graphs == AUTO:
-        obstacle = _obstacle(job, CUDA_GRAPHS) or _beside_messages(job) or _no_room(layout, data_layout, memory)
+        obstacle = _obstacle(job, CUDA_GRAPHS) or _messages(job) or _no_room(layout, data_layout, memory)
         if obstacle is None:
             layout = dataclasses.replace(layout, job=_with(job, CUDA_GRAPHS, True))
             chosen.add(CUDA_GRAPHS)
@@ -60,12 +60,13 @@ def _obstacle(job: Job, path: str) -> str | None:
     return next((reason(rule, on) for rule in RULES if path in rule.fields and rule.broken(on)), None)
 
 
-def _beside_messages(job: Job) -> str | None:
-    return (
-        "no graph has been captured on a GPU beside the messages of pipeline stages; train.cuda_graphs=true captures them"
-        if job.mesh.pipe > 1
-        else None
-    )
+def _messages(job: Job) -> str | None:
+    """Why graphs are not captured unasked where processes communicate during or between passes."""
+    whose = {"tensor parallelism": job.mesh.tensor, "pipeline stages": job.mesh.pipe}
+    communicating = [name for name, size in whose.items() if size > 1]
+    if not communicating:
+        return None
+    return f"no graph has been captured on a GPU with the messages of {' and '.join(communicating)}; train.cuda_graphs=true does it"
 
 
 def _no_room(layout: Layout, data_layout: DataLayout, memory: DeviceMemory) -> str | None:

@@ -7,11 +7,16 @@ measured with torch's allocator.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import get_args
 
+import torch
+
 from sleeptrain.engine.optimizers import Kind
+from sleeptrain.engine.orthogonalise import batch_elements, batch_sizes
 from sleeptrain.engine.settings import LARGEST_BUCKET
 from sleeptrain.plan.activations import ActivationMemory, SegmentMemory
 from sleeptrain.plan.block_kinds import block_kinds
@@ -174,15 +179,31 @@ def _flattened(groups: Iterable[int]) -> int:
 
 
 def _optimizer_work(job: Job, held: StageParameters, partition: Mapping[Kind, int], copy: int) -> float:
-    """Temporaries of the optimizer, one parameter group after the other: two numbers per element for AdamW; one, and the
-    largest matrix seven times, for Muon. `copy`: bytes per element of a copy of the gradient."""
+    """Temporaries of the optimizer, one parameter group after the other: two numbers per element for AdamW, the largest batch of
+    matrices for Muon. `copy`: bytes per element of a copy of the gradient."""
     sizes = []
     for group, n in partition.items():
-        if group == "matrix" and job.optim.name == "muon":
-            sizes.append((copy + FP32) * n + 7 * FP32 * max(held.trained.values()))
-        else:
-            sizes.append((copy + 2 * FP32) * n)
+        work = _muon_work(job, held, n) if group == "matrix" and job.optim.name == "muon" else 2 * FP32 * n
+        sizes.append(copy * n + work)
     return max(sizes)
+
+
+def _muon_work(job: Job, held: StageParameters, n: int) -> float:
+    """Temporaries of Muon over a partition of `n` elements: the largest batch, and what other processes send of the matrices at both
+    ends of the partition. Of the processes the one that needs most."""
+    touched = defaultdict[int, Counter[tuple[int, int]]](Counter)
+    received, start = Counter[int](), 0
+    for shape in held.matrices:
+        stop = start + prod(shape)
+        for rank in range(start // n, (stop - 1) // n + 1):
+            touched[rank][shape] += 1
+            received[rank] += prod(shape) - (min(stop, (rank + 1) * n) - max(start, rank * n))
+        start = stop
+    elements = (
+        received[rank] + max(batch_elements(batch_sizes(count, *shape)[0], *shape) for shape, count in shapes.items())
+        for rank, shapes in touched.items()
+    )
+    return float(getattr(torch, job.optim.ns_dtype).itemsize * max(elements))
 
 
 def size(n: float) -> str:

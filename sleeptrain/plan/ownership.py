@@ -31,6 +31,8 @@ class StageParameters:
     """Elements of trained weights by optimizer group."""
     trained: Mapping[str, int]
     """`sizes` of the trained weights alone."""
+    matrices: tuple[tuple[int, int], ...]
+    """(rows, cols) of the trained hidden matrices, in the order of the optimizer."""
 
     @property
     def elements(self) -> int:
@@ -103,7 +105,8 @@ def parameter_ownership(layout: Layout) -> Parameters:
         sizes = {name: shard.numel() for name, shard in held.items()}
         updated = {name: shard for name, shard in held.items() if name in trained}
         some = {name: sizes[name] for name in updated}
-        stages.append(StageParameters((blocks.start, blocks.stop), sizes, _by_kind(updated), some))
+        shapes = tuple((p.shape[0], p.shape[1]) for name, p in updated.items() if kind(name, p) == "matrix")
+        stages.append(StageParameters((blocks.start, blocks.stop), sizes, _by_kind(updated), some, shapes))
     kinds = _by_kind({name: p for name, p in full.items() if name in trained})
     return Parameters(parameters(whole), kinds, tuple(stages), size, copies, padding)
 

@@ -215,12 +215,5 @@ RULES: tuple[Rule[Job], ...] = (
         "use train.cuda_graphs=false, or mesh.zero=2",
         ("train.cuda_graphs=true", "train.recompute=pass", "mesh.zero=3"),
     ),
-    Rule(
-        "graphs-tensor", ("train.cuda_graphs", "mesh.tensor"),
-        lambda job: job.train.graphed and job.mesh.tensor > 1,
-        "tensor parallelism communicates within a pass, and capturing its collectives in a CUDA graph is not supported",
-        "use train.cuda_graphs=false, or mesh.tensor=1",
-        ("train.cuda_graphs=true", "train.recompute=pass", "mesh.tensor=2"),
-    ),
 )  # fmt: skip
 """A job that breaks no rule can be trained, provided that its data and the number of processes fit."""

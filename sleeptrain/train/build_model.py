@@ -21,6 +21,7 @@ from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.sleep import ProgramOutput, run
 from sleeptrain.model.trained import freeze
+from sleeptrain.parallel.collectives import any_of
 from sleeptrain.parallel.mesh import MeshAxes
 from sleeptrain.program import Pass, Program, Sleep, loop_range
 from sleeptrain.train.job import Job
@@ -84,7 +85,10 @@ def make_forward(
     # On a CPU there are no launches to be saved.
     compiled = job.train.compiled and device.type == "cuda"
     add = compiled_accumulate(required=COMPILE not in layout.automatic) if compiled else accumulate
-    graph_cache = GraphCache(CudaGraphRecorder(), grad_buffers, add) if job.train.graphed else None
+    graph_cache = None
+    if job.train.graphed:
+        anywhere = partial(any_of, axes.tensor, device) if axes.tensor.size > 1 else bool
+        graph_cache = GraphCache(CudaGraphRecorder(), grad_buffers, add, anywhere)
     options = ExecutorOptions(grad_buffers, graph_cache, add)
     return checkpointed_forward(job, options) if axes.pipe.size == 1 else pipelined_forward(layout, axes, options)
 

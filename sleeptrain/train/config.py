@@ -70,7 +70,7 @@ class Train:
     cuda_graphs: Literal["auto"] | bool = "auto"
     """Capture every kind of pass (forward, recompute, backward) once as a CUDA graph and replay it, so that a pass takes a few
     launches. A graph's first replays are compared with the eager pass; a graph that differs is not used. `auto`: on a GPU, where no
-    rule refuses it and the graphs fit into the memory beside the plan."""
+    rule refuses it, without `mesh.pipe` and `mesh.tensor`, where the graphs fit into the memory beside the plan."""
 
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Precision of float32 matrix products, as torch.set_float32_matmul_precision takes it: `high` allows TF32 on a GPU, `medium` also

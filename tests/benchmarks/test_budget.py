@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sleeptrain.engine.muon import orthogonalise
+from sleeptrain.engine.orthogonalise import orthogonalise
 
 ROOT = Path(__file__).parents[2]
 FOUND = {
@@ -43,11 +43,16 @@ def test_bytes_of_sums_by_hand():
     assert expected < FOUND["block"]["rows"]["sums"]["GB"] < 1.001 * expected + 0.1
 
 
-def test_work_of_a_muon_matrix(budget):
-    rows, columns, steps = 64, 256, 5
-    work = budget.counted(partial(orthogonalise, torch.empty(rows, columns), torch.bfloat16, steps))
-    products = 2 * rows * rows * columns + 2 * rows**3 + 2 * rows * rows * columns
-    assert work.flops == steps * products and work.launches >= 3 * steps
+def test_work_of_a_batch_of_muon(budget):
+    """Three products a step of the iteration, and two diagonals; in bf16 they read and write two bytes an element."""
+    n, rows, columns, steps = 7, 64, 256, 5
+    batch = torch.empty(n, rows, columns, dtype=torch.bfloat16)
+    once, twice = (budget.counted(partial(orthogonalise, batch, count)) for count in (1, 2))
+    products = n * (2 * rows * rows * columns + 2 * rows**3 + 2 * rows * rows * columns)
+    assert once.flops == products and twice.launches - once.launches == 5
+    assert budget.counted(partial(orthogonalise, batch, steps)).flops == steps * products
+    small, large, diagonals = 2 * n * rows * rows, 2 * n * rows * columns, 2 * 2 * (2 * n * rows)
+    assert twice.bytes - once.bytes == (2 * large + small) + 3 * small + (small + 2 * large) + diagonals
 
 
 def test_the_floor_is_the_larger_of_two_times(budget):

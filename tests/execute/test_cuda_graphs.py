@@ -1,11 +1,19 @@
 """The graph cache: replays, checks that find wrong graphs, eager fallback, and static gradient buffers."""
 
+import logging
+from datetime import timedelta
+from functools import partial
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from sleeptrain.execute import cuda_graphs
 from sleeptrain.execute.gradients import GradAccumulator, StaticGradAccumulator
+from sleeptrain.parallel.collectives import any_of
+from sleeptrain.parallel.mesh import MeshAxis
+from tests.distributed import run
 from tests.execute.eager_replay import CountingReplay, graph_cache
 
 
@@ -134,6 +142,52 @@ def test_a_function_whose_capture_fails_warns_once_and_runs_eagerly(model, caplo
     assert all(torch.equal(y, model(x)) for y, x in results)
     (message,) = caplog.messages
     assert message.endswith("its capture failed: operation not permitted when stream is capturing")
+
+
+def wrong_on_rank(wrong_rank, fails):
+    """Results, eager runs and messages of a function with an all-reduce, whose graph is wrong, or not captured, on one rank."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logging.getLogger("sleeptrain").addHandler(handler)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    rank = dist.get_rank()
+    runs = []
+
+    def function(named):
+        runs.append(1)
+        y = named["x"].clone()
+        dist.all_reduce(y)
+        return {"y": y}
+
+    class OneWrong(CountingReplay):
+        def capture(self, run):
+            outputs, replay = super().capture(run)
+            if rank != wrong_rank:
+                return outputs, replay
+            if fails:
+                raise RuntimeError("out of memory")
+            return outputs, lambda: (replay(), outputs["y"].add_(1))
+
+    axis = MeshAxis(rank, 2, None)
+    anywhere = partial(any_of, axis, torch.device("cpu"))
+    cache = cuda_graphs.GraphCache(OneWrong(), anywhere=anywhere).of(nn.Linear(3, 3))
+    return [y for y, _ in call(cache, function, 4)], len(runs), records
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", [False, True])
+def test_all_processes_refuse_a_graph_that_one_of_them_refuses(fails):
+    """Otherwise one would wait in a collective that the other does not run."""
+    (first, first_runs, first_said), (second, second_runs, second_said) = run(wrong_on_rank, 2, 1, fails)
+    expected = [torch.full((3,), 2.0 * (n + 1)) for n in range(4)]
+    assert all(torch.equal(y, want) for ys in (first, second) for y, want in zip(ys, expected, strict=True))
+    assert first_runs == second_runs
+    what = "its capture failed: {}" if fails else "its replay differs from eager execution in {}"
+    assert [message.split("from now on: ")[1] for message in first_said] == [what.format(cuda_graphs.ELSEWHERE)]
+    assert [message.split("from now on: ")[1] for message in second_said] == [
+        what.format("out of memory" if fails else "y")
+    ]
 
 
 def test_no_more_graphs_are_captured_than_the_limit(model, caplog, monkeypatch):

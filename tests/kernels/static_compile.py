@@ -57,17 +57,17 @@ def rule_kernels(config: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[s
     from sleep_kernels.triton_gdr_backward import chunk_bwd_dh_kernel
     from sleep_kernels.triton_gdr_dqk import chunk_bwd_dqk_kernel
     from sleep_kernels.triton_gdr_forward import chunk_fwd_kernel
-    from sleep_kernels.triton_gdr_intra import intra_scores_kernel, solve_tril_kernel
+    from sleep_kernels.triton_gdr_intra import solve_tril_kernel
 
     x, f = {"bfloat16": "*bf16", "float32": "*fp32"}[dtype], "*fp32"
-    intra = {"inverse": x, "g_cumsum": f, "beta_fp32": f, "scores": x, "scores_low": x}
+    intra = {"inverse": x, "g_cumsum": f, "beta_fp32": f}
     sizes, numbers = {"T": "i32"}, {"T": "i32", "scale": "fp32"}
     heads = {"H": KEY_HEADS, "HV": KEY_HEADS, "DK": d, "PRECISION": config.precision}
-    recomputed = ("states", "residuals", "residuals_low")
+    recomputed = ("states", "residuals")
     chunk_fwd = {n: x for n in ("q", "k", "v", "o", *recomputed)} | intra | {"initial": f, "final": f} | numbers
     chunk_bwd_dh = {n: x for n in ("q", "k", "grad_o", "dv")} | intra | numbers
-    chunk_bwd_dqk = {n: x for n in ("q", "k", "grad_o", "dv", *recomputed, "scratch", "dq", "dk")}
-    chunk_bwd_dqk |= {n: f for n in ("g_cumsum", "beta_fp32", "d_states", "dg", "dbeta")} | numbers | {"rows": "i32"}
+    chunk_bwd_dqk = {n: x for n in ("q", "k", "grad_o", "dv", *recomputed, "d_states", "dq", "dk")}
+    chunk_bwd_dqk |= {n: f for n in ("g_cumsum", "beta_fp32", "dg", "dbeta")} | numbers | {"rows": "i32"}
 
     def columns(launch: Any) -> dict[str, Any]:
         return heads | {"DV": d, "BV": min(launch.block, d)}
@@ -75,19 +75,13 @@ def rule_kernels(config: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[s
     result = {
         "solve_tril": (
             solve_tril_kernel,
-            {"k": x, "g": f, "beta": f} | {n: intra[n] for n in ("inverse", "g_cumsum", "beta_fp32")} | sizes,
+            {"k": x, "g": f, "beta": f} | intra | sizes,
             heads | {"BK": min(config.solve_tril.block, d)},
             config.solve_tril,
         ),
-        "intra_scores": (
-            intra_scores_kernel,
-            {"q": x, "k": x, "g_cumsum": f, "scores": x, "scores_low": x} | numbers,
-            heads | {"BK": min(config.intra_scores.block, d)},
-            config.intra_scores,
-        ),
         "chunk_bwd_dh": (
             chunk_bwd_dh_kernel,
-            chunk_bwd_dh | {"grad_state": f, "d_states": f, "d_initial": f},
+            chunk_bwd_dh | {"grad_state": f, "d_states": x, "d_initial": f},
             columns(config.chunk_bwd_dh) | {"HAS_GRAD_STATE": True},
             config.chunk_bwd_dh,
         ),

@@ -44,7 +44,7 @@ def test_on_a_gpu_both_are_on():
 REFUSED = {
     "none": (["train.recompute=none"], "none", ["train.cuda_graphs is off (auto): every pass keeps its own saved activations"]),
     "selective": (["train.recompute=selective"], "selective", ["train.cuda_graphs is off (auto): every pass keeps its own"]),
-    "tensor": (["train.recompute=pass", "mesh.tensor=2"], "none", ["train.cuda_graphs is off (auto): tensor parallelism"]),
+    "tensor": (["train.recompute=pass", "mesh.tensor=2"], "none", ["train.cuda_graphs is off (auto): no graph has been captured on a GPU with the messages of tensor"]),
     "tensor, selective": (
         ["train.recompute=selective", "mesh.tensor=2"],
         None,

@@ -1,12 +1,16 @@
 """Planned memory against real runs: activations by the executor's own accounting, and all storages of a whole step."""
 
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 
 from sleeptrain.data.batch import IGNORED, Batch
+from sleeptrain.engine import orthogonalise
 from sleeptrain.engine.build import EngineSpec, build_engine
+from sleeptrain.engine.muon import Fragment, MatrixPartition, Muon
+from sleeptrain.engine.optimizers import kind
 from sleeptrain.execute import segments
 from sleeptrain.execute.activation_checkpoint import COMPILED_WRAPPERS
 from sleeptrain.execute.autograd import CheckpointedExecutor, run_with_autograd
@@ -25,6 +29,7 @@ from sleeptrain.parallel.mesh import init_mesh
 from sleeptrain.parallel.process import init_distributed
 from sleeptrain.parallel.tensor import local_config
 from sleeptrain.plan.activations import measure_activations
+from sleeptrain.plan.memory import _muon_work
 from sleeptrain.program import Pass
 from sleeptrain.train.build_model import looped_elements, make_forward, new_model
 from sleeptrain.train.kernels import DTYPES
@@ -303,6 +308,7 @@ PARTS = {
     "data, zero 2": ["mesh.data=2", "mesh.zero=2", "train.precision=bf16", "train.batch=16"],
     "data, zero 3": ["mesh.data=2", "mesh.zero=3", "train.batch=8"],
     "data, zero 3, bf16, several backwards": ["mesh.data=2", "mesh.zero=3", "train.precision=bf16", "train.batch=16"],
+    "data, muon": ["optim.name=muon", "optim.adam_lr=0.001", "mesh.data=2", "train.batch=8"],
     "data, frozen": ["optim.trainable=[layers.G]", "mesh.data=2", "train.precision=bf16", "train.batch=8"],
     "data, frozen, zero 3": ["optim.trainable=[layers.G]", "mesh.data=2", "mesh.zero=3", "train.batch=8"],
     # From here on with a mesh: DeepSpeed 0.19.8 keeps that of the last engine, and builds none without one after it.
@@ -365,6 +371,42 @@ def step_bytes(overrides):
     with StorageCounter() as storages:
         step(engine, forward)
     return between + storages.peak, plan.memory[axes.pipe.rank].total
+
+
+def muon_bytes(plan, rank, shapes):
+    """Peak of what Muon allocates in a step over the partition of a data rank, whose matrices have gradients of zero."""
+    data, counts = plan.layout.batch.data, [math.prod(shape) for shape in shapes]
+    n, fragments, start = plan.parameters.stages[0].partition(data)["matrix"], [[] for _ in range(data)], 0
+    for matrix, count in enumerate(counts):
+        for each in range(data):
+            low, high = max(start, each * n), min(start + count, (each + 1) * n)
+            if low < high:
+                fragments[each].append(Fragment(matrix, low - each * n, low - start, high - low))
+        start += count
+    flat = torch.nn.Parameter(torch.zeros(n))
+    flat.grad = torch.zeros(n)
+    group = {"params": [flat], "muon": True, "lr": 0.1, "weight_decay": 0.1}
+    muon = Muon([group], momentum=0.9, ns_dtype=getattr(torch, plan.job.optim.ns_dtype))
+    muon.set_partition(MatrixPartition(shapes, fragments, rank, None))
+    muon.step()  # the first one allocates the momentum
+    with StorageCounter() as storages:
+        muon.step()
+    return storages.peak
+
+
+@pytest.mark.parametrize("batch", [2**27, 40_000, 1], ids=["all of a shape", "some matrices", "one matrix"])
+@pytest.mark.parametrize("more", [[], ["mesh.data=2"], ["mesh.data=8", "optim.ns_dtype=float32"]], ids=str)
+def test_temporaries_of_muon_match_the_plan(more, batch, monkeypatch):
+    monkeypatch.setattr(orthogonalise, "BATCH", batch)
+    monkeypatch.setattr("torch.distributed.all_to_all_single", lambda *tensors, group: None)
+    muon = ["optim.name=muon", "optim.adam_lr=0.001", "train.batch=32", "model.layers=GAG"]
+    plan = plan_of(*muon, *LARGE[:2], *more)
+    held, data = plan.parameters.stages[0], plan.layout.batch.data
+    shapes = [tuple(p.shape) for name, p in model_of(plan).named_parameters() if kind(name, p) == "matrix"]
+    assert tuple(shapes) == held.matrices
+    found = [muon_bytes(plan, rank, shapes) for rank in range(data)]
+    planned = _muon_work(plan.job, held, held.partition(data)["matrix"])
+    assert planned <= max(found) <= planned + 1000, [size / planned for size in found]
 
 
 def test_the_reduction_of_one_large_group_copies_nothing():

@@ -18,6 +18,10 @@ STEPS = [
     "train.recompute=pass", "checkpoint.every=0", "model.layers=AG", "eval.every=2", "eval.samples=9",
 ]  # fmt: skip
 
+TENSOR = (
+    "mesh.tensor=2", "optim.name=adamw", "model.attention.kv_heads=2", "model.deltanet.key_heads=2",
+)  # fmt: skip
+
 
 def train_with_and_without_graphs(folder, changes):
     """Metrics and weights with CUDA graphs and without, and the numbers of captures and replays."""
@@ -31,7 +35,7 @@ def train_with_and_without_graphs(folder, changes):
     build_model.CudaGraphRecorder = RegisteredReplay  # not restored: the process ends with the test
     results = []
     for graphs in ("true", "false"):
-        name = "-".join([*changes, graphs])
+        name = f"graphs-{graphs}"
         rows, weights = trained(where, name, where / "text", [*STEPS, *changes, f"train.cuda_graphs={graphs}"])
         keys = ("loss", "grad_norm", "residual", "state_norm", "loss_by_window")
         keys += ("eval_loss", "eval_loss_by_window", "eval_accuracy")
@@ -42,7 +46,14 @@ def train_with_and_without_graphs(folder, changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes", [("mesh.zero=1",), ("train.precision=bf16",), ("mesh.zero=2", "train.precision=bf16")]
+    "changes",
+    [
+        ("mesh.zero=1",),
+        ("train.precision=bf16",),
+        ("mesh.zero=2", "train.precision=bf16"),
+        pytest.param(TENSOR, marks=pytest.mark.exhaustive),
+        (*TENSOR, "mesh.sequence=true"),
+    ],
 )
 def test_training_with_cuda_graphs_is_bit_identical(tmp_path, changes):
     """Two processes with two micro-batches each, a drawn number of passes, and padded rows; evaluated, too."""
