@@ -10,6 +10,7 @@
 #     benchmarks/gpu.sh training OUT    seconds of a step of hybrid-1b by `sleeptrain train`: compiled, with graphs, eager; profiles
 #     benchmarks/gpu.sh measure OUT     speed and memory of the kernels, beside flash-linear-attention if FLA is a folder that
 #                                       has it: pip install --no-deps --target FOLDER fla-core==0.6.0 einops
+#     benchmarks/gpu.sh choices OUT     times of the rule's kernels with other launch parameters than those of the table
 #     benchmarks/gpu.sh passes OUT      speed and memory of passes of a 1B hybrid: eager, compiled, recorded, and both
 #
 # PYTHON selects the interpreter. VERIFIED=FILE puts such verdicts into place first: without them, training is refused
@@ -18,7 +19,7 @@
 # `verify`, also pytest and hypothesis for `tests`, and for it and `training` all dependencies of pyproject.toml but wandb.
 set -euo pipefail
 verb=${1:-} out=${2:-}
-case $verb in assemblers | verify | tests | training | measure | passes) ;; *) sed -n '2,22s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
+case $verb in assemblers | verify | tests | training | measure | choices | passes) ;; *) sed -n '2,23s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
 : "${out:?missing output folder: benchmarks/gpu.sh $verb OUT}"
 root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out"
@@ -49,6 +50,7 @@ tests)
     ;;
 training) "$python" "$root/benchmarks/training.py" --out "$out" | tee "$out/training.txt" || status=$? ;;
 measure) script kernels --until 400 ${LIFT:-} ;;
+choices) script launch_choices ;;
 passes) script passes ;;
 esac
 exit $status

@@ -23,9 +23,15 @@ CALLS = {
     "tests": ["-m sleep_kernels.self_test", "-m pytest -v -rs -m gpu -p no:cacheprovider tests/gpu"],
     "training": ["{root}/benchmarks/training.py --out {out}"],
     "measure": ["{root}/benchmarks/kernels.py --json {out}/kernels.json --until 400"],
+    "choices": ["{root}/benchmarks/launch_choices.py --json {out}/launch_choices.json"],
     "passes": ["{root}/benchmarks/passes.py --json {out}/passes.json"],
 }
-TEXTS = {"verify": ["self_test", "cuda_graphs"], "tests": ["self_test", "tests"], "measure": ["kernels"]}
+TEXTS = {
+    "verify": ["self_test", "cuda_graphs"],
+    "tests": ["self_test", "tests"],
+    "measure": ["kernels"],
+    "choices": ["launch_choices"],
+}
 
 
 def gpu(tmp_path: Path, *words: str, behaviour: str = "") -> tuple[int, list[str], str]:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from sleep_kernels import verified
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/kernels.py"
 # The arguments of fla-core 0.6.0 that the benchmark uses.
@@ -176,3 +178,22 @@ def test_replays_are_enqueued_before_any_is_waited_for(kernels: Any, monkeypatch
     around = [["event", f"replay {1 + i % 3}", "event"] for i in range(10)]
     assert recorded[begin:] == [*(word for words in around for word in words), "wait"]
     assert seconds == 2e-3, "the median of 1, 2, 3, 1, 2, 3, 1 ms"
+
+
+@pytest.mark.exhaustive
+def test_dry_run_of_launch_parameters(tmp_path: Path) -> None:
+    environ = os.environ | {"PYTHONPATH": f"{ROOT}/kernels", "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks/launch_choices.py"),
+        "--dry",
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    assert process.returncode == 0, process.stderr[-2000:]
+    kernels = json.loads((tmp_path / "out.json").read_text())["kernels"]
+    assert kernels.keys() == set(verified.KERNELS) - {"norm", "delta_inputs"}
+    for rows in kernels.values():
+        assert len(rows) == 2 and rows[0]["both, ratio"] == 1 and not any("failed" in row for row in rows)
+        assert all(row["error / bound"] < 1 for row in rows)
