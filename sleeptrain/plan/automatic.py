@@ -1,8 +1,8 @@
 """`train.compile: auto` and `train.cuda_graphs: auto`: what a run does on the device that it is planned for, or trained on.
 
 On a CPU both are off. On a GPU each is on where no rule refuses it with the rest of the recipe. CUDA graphs also need memory beside the
-plan, since a capture cannot give back what the allocator has cached, and passes without messages of other processes. Recipes and run folders keep `auto`: another device may choose
-otherwise.
+plan, since a capture cannot give back what the allocator has cached, and passes without messages of other processes. Recipes and run
+folders keep `auto`: another device may choose otherwise.
 """
 
 from __future__ import annotations
