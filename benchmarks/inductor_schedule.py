@@ -40,7 +40,7 @@ class ScheduledLaunch:
     name: str
     """"triton", or the name of an operator or a library's function."""
     bytes: int
-    """What it reads and writes, each buffer once."""
+    """What it reads and writes: each buffer once, or the slices of it that are read."""
     flops: int
     """Of a matrix product; 0 for others."""
 
@@ -84,7 +84,7 @@ def compiled(graph: GraphModule, shapes: Sequence[Shape]) -> list[ScheduledLaunc
             lowering.run(*inputs)
             lowering._update_scheduler()
             found = [
-                ScheduledLaunch(_name(node), node.get_read_write_buffers_sizes(), node.estimate_flops() or 0)
+                ScheduledLaunch(_name(node), _bytes(node), node.estimate_flops() or 0)
                 for node in lowering.scheduler.nodes
                 if type(node).__name__ != "NopKernelSchedulerNode"
             ]
@@ -101,6 +101,25 @@ def _pretended_gpu() -> Any:
         get_device_properties=lambda device=None: H200,
         get_device_capability=lambda device=None: (9, 0),
     )
+
+
+def _bytes(scheduled: Any) -> int:
+    """TorchInductor counts a whole buffer where a fused kernel reads a slice of it; here accesses from the same element count once."""
+    from torch._inductor.dependencies import MemoryDep
+    from torch._inductor.virtualized import V
+
+    sizes = scheduled.get_read_write_buffer_accesses(include_reads=True, include_writes=True)
+    slices: dict[str, dict[Any, int]] = {name: {} for name in sizes}
+    for access in scheduled.read_writes.reads_and_writes():
+        if access.name not in sizes:
+            continue
+        if isinstance(access, MemoryDep) and not access.is_indirect():
+            first = access.index.subs(dict.fromkeys(access.var_names, 0))
+            moved = int(access.get_numel()) * V.graph.get_dtype(access.name).itemsize
+        else:
+            first, moved = None, sizes[access.name]
+        slices[access.name][first] = max(moved, slices[access.name].get(first, 0))
+    return sum(min(size, sum(slices[name].values())) for name, size in sizes.items())
 
 
 def _name(scheduled: Any) -> str:

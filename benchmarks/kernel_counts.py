@@ -107,18 +107,18 @@ class LaunchCounter:
 
 def operators(time: int) -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
     """The three operators of a layer with inputs of one window."""
-    from sleep_kernels import delta_inputs, gated_delta_rule, gated_rms_norm
+    from sleep_kernels import gated_delta_rule, gated_rms_norm, joint_delta_inputs
 
     def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(*shape).to(dtype)
 
     q, k, v, o = (torch.nn.functional.normalize(normal(1, time, HEADS, D), dim=-1) for _ in range(4))
     g, beta = -normal(1, time, HEADS, dtype=torch.float32).abs(), torch.rand(1, time, HEADS)
-    convolved = [normal(1, time, HEADS * D) for _ in range(3)] + [normal(1, time, HEADS) for _ in range(2)]
+    convolved = [normal(1, time, 3 * HEADS * D), normal(1, time, 2 * HEADS)]
     weights = [normal(HEADS * D, 4) for _ in range(3)] + [normal(HEADS, dtype=torch.float32) for _ in range(2)]
 
     def inputs(*tensors: Tensor) -> Any:
-        return delta_inputs(*tensors, key_heads=HEADS, backend="triton")
+        return joint_delta_inputs(*tensors, key_heads=HEADS, backend="triton")
 
     def rule(*tensors: Tensor) -> Any:
         return gated_delta_rule(*tensors, backend="triton")

@@ -61,7 +61,7 @@ def own_launches(block: Block, inputs: Sequence[Tensor]) -> Counter[str]:
             return run(*args, **kwargs)
 
     with mock.patch.object(GridExecutor, "__call__", recorded), torch.profiler.profile() as profile:
-        outputs = deltanet_block(block, *inputs, NO_MASK)
+        outputs = deltanet_block(block, *inputs, NO_MASK, block.joint_weights())
         torch.autograd.grad(outputs, [*inputs, *block.parameters()], [torch.ones_like(output) for output in outputs])
     found: Counter[str] = Counter()
     for event in profile.events():
@@ -91,17 +91,22 @@ def _launches(name: str) -> bool:
 def functions(
     block: Block, inputs: Sequence[Shape]
 ) -> tuple[Callable[..., Any], Callable[..., Any], list[Shape], list[Shape]]:
-    """Forward, and recompute with backward, as functions of inputs, weights and output gradients; the shapes of both."""
-    weights = dict(block.named_parameters())
+    """Forward, and recompute with backward, as functions of inputs, weights and output gradients; the shapes of both.
+
+    Weights that lie side by side are one input."""
+    joint, spec = tree_flatten(block.joint_weights())
+    within = [layer for layers in (*block.mixer.joint_layers, block.mlp.joint_layers) for layer in layers]
+    weights = {n: w for n, w in block.named_parameters() if all(w is not layer.weight for layer in within)}
 
     def forward(*tensors: Tensor) -> Any:
-        named = dict(zip(weights, tensors[len(inputs) :], strict=False))
-        with _reparametrize_module(block, named):
+        own = tensors[len(inputs) :]
+        together = tree_unflatten(own[: len(joint)], spec)
+        with _reparametrize_module(block, dict(zip(weights, own[len(joint) :], strict=False))):
             if len(inputs) == 1:
-                return (attention_block(block, tensors[0], None, 0, TOKENS, NO_MASK)[0],)
-            return deltanet_block(block, *tensors[: len(inputs)], NO_MASK)
+                return (attention_block(block, tensors[0], None, 0, TOKENS, NO_MASK, together)[0],)
+            return deltanet_block(block, *tensors[: len(inputs)], NO_MASK, together)
 
-    shapes = [*inputs, *((tuple(w.shape), w.dtype) for w in weights.values())]
+    shapes = [*inputs, *((tuple(w.shape), w.dtype) for w in (*joint, *weights.values()))]
 
     def backward(*tensors: Tensor, forward: Callable[..., Any] = forward) -> Any:
         leaves = [tensor.detach().requires_grad_() for tensor in tensors[: len(shapes)]]

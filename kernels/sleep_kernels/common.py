@@ -48,13 +48,10 @@ class RuleArguments(NamedTuple):
 
 
 class DeltaInputTensors(NamedTuple):
-    """Tensor arguments of the operator `sleep_kernels::delta_inputs`; shapes as in `sleep_kernels.delta_inputs`."""
+    """Tensor arguments of the operator `sleep_kernels::delta_inputs`; shapes as in `sleep_kernels.joint_delta_inputs`."""
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    a: Tensor
-    b: Tensor
+    qkv: Tensor
+    ba: Tensor
     conv_q: Tensor
     conv_k: Tensor
     conv_v: Tensor

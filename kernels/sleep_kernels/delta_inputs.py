@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sleep_kernels import dispatch, torch_delta_inputs
 from sleep_kernels.common import DeltaInputTensors, compute_dtype
+from sleep_kernels.delta_input_checks import check, check_parts
 from sleep_kernels.register import forbid_double_backward, register_backward, register_operator
 from sleep_kernels.verified import KernelLaunch
 
@@ -56,8 +57,38 @@ def delta_inputs(
     Source: the layer of arXiv 2412.06464, with the channel layout of Qwen3.5.
     """
     dispatch.check_backend(backend)
-    tensors = DeltaInputTensors(q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, None, None)
-    _check(tensors, valid, starts, key_heads)
+    check_parts(q, k, v, a, b, key_heads)
+    weights = (conv_q, conv_k, conv_v, a_log, dt_bias)
+    qkv, ba = torch.cat([q, k, v], 2), torch.cat([b, a], 2)
+    return joint_delta_inputs(
+        qkv, ba, *weights, tail, valid, starts, key_heads=key_heads, strength=strength, backend=backend
+    )
+
+
+def joint_delta_inputs(
+    qkv: Tensor,
+    ba: Tensor,
+    conv_q: Tensor,
+    conv_k: Tensor,
+    conv_v: Tensor,
+    a_log: Tensor,
+    dt_bias: Tensor,
+    tail: Tensor | None = None,
+    valid: Tensor | None = None,
+    starts: Tensor | None = None,
+    *,
+    key_heads: int,
+    strength: float = 1.0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`delta_inputs` of projections that lie side by side, which it need not copy.
+
+    qkv: [batch, time, channels of q | k | v]. ba: [batch, time, 2 * value_heads], b | a. All else is as for `delta_inputs`, also
+    what is returned and raised. The gradients of qkv and ba are one tensor each.
+    """
+    dispatch.check_backend(backend)
+    tensors = DeltaInputTensors(qkv, ba, conv_q, conv_k, conv_v, a_log, dt_bias, tail, None, None)
+    check(tensors, valid, starts, key_heads)
     history = conv_q.shape[1] - 1
     order = None if valid is None else packing(valid, history)
     reach = None if starts is None else convolution_reach(starts, valid, order, history)
@@ -92,53 +123,10 @@ def convolution_reach(starts: Tensor, valid: Tensor | None, order: Tensor | None
     return reach.to(torch.int32)
 
 
-def _check(t: DeltaInputTensors, valid: Tensor | None, starts: Tensor | None, key_heads: int) -> None:
-    """Raise ValueError for the first tensor of a wrong shape or dtype."""
-    q, a = t.q, t.a
-    if q.dim() != 3 or 0 in q.shape or q.shape[2] % key_heads:
-        raise ValueError(
-            f"q has shape {list(q.shape)}; it must be [batch, time, d * {key_heads} key heads], none of them 0"
-        )
-    if a.dim() != 3 or a.shape[2] == 0 or a.shape[2] % key_heads:
-        raise ValueError(f"a has shape {list(a.shape)}; it must be [batch, time, a multiple of {key_heads} key heads]")
-    batch, time, keys = q.shape
-    heads, d, kernel = a.shape[2], keys // key_heads, t.conv_q.shape[-1]
-    expected = (
-        ("k", t.k, (batch, time, keys)),
-        ("v", t.v, (batch, time, heads * d)),
-        ("a", a, (batch, time, heads)),
-        ("b", t.b, (batch, time, heads)),
-        ("conv_q", t.conv_q, (keys, kernel)),
-        ("conv_k", t.conv_k, (keys, kernel)),
-        ("conv_v", t.conv_v, (heads * d, kernel)),
-        ("a_log", t.a_log, (heads,)),
-        ("dt_bias", t.dt_bias, (heads,)),
-        ("tail", t.tail, (batch, kernel - 1, key_heads, 2 * d + heads // key_heads * d)),
-        ("valid", valid, (batch, time)),
-        ("starts", starts, (batch, time)),
-    )
-    for name, tensor, shape in expected:
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
-    for name, tensor in (("valid", valid), ("starts", starts)):
-        if tensor is not None and tensor.dtype != torch.bool:
-            raise ValueError(f"{name} has dtype {tensor.dtype}; it must be bool")
-    if not q.is_floating_point():
-        raise ValueError(f"q has dtype {q.dtype}; it must be a floating-point tensor")
-    wide = compute_dtype(q)
-    for name, tensor in (("k", t.k), ("v", t.v), ("tail", t.tail)):
-        if tensor is not None and tensor.dtype != q.dtype:
-            raise ValueError(f"{name} has dtype {tensor.dtype}; it must be that of q, {q.dtype}")
-    for name in ("a", "b", "conv_q", "conv_k", "conv_v"):
-        tensor = getattr(t, name)
-        if tensor.dtype not in (q.dtype, wide):
-            raise ValueError(f"{name} has dtype {tensor.dtype}; with q in {q.dtype} it must be {wide}")
-
-
 def _launch(t: DeltaInputTensors, key_heads: int, backend: str) -> KernelLaunch | None:
     """Launch parameters of the Triton kernels; None for plain torch."""
-    config = dispatch.select_config("delta_inputs", backend, t.q.device, t.q.dtype, t.q.shape[2] // key_heads)
-    return None if config is None or not dispatch.fits_int32_offsets(t.q, t.v) else config.delta_inputs
+    config = dispatch.select_config("delta_inputs", backend, t.qkv.device, t.qkv.dtype, t.conv_q.shape[0] // key_heads)
+    return None if config is None or not dispatch.fits_int32_offsets(t.qkv) else config.delta_inputs
 
 
 def _contiguous(tensors: Iterable[Tensor | None]) -> list[Any]:
@@ -146,58 +134,56 @@ def _contiguous(tensors: Iterable[Tensor | None]) -> list[Any]:
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
-    tensors, (key_heads, strength, backend) = DeltaInputTensors(*arguments[:13]), arguments[13:]
+    tensors, (key_heads, strength, backend) = DeltaInputTensors(*arguments[:10]), arguments[10:]
     launch = _launch(tensors, key_heads, backend)
     if launch is None:
         return torch_delta_inputs.forward(tensors, key_heads, strength)
     from sleep_kernels import triton_delta_inputs
 
-    with torch.cuda.device_of(tensors.q):
+    with torch.cuda.device_of(tensors.qkv):
         return triton_delta_inputs.forward(DeltaInputTensors(*_contiguous(tensors)), key_heads, strength, launch)
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    grads, tensors, (key_heads, strength, backend) = arguments[:6], DeltaInputTensors(*arguments[6:19]), arguments[19:]
+    grads, tensors, (key_heads, strength, backend) = arguments[:6], DeltaInputTensors(*arguments[6:16]), arguments[16:]
     launch = _launch(tensors, key_heads, backend)
     if launch is None:
         return torch_delta_inputs.backward(grads, tensors, key_heads, strength)
     from sleep_kernels import triton_delta_inputs_backward
 
     tensors = DeltaInputTensors(*_contiguous(tensors))
-    with torch.cuda.device_of(tensors.q):
+    with torch.cuda.device_of(tensors.qkv):
         return triton_delta_inputs_backward.backward(_contiguous(grads), tensors, key_heads, strength, launch)
 
 
-def _forward_fake(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, conv_q: Tensor, *others: Any) -> Any:
-    key_heads = others[-3]
-    d = q.shape[2] // key_heads
-    keys = [q.new_empty((*q.shape[:2], key_heads, d)) for _ in range(2)]
-    gates = [a.new_empty(a.shape, dtype=compute_dtype(q)) for _ in range(2)]
-    values = q.new_empty((*v.shape[:2], a.shape[2], d))
-    return (*keys, values, *gates, _empty_tail(q, conv_q, key_heads, a))
+def _forward_fake(qkv: Tensor, ba: Tensor, conv_q: Tensor, *others: Any) -> Any:
+    (batch, time, _), key_heads, heads = qkv.shape, others[-3], ba.shape[2] // 2
+    d = conv_q.shape[0] // key_heads
+    keys = [qkv.new_empty((batch, time, key_heads, d)) for _ in range(2)]
+    gates = [qkv.new_empty((batch, time, heads), dtype=compute_dtype(qkv)) for _ in range(2)]
+    return (*keys, qkv.new_empty((batch, time, heads, d)), *gates, _empty_tail(qkv, conv_q, key_heads))
 
 
-def _empty_tail(q: Tensor, conv_q: Tensor, key_heads: int, a: Tensor) -> Tensor:
-    d = q.shape[2] // key_heads
-    return q.new_empty((q.shape[0], conv_q.shape[1] - 1, key_heads, (2 + a.shape[2] // key_heads) * d))
+def _empty_tail(qkv: Tensor, conv_q: Tensor, key_heads: int) -> Tensor:
+    return qkv.new_empty((qkv.shape[0], conv_q.shape[1] - 1, key_heads, qkv.shape[2] // key_heads))
 
 
 def _backward_fake(*arguments: Any) -> Any:
     inputs = arguments[6:]
-    return (*(t.new_empty(t.shape) for t in inputs[:10]), _empty_tail(inputs[0], inputs[5], inputs[-3], inputs[3]))
+    return (*(t.new_empty(t.shape) for t in inputs[:7]), _empty_tail(inputs[0], inputs[2], inputs[-3]))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.options = inputs[13:]
-    ctx.save_for_backward(*inputs[:13])
+    ctx.options = inputs[10:]
+    ctx.save_for_backward(*inputs[:10])
 
 
 def _autograd(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     *results, d_tail = _INPUTS_BACKWARD(*grads, *ctx.saved_tensors, *ctx.options)
-    return *results, d_tail if ctx.needs_input_grad[10] else None, None, None, None, None, None
+    return *results, d_tail if ctx.needs_input_grad[7] else None, None, None, None, None, None
 
 
-_ARGUMENTS = ", ".join(f"Tensor {name}" for name in DeltaInputTensors._fields[:10])
+_ARGUMENTS = ", ".join(f"Tensor {name}" for name in DeltaInputTensors._fields[:7])
 _ARGUMENTS += ", Tensor? tail, Tensor? order, Tensor? reach, int key_heads, float strength, str backend"
 
 
@@ -208,7 +194,7 @@ def _results(count: int) -> str:
 _INPUTS = register_operator("delta_inputs", f"({_ARGUMENTS}) -> ({_results(6)})", _forward, _forward_fake)
 _INPUTS_BACKWARD = register_operator(
     "delta_inputs_backward",
-    f"(Tensor dq, Tensor dk, Tensor dv, Tensor dg, Tensor dbeta, Tensor d_tail, {_ARGUMENTS}) -> ({_results(11)})",
+    f"(Tensor dq, Tensor dk, Tensor dv, Tensor dg, Tensor dbeta, Tensor d_tail, {_ARGUMENTS}) -> ({_results(8)})",
     _backward,
     _backward_fake,
 )

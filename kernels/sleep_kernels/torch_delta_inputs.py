@@ -25,12 +25,12 @@ def log_decay(a: Tensor, a_log: Tensor, dt_bias: Tensor) -> Tensor:
 
 def forward(t: DeltaInputTensors, key_heads: int, strength: float) -> tuple[Tensor, ...]:
     """q, k, v, g, beta and the new tail, as `sleep_kernels.delta_inputs` returns them."""
-    q, k, v = t.q, t.k, t.v
-    (batch, time, key_width), dtype, taps = q.shape, compute_dtype(q), _taps(t)
-    d, history, widths = key_width // key_heads, taps.shape[0] - 1, [key_width, key_width, v.shape[2]]
-    results = [x.new_empty((batch, time, x.shape[2] // d, d)) for x in (q, k, v)]
-    new_tail = q.new_empty((batch, history, key_heads, taps.shape[1] // key_heads))
-    for rows in even_slices(batch, (history + time) * taps.shape[1] * dtype.itemsize, q):
+    x, key_width, dtype, taps = t.qkv, t.conv_q.shape[0], compute_dtype(t.qkv), _taps(t)
+    batch, time, _ = x.shape
+    d, history, widths = key_width // key_heads, taps.shape[0] - 1, _widths(t)
+    results = [x.new_empty((batch, time, width // d, d)) for width in widths]
+    new_tail = x.new_empty((batch, history, key_heads, taps.shape[1] // key_heads))
+    for rows in even_slices(batch, (history + time) * taps.shape[1] * dtype.itemsize, x):
         padded, packing, reach = _conv_inputs(t, rows, taps)
         y = F.silu(convolve(padded, taps, reach), inplace=True)
         heads = _qk_heads(y, key_width, d)
@@ -41,21 +41,20 @@ def forward(t: DeltaInputTensors, key_heads: int, strength: float) -> tuple[Tens
             _batch_slice(result, rows).flatten(2).copy_(channels)
         last = _within_document(padded.narrow(1, time, history), reach)
         _to_tail_layout(last, _batch_slice(new_tail, rows), key_width)
-    g = _fill_starts(log_decay(t.a.to(dtype), t.a_log, t.dt_bias), t, -torch.inf)
-    beta = torch.sigmoid(t.b.to(dtype)).mul_(strength)
+    b, a = t.ba.to(dtype).chunk(2, 2)
+    g = _fill_starts(log_decay(a, t.a_log, t.dt_bias), t, -torch.inf)
+    beta = torch.sigmoid(b).mul_(strength)
     return *results, _zero_padding(g, t.order), _zero_padding(beta, t.order), new_tail
 
 
 def backward(grads: Sequence[Tensor], t: DeltaInputTensors, key_heads: int, strength: float) -> tuple[Tensor, ...]:
-    """Gradients of the tensors q ... dt_bias and of the tail; `grads` are those of forward's results."""
+    """Gradients of the tensors qkv ... dt_bias and of the tail; `grads` are those of forward's results."""
     *d_results, dg, d_beta, d_new_tail = grads
-    (batch, time, key_width), taps, order = t.q.shape, _taps(t), t.order
+    (batch, time, _), key_width, taps, order = t.qkv.shape, t.conv_q.shape[0], _taps(t), t.order
     dg = _fill_starts(dg, t, 0)
     d, history = key_width // key_heads, taps.shape[0] - 1
-    widths = [key_width, key_width, t.v.shape[2]]
-    d_inputs, d_tail = [torch.empty_like(x) for x in t[:3]], torch.empty_like(d_new_tail)
-    d_taps = torch.zeros_like(taps)
-    for rows in even_slices(batch, (history + time) * taps.shape[1] * taps.itemsize, t.q):
+    d_qkv, d_tail, d_taps = torch.empty_like(t.qkv), torch.empty_like(d_new_tail), torch.zeros_like(taps)
+    for rows in even_slices(batch, (history + time) * taps.shape[1] * taps.itemsize, t.qkv):
         padded, packing, reach = _conv_inputs(t, rows, taps)
         dy = torch.cat([x[rows].flatten(2) for x in d_results], 2).to(taps.dtype)
         if packing is not None:
@@ -68,12 +67,16 @@ def backward(grads: Sequence[Tensor], t: DeltaInputTensors, key_heads: int, stre
         convolve_backward(dz, padded, taps, d_padded, d_taps, reach)
         d_padded = d_padded if packing is None else _unpack(d_padded, packing)
         _to_tail_layout(d_padded[:, :history], d_tail[rows], key_width)
-        for result, channels in zip(d_inputs, d_padded[:, history:].split(widths, 2), strict=True):
-            result[rows].copy_(channels)
-    weights = zip(d_taps.t().split(widths), (t.conv_q, t.conv_k, t.conv_v), strict=True)
+        d_qkv[rows].copy_(d_padded[:, history:])
+    weights = zip(d_taps.t().split(_widths(t)), (t.conv_q, t.conv_k, t.conv_v), strict=True)
     d_convs = [part.to(weight.dtype).contiguous() for part, weight in weights]
-    da, db, *d_heads = _gates_backward(_zero_padding(dg, order), _zero_padding(d_beta, order), t, strength)
-    return *d_inputs, da, db, *d_convs, *d_heads, d_tail
+    d_ba, *d_heads = _gates_backward(_zero_padding(dg, order), _zero_padding(d_beta, order), t, strength)
+    return d_qkv, d_ba, *d_convs, *d_heads, d_tail
+
+
+def _widths(t: DeltaInputTensors) -> list[int]:
+    """The channels of q, k and v."""
+    return [conv.shape[0] for conv in (t.conv_q, t.conv_k, t.conv_v)]
 
 
 def _taps(t: DeltaInputTensors) -> Tensor:
@@ -85,12 +88,11 @@ def _taps(t: DeltaInputTensors) -> Tensor:
 def _conv_inputs(t: DeltaInputTensors, rows: slice, taps: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """cat(tail, x) of all channels for some rows, packed with zeros in place of padding; these rows of `order`; and those of
     `reach` at the positions of x."""
-    parts = [_batch_slice(x, rows) for x in t[:3]]
-    (count, time, key_width), history = parts[0].shape, taps.shape[0] - 1
+    x, key_width = _batch_slice(t.qkv, rows), t.conv_q.shape[0]
+    (count, time, _), history = x.shape, taps.shape[0] - 1
     padded = taps.new_empty((count, history + time, taps.shape[1]))
-    first, inputs = padded.narrow(1, 0, history), padded.narrow(1, history, time)
-    for channels, part in zip(inputs.split_with_sizes([x.shape[2] for x in parts], 2), parts, strict=True):
-        channels.copy_(part)
+    first = padded.narrow(1, 0, history)
+    padded.narrow(1, history, time).copy_(x)
     if t.tail is None:
         first.zero_()
     else:
@@ -131,15 +133,16 @@ def _activation_backward(dy: Tensor, z: Tensor, key_width: int, d: int) -> Tenso
 
 
 def _gates_backward(dg: Tensor, d_beta: Tensor, t: DeltaInputTensors, strength: float) -> tuple[Tensor, ...]:
-    """Gradients of a, b, a_log and dt_bias."""
+    """Gradients of ba, a_log and dt_bias."""
     dtype, order = dg.dtype, t.order
-    neg_a, dt = -t.a_log.to(dtype).exp(), _zero_padding(t.a.to(dtype) + t.dt_bias.to(dtype), order)
+    b, a = t.ba.to(dtype).chunk(2, 2)
+    neg_a, dt = -t.a_log.to(dtype).exp(), _zero_padding(a + t.dt_bias.to(dtype), order)
     d_neg_a = (dg * F.softplus(dt)).sum((0, 1))
     d_dt = torch.ops.aten.softplus_backward(dg * neg_a, dt, 1.0, 20.0)
-    sigmoid = torch.sigmoid(_zero_padding(t.b.to(dtype), order))
+    sigmoid = torch.sigmoid(_zero_padding(b, order))
     db = d_beta * sigmoid * (1 - sigmoid) * strength
     d_bias = d_dt.sum((0, 1)).to(t.dt_bias.dtype)
-    return d_dt.to(t.a.dtype), db.to(t.b.dtype), (d_neg_a * neg_a).to(t.a_log.dtype), d_bias
+    return torch.cat([db, d_dt], 2).to(t.ba.dtype), (d_neg_a * neg_a).to(t.a_log.dtype), d_bias
 
 
 def _qk_heads(y: Tensor, key_width: int, d: int) -> Tensor:

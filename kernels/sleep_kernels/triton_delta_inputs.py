@@ -84,7 +84,7 @@ def convolve(x, x_row, tail, tail_row, order, reach, weight, p, T, K: tl.constex
 
 
 @triton.jit
-def _store_head(x, x_row, tail, tail_row, order, reach, weight, y, p, T, D: tl.constexpr, K: tl.constexpr,
+def _store_head(x, x_row, tail, tail_row, order, reach, weight, y, y_row, p, T, D: tl.constexpr, K: tl.constexpr,
                 HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, DOCUMENTS: tl.constexpr,
                 NORM: tl.constexpr):  # fmt: skip
     """Store one head's outputs at p. Pointers are to the first element of the sequence and head."""
@@ -98,7 +98,7 @@ def _store_head(x, x_row, tail, tail_row, order, reach, weight, y, p, T, D: tl.c
     if PACKED:
         value = tl.where((s >= 0)[:, None], value, 0.0)
     inside = ((row >= 0) & (row < T))[:, None]
-    tl.store(y + row[:, None] * x_row + at[None, :], round_to(value, y.dtype.element_ty), mask=inside)
+    tl.store(y + row[:, None] * y_row + at[None, :], round_to(value, y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -121,7 +121,7 @@ def softplus(x):
 
 @kernel(do_not_specialize=["T"])
 def delta_inputs_kernel(
-    q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, order, reach, q_out, k_out, v_out, g, beta, new_tail, T,
+    qkv, ba, conv_q, conv_k, conv_v, a_log, dt_bias, tail, order, reach, q_out, k_out, v_out, g, beta, new_tail, T,
     strength, H: tl.constexpr, R: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BT: tl.constexpr,
     HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, DOCUMENTS: tl.constexpr
 ):  # fmt: skip
@@ -140,37 +140,42 @@ def delta_inputs_kernel(
     width: tl.constexpr = H * (2 + R) * D
     tail += row * (K - 1) * width + head * ((2 + R) * D)
     new_tail += row * (K - 1) * width + head * ((2 + R) * D)
+    qkv += row * T * width
+    b = ba + row * T * (2 * H * R)
+    a = b + H * R
     key = (row * T * H + head) * D
     weight = head * D * K
-    _store_head(q + key, H * D, tail, width, order, reach, conv_q + weight, q_out + key, p, T, D, K, HAS_TAIL, PACKED,
-                DOCUMENTS, True)  # fmt: skip
-    _store_head(k + key, H * D, tail + D, width, order, reach, conv_k + weight, k_out + key, p, T, D, K, HAS_TAIL, PACKED,
-                DOCUMENTS, True)  # fmt: skip
+    _store_head(qkv + head * D, width, tail, width, order, reach, conv_q + weight, q_out + key, H * D, p, T, D, K, HAS_TAIL,
+                PACKED, DOCUMENTS, True)  # fmt: skip
+    _store_head(qkv + (H + head) * D, width, tail + D, width, order, reach, conv_k + weight, k_out + key, H * D, p, T, D, K,
+                HAS_TAIL, PACKED, DOCUMENTS, True)  # fmt: skip
     for r in range(R):
         value_head = head * R + r
         value = (row * T * H * R + value_head) * D
-        _store_head(v + value, H * R * D, tail + (2 + r) * D, width, order, reach, conv_v + value_head * D * K,
-                    v_out + value, p, T, D, K, HAS_TAIL, PACKED, DOCUMENTS, False)  # fmt: skip
+        _store_head(qkv + (2 * H + value_head) * D, width, tail + (2 + r) * D, width, order, reach,
+                    conv_v + value_head * D * K, v_out + value, H * R * D, p, T, D, K, HAS_TAIL, PACKED, DOCUMENTS,
+                    False)  # fmt: skip
         s = source_position(order, p, T, K, PACKED)
         t = token_index(s, K, PACKED)
         inside = (t >= 0) & (t < T)
         real = is_real_token(s, T, K)
+        read = t * (2 * H * R) + value_head
         gates = row * T * H * R + t * (H * R) + value_head
-        dt = tl.load(a + gates, mask=real, other=0.0).to(tl.float32) + tl.load(dt_bias + value_head).to(tl.float32)
+        dt = tl.load(a + read, mask=real, other=0.0).to(tl.float32) + tl.load(dt_bias + value_head).to(tl.float32)
         decay = -tl.exp(tl.load(a_log + value_head).to(tl.float32)) * softplus(dt)
         if DOCUMENTS:
             decay = tl.where(is_document_start(reach, p, T, K), -float("inf"), decay)
-        value_beta = strength * tl.sigmoid(tl.load(b + gates, mask=real, other=0.0).to(tl.float32))
+        value_beta = strength * tl.sigmoid(tl.load(b + read, mask=real, other=0.0).to(tl.float32))
         tl.store(g + gates, tl.where(real, decay, 0.0), mask=inside)
         tl.store(beta + gates, tl.where(real, value_beta, 0.0), mask=inside)
     if block == blocks - 1:
-        _store_tail(q + key, H * D, tail, width, order, reach, new_tail, T, D, K, HAS_TAIL, PACKED, DOCUMENTS)
-        _store_tail(k + key, H * D, tail + D, width, order, reach, new_tail + D, T, D, K, HAS_TAIL, PACKED, DOCUMENTS)
+        _store_tail(qkv + head * D, width, tail, width, order, reach, new_tail, T, D, K, HAS_TAIL, PACKED, DOCUMENTS)
+        _store_tail(qkv + (H + head) * D, width, tail + D, width, order, reach, new_tail + D, T, D, K, HAS_TAIL, PACKED,
+                    DOCUMENTS)  # fmt: skip
         for r in range(R):
-            value = (row * T * H * R + head * R + r) * D
             part = (2 + r) * D
-            _store_tail(v + value, H * R * D, tail + part, width, order, reach, new_tail + part, T, D, K, HAS_TAIL, PACKED,
-                        DOCUMENTS)  # fmt: skip
+            _store_tail(qkv + (2 * H + head * R + r) * D, width, tail + part, width, order, reach, new_tail + part, T, D, K,
+                        HAS_TAIL, PACKED, DOCUMENTS)  # fmt: skip
 
 
 def kernel_constants(t: DeltaInputTensors, key_heads: int, launch: KernelLaunch) -> dict[str, Any]:
@@ -178,8 +183,8 @@ def kernel_constants(t: DeltaInputTensors, key_heads: int, launch: KernelLaunch)
     kernel = t.conv_q.shape[1]
     return {
         "H": key_heads,
-        "R": t.a.shape[2] // key_heads,
-        "D": t.q.shape[2] // key_heads,
+        "R": t.a_log.shape[0] // key_heads,
+        "D": t.conv_q.shape[0] // key_heads,
         "K": kernel,
         "BT": launch.block,
         "HAS_TAIL": t.tail is not None and kernel > 1,
@@ -190,19 +195,18 @@ def kernel_constants(t: DeltaInputTensors, key_heads: int, launch: KernelLaunch)
 
 
 def pointers(t: DeltaInputTensors) -> list[Tensor]:
-    """The kernels' tensor arguments. A missing one is not accessed but still needs a valid pointer, which is q."""
-    return [t.q if x is None else x for x in t]
+    """The kernels' tensor arguments. A missing one is not accessed but still needs a valid pointer, which is qkv."""
+    return [t.qkv if x is None else x for x in t]
 
 
 def forward(t: DeltaInputTensors, key_heads: int, strength: float, launch: KernelLaunch) -> tuple[Tensor, ...]:
     """q, k, v, g, beta and the new tail, as `torch_delta_inputs.forward`; tensors contiguous."""
-    q, a = t.q, t.a
-    constants = kernel_constants(t, key_heads, launch)
-    (batch, time, _), d, kernel = q.shape, constants["D"], constants["K"]
-    q_out, k_out = (q.new_empty((batch, time, key_heads, d)) for _ in range(2))
-    v_out = q.new_empty((batch, time, a.shape[2], d))
-    g, beta = (a.new_empty(a.shape, dtype=torch.float32) for _ in range(2))
-    new_tail = q.new_empty((batch, kernel - 1, key_heads, (2 + constants["R"]) * d))
+    x, constants = t.qkv, kernel_constants(t, key_heads, launch)
+    (batch, time, width), d, kernel, heads = x.shape, constants["D"], constants["K"], t.a_log.shape[0]
+    q_out, k_out = (x.new_empty((batch, time, key_heads, d)) for _ in range(2))
+    v_out = x.new_empty((batch, time, heads, d))
+    g, beta = (x.new_empty((batch, time, heads), dtype=torch.float32) for _ in range(2))
+    new_tail = x.new_empty((batch, kernel - 1, key_heads, width // key_heads))
     positions = time + kernel - 1 if constants["PACKED"] else time
     outputs = (q_out, k_out, v_out, g, beta, new_tail)
     grid = (batch * key_heads * triton.cdiv(positions, launch.block),)

@@ -33,14 +33,14 @@ _TOKENS = 64
 
 
 @triton.jit
-def _conv_output_gradient(x, x_row, tail, tail_row, order, reach, weight, dy, p, T, K: tl.constexpr,
+def _conv_output_gradient(x, x_row, tail, tail_row, order, reach, weight, dy, dy_row, p, T, K: tl.constexpr,
                           HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, DOCUMENTS: tl.constexpr, at,
                           NORM: tl.constexpr):  # fmt: skip
     """Gradient of the convolution's result at positions p; 0 where p is not a real token of x."""
     z = convolve(x, x_row, tail, tail_row, order, reach, weight, p, T, K, HAS_TAIL, PACKED, DOCUMENTS, at)
     s = source_position(order, p, T, K, PACKED)
     real = is_real_token(s, T, K)[:, None]
-    grad = tl.load(dy + (s - (K - 1))[:, None] * x_row + at[None, :], mask=real, other=0.0).to(tl.float32)
+    grad = tl.load(dy + (s - (K - 1))[:, None] * dy_row + at[None, :], mask=real, other=0.0).to(tl.float32)
     sigmoid = tl.sigmoid(z)
     if NORM:
         value = z * sigmoid
@@ -51,8 +51,8 @@ def _conv_output_gradient(x, x_row, tail, tail_row, order, reach, weight, dy, p,
 
 
 @triton.jit
-def _store_head_gradients(x, x_row, tail, tail_row, order, reach, weight, dy, d_new_tail, dx, d_tail, d_weight, first, T,
-                          D: tl.constexpr, K: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr, STEPS: tl.constexpr,
+def _store_head_gradients(x, x_row, tail, tail_row, order, reach, weight, dy, dy_row, d_new_tail, dx, d_tail, d_weight,
+                          first, T, D: tl.constexpr, K: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr, STEPS: tl.constexpr,
                           HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, DOCUMENTS: tl.constexpr,
                           NORM: tl.constexpr):  # fmt: skip
     """Store one head's gradients of BT * STEPS positions from `first`, and their partial sum of d_weight."""
@@ -68,8 +68,8 @@ def _store_head_gradients(x, x_row, tail, tail_row, order, reach, weight, dy, d_
         here = load_tokens(x, x_row, tail, tail_row, order, p, T, K, HAS_TAIL, PACKED, at)
         for j in range(K):  # not unrolled, which would take three times the time to compile, and more registers
             # The output at p + (K - 1) - j reads position p with tap j.
-            dz = _conv_output_gradient(x, x_row, tail, tail_row, order, reach, weight, dy, p + (K - 1) - j, T, K, HAS_TAIL,
-                                       PACKED, DOCUMENTS, at, NORM)  # fmt: skip
+            dz = _conv_output_gradient(x, x_row, tail, tail_row, order, reach, weight, dy, dy_row, p + (K - 1) - j, T, K,
+                                       HAS_TAIL, PACKED, DOCUMENTS, at, NORM)  # fmt: skip
             dz = within_document(dz, reach, p + (K - 1) - j, K - 1 - j, T, K, DOCUMENTS)
             total += dz * tl.load(weight + at * K + j).to(tl.float32)[None, :]
             d_taps += tl.where(tap == j, tl.sum(dz * here, 0)[None, :], 0.0)
@@ -85,8 +85,8 @@ def _store_head_gradients(x, x_row, tail, tail_row, order, reach, weight, dy, d_
 
 @kernel(do_not_specialize=["T"])
 def delta_inputs_backward_kernel(
-    q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, order, reach, dq_out, dk_out, dv_out, dg, dbeta,
-    d_new_tail, dq, dk, dv, da, db, d_weights, d_tail, T, strength, H: tl.constexpr, R: tl.constexpr,
+    qkv, ba, conv_q, conv_k, conv_v, a_log, dt_bias, tail, order, reach, dq_out, dk_out, dv_out, dg, dbeta,
+    d_new_tail, d_qkv, d_ba, d_weights, d_tail, T, strength, H: tl.constexpr, R: tl.constexpr,
     D: tl.constexpr, K: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr, STEPS: tl.constexpr,
     HAS_TAIL: tl.constexpr, PACKED: tl.constexpr, DOCUMENTS: tl.constexpr
 ):  # fmt: skip
@@ -110,21 +110,27 @@ def delta_inputs_backward_kernel(
     d_gates = d_conv + width * K
     key = (row * T * H + head) * D
     weight = head * D * K
-    _store_head_gradients(q + key, H * D, tail, width, order, reach, conv_q + weight, dq_out + key, d_new_tail, dq + key,
-                          d_tail, d_conv + weight, first, T, D, K, TAPS, BT, STEPS, HAS_TAIL, PACKED, DOCUMENTS,
-                          True)  # fmt: skip
-    d_conv += H * D * K
-    _store_head_gradients(k + key, H * D, tail + D, width, order, reach, conv_k + weight, dk_out + key, d_new_tail + D,
-                          dk + key, d_tail + D, d_conv + weight, first, T, D, K, TAPS, BT, STEPS, HAS_TAIL, PACKED,
+    qkv += row * T * width
+    d_qkv += row * T * width
+    b, db = ba + row * T * (2 * H * R), d_ba + row * T * (2 * H * R)
+    at = head * D
+    _store_head_gradients(qkv + at, width, tail, width, order, reach, conv_q + weight, dq_out + key, H * D, d_new_tail,
+                          d_qkv + at, d_tail, d_conv + weight, first, T, D, K, TAPS, BT, STEPS, HAS_TAIL, PACKED,
                           DOCUMENTS, True)  # fmt: skip
+    d_conv += H * D * K
+    at = (H + head) * D
+    _store_head_gradients(qkv + at, width, tail + D, width, order, reach, conv_k + weight, dk_out + key, H * D,
+                          d_new_tail + D, d_qkv + at, d_tail + D, d_conv + weight, first, T, D, K, TAPS, BT, STEPS,
+                          HAS_TAIL, PACKED, DOCUMENTS, True)  # fmt: skip
     d_conv += H * D * K
     for r in range(R):
         value_head = head * R + r
         value = (row * T * H * R + value_head) * D
         part = (2 + r) * D
         weight = value_head * D * K
-        _store_head_gradients(v + value, H * R * D, tail + part, width, order, reach, conv_v + weight, dv_out + value,
-                              d_new_tail + part, dv + value, d_tail + part, d_conv + weight, first, T,
+        at = (2 * H + value_head) * D
+        _store_head_gradients(qkv + at, width, tail + part, width, order, reach, conv_v + weight, dv_out + value, H * R * D,
+                              d_new_tail + part, d_qkv + at, d_tail + part, d_conv + weight, first, T,
                               D, K, TAPS, BT, STEPS, HAS_TAIL, PACKED, DOCUMENTS, False)  # fmt: skip
         neg_a = -tl.exp(tl.load(a_log + value_head).to(tl.float32))
         bias = tl.load(dt_bias + value_head).to(tl.float32)
@@ -136,15 +142,16 @@ def delta_inputs_backward_kernel(
             inside = (t >= 0) & (t < T)
             real = is_real_token(s, T, K)
             gates = row * T * H * R + t * (H * R) + value_head
-            dt = tl.load(a + gates, mask=real, other=0.0).to(tl.float32) + bias
+            read = t * (2 * H * R) + value_head
+            dt = tl.load(b + H * R + read, mask=real, other=0.0).to(tl.float32) + bias
             d_decay = tl.load(dg + gates, mask=real, other=0.0).to(tl.float32)
             if DOCUMENTS:
                 d_decay = tl.where(is_document_start(reach, p, T, K), 0.0, d_decay)
             d_dt = d_decay * neg_a * tl.sigmoid(dt)
-            sigmoid = tl.sigmoid(tl.load(b + gates, mask=real, other=0.0).to(tl.float32))
+            sigmoid = tl.sigmoid(tl.load(b + read, mask=real, other=0.0).to(tl.float32))
             d_sigmoid = strength * tl.load(dbeta + gates, mask=real, other=0.0).to(tl.float32)
-            tl.store(da + gates, round_to(d_dt, da.dtype.element_ty), mask=inside)
-            tl.store(db + gates, round_to(d_sigmoid * sigmoid * (1 - sigmoid), db.dtype.element_ty), mask=inside)
+            tl.store(db + H * R + read, round_to(d_dt, db.dtype.element_ty), mask=inside)
+            tl.store(db + read, round_to(d_sigmoid * sigmoid * (1 - sigmoid), db.dtype.element_ty), mask=inside)
             d_neg_a += tl.sum(d_decay * neg_a * softplus(dt))
             d_bias += tl.sum(d_dt)
         tl.store(d_gates + value_head, d_neg_a)
@@ -154,14 +161,14 @@ def delta_inputs_backward_kernel(
 def backward(
     grads: list[Tensor], t: DeltaInputTensors, key_heads: int, strength: float, launch: KernelLaunch
 ) -> tuple[Tensor, ...]:
-    """Gradients of the tensors q ... dt_bias and of the tail, as `torch_delta_inputs.backward`; tensors contiguous."""
+    """Gradients of the tensors qkv ... dt_bias and of the tail, as `torch_delta_inputs.backward`; tensors contiguous."""
     constants = kernel_constants(t, key_heads, launch)
-    (batch, time, _), kernel, weights = t.q.shape, constants["K"], t[5:10]
+    (batch, time, _), kernel, weights = t.qkv.shape, constants["K"], t[2:7]
     steps = triton.cdiv(_TOKENS, launch.block)
     blocks = triton.cdiv(time + kernel - 1, launch.block * steps)
-    d_tokens = [torch.empty_like(x) for x in t[:5]]
+    d_tokens = [torch.empty_like(x) for x in t[:2]]
     width = sum(weight.numel() for weight in weights)
-    d_weights = t.q.new_empty((batch * blocks, width), dtype=torch.float32)
+    d_weights = t.qkv.new_empty((batch * blocks, width), dtype=torch.float32)
     d_tail = torch.empty_like(grads[5])
     delta_inputs_backward_kernel[(batch * key_heads * blocks,)](
         *pointers(t),

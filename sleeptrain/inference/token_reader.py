@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from sleeptrain.inference.rows import FILL
 from sleeptrain.model.attention import rotary_cos_sin
+from sleeptrain.model.joint import SEPARATE
 from sleeptrain.model.language import LanguageModel
+from sleeptrain.model.stack import Block
 from sleeptrain.model.state import Leaf, State
 from sleeptrain.model.token import TokenFunctions, attend_token
 from sleeptrain.program import Sleep, blocks_of
@@ -97,7 +100,9 @@ class TokenReader:
             name = f"layers.{layer}"
             if f"{name}.fast" in leaves:
                 fast, conv = f"{name}.fast", f"{name}.conv"
-                h, new[fast], new[conv] = self.functions.deltanet(block, h, state[fast], state[conv])
+                # On a CPU a product less takes as long as to find the joint weights.
+                joint = cast(Block, block).joint_weights() if h.is_cuda else SEPARATE
+                h, new[fast], new[conv] = self.functions.deltanet(block, h, state[fast], state[conv], joint)
             else:
                 x, q, k, v = self.functions.attention_inputs(block, h, cos, sin)
                 key, value = append(f"{name}.key", k), append(f"{name}.value", v)

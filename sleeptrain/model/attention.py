@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from sleeptrain.model.config import AttentionConfig as Config
 from sleeptrain.model.config import rotary_dims
+from sleeptrain.model.joint import SEPARATE
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.token_mask import TokenMask
 
@@ -45,16 +48,24 @@ class Attention(nn.Module):
         self.q_norm: nn.Module = RMSNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
         self.k_norm: nn.Module = RMSNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
 
+    @property
+    def joint_layers(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """The layers that may have a joint product."""
+        m: Any = self._modules
+        return ((m["q"], m["k"], m["v"], *([m["gate"]] if "gate" in m else [])),)
+
     def forward(
-        self, x: Tensor, cache: KVCache | None, position0: int | Tensor, span: int, mask: TokenMask
-    ) -> tuple[Tensor, KVCache]:
+        self, x: Tensor, cache: KVCache | None, position0: int | Tensor, span: int, mask: TokenMask,
+        joint: Sequence[Tensor | None] = SEPARATE.mixer,
+    ) -> tuple[Tensor, KVCache]:  # fmt: skip
         """`x` [batch, time, width] -> (output [batch, time, width], the cache with this window appended).
 
         `position0`, a number or a tensor [] or [batch, 1], is the rotary position of the first token. Tokens attend to tokens of
-        their own document that `mask` does not exclude.
+        their own document that `mask` does not exclude. `joint`: the joint weights of `joint_layers`.
         """
         batch, time, _ = x.shape
-        q, k, v = self.project(x, *rotary_cos_sin(position0, time, self.config, x))
+        q, k, v, gate = self._projections(x, joint[0])
+        q, k, v = self._heads(q, k, v, *rotary_cos_sin(position0, time, self.config, x))
         seen = torch.ones(batch, time, dtype=torch.bool, device=x.device) if mask.read is None else mask.read
         if cache is not None:
             before = cache.seen if mask.cached is None else cache.seen & mask.cached
@@ -67,18 +78,31 @@ class Attention(nn.Module):
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=allowed, is_causal=causal,
             enable_gqa=self.config.heads != self.config.kv_heads,
         )  # fmt: skip
-        o = self.output(o.transpose(1, 2).reshape(batch, time, -1), x)
+        o = o.transpose(1, 2).reshape(batch, time, -1)
+        o = self.o(o if gate is None else o * torch.sigmoid(gate))
         return o, KVCache(k, v, seen if document is None else seen & (document == document[:, -1:]))
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [batch, time, heads, head_dim] of `x`, rotated by the result of `rotary_cos_sin`."""
-        batch, time, _ = x.shape
-        q, k, v = (layer(x).view(batch, time, -1, self.config.head_dim) for layer in (self.q, self.k, self.v))
-        return apply_rotary(self.q_norm(q), cos, sin), apply_rotary(self.k_norm(k), cos, sin), v
+        return self._heads(self.q(x), self.k(x), self.v(x), cos, sin)
 
     def output(self, o: Tensor, x: Tensor) -> Tensor:
         """The mixer's output from what the heads read [batch, time, heads * head_dim] and the mixer's input `x`."""
         return self.o(o if self.gate is None else o * torch.sigmoid(self.gate(x)))
+
+    def _projections(self, x: Tensor, joint: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys, values and gate of `x`, side by side."""
+        if joint is None:
+            return self.q(x), self.k(x), self.v(x), None if self.gate is None else self.gate(x)
+        inner, kv = (heads * self.config.head_dim for heads in (self.config.heads, self.config.kv_heads))
+        q, k, v, *gate = F.linear(x, joint).split([inner, kv, kv] + [inner] * (self.gate is not None), 2)
+        # A copy: a cache that keeps the values would keep the other projections with them.
+        return q, k, v.contiguous(), gate[0] if gate else None
+
+    def _heads(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Heads [batch, time, heads, head_dim] of projections [batch, time, heads * head_dim], q and k normed and rotated."""
+        q, k, v = (y.unflatten(2, (-1, self.config.head_dim)) for y in (q, k, v))
+        return apply_rotary(self.q_norm(q), cos, sin), apply_rotary(self.k_norm(k), cos, sin), v
 
 
 def rotary_cos_sin(position0: int | Tensor, time: int, config: Config, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,11 @@ from sleep_kernels import (
     gated_norm_token,
     gated_rms_norm,
     inverse_norm,
+    joint_delta_inputs,
     log_decay,
 )
 from sleeptrain.model.config import DeltaNetConfig as Config
+from sleeptrain.model.joint import SEPARATE
 from sleeptrain.model.token_mask import NO_MASK, TokenMask
 
 
@@ -58,21 +61,37 @@ class DeltaNet(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(config.value_heads))
         self.norm = nn.Parameter(torch.ones(config.d_v))
 
-    def forward(self, x: Tensor, fast: Tensor, tail: Tensor, mask: TokenMask) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def joint_layers(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """The layers that may have a joint product. z is not among them: its gradient and that of q, k and v come from different
+        kernels, and to put them side by side would move more bytes than one product less. Nor are those of a dynamic convolution."""
+        m: Any = self._modules
+        return () if self.config.generator else ((m["q"], m["k"], m["v"]), (m["b"], m["a"]))
+
+    def forward(
+        self, x: Tensor, fast: Tensor, tail: Tensor, mask: TokenMask, joint: Sequence[Tensor | None] = SEPARATE.mixer
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """`x` [batch, time, width], S [batch, value_heads, d_k, d_v], tail [batch, taps-1, key_heads, channels]
-        -> (output, new S, new tail). Tokens that `mask` excludes write nothing to S and tail; documents begin with zeros."""
+        -> (output, new S, new tail). Tokens that `mask` excludes write nothing to S and tail; documents begin with zeros.
+
+        `joint`: the joint weights of `joint_layers`."""
         batch, time, _ = x.shape
-        q, k, v, g, beta, tail = (self._dynamic if self.config.generator else self._convolved)(x, tail, mask)
+        if self.config.generator:
+            q, k, v, g, beta, tail = self._dynamic(x, tail, mask)
+        else:
+            q, k, v, g, beta, tail = self._convolved(x, tail, mask, *joint)
         o, fast = gated_delta_rule(q, k, v, g, beta, fast, resets=mask.starts is not None, backend=self.backend)
         o = gated_rms_norm(o, self.z(x).view(o.shape), self.norm, self.eps, backend=self.backend)
         return self.o(o.reshape(batch, time, -1)), fast, tail
 
-    def token(self, x: Tensor, fast: Tensor, tail: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def token(
+        self, x: Tensor, fast: Tensor, tail: Tensor, joint: Sequence[Tensor | None] = SEPARATE.mixer
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """`forward` of one token [batch, 1, width] that is not padding, without gradients; on a CPU in fewer operations."""
         if (
             x.is_cuda or self.config.generator is not None
         ):  # a GPU runs three kernels; dynamic convolution has no other path
-            return self(x, fast, tail, NO_MASK)
+            return self(x, fast, tail, NO_MASK, joint)
         q, k, v, tail = convolve_token(self.q(x), self.k(x), self.v(x), (self.conv_q, self.conv_k, self.conv_v), tail)
         gates = self.a(x), self.b(x), self.A_log, self.dt_bias
         o, fast = delta_rule_token(q, k, v, gates, fast, self._strength)
@@ -82,13 +101,22 @@ class DeltaNet(nn.Module):
     def _strength(self) -> float:
         return 2.0 if self.config.negative_eigenvalues else 1.0
 
-    def _convolved(self, x: Tensor, tail: Tensor, mask: TokenMask) -> Sequence[Tensor]:
+    def _convolved(
+        self, x: Tensor, tail: Tensor, mask: TokenMask, qkv: Tensor | None, ba: Tensor | None
+    ) -> Sequence[Tensor]:
         """q, k, v, log decay, write strength and the new tail: q, k and v convolved with fixed taps."""
-        return delta_inputs(
-            self.q(x), self.k(x), self.v(x), self.a(x), self.b(x), self.conv_q, self.conv_k, self.conv_v,
-            self.A_log, self.dt_bias, tail, mask.read, mask.starts, key_heads=self.config.key_heads,
-            strength=self._strength, backend=self.backend,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "key_heads": self.config.key_heads,
+            "strength": self._strength,
+            "backend": self.backend,
+        }
+        weights = self.conv_q, self.conv_k, self.conv_v, self.A_log, self.dt_bias
+        rest = *weights, tail, mask.read, mask.starts
+        if qkv is None and ba is None:
+            return delta_inputs(self.q(x), self.k(x), self.v(x), self.a(x), self.b(x), *rest, **options)
+        projected = torch.cat([self.q(x), self.k(x), self.v(x)], 2) if qkv is None else F.linear(x, qkv)
+        gates = torch.cat([self.b(x), self.a(x)], 2) if ba is None else F.linear(x, ba)
+        return joint_delta_inputs(projected, gates, *rest, **options)
 
     def _dynamic(self, x: Tensor, tail: Tensor, mask: TokenMask) -> Sequence[Tensor]:
         """The same where v alone is convolved, with taps that depend on the token."""

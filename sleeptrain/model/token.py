@@ -11,14 +11,17 @@ from torch import Tensor
 
 from sleeptrain.model.attention import Attention
 from sleeptrain.model.deltanet import DeltaNet
+from sleeptrain.model.joint import SEPARATE, JointWeights
 from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.stack import Block
 
 
-def deltanet_token(block: Block, h: Tensor, fast: Tensor, conv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def deltanet_token(
+    block: Block, h: Tensor, fast: Tensor, conv: Tensor, joint: JointWeights = SEPARATE
+) -> tuple[Tensor, Tensor, Tensor]:
     """A block with Gated DeltaNet over one token [batch, 1, width]: the features after it, the new S and the new tail."""
-    y, fast, conv = cast(DeltaNet, block.mixer).token(block.norm1(h), fast, conv)
-    return block.add_branches(h, y), fast, conv
+    y, fast, conv = cast(DeltaNet, block.mixer).token(block.norm1(h), fast, conv, joint.mixer)
+    return block.add_branches(h, y, joint), fast, conv
 
 
 def attention_inputs(block: Block, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

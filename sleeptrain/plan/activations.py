@@ -36,6 +36,7 @@ from sleeptrain.execute.segments import (
 from sleeptrain.model.compile_blocks import compile_blocks, partitioned_eager
 from sleeptrain.model.config import Model
 from sleeptrain.model.micro_batch import MicroBatch
+from sleeptrain.model.stack import Block
 from sleeptrain.model.state import State, leaves
 from sleeptrain.model.token_mask import MaskName, TokenMask
 from sleeptrain.model.trained import ALL_TRAINED, TrainedWeights
@@ -117,6 +118,9 @@ def measure_activations(
             traced.load_state_dict(weights, assign=True)
             compile_blocks(traced, partitioned_eager(), COMPILED_WRAPPERS[compiled])
         for each in (meta, traced):
+            for block in each.layers:
+                assert isinstance(block, Block)
+                block.place_joint_weights()
             freeze_kinds(each, kinds, options.trained)
         windows = [Window(0, tokens, True), Window(tokens, 2 * tokens, True)]
         whole = replace(sleep, loop=replace(sleep.loop, layers="all"))  # a range counts the blocks of the model

@@ -90,6 +90,12 @@ def reference(
     return tuple(torch.stack(rows) for rows in outputs)
 
 
+def side_by_side(inputs: list[Any]) -> list[Any]:
+    """The arguments of `joint_delta_inputs` from those of `delta_inputs`."""
+    q, k, v, a, b, *others = inputs
+    return [torch.cat([q, k, v], 2), torch.cat([b, a], 2), *others]
+
+
 def run(function: Callable[[list[Any]], tuple[Tensor, ...]], inputs: list[Any]) -> list[Tensor]:
     """Results, and gradients of all inputs that are not None, for random gradients of the results."""
     leaves = [None if t is None else t.detach().clone().requires_grad_() for t in inputs]

@@ -121,10 +121,10 @@ def layer_kernels(config: Any, dtype: str, d: int) -> dict[str, tuple[Any, dict[
         "norm": (norm_kernel, norms | {"y": x}, rows, config.norm),
         "norm_backward": (norm_backward_kernel, norms | norm_grads, rows, config.norm),
     }
-    inputs = {n: x for n in ("q", "k", "v", "a", "b", "conv_q", "conv_k", "conv_v", "tail")}
+    inputs = {n: x for n in ("qkv", "ba", "conv_q", "conv_k", "conv_v", "tail")}
     inputs |= {"a_log": f, "dt_bias": f, "order": "*i32", "reach": "*i32", "T": "i32", "strength": "fp32"}
     outputs = {n: x for n in ("q_out", "k_out", "v_out", "new_tail")} | {"g": f, "beta": f}
-    grads = {n: x for n in ("dq_out", "dk_out", "dv_out", "d_new_tail", "dq", "dk", "dv", "da", "db", "d_tail")}
+    grads = {n: x for n in ("dq_out", "dk_out", "dv_out", "d_new_tail", "d_qkv", "d_ba", "d_tail")}
     grads |= {n: f for n in ("dg", "dbeta", "d_weights")}
     launch = config.delta_inputs
     for name, packed in (("delta_inputs", False), ("delta_inputs_packed", True)):

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from sleep_kernels import delta_inputs
 from sleep_kernels.delta_inputs import packing
-from tests.kernels.delta_inputs_reference import ARGUMENTS, MASKS, differences, make_inputs, mask, run, starts_of
+from tests.kernels.delta_inputs_reference import (
+    ARGUMENTS,
+    MASKS,
+    differences,
+    make_inputs,
+    mask,
+    run,
+    side_by_side,
+    starts_of,
+)
 
 CASES = {
     "plain": ({"time": 9}, None, 1.0),
@@ -124,7 +133,9 @@ def test_registration(padding: str | None) -> None:
     inputs = [t.requires_grad_() for t in make_inputs(5, d=4)]
     valid = mask(padding, 5)
     order = None if valid is None else packing(valid, 3)
-    torch.library.opcheck(torch.ops.sleep_kernels.delta_inputs.default, (*inputs, order, None, 1, 1.0, "chunked"))
+    torch.library.opcheck(
+        torch.ops.sleep_kernels.delta_inputs.default, (*side_by_side(inputs), order, None, 1, 1.0, "chunked")
+    )
 
 
 def test_packing_moves_padding_to_the_front() -> None:

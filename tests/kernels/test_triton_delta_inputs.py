@@ -8,7 +8,7 @@ import torch
 
 from sleep_kernels import delta_inputs, gated_rms_norm
 from sleep_kernels.delta_inputs import packing
-from tests.kernels.delta_inputs_reference import differences, make_inputs, mask, run, starts_of
+from tests.kernels.delta_inputs_reference import differences, make_inputs, mask, run, side_by_side, starts_of
 
 Interpreted = Callable[..., Any]
 # Lengths around the convolution's four taps and around the 64 tokens of a backward program.
@@ -67,7 +67,7 @@ def opcheck_case() -> None:
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.use_deterministic_algorithms(False)  # else opcheck compares uninitialised memory
     operator = torch.ops.sleep_kernels.delta_inputs.default
-    torch.library.opcheck(operator, (*inputs, order, None, 1, 2.0, "triton"), test_utils=utilities)
+    torch.library.opcheck(operator, (*side_by_side(inputs), order, None, 1, 2.0, "triton"), test_utils=utilities)
     torch.use_deterministic_algorithms(True)
 
 
