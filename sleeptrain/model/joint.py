@@ -9,7 +9,6 @@ so is seen in every call (`joint_weights`), since a parameter may move at any ti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -40,13 +39,16 @@ def joint_weights(groups: Sequence[Layers]) -> list[Tensor | None]:
     """
     if torch.compiler.is_compiling():
         return [None] * len(groups)
-    found = [_side_by_side(layers) for layers in groups]
-    joined = [weights for weights in found if weights]
-    if torch.is_grad_enabled() and any(weights[0].requires_grad for weights in joined):
-        matrices = iter(_Joint.apply([len(weights) for weights in joined], *(w for weights in joined for w in weights)))
-    else:
-        matrices = map(_matrix, joined)
-    return [next(matrices) if weights else None for weights in found]
+    return [_joint_weight(_side_by_side(layers)) for layers in groups]
+
+
+def _joint_weight(weights: list[Tensor] | None) -> Tensor | None:
+    if not weights:
+        return None
+    if torch.is_grad_enabled() and weights[0].requires_grad:
+        # One function for each group: hooks of weights are not called where nothing reads the product of their group.
+        return _Joint.apply(*weights)
+    return _matrix(weights)
 
 
 def place_side_by_side(layers: Layers) -> None:
@@ -70,25 +72,16 @@ def are_side_by_side(layers: Layers) -> bool:
 
 
 class _Joint(torch.autograd.Function):
-    """Matrices that lie side by side, as one for each group of them."""
+    """Matrices that lie side by side, as one."""
 
     @staticmethod
-    def forward(ctx: Any, counts: Sequence[int], *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        remaining = iter(weights)
-        groups = [list(islice(remaining, count)) for count in counts]
-        ctx.rows = [[weight.shape[0] for weight in group] for group in groups]
-        matrices = tuple(map(_matrix, groups))
-        frozen = [matrix for matrix, group in zip(matrices, groups, strict=True) if not group[0].requires_grad]
-        ctx.mark_non_differentiable(*frozen)
-        return matrices
+    def forward(ctx: Any, *weights: Tensor) -> Tensor:
+        ctx.rows = [weight.shape[0] for weight in weights]
+        return _matrix(weights)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        found: list[Tensor | None] = [None]
-        for rows, gradient in zip(ctx.rows, gradients, strict=True):
-            found += [None] * len(rows) if gradient is None else gradient.split(rows)
-        return tuple(found)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient.split(ctx.rows)
 
 
 def _matrix(weights: Sequence[Tensor]) -> Tensor:
