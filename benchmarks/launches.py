@@ -3,7 +3,8 @@
 Eager: operators that are no views. Compiled: kernels that TorchInductor schedules for an sm_90 device, and its calls of libraries.
 An operator of ours counts as often as it launches kernels or torch operators, which is counted in Triton's interpreter. Attention
 counts as one launch in each direction. `accumulation` adds the bf16 gradients of all weights to float32 sums. Blocks are recomputed
-once (`train.recompute: block`), or but for their products (`selective`). The mean is over the blocks of `hybrid-1b`.
+once (`train.recompute: block`), or but for their products (`selective`). The mean is over the blocks of `hybrid-1b`. With CUDA graphs
+the host launches replays for a pass of all blocks, and a few operators beside them (graph_launches.py).
 
     python -m benchmarks.launches [--out benchmarks/results/launches.json]
 """
@@ -31,6 +32,8 @@ from torch.fx import GraphModule
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from benchmarks import graph_launches
+from benchmarks.graph_launches import is_launch
 from benchmarks.inductor_schedule import ScheduledLaunch, Shape, compiled, trace
 from sleeptrain.execute.products import record, replay
 from sleeptrain.model.config import DeltaNetConfig
@@ -41,13 +44,6 @@ from sleeptrain.recipe import load_recipe
 
 TOKENS = 2048
 OWN, KERNEL = "sleep_kernels::", "a kernel in the interpreter"
-
-
-def is_launch(operator: Any) -> bool:
-    """Whether an operator of torch computes something: it neither returns a view, a number or a property nor only allocates."""
-    schema = operator._schema
-    views = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
-    return not views and not re.search("sym_|empty|::detach$|_local_scalar_dense|^prim::|promote_types", schema.name)
 
 
 def own_launches(block: Block, inputs: Sequence[Tensor]) -> Counter[str]:
@@ -219,7 +215,7 @@ def measure() -> dict[str, Any]:
         mode: round(sum(found[kind]["a pass"][mode] for kind in kinds) / len(kinds))
         for mode in found[kinds[0]]["a pass"]
     }
-    return found
+    return found | {"cuda graphs": graph_launches.measure()}
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -80,11 +81,33 @@ class StorageCounter(TorchDispatchMode):
                     self._created[key] = size
 
 
+def allocated_peak(run: Callable[[], object]) -> int:
+    """The most bytes that torch's allocator for CPUs holds in `run()`, beyond those of before; of all threads.
+
+    It also sees the tensors of compiled graphs, which no operator creates, and scratch memory inside operators.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    results = profile.profiler.kineto_results  # type: ignore[union-attr]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+    return max(accumulate((size for _, size in changes), initial=0))
+
+
 def live_storages() -> dict[int, torch.UntypedStorage]:
     """Live storages of all tensors, by address. The references prevent reuse of the addresses."""
     gc.collect()
     tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
-    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors if not tensor.is_meta}
+    return {storage.data_ptr(): storage for tensor in tensors if (storage := _storage(tensor)) is not None}
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
+    """The storage of a tensor; None for one without memory: a meta tensor, or a fake one that torch.compile has left."""
+    storage = tensor.untyped_storage()
+    try:
+        storage.data_ptr()
+    except RuntimeError:
+        return None
+    return None if tensor.is_meta else storage
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sleep_kernels import linear_cross_entropy
-from tests.storages import StorageCounter
+from tests.storages import StorageCounter, allocated_peak
 
 MIB = 1 << 20
 
@@ -79,3 +79,16 @@ def test_does_not_depend_on_threads_or_onednn(threads: int, monkeypatch: pytest.
         assert storages.peak == product.nbytes
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_allocator_sees_the_same_peak() -> None:
+    x, weight = torch.ones(1000, 8, requires_grad=True), torch.ones(8, 16, requires_grad=True)
+
+    def work() -> None:
+        (x @ weight).exp().sum().backward()
+        x.grad = weight.grad = None
+
+    work()
+    with StorageCounter() as storages:
+        work()
+    assert storages.peak == pytest.approx(allocated_peak(work), rel=0.01) and storages.peak >= 2 * 1000 * 16 * 4

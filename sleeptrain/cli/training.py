@@ -89,8 +89,9 @@ def _train(
     from sleeptrain.recipe import open_run
     from sleeptrain.recipe.continuation import announced_changes, rate_change
     from sleeptrain.train.loop import train
+    from sleeptrain.train.phases import StartClock
     from sleeptrain.train.setup import set_up
-    from sleeptrain.train.start import kernels_line, start_lines
+    from sleeptrain.train.start import start_lines
 
     (reader, held_out), (init_from, chosen) = data, start
     before, changes = on_first_rank(process, lambda: announced_changes(resolved, resolved.value.folder(args.recipe)))
@@ -104,8 +105,8 @@ def _train(
     say(f"{folder}: {args.recipe}", *start_lines(layout, reader.manifest, process), *chosen)
     flat_config = {path: value for path, value, _ in resolved.rows()}
     with _outcome(folder, process) as outcome:
-        setup = set_up(layout, reader, process, folder, flat_config, init_from)
-        say(f"  {kernels_line(setup.engine.module)}")
+        clock = StartClock(lambda line: say(f"  {line}"))
+        setup = set_up(layout, reader, process, folder, flat_config, init_from, clock)
         if layout.job.mesh.pipe > 1:
             say(str(stage_balance(layout)))
         if setup.step:

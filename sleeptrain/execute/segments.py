@@ -43,6 +43,10 @@ class SegmentGraph:
     out: Tensor
     changed: dict[str, Tensor]
 
+    def held(self) -> list[Tensor]:
+        """All tensors that exist because of the graph: what it saves, and its output."""
+        return [*self.saved(), self.out]
+
     def saved(self) -> list[Tensor]:
         """All tensors that the graph saves for backward, including the inputs."""
         tensors = [tensor for tensor in [self.h, *self.leaves.values()] if tensor is not None]

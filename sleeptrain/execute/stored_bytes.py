@@ -57,7 +57,7 @@ def _tensors(stored: Any) -> list[Tensor]:
         case Tensor():
             return [stored]
         case SegmentGraph():
-            return stored.saved()
+            return stored.held()
         case SavedBlocks(inputs, products):
             return [*_tensors(inputs), *tensors_of(products)]
         case PendingRecv():

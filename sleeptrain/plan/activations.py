@@ -66,8 +66,8 @@ class ActivationOptions:
     mask: MaskName | None = None
     """The tensor of `TokenMask` that passes have."""
     compiled: Literal["none", "selective"] | None = None
-    """`Train.compiled`: what a block saves is then measured in the graphs that `train.compile` makes of it; its other memory is at most that
-    of the uncompiled block, and counted as such."""
+    """`Train.compiled`: what a block saves is then measured in the graphs that `train.compile` makes of it; all its memory together is at
+    most that of the uncompiled block, and counted as such."""
     z_loss: float = 0.0
     """`train.z_loss`."""
     trained: TrainedWeights = ALL_TRAINED
@@ -147,7 +147,11 @@ def measure_activations(
             found = [measure(state, segment) for segment in eager]
             if compiled:
                 kept = [_saved_bytes(_graph(segment, h, state), inputs(state)) for segment in graphs]
-                found = [replace(each, kept=size) for each, size in zip(found, kept, strict=True)]
+                # What its graph does not save is computed again in backward.
+                found = [
+                    replace(each, kept=size, work=each.work + max(0, each.kept - size))
+                    for each, size in zip(found, kept, strict=True)
+                ]
             return dict(zip(kinds, found, strict=True))
 
         blocks, cached = measure_blocks(first, empty), dict[BlockKind, SegmentMemory]()

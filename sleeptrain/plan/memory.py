@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import get_args
 
@@ -19,10 +19,10 @@ from sleeptrain.engine.optimizers import Kind
 from sleeptrain.engine.orthogonalise import batch_elements, batch_sizes
 from sleeptrain.engine.settings import LARGEST_BUCKET
 from sleeptrain.plan.activations import ActivationMemory, SegmentMemory
-from sleeptrain.plan.block_kinds import block_kinds
+from sleeptrain.plan.block_kinds import BlockKind, block_kinds
 from sleeptrain.plan.ownership import StageParameters
 from sleeptrain.program import kept_tokens
-from sleeptrain.schedule import StageEstimate, ValueSizes
+from sleeptrain.schedule import StageEstimate, Temporaries, ValueSizes
 from sleeptrain.train.job import Job
 from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.layout import Layout
@@ -94,6 +94,9 @@ def memory_of(
     elements = held.elements if job.mesh.zero < 3 else held.partitioned(layout.batch.data)
     gradients = _gradients(job, held, partition, layout.batch.accumulation)
     backward = StepPhase("backward", gradients["backward"], stage.peak, _work(job, held, activations))
+    if stage.moment is not None:
+        later = _allocated_in_backward(job) * held.trained_elements - stage.moment.grads
+        backward = replace(backward, gradients=backward.gradients - later, work=stage.moment.work)
     rest = [StepPhase(name, size, {}) for name, size in gradients.items() if name != "backward"]
     parameters = DTYPES[job.train.precision].itemsize * elements
     lanes = 2 * lane_bytes(layout, sizes, held.blocks) if job.data.lane is not None else 0.0
@@ -113,18 +116,51 @@ def lane_bytes(layout: Layout, sizes: ValueSizes, blocks: tuple[int, int]) -> fl
     return layout.batch.micro * layout.batch.micro_batches * per_row
 
 
+def temporaries_of(job: Job, held: StageParameters, activations: ActivationMemory) -> Temporaries:
+    """What the actions of a stage need beside the values that they read and write."""
+    kinds = block_kinds(job.model, trained_weights(job))
+    blocks = [max(float(m.work) for m in _measured(kind, activations)) for kind in kinds]
+    grads, ends = [0.0] * len(kinds), {"head": 0.0, "embed": 0.0}
+    tied_head = job.model.tie and held.blocks[1] == len(kinds)
+    for name, elements in held.trained.items():
+        size = float(_allocated_in_backward(job) * elements)
+        if name.startswith("layers."):
+            grads[int(name.split(".")[1])] += size
+        else:
+            ends["embed" if name.startswith("embed.") and not tied_head else "head"] += size
+    embed = DTYPES[job.train.precision].itemsize * float(held.trained.get("embed.weight", 0))
+    return Temporaries(
+        blocks, _head(job, activations), embed, grads, ends["head"], ends["embed"], by_block=job.mesh.zero == 3
+    )
+
+
+def _measured(kind: BlockKind, activations: ActivationMemory) -> list[SegmentMemory]:
+    """A kind of block with an empty cache, and with a full one where it has one."""
+    return [found[kind] for found in (activations.blocks, activations.cached) if kind in found]
+
+
+def _head(job: Job, activations: ActivationMemory) -> float:
+    """Temporaries of the head. One recompute policy keeps the head's graph; under the others the graph exists only while the head
+    runs and counts here."""
+    return float(activations.head.work + (0 if job.train.schedule_policy == "none" else activations.head.kept))
+
+
 def _work(job: Job, held: StageParameters, activations: ActivationMemory) -> float:
-    """Temporaries of the segment of a stage that needs most. One recompute policy keeps the head's graph; under the others the
-    graph exists only while the head runs and counts here."""
+    """Temporaries of the segment of a stage that needs most."""
     first, stop = held.blocks
     kinds = set(block_kinds(job.model, trained_weights(job))[first:stop])
-    segments: list[SegmentMemory] = [activations.blocks[kind] for kind in kinds]
-    segments += [activations.cached[kind] for kind in kinds & activations.cached.keys()]
-    sizes = [float(segment.work) for segment in segments]
-    if stop == len(job.model.pattern):
-        graph = 0 if job.train.schedule_policy == "none" else activations.head.kept
-        sizes.append(activations.head.work + graph)
-    return max(sizes)
+    sizes = [float(segment.work) for kind in kinds for segment in _measured(kind, activations)]
+    return max([*sizes, _head(job, activations)] if stop == len(job.model.pattern) else sizes)
+
+
+def _allocated_in_backward(job: Job) -> int:
+    """Bytes per element of gradients that backward allocates where it first reaches a weight, rather than before it."""
+    weight = DTYPES[job.train.precision].itemsize
+    if job.mesh.zero == 3:
+        return weight
+    # CUDA graphs add to sums at fixed addresses, and a backward in bf16 at ZeRO 1 to those that DeepSpeed reduces.
+    always = job.train.cuda_graphs or (weight < FP32 and job.mesh.zero == 1)
+    return 0 if always else FP32
 
 
 def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], accumulation: int) -> dict[str, float]:

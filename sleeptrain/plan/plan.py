@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sleeptrain.model.counts import step_flops
 from sleeptrain.plan.costs import costs_of, layer_activations
 from sleeptrain.plan.data_layout import DataLayout
-from sleeptrain.plan.memory import ProcessMemory, memory_of
+from sleeptrain.plan.memory import ProcessMemory, memory_of, temporaries_of
 from sleeptrain.plan.ownership import Parameters, parameter_ownership
 from sleeptrain.plan.traffic import Traffic, traffic_of
 from sleeptrain.recipe.recipe import Recipe
@@ -76,8 +76,10 @@ def planned_world(recipe: Recipe, processes: int | None) -> int:
 def make_plan(layout: Layout, data_layout: DataLayout, speed: float | None = None) -> Plan:
     """The plan of a run; nothing of the model's size is allocated. `speed`: FLOPs a second of one process."""
     activations = layer_activations(layout, data_layout.mask)
-    costs = costs_of(layout, activations, speed)
-    estimated, parameters = estimate(checked(layout.schedule), costs), parameter_ownership(layout)
+    parameters = parameter_ownership(layout)
+    temporaries = tuple(temporaries_of(layout.job, held, activations) for held in parameters.stages)
+    costs = replace(costs_of(layout, activations, speed), temporaries=temporaries)
+    estimated = estimate(checked(layout.schedule), costs)
     stages = list(enumerate(zip(parameters.stages, estimated.stages, strict=True)))
     return Plan(
         layout, data_layout, speed, parameters, costs, estimated,

@@ -33,7 +33,7 @@ class QuickEstimate:
     """Of one layout."""
 
     memory: float
-    """Bytes of the process that needs most."""
+    """Bytes of the process that needs most, counted with all gradients of weights beside all saved activations."""
     time: StepTime
 
 
@@ -117,7 +117,7 @@ def _unlike(layout: Layout) -> list[int]:
 
 
 def _memory(layout: Layout, sample: _Sample) -> float:
-    """Bytes of the process that needs most."""
+    """Bytes of the process that needs most, counted with all gradients of weights beside all saved activations."""
     micro, group = layout.batch.micro, layout.batch.group
     activations = _of_rows(sample.activations, micro)
     return max(

@@ -8,6 +8,7 @@ from sleeptrain.schedule.dataflow import stage_ops
 from sleeptrain.schedule.draw import Picture, draw
 from sleeptrain.schedule.estimate import Costs, Estimate, StageEstimate, estimate
 from sleeptrain.schedule.memory import ValueSizes
+from sleeptrain.schedule.peak import Temporaries
 from sleeptrain.schedule.reads_writes import inputs, outputs, reads_writes
 from sleeptrain.schedule.schedule import (
     RECOMPUTE_POLICIES,
@@ -26,8 +27,8 @@ from sleeptrain.schedule.schedule import (
 
 __all__ = [
     "RECOMPUTE_POLICIES", "Balance", "BlockFlops", "Body", "Costs", "Edge", "Estimate", "Picture", "Producer", "RecomputePolicy",
-    "Schedule", "ScheduleAction", "StageBlocks", "StageEstimate", "StageOp", "StageSchedule", "Value", "ValueSizes", "backward_blocks",
-    "backward_flops", "balance",
+    "Schedule", "ScheduleAction", "StageBlocks", "StageEstimate", "StageOp", "StageSchedule", "Temporaries", "Value", "ValueSizes",
+    "backward_blocks", "backward_flops", "balance",
     "build_schedule", "channel_per_edge", "check", "checked", "draw", "estimate", "inputs", "outputs", "reads_writes", "sample_schedule",
     "stage_blocks", "stage_ops",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sleeptrain.program import Pass, Program, pairs_seen
 from sleeptrain.schedule.backward import BackwardBlocks, BlockFlops, backward_blocks, backward_flops
 from sleeptrain.schedule.memory import BytesByComponent, ValueSizes, memory_profile
+from sleeptrain.schedule.peak import Moment, Temporaries
 from sleeptrain.schedule.schedule import Edge, Schedule, ScheduleAction, StageSchedule
 from sleeptrain.schedule.simulate import ActionSeconds, Simulation, simulate
 
@@ -34,6 +35,8 @@ class Costs:
     """The first block that has a backward."""
     tied_bytes: float = 0.0
     """Bytes of the gradient of the matrix that embedding and head share."""
+    temporaries: tuple[Temporaries, ...] = ()
+    """Memory of every stage beside its values; empty: not counted."""
     speed: float = 1.0
     """FLOPs per second and stage."""
     bandwidth: float = float("inf")
@@ -58,7 +61,9 @@ class StageEstimate:
     kept: BytesByComponent
     """By component, between forward and backward."""
     peak: BytesByComponent
-    """By component, when their sum is largest."""
+    """By component, when their sum with `moment` is largest."""
+    moment: Moment | None
+    """Gradients of weights and temporaries at that time; None: `Costs.temporaries` are not given."""
     host: float
     """Bytes offloaded to host memory, between forward and backward."""
 
@@ -97,10 +102,12 @@ def estimate(schedule: Schedule, costs: Costs) -> Estimate:
 
 def estimate_stage(schedule: Schedule, s: int, costs: Costs, busy: float = 0.0, seconds: float = 0.0) -> StageEstimate:
     """FLOPs and memory of one stage, which is `busy` for some of the `seconds` that all stages take. The others may have no actions."""
-    memory, idle = memory_profile(schedule, s, costs.sizes), seconds - busy
+    temporaries, idle = costs.temporaries[s] if costs.temporaries else None, seconds - busy
+    memory = memory_profile(schedule, s, costs.sizes, temporaries)
     return StageEstimate(
         **_stage_flops(schedule, costs, schedule.stages[s]),
-        busy=busy, idle=idle, bubble=idle / seconds if seconds else 0.0, kept=memory.kept, peak=memory.peak, host=memory.host,
+        busy=busy, idle=idle, bubble=idle / seconds if seconds else 0.0, kept=memory.kept, peak=memory.peak,
+        moment=memory.moment if temporaries else None, host=memory.host,
     )  # fmt: skip
 
 

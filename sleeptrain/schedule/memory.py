@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from sleeptrain.program import Pass
+from sleeptrain.schedule.peak import Moment, StageMoments, Temporaries, largest
 from sleeptrain.schedule.reads_writes import inputs, outputs, reads_writes
 from sleeptrain.schedule.schedule import Schedule, StageOp, StageSchedule, Value
 
@@ -50,7 +51,9 @@ class MemoryProfile:
     kept: BytesByComponent
     """On the device, between forward and backward."""
     peak: BytesByComponent
-    """On the device, when the sum is largest."""
+    """On the device, when the sum with `moment` is largest."""
+    moment: Moment
+    """Gradients of weights and temporaries at that time; zero unless temporaries are given."""
     host: float
     """Offloaded to host memory, between forward and backward."""
     offload_traffic: float
@@ -69,7 +72,9 @@ class Lifetime(NamedTuple):
     """First action of the backward half that uses it, or -1."""
 
 
-def memory_profile(schedule: Schedule, stage: int, sizes: ValueSizes) -> MemoryProfile:
+def memory_profile(
+    schedule: Schedule, stage: int, sizes: ValueSizes, temporaries: Temporaries | None = None
+) -> MemoryProfile:
     """Bytes that one stage holds.
 
     A value that is held across the start of backward and used there counts as offloaded from its last use in forward to
@@ -94,20 +99,28 @@ def memory_profile(schedule: Schedule, stage: int, sizes: ValueSizes) -> MemoryP
             for first, last in on_device:
                 deltas[max(first, 0)].append((component, size))
                 deltas[min(last, last_action) + 1].append((component, -size))
-    return MemoryProfile(kept, _peak(deltas), host, 2 * host)
+    moments = list(_moments(schedule, stage, table, temporaries))
+    peak, moment = largest(deltas, moments, "body")
+    return MemoryProfile(kept, dict.fromkeys(COMPONENTS, 0.0) | dict(peak), moment, host, 2 * host)
 
 
-def _peak(deltas: list[list[tuple[str, float]]]) -> BytesByComponent:
-    """Bytes by component when their sum is largest, from the changes at every action."""
-    current = dict.fromkeys(COMPONENTS, 0.0)
-    peak, total, largest = dict(current), 0.0, 0.0
-    for changes in deltas:
-        for component, size in changes:
-            current[component] += size
-            total += size
-        if total > largest:
-            peak, largest = dict(current), total
-    return peak
+def _moments(
+    schedule: Schedule, s: int, table: _SizeTable, temporaries: Temporaries | None
+) -> Iterator[Iterable[Moment]]:
+    """The moments of all actions of a stage, and one after the last action."""
+    stage = schedule.stages[s]
+    made = None if temporaries is None else StageMoments(temporaries)
+    halves = ((False, stage.forward), (True, stage.backward))
+    for backward, action in ((half, action) for half, actions in halves for action in actions):
+        if made is None:
+            yield (Moment(),)
+            continue
+        stage_op = stage.ops.get(action.op) if action.edge is None else None
+        blocks = range(*stage_op.blocks) if stage_op else range(0)
+        embeds = stage_op is not None and stage_op.h is None
+        graphs = table.released(action.kind, stage_op, temporaries.by_block) if temporaries and backward else ()
+        yield list(made.of(action, backward, blocks, embeds, graphs))
+    yield ()
 
 
 def liveness(schedule: Schedule, s: int) -> Iterator[Lifetime]:
@@ -140,6 +153,9 @@ class _SizeTable:
     def __init__(self, schedule: Schedule, stage: int, sizes: ValueSizes) -> None:
         self.schedule, self.index, self.sizes = schedule, stage, sizes
         self.stage: StageSchedule = schedule.stages[stage]
+        producers = [stage_op.h for stage_op in self.stage.ops.values() if stage_op.h is not None]
+        self.read_here = {producer.op for producer in producers if producer.stage == stage}
+        """Ops whose output features are the input of another op of this stage."""
         self.known: dict[tuple[str, int, int], list[tuple[str, float]]] = {}
 
     def bytes(self, value: Value) -> list[tuple[str, float]]:
@@ -169,25 +185,48 @@ class _SizeTable:
             return [("body", ((len(blocks) - 1) * sizes.h + products) * self._tokens(op))]
         if kind == "head":
             return [("body", sizes.head * self._tokens(op))]
-        return [("body", self._graph_bytes(stage_op, blocks))]
+        graphs = self._graphs(stage_op)
+        # What is saved of blocks is in `blocks`, and the graph of one block at a time is recomputed.
+        return [("body", max(graphs) if self._one_at_a_time else sum(graphs))]
 
-    def _graph_bytes(self, stage_op: StageOp, blocks: range) -> float:
-        """Saved activations of a stage op, without the inputs that are values of their own."""
+    @property
+    def _one_at_a_time(self) -> bool:
+        return self.schedule.recompute.body in ("block", "products")
+
+    def released(self, kind: str, stage_op: StageOp | None, by_block: bool) -> list[float]:
+        """What a backward action releases by and by: the graph of every block, or that of the head; where one graph is alive at a
+        time, nothing, or `by_block` what is saved for it."""
+        if stage_op is None or kind not in ("LOSS", "BWD") or (self._one_at_a_time and not by_block):
+            return []
+        sizes, per_row = self.sizes, self.sizes.rows * self._tokens(stage_op.op)
+        if kind == "LOSS":
+            return [] if self.schedule.recompute.body != "all" else [sizes.head * per_row]
+        if not self._one_at_a_time:
+            return [size * sizes.rows for size in self._graphs(stage_op)]
+        first, stop = stage_op.blocks
+        products = sizes.products or (0.0,) * stop
+        return [((sizes.h if b > first else 0.0) + products[b]) * per_row for b in range(first, stop)]
+
+    def _graphs(self, stage_op: StageOp) -> list[float]:
+        """Saved activations of the blocks of a stage op, without the inputs that are values of their own."""
         tokens, cache_read = self._tokens(stage_op.op), 0
         if stage_op.kv is not None:
             op = self.schedule.program.ops[stage_op.op]
             assert isinstance(op, Pass)
             cache_read = min(op.position0, self.schedule.program.span - 1)
         reads_cache = cache_read and self.sizes.cached
-        per_block = [
-            self.sizes.graph[b] * tokens + (self.sizes.cached[b] * cache_read if reads_cache else 0.0) for b in blocks
+        inputs = 0.0 if self._one_at_a_time else self.sizes.h * tokens
+        kept_output = self.schedule.recompute.body == "all" and stage_op.op not in self.read_here
+        found = [
+            self.sizes.graph[b] * tokens
+            + (self.sizes.cached[b] * cache_read if reads_cache else 0.0)
+            # The input of the first block is a value of its own, unless this op embeds the tokens.
+            + (inputs if place or stage_op.h is None else 0.0)
+            for place, b in enumerate(range(*stage_op.blocks))
         ]
-        if self.schedule.recompute.body in ("block", "products"):
-            # What is saved of blocks is in `blocks`, and the graph of one block at a time is recomputed.
-            return max(per_block)
-        # The input of the first block is a value of its own, unless this op embeds the tokens.
-        block_inputs = len(per_block) - (stage_op.h is not None)
-        return sum(per_block) + block_inputs * self.sizes.h * tokens
+        # Its graph holds the output features, also where other stages alone, or nobody, read them.
+        found[-1] += inputs if kept_output else 0.0
+        return found
 
     def _tokens(self, op: int) -> int:
         found = self.schedule.program.ops[op]

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from sleep_kernels.comparison import Shape
 from sleep_kernels.dispatch import fallback_reason
+from sleep_kernels.passed_shapes import PassedShapes
 from sleep_kernels.self_test import self_test
 from sleeptrain.errors import UserError
 from sleeptrain.model.config import Model
@@ -39,7 +40,8 @@ def use_kernels(model: LanguageModel, train: Train, windows: Iterable[Window], r
     """Set the backend of every Gated DeltaNet block of `model` according to `train.kernels`; a collective.
 
     On a GPU with verified fused kernels, this run's shapes (`windows` of tokens by `rows` rows) are first compared with the
-    float64 reference, including gradients of the state. This takes seconds and compiles kernels that the run needs anyway.
+    float64 reference, including gradients of the state, unless they have passed on such a machine before. This takes seconds and
+    compiles kernels that the run needs anyway.
     All processes choose the same backend. If one cannot use fused kernels, `auto` logs the reason once and uses plain torch;
     `require_fused` raises UserError on all ranks, with the message on rank 0. `auto` on a CPU uses plain torch without a
     comparison or a message.
@@ -85,7 +87,11 @@ def _obstacle(shapes: Sequence[Shape], device: torch.device) -> str | None:
     for shape in shapes:
         if reason := fallback_reason(device, shape.dtype, shape.d, shape.d):
             return reason
-    for result in self_test(device, dict.fromkeys(shape.reduced() for shape in shapes)):
+    if not shapes:
+        return None
+    passed = PassedShapes.of(device)
+    for result in self_test(device, passed.missing(dict.fromkeys(shape.reduced() for shape in shapes))):
+        passed.keep(result)
         if not result.ok:
             return f"the fused kernels' error against the float64 reference exceeds the bound on this run's shapes ({result})"
     return None

@@ -75,6 +75,7 @@ def train(setup: Setup, quiet: bool = False, evaluate: Evaluate | None = None) -
             with profiled(setup.job.train.profile, step + 1, setup.folder, setup.process.rank):
                 report = train_step(setup.context, batches, program, rate, guard.max_norm)
             step += 1
+            setup.clock.stepped()
             if report.skipped and report.grad_norm is not None and announce:
                 print(guard.spike_warning(step, report.grad_norm), file=sys.stderr)
             setup.reader.count_tokens(report.tokens_by_source)

@@ -30,8 +30,10 @@ from sleeptrain.train.job import Job
 from sleeptrain.train.kernels import use_kernels
 from sleeptrain.train.lanes import Lanes
 from sleeptrain.train.layout import COMPILE, Layout
+from sleeptrain.train.phases import StartClock
 from sleeptrain.train.process_settings import apply_settings
 from sleeptrain.train.rank_times import RankTimes
+from sleeptrain.train.start import kernels_line
 from sleeptrain.train.step import StepContext
 
 MACHINE_SPECIFIC = ("data.cache", "data.cache_limit", "data.workers")
@@ -54,6 +56,7 @@ class Setup:
     guard: Guard
     watchdog: Watchdog
     """Not started."""
+    clock: StartClock
 
     @property
     def layout(self) -> Layout:
@@ -115,23 +118,30 @@ def set_up(
     folder: Path,
     flat_config: dict[str, Any],
     init_from: Path | None = None,
+    clock: StartClock | None = None,
 ) -> Setup:
     """Build model and engine and load the newest checkpoint of the run folder, or if there is none the weights of `init_from`.
 
+    `clock` says how long each phase took.
+
     Raises UserError where ranks hold different data or programs, and where a checkpoint does not fit.
     """
-    job, manifest = layout.job, reader.manifest
+    job, manifest, clock = layout.job, reader.manifest, clock or StartClock()
     apply_settings(job.train)
     assert_same_on_all_ranks(
         process,
         {"the data's hash": manifest.hash[:12], "its length": manifest.length, "the program": layout.program().key},
     )
     axes = init_mesh(job.mesh, process.rank, process.world)
+    clock.lap("mesh    and its groups")
     model = new_model(layout, axes, job.model.deltanet.horizon or manifest.length, process.device)
+    clock.lap("weights drawn")
     use_kernels(model, job.train, layout.windows, layout.batch.micro, process)
+    clock.lap(kernels_line(model))
     engine = build_engine(model, job.optim, _engine_spec(layout, model, axes))
     if job.train.compiled:
         compile_blocks(model, wrap=COMPILED_WRAPPERS[job.train.compiled], required=COMPILE not in layout.automatic)
+    clock.lap("engine  and optimizer built")
     lanes = new_lanes(layout, model) if job.data.lane is not None else None
     context = StepContext(
         engine, make_forward(layout, axes, engine.grad_buffers, process.device), layout, axes, manifest.pad, len(reader.names),
@@ -142,13 +152,15 @@ def set_up(
     found = resume(context, reader, guard, folder)
     if found is None and init_from is not None:
         checkpoint.load_initial_weights(engine, init_from)
+    if found is not None or init_from is not None:
+        clock.lap("weights loaded")
     keep = checkpoint.KeepPolicy(job.checkpoint.keep, job.checkpoint.keep_every)
     watchdog = Watchdog(folder, process.rank, process.world, job.mesh.timeout)
     saver = checkpoint.Saver(
         engine, folder / CHECKPOINTS, keep, config=_read(folder / CONFIG), background=job.checkpoint.background,
         lost=watchdog.lost,
     )  # fmt: skip
-    return Setup(context, reader, process, folder, flat_config, found or 0, saver, guard, watchdog)
+    return Setup(context, reader, process, folder, flat_config, found or 0, saver, guard, watchdog, clock)
 
 
 def new_lanes(layout: Layout, model: LanguageModel) -> Lanes:

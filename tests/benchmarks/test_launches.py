@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import graph_launches
+
 ROOT = Path(__file__).parents[2]
+
+
+def test_a_pass_is_two_replays_of_cuda_graphs() -> None:
+    """One forward, and one of recompute with backward; the losses of windows are others."""
+    passes, replays, beside = graph_launches.counts(2, "model.layers=GA")
+    assert passes == 3  # two over the first window, which sleeps, and one over the last
+    assert replays == {"a forward pass": passes, "a backward pass": passes, "the head": 2} and beside > 0
+    found = json.loads((ROOT / "benchmarks/results/launches.json").read_text())["launches"]["cuda graphs"]
+    assert found["replays of a pass"] == {"forward": 1, "backward": 1} and found["replays of the loss of a window"] == 1
 
 
 @pytest.mark.slow
@@ -20,6 +31,7 @@ def test_launches_are_counted_again(tmp_path):
     found = json.loads(out.read_text())["launches"]
     assert found == json.loads((ROOT / "benchmarks/results/launches.json").read_text())["launches"]
     text = " ".join((ROOT / "docs/distributed.md").read_text().split())
+    assert f"takes {found['cuda graphs']['operators beside them, of a pass']:.0f} small operators a pass" in text
     deltanet, attention = found["gated deltanet"]["a pass"], found["attention"]["a pass"]
     assert f"{deltanet['eager']} launches eager and {deltanet['compiled']} compiled for Gated DeltaNet" in text
     assert f"{attention['eager']} and {attention['compiled']} for attention" in text

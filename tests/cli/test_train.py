@@ -258,14 +258,22 @@ def test_a_run_that_diverges_stops_as_a_failure_with_one_message(ran: dict[str, 
 
 def test_a_run_says_what_it_trains_before_its_first_step(ran: dict[str, Line]) -> None:
     lines = [line.strip() for line in ran["done"].err.splitlines()]
-    device, model, data, epochs, step, kernels = lines[1:7]
+    device, model, data, epochs, step = lines[1:6]
     assert lines[0] == "runs/done: small.yaml"
     assert device.startswith("device  CPU (") and device.endswith("1 process")
     assert re.fullmatch(r"model   [\d,]+ parameters in 4 blocks \(AGAG\), fp32", model)
     assert data == "data    data/rule110: 64 samples of 36 tokens in 4 windows"
     assert epochs == "epochs  0.25 in the whole run"
     assert step == "step    8 samples, 288 tokens, N = 1, adamw, recompute none; 2 steps"
-    assert kernels == "kernels plain torch"
+
+
+def test_a_start_says_how_long_each_phase_took(ran: dict[str, Line]) -> None:
+    timed = [line.strip() for line in ran["done"].err.splitlines() if re.search(r", \d+\.\d s$", line)]
+    phases = ["mesh    and its groups", "weights drawn", "kernels plain torch", "engine  and optimizer built"]
+    assert [line.rsplit(", ", 1)[0] for line in timed[:-1]] == phases
+    assert re.fullmatch(r"first   step \d+\.\d s after the process began, \d+\.\d s", timed[-1])
+    continued = [line.strip() for line in ran["further"].err.splitlines()]
+    assert any(line.startswith("weights loaded, ") for line in continued)
 
 
 def test_a_run_evaluates_and_keeps_its_best_checkpoint(ran: dict[str, Line], folder: Path) -> None:

@@ -3,9 +3,12 @@
 import pytest
 
 from sleeptrain.errors import UserError
-from sleeptrain.plan import planned_world, stage_balance, text, to_json
+from sleeptrain.plan import make_plan, planned_world, resolve_data, stage_balance, text, to_json
 from sleeptrain.plan.show import size
+from sleeptrain.recipe import check_batch, load_recipe
+from sleeptrain.train.layout import resolve_layout
 from tests.plan.plans import plan_of, resolved_of
+from tests.sources import ROOT
 
 WIDTH, ROWS, LENGTH = 32, 4, 16
 PASSES = 3 + 3 + 1
@@ -65,6 +68,26 @@ def test_offload_traffic_counts_both_directions():
     plan = plan_of("train.offload=true", "train.recompute=pass", "train.batch=8")
     assert plan.traffic[0]["host"] == 2 * plan.memory[0].host * plan.layout.batch.accumulation > 0
     assert plan.memory[0].total < plan_of("train.recompute=pass", "train.batch=8").memory[0].total
+
+
+def test_seven_billion_parameters_train_on_eight_gpus_of_80_gib():
+    """`hybrid-7b` with AdamW at ZeRO 1: one gradient of 4 bytes a parameter, and a process far below 72 GiB, 90 % of a GPU."""
+    words = [
+        "model.vocab=32768",
+        "optim.name=adamw",
+        "mesh.data=8",
+        "mesh.zero=1",
+        "train.micro=1",
+        "train.recompute=block",
+        "train.compile=true",
+    ]
+    resolved, data_layout = resolve_data(load_recipe("hybrid-7b", words))
+    plan = make_plan(resolve_layout(resolved.value, data_layout.windows, check_batch(resolved, 8)), data_layout)
+    [memory] = plan.memory
+    assert memory.peak.name == "backward" and memory.peak.gradients == 4 * plan.parameters.total <= 27 * 2**30
+    assert memory.total <= 65 * 2**30
+    needed = f"needs {size(memory.peak.gradients)} for gradients and {size(memory.total)} in all"
+    assert needed in " ".join((ROOT / "docs/distributed.md").read_text().split())
 
 
 def test_balance_compares_the_flops_of_stages():

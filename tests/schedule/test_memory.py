@@ -12,11 +12,13 @@ from sleeptrain.schedule import (
     BlockFlops,
     Costs,
     RecomputePolicy,
+    Temporaries,
     ValueSizes,
     build_schedule,
     estimate,
     stage_blocks,
 )
+from sleeptrain.schedule.peak import Moment
 from tests.schedule.random_schedules import ScheduleCase, schedule_cases
 from tests.schedule.uniform import circular_schedule, uniform_costs
 
@@ -40,9 +42,9 @@ def test_kept_bytes_equal_hand_counts():
     # With policy window: the initial state, the state after the first window, and the output.
     assert first["window"]["S"] == group * 3 * fast and first["window"]["received h"] == first["pass"]["received h"]
     assert first["block"]["body"] == group * 4 * 1 * token
-    # Graphs hold the input features of every block after the first, and those of the first where a pass embeds tokens.
-    assert first["none"]["body"] == group * (4 * 2 * 40.0 * 4 + (4 + 2) * token)
-    assert last["none"]["body"] == group * (4 * 2 * 40.0 * 4 + 50.0 * 4 + 4 * token)
+    # Graphs hold the input features of every block after the first, those of the first where a pass embeds tokens, and their output.
+    assert first["none"]["body"] == group * (4 * 2 * 40.0 * 4 + (4 + 2 + 4) * token)
+    assert last["none"]["body"] == group * (4 * 2 * 40.0 * 4 + 50.0 * 4 + (4 + 4) * token)
 
 
 def test_offload_moves_saved_activations_to_the_host():
@@ -111,3 +113,23 @@ def test_kept_bytes_of_every_random_schedule_do_not_decrease_from_policy_window_
     ]
     for less, more in pairwise(kept):
         assert all(a <= b + 1e-9 for a, b in zip(less, more, strict=True))
+
+
+TEMPORARIES = Temporaries(
+    blocks=(5.0, 7.0), head=11.0, embed=3.0, grads=(100.0, 200.0), head_grads=40.0, embed_grads=20.0
+)
+
+
+@pytest.mark.parametrize("graph, expected", [(1000.0, Moment(30.0, 40.0, 40.0)), (1.0, Moment(3.0, 240.0, 200.0))])
+def test_gradients_of_weights_come_into_being_while_graphs_are_released(graph, expected):
+    """One pass of two blocks, whose peak is where the first gradient of weights is copied: of the head, while the graphs of both blocks
+    exist, or of the upper block, whose gradient is larger than its graph, its input and its output."""
+    program = compile(Sleep(window=1, passes=1), [Window(0, 1, True)], 2)
+    schedule = build_schedule(program, stage_blocks(Sleep(window=1, passes=1), 2), 1, RECOMPUTE_POLICIES["none"])
+    sizes = ValueSizes(1.0, (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (graph, graph), head=30.0)
+    costs = Costs(sizes, (BlockFlops(1.0),) * 2, temporaries=(TEMPORARIES,))
+    assert estimate(schedule, costs).stages[0].moment == expected
+
+
+def test_without_temporaries_there_is_no_moment():
+    assert estimate(circular_schedule(1, 1, 1, 1, "pass", depth=2), uniform_costs(2)).stages[0].moment is None

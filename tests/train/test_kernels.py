@@ -13,6 +13,7 @@ import torch
 
 from sleep_kernels import verdicts
 from sleep_kernels.comparison import ErrorReport, Shape
+from sleep_kernels.passed_shapes import PassedShapes
 from sleeptrain.errors import UserError
 from sleeptrain.model.config import AttentionConfig, DeltaNetConfig, MlpConfig, Model
 from sleeptrain.model.language import LanguageModel
@@ -45,9 +46,13 @@ def use(choice: str, process: Process, layers: str = "AGG", deltanet: DeltaNetCo
 
 
 @pytest.fixture
-def verified(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[Shape]]:
-    """Simulates a GPU with verified kernels; called with their error, it returns the list of shapes that are then compared."""
+def verified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[float], list[Shape]]:
+    """Simulates a GPU with verified kernels; called with their error, it returns the list of shapes that are then compared.
+
+    No verdict is known after a call.
+    """
     monkeypatch.setattr(kernels, "fallback_reason", lambda *arguments: None)
+    caches = iter([PassedShapes(tmp_path / str(call), "a GPU") for call in range(3)])
 
     def with_error(error: float) -> list[Shape]:
         compared: list[Shape] = []
@@ -57,6 +62,8 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[Shape]]:
             compared.extend(shapes)
             return [ErrorReport(shape, "triton", {"gradient of initial_state": error}, True, 0.1) for shape in shapes]
 
+        cache = next(caches)
+        monkeypatch.setattr(PassedShapes, "of", lambda device: cache)
         monkeypatch.setattr(kernels, "self_test", self_test)
         return compared
 
@@ -110,6 +117,15 @@ def test_verified_kernels_are_compared_on_the_shapes_of_the_run(
     assert caplog.messages == []
     compared = verified(1e-3)
     assert use("chunked", GPU) == ["chunked", "chunked"] and compared == []
+
+
+def test_a_second_start_compares_only_what_has_not_passed(verified: Callable[[float], list[Shape]]) -> None:
+    for error, again in ((1e-3, []), (0.5, SHAPES)):
+        compared = verified(error)
+        backends = use("auto", GPU)
+        assert compared == SHAPES
+        compared.clear()
+        assert use("auto", GPU) == backends and compared == again
 
 
 def test_keys_and_values_of_two_sizes_have_no_fused_kernels(
