@@ -159,8 +159,7 @@ def _allocated_in_backward(job: Job) -> int:
     if job.mesh.zero == 3:
         return weight
     # CUDA graphs add to sums at fixed addresses, and a backward in bf16 at ZeRO 1 to those that DeepSpeed reduces.
-    always = job.train.cuda_graphs or (weight < FP32 and job.mesh.zero == 1)
-    return 0 if always else FP32
+    return 0 if job.train.graphed or (weight < FP32 and job.mesh.zero == 1) else FP32
 
 
 def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], accumulation: int) -> dict[str, float]:
