@@ -66,20 +66,24 @@ def test_a_gpu_without_an_entry_is_missing(hopper: None, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("path", "version", "whose", "advice"),
+    ("path", "named", "version", "whose", "advice"),
     [
-        ("/own/ptxas", "12.8.93", "Triton's own", "install ptxas 13.0.88 with `pip install 'sleeptrain[gpu]'`, then python -m"),
-        ("/user/ptxas", "12.9.86", "set by TRITON_PTXAS_PATH", "unset TRITON_PTXAS_PATH to use ptxas 13.0.88, which is installed, then"),
-        ("/extra/ptxas", "13.0.88", "of the extra gpu", "python -m sleep_kernels.self_test --write"),
+        ("/own/ptxas", "", "12.8.93", "Triton's own", "install ptxas 13.0.88 with `pip install 'sleeptrain[gpu]'`, then python -m"),
+        (
+            "/own/ptxas", "/no/ptxas", "12.8.93", "Triton's own, since TRITON_PTXAS_PATH = /no/ptxas is no ptxas",
+            "install ptxas 13.0.88 with `pip install 'sleeptrain[gpu]'`, and unset TRITON_PTXAS_PATH, then",
+        ),
+        ("/user/ptxas", "/user/ptxas", "12.9.86", "set by TRITON_PTXAS_PATH", "unset TRITON_PTXAS_PATH to use ptxas 13.0.88, which is installed, then"),
+        ("/extra/ptxas", "/extra/ptxas", "13.0.88", "of the extra gpu", "python -m sleep_kernels.self_test --write"),
     ],
 )  # fmt: skip
 def test_the_assembler_and_the_way_out_are_named(
-    hopper: None, monkeypatch: pytest.MonkeyPatch, path: str, version: str, whose: str, advice: str
+    hopper: None, monkeypatch: pytest.MonkeyPatch, path: str, named: str, version: str, whose: str, advice: str
 ) -> None:
     monkeypatch.setattr(assembler, "in_use", lambda arch: (path, version))
     monkeypatch.setattr(assembler, "packaged", lambda: None if path == "/own/ptxas" else "/extra/ptxas")
-    if path != "/own/ptxas":
-        monkeypatch.setenv(assembler.VARIABLE, path)
+    if named:
+        monkeypatch.setenv(assembler.VARIABLE, named)
     monkeypatch.setattr(verdicts, "verdict", lambda key: None)
     monkeypatch.setattr(
         self_test, "self_test", lambda device, shapes: [ErrorReport(shapes[0], "triton", {"o": 0.0}, True, 0.1)]

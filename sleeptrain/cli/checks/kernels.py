@@ -69,9 +69,13 @@ def _assembler(ptxas: tuple[str, str] | None, known: list[bool | None]) -> Check
         advice = f"unset {assembler.VARIABLE}, or install triton again"
         return CheckResult("assembler", "failed", "Triton finds no ptxas", advice, False)
     path, version = ptxas
-    whose = "of the extra gpu" if path == assembler.packaged() else "Triton's own"
-    if path == os.environ.get(assembler.VARIABLE) and path != assembler.packaged():
+    named = os.environ.get(assembler.VARIABLE)
+    if path == assembler.packaged():
+        whose = "of the extra gpu"
+    elif named == path:
         whose = f"set by {assembler.VARIABLE}"
+    else:  # Triton passes over a path without a file
+        whose = f"Triton's own, since {assembler.VARIABLE} = {named} is no ptxas" if named else "Triton's own"
     right = sum(each is True for each in known)
     detail = f"ptxas {version}, {whose}: {path}; verified for {right} of {len(known)} entries of the kernel table"
     if right == len(known):
