@@ -89,7 +89,7 @@ def step_bytes(overrides: list[str], counted: bool = True) -> tuple[float, float
 
     step()  # it allocates the optimizer's moments, and compiles
     between = sum(storage.nbytes() for address, storage in live_storages().items() if address not in before)
-    if job.train.compile or not counted:
+    if job.train.compiled or not counted:
         peak = allocated_peak(step)
     else:
         with StorageCounter() as storages:
