@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sleep_kernels import (
     convolve_token,
+    delta_inputs,
     delta_rule_token,
     dynamic_conv,
     gated_delta_rule,
@@ -111,6 +112,8 @@ class DeltaNet(nn.Module):
         }
         weights = self.conv_q, self.conv_k, self.conv_v, self.A_log, self.dt_bias
         rest = *weights, tail, mask.read, mask.starts
+        if qkv is None and ba is None:
+            return delta_inputs(self.q(x), self.k(x), self.v(x), self.a(x), self.b(x), *rest, **options)
         projected = torch.cat([self.q(x), self.k(x), self.v(x)], 2) if qkv is None else F.linear(x, qkv)
         gates = torch.cat([self.b(x), self.a(x)], 2) if ba is None else F.linear(x, ba)
         return joint_delta_inputs(projected, gates, *rest, **options)
