@@ -107,7 +107,7 @@ class LaunchCounter:
 
 def operators(time: int) -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
     """The three operators of a layer with inputs of one window."""
-    from sleep_kernels import gated_delta_rule, gated_rms_norm, joint_delta_inputs
+    from sleep_kernels import delta_inputs, gated_delta_rule, gated_rms_norm
 
     def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(*shape).to(dtype)
@@ -118,7 +118,7 @@ def operators(time: int) -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
     weights = [normal(HEADS * D, 4) for _ in range(3)] + [normal(HEADS, dtype=torch.float32) for _ in range(2)]
 
     def inputs(*tensors: Tensor) -> Any:
-        return joint_delta_inputs(*tensors, key_heads=HEADS, backend="triton")
+        return delta_inputs(*tensors, key_heads=HEADS, backend="triton")
 
     def rule(*tensors: Tensor) -> Any:
         return gated_delta_rule(*tensors, backend="triton")

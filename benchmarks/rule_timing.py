@@ -96,5 +96,5 @@ def layer(shape: Shape, machine: Machine, backend: str) -> dict[str, Any]:
 
     sizes = (shape.batch, shape.value_heads, shape.d, shape.d)
     tensors = [*make_layer_inputs(shape, machine.device, 0), torch.zeros(sizes, device=machine.device)]
-    weights = [tensors[11], tensors[13], tensors[10]]  # tensors of the outputs' shapes: gate, state, tail
+    weights = [tensors[8], tensors[10], tensors[7]]  # tensors of the outputs' shapes: gate, state, tail
     return measure(rule, input_sets(tensors, weights, machine), machine)

@@ -14,7 +14,6 @@ FILE_LINES, FUNCTION_LINES, PARAMETERS, CONFIG_LINES = 250, 80, 8, 650
 OPERATORS = {
     ("kernels/sleep_kernels/gated_delta.py", "gated_delta_rule"),
     ("kernels/sleep_kernels/delta_inputs.py", "delta_inputs"),
-    ("kernels/sleep_kernels/delta_inputs.py", "joint_delta_inputs"),
 }
 """Functions whose signature is that of a registered operator: all tensors and options of the forward pass, and those of the backward."""
 

@@ -4,7 +4,7 @@ Each but `dynamic_conv` is a torch.library operator with its own backward, so th
 registers the operators; Triton is imported when a kernel first runs.
 """
 
-from sleep_kernels.delta_inputs import delta_inputs, joint_delta_inputs
+from sleep_kernels.delta_inputs import delta_inputs
 from sleep_kernels.dynamic_conv import dynamic_conv
 from sleep_kernels.gated_delta import BACKENDS, gated_delta_rule
 from sleep_kernels.gated_norm import gated_rms_norm
@@ -23,7 +23,6 @@ __all__ = [
     "gated_norm_token",
     "gated_rms_norm",
     "inverse_norm",
-    "joint_delta_inputs",
     "linear_cross_entropy",
     "log_decay",
     "short_conv",

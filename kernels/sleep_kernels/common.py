@@ -48,7 +48,7 @@ class RuleArguments(NamedTuple):
 
 
 class DeltaInputTensors(NamedTuple):
-    """Tensor arguments of the operator `sleep_kernels::delta_inputs`; shapes as in `sleep_kernels.joint_delta_inputs`."""
+    """Tensor arguments of the operator `sleep_kernels::delta_inputs`; shapes as in `sleep_kernels.delta_inputs`."""
 
     qkv: Tensor
     ba: Tensor

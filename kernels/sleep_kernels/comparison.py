@@ -33,8 +33,10 @@ WITHOUT_STATE = ", without the state's"
 RULE_INPUTS = ("q", "k", "v", "g", "beta", "initial_state")
 Rule = Callable[..., tuple[Tensor, Tensor]]
 """A function of the tensors RULE_INPUTS that returns the output and the final state."""
-LAYER_INPUTS = ("q", "k", "v", "a", "b", "conv_q", "conv_k", "conv_v", "a_log", "dt_bias", "tail", "gate", "norm")
+LAYER_INPUTS = ("qkv", "ba", "conv_q", "conv_k", "conv_v", "a_log", "dt_bias", "tail", "gate", "norm")
 """Inputs of the operators around the rule: those of delta_inputs, and two of gated_rms_norm."""
+LAYER_GRADIENTS = ("q", "k", "v", "b", "a", *LAYER_INPUTS[2:])
+"""Those whose gradients are compared, each by itself."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def compare(device: torch.device, shape: Shape, backend: str, seed: int) -> Erro
             partial(_run_layer, make_layer_inputs(shape, device, seed), mask, shape, name)
             for name in (backend, "chunked")
         ]
-        names = [*LAYER_INPUTS[:5], "tail", "normed", *(f"gradient of {name}" for name in LAYER_INPUTS)]
+        names = ["q", "k", "v", "g", "beta", "tail", "normed", *(f"gradient of {name}" for name in LAYER_GRADIENTS)]
         narrow, wide = layer[0](None), layer[1](torch.float64)
         found |= {f"the layer's {n}{masked}": relative_error(a, b) for n, a, b in zip(names, narrow, wide, strict=True)}
         again[0] += narrow
@@ -188,8 +190,7 @@ def make_layer_inputs(shape: Shape, device: torch.device, seed: int) -> list[Ten
     """The tensors LAYER_INPUTS."""
     generator, d, keys, heads = _generator(seed), shape.d, shape.key_heads, shape.value_heads
     tokens, convs = (shape.batch, shape.time), [(keys * d, shape.taps)] * 2 + [(heads * d, shape.taps)]
-    sizes: list[tuple[int, ...]] = [(*tokens, keys * d), (*tokens, keys * d), (*tokens, heads * d)]
-    sizes += [(*tokens, heads), (*tokens, heads), *convs, (heads,), (heads,)]
+    sizes: list[tuple[int, ...]] = [(*tokens, (2 * keys + heads) * d), (*tokens, 2 * heads), *convs, (heads,), (heads,)]
     sizes += [(shape.batch, shape.taps - 1, keys, (2 + heads // keys) * d), (*tokens, heads, d), (d,)]
     tensors = [torch.randn(size, generator=generator).to(device) for size in sizes]
     return [t if t.dim() == 1 else t.to(shape.dtype) for t in tensors]
@@ -198,19 +199,21 @@ def make_layer_inputs(shape: Shape, device: torch.device, seed: int) -> list[Ten
 def _run_layer(
     tensors: list[Tensor], mask: tuple[Tensor | None, ...], shape: Shape, backend: str, dtype: torch.dtype | None
 ) -> list[Tensor]:
-    """Results of delta_inputs, gated_rms_norm of its v, and gradients of LAYER_INPUTS; inputs are cast to `dtype` if given.
+    """Results of delta_inputs, gated_rms_norm of its v, and LAYER_GRADIENTS; inputs are cast to `dtype` if given.
 
     `mask`: the arguments `valid` and `starts`. Infinite log decays are returned as 1, which no log decay is.
     """
     leaves = [t.to(dtype or t.dtype).detach().requires_grad_() for t in tensors]
-    inputs: Any = (*leaves[:11], *mask)
+    inputs: Any = (*leaves[:8], *mask)
     outputs = delta_inputs(*inputs, key_heads=shape.key_heads, strength=2.0, backend=backend)
-    outputs += (gated_rms_norm(outputs[2], leaves[11], leaves[12], 1e-6, backend=backend),)  # type: ignore[assignment]
+    outputs += (gated_rms_norm(outputs[2], leaves[8], leaves[9], 1e-6, backend=backend),)  # type: ignore[assignment]
     generator = _generator(1)
     weights = [torch.randn(t.shape, generator=generator).to(shape.dtype).to(t.device, t.dtype) for t in outputs]
     results = [t.detach() for t in outputs]
     results[3] = results[3].masked_fill(results[3].isinf(), 1)
-    return [*results, *torch.autograd.grad(outputs, leaves, weights)]
+    d_qkv, d_ba, *others = torch.autograd.grad(outputs, leaves, weights)
+    channels = [conv.shape[0] for conv in leaves[2:5]]
+    return [*results, *d_qkv.split(channels, 2), *d_ba.chunk(2, 2), *others]
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -8,17 +8,13 @@ from torch import Tensor
 
 from sleep_kernels import dispatch, torch_delta_inputs
 from sleep_kernels.common import DeltaInputTensors, compute_dtype
-from sleep_kernels.delta_input_checks import check, check_parts
 from sleep_kernels.register import forbid_double_backward, register_backward, register_operator
 from sleep_kernels.verified import KernelLaunch
 
 
 def delta_inputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
+    qkv: Tensor,
+    ba: Tensor,
     conv_q: Tensor,
     conv_k: Tensor,
     conv_v: Tensor,
@@ -35,9 +31,10 @@ def delta_inputs(
     """Apply a short causal convolution (see `short_conv`) and SiLU to q, k and v, and L2-normalise q and k by head;
     g = -exp(a_log) softplus(a + dt_bias);  beta = strength * sigmoid(b).
 
-    q, k: [batch, time, key_heads * d]. v: [batch, time, value_heads * d], value_heads = r * key_heads.
-    a, b: [batch, time, value_heads]. a_log, dt_bias: [value_heads].
-    conv_q, conv_k, conv_v: [channels, kernel], in the dtype of q or float32.
+    qkv: [batch, time, channels], those of q, k [key_heads * d] and v [value_heads * d] side by side, as one product of a layer writes
+        them; value_heads = r * key_heads.
+    ba: [batch, time, 2 * value_heads], b | a, in the dtype of qkv or float32. a_log, dt_bias: [value_heads].
+    conv_q, conv_k, conv_v: [channels, kernel], in the dtype of qkv or float32.
     tail: [batch, kernel - 1, key_heads, (2 + r) * d], the last kernel - 1 inputs of the convolution before these, for each key
         head its q, its k and its value heads; None means zeros.
     valid: [batch, time], bool, false for padding at any position; None means that all tokens are real. A padded token is
@@ -50,50 +47,61 @@ def delta_inputs(
     backend: "chunked" (plain torch), "triton" (one kernel each for forward and backward; d a power of two) or "auto": "triton"
         on a GPU for which it has been verified (see verified.py), else "chunked".
 
-    Returns q, k [batch, time, key_heads, d] and v [batch, time, value_heads, d] in the dtype of q, g and beta in float32
+    Returns q, k [batch, time, key_heads, d] and v [batch, time, value_heads, d] in the dtype of qkv, g and beta in float32
     (float64 for float64), and the new tail. Computes in the latter dtype and rounds results once. Backward saves only the
     inputs; there is no second derivative.
     Raises ValueError, naming the tensor, for a wrong shape, dtype or backend.
     Source: the layer of arXiv 2412.06464, with the channel layout of Qwen3.5.
     """
     dispatch.check_backend(backend)
-    check_parts(q, k, v, a, b, key_heads)
-    weights = (conv_q, conv_k, conv_v, a_log, dt_bias)
-    qkv, ba = torch.cat([q, k, v], 2), torch.cat([b, a], 2)
-    return joint_delta_inputs(
-        qkv, ba, *weights, tail, valid, starts, key_heads=key_heads, strength=strength, backend=backend
-    )
-
-
-def joint_delta_inputs(
-    qkv: Tensor,
-    ba: Tensor,
-    conv_q: Tensor,
-    conv_k: Tensor,
-    conv_v: Tensor,
-    a_log: Tensor,
-    dt_bias: Tensor,
-    tail: Tensor | None = None,
-    valid: Tensor | None = None,
-    starts: Tensor | None = None,
-    *,
-    key_heads: int,
-    strength: float = 1.0,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`delta_inputs` of projections that lie side by side, which it need not copy.
-
-    qkv: [batch, time, channels of q | k | v]. ba: [batch, time, 2 * value_heads], b | a. All else is as for `delta_inputs`, also
-    what is returned and raised. The gradients of qkv and ba are one tensor each.
-    """
-    dispatch.check_backend(backend)
     tensors = DeltaInputTensors(qkv, ba, conv_q, conv_k, conv_v, a_log, dt_bias, tail, None, None)
-    check(tensors, valid, starts, key_heads)
+    _check(tensors, valid, starts, key_heads)
     history = conv_q.shape[1] - 1
     order = None if valid is None else packing(valid, history)
     reach = None if starts is None else convolution_reach(starts, valid, order, history)
     tensors = tensors._replace(order=order, reach=reach)
     return _INPUTS(*tensors, key_heads, float(strength), backend)
+
+
+def _check(t: DeltaInputTensors, valid: Tensor | None, starts: Tensor | None, key_heads: int) -> None:
+    """Raise ValueError for the first tensor of a wrong shape or dtype."""
+    x, ba = t.qkv, t.ba
+    if ba.dim() != 3 or ba.shape[2] == 0 or ba.shape[2] % (2 * key_heads):
+        raise ValueError(
+            f"ba has shape {list(ba.shape)}; it must be [batch, time, 2 * a multiple of {key_heads} key heads]"
+        )
+    heads = ba.shape[2] // 2
+    if x.dim() != 3 or 0 in x.shape or x.shape[2] % (2 * key_heads + heads):
+        raise ValueError(
+            f"qkv has shape {list(x.shape)}; it must be [batch, time, d * (2 * {key_heads} key heads + {heads} value heads)]"
+        )
+    (batch, time, width), kernel = x.shape, t.conv_q.shape[-1]
+    d = width // (2 * key_heads + heads)
+    expected = (
+        ("ba", ba, (batch, time, 2 * heads)),
+        ("conv_q", t.conv_q, (key_heads * d, kernel)),
+        ("conv_k", t.conv_k, (key_heads * d, kernel)),
+        ("conv_v", t.conv_v, (heads * d, kernel)),
+        ("a_log", t.a_log, (heads,)),
+        ("dt_bias", t.dt_bias, (heads,)),
+        ("tail", t.tail, (batch, kernel - 1, key_heads, width // key_heads)),
+        ("valid", valid, (batch, time)),
+        ("starts", starts, (batch, time)),
+    )
+    for name, tensor, shape in expected:
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
+    for name, tensor in (("valid", valid), ("starts", starts)):
+        if tensor is not None and tensor.dtype != torch.bool:
+            raise ValueError(f"{name} has dtype {tensor.dtype}; it must be bool")
+    if not x.is_floating_point():
+        raise ValueError(f"qkv has dtype {x.dtype}; it must be a floating-point tensor")
+    if t.tail is not None and t.tail.dtype != x.dtype:
+        raise ValueError(f"tail has dtype {t.tail.dtype}; it must be that of qkv, {x.dtype}")
+    wide = compute_dtype(x)
+    for name, tensor in (("ba", ba), ("conv_q", t.conv_q), ("conv_k", t.conv_k), ("conv_v", t.conv_v)):
+        if tensor.dtype not in (x.dtype, wide):
+            raise ValueError(f"{name} has dtype {tensor.dtype}; with qkv in {x.dtype} it must be {wide}")
 
 
 def packing(valid: Tensor, history: int) -> Tensor:

@@ -18,7 +18,6 @@ from sleep_kernels import (
     gated_norm_token,
     gated_rms_norm,
     inverse_norm,
-    joint_delta_inputs,
     log_decay,
 )
 from sleeptrain.model.config import DeltaNetConfig as Config
@@ -112,11 +111,9 @@ class DeltaNet(nn.Module):
         }
         weights = self.conv_q, self.conv_k, self.conv_v, self.A_log, self.dt_bias
         rest = *weights, tail, mask.read, mask.starts
-        if qkv is None and ba is None:
-            return delta_inputs(self.q(x), self.k(x), self.v(x), self.a(x), self.b(x), *rest, **options)
         projected = torch.cat([self.q(x), self.k(x), self.v(x)], 2) if qkv is None else F.linear(x, qkv)
         gates = torch.cat([self.b(x), self.a(x)], 2) if ba is None else F.linear(x, ba)
-        return joint_delta_inputs(projected, gates, *rest, **options)
+        return delta_inputs(projected, gates, *rest, **options)
 
     def _dynamic(self, x: Tensor, tail: Tensor, mask: TokenMask) -> Sequence[Tensor]:
         """The same where v alone is convolved, with taps that depend on the token."""

@@ -91,9 +91,14 @@ def reference(
 
 
 def side_by_side(inputs: list[Any]) -> list[Any]:
-    """The arguments of `joint_delta_inputs` from those of `delta_inputs`."""
+    """The tensor arguments of `delta_inputs` from the tensors ARGUMENTS and what follows them."""
     q, k, v, a, b, *others = inputs
     return [torch.cat([q, k, v], 2), torch.cat([b, a], 2), *others]
+
+
+def separate_inputs(*inputs: Any, **options: Any) -> tuple[Tensor, ...]:
+    """`delta_inputs` of q, k, v, a and b as tensors of their own."""
+    return delta_inputs(*side_by_side(list(inputs)), **options)
 
 
 def run(function: Callable[[list[Any]], tuple[Tensor, ...]], inputs: list[Any]) -> list[Tensor]:
@@ -115,7 +120,7 @@ def differences(
     """By name, the largest difference from the float64 reference, relative to its largest element or to one if that is larger."""
 
     def ours(leaves: list[Any]) -> tuple[Tensor, ...]:
-        return delta_inputs(*leaves, valid, starts, key_heads=key_heads, strength=strength, backend=backend)
+        return separate_inputs(*leaves, valid, starts, key_heads=key_heads, strength=strength, backend=backend)
 
     actual = run(ours, inputs)
     wide = [None if t is None else t.double() for t in inputs]

@@ -15,6 +15,7 @@ from tests.kernels.delta_inputs_reference import (
     make_inputs,
     mask,
     run,
+    separate_inputs,
     side_by_side,
     starts_of,
 )
@@ -70,7 +71,7 @@ def test_documents_equal_the_reference(case: str, temporary_bytes: int, monkeypa
 def test_gradients_by_finite_differences() -> None:
     inputs = [t.double().requires_grad_() for t in make_inputs(3, d=2, kernel=2)]
     valid = mask("scattered", 3)
-    assert torch.autograd.gradcheck(lambda *t: delta_inputs(*t, valid, key_heads=1, strength=2.0), inputs)
+    assert torch.autograd.gradcheck(lambda *t: separate_inputs(*t, valid, key_heads=1, strength=2.0), inputs)
 
 
 @pytest.mark.parametrize("padding", MASKS)
@@ -80,7 +81,7 @@ def test_padded_rows_are_never_read(padding: str) -> None:
     poisoned = [t.masked_fill(~valid[..., None], float("nan")) if i < 5 else t for i, t in enumerate(inputs)]
 
     def ours(leaves: list[Any]) -> tuple[Tensor, ...]:
-        return delta_inputs(*leaves, valid, key_heads=1)
+        return separate_inputs(*leaves, valid, key_heads=1)
 
     for clean, other in zip(run(ours, inputs), run(ours, poisoned), strict=True):
         assert torch.equal(clean, other)
@@ -89,7 +90,7 @@ def test_padded_rows_are_never_read(padding: str) -> None:
 def test_mask_of_real_tokens_only_equals_no_mask() -> None:
     inputs = make_inputs(9)
     for a, b in zip(
-        delta_inputs(*inputs, key_heads=1), delta_inputs(*inputs, torch.ones(2, 9) > 0, key_heads=1), strict=True
+        separate_inputs(*inputs, key_heads=1), separate_inputs(*inputs, torch.ones(2, 9) > 0, key_heads=1), strict=True
     ):
         assert torch.equal(a, b)
 
@@ -97,10 +98,10 @@ def test_mask_of_real_tokens_only_equals_no_mask() -> None:
 def test_windows_chained_by_the_tail_equal_one_window() -> None:
     inputs, valid = make_inputs(11, group=2), mask("scattered", 11)
     assert valid is not None
-    whole = delta_inputs(*inputs, valid, key_heads=1)
+    whole = separate_inputs(*inputs, valid, key_heads=1)
     tail, parts = inputs[10], []
     for cut in (slice(0, 2), slice(2, 3), slice(3, 11)):
-        *part, tail = delta_inputs(*[t[:, cut] for t in inputs[:5]], *inputs[5:10], tail, valid[:, cut], key_heads=1)
+        *part, tail = separate_inputs(*[t[:, cut] for t in inputs[:5]], *inputs[5:10], tail, valid[:, cut], key_heads=1)
         parts.append(part)
     for wanted, got in zip(whole, [*map(torch.cat, zip(*parts, strict=True), [1] * 5), tail], strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
@@ -111,7 +112,7 @@ def test_bfloat16_rounds_once() -> None:
     narrow = [t.bfloat16() if i < 8 or i == 10 else t for i, t in enumerate(make_inputs(40, group=2))]
 
     def ours(leaves: list[Any]) -> tuple[Tensor, ...]:
-        return delta_inputs(*leaves, key_heads=1)
+        return separate_inputs(*leaves, key_heads=1)
 
     expected = run(ours, [t.double() for t in narrow])
     for name, got, wanted in zip(ARGUMENTS, run(ours, narrow)[6:], expected[6:], strict=True):
@@ -124,7 +125,7 @@ def test_backward_saves_only_the_inputs() -> None:
     inputs = [t.requires_grad_() for t in make_inputs(64)]
     saved: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
-        delta_inputs(*inputs, key_heads=1)
+        separate_inputs(*inputs, key_heads=1)
     assert sum(saved) == sum(t.nbytes for t in inputs)
 
 
@@ -148,11 +149,27 @@ def test_packing_moves_padding_to_the_front() -> None:
     ("change", "message"),
     [
         ({"backend": "cuda"}, "'cuda' is not offered; choose one of auto, chunked, triton"),
-        ({"key_heads": 3}, r"q has shape \[2, 5, 16\]; it must be \[batch, time, d \* 3 key heads\]"),
-        ({"a": torch.zeros(2, 5)}, r"a has shape \[2, 5\]"),
-        ({"b": torch.zeros(2, 5, 2)}, r"b has shape \[2, 5, 2\]; it must be \[2, 5, 1\]"),
-        ({"v": torch.zeros(2, 5, 17)}, r"v has shape \[2, 5, 17\]; it must be \[2, 5, 16\]"),
-        ({"k": torch.zeros(2, 5, 16).double()}, "k has dtype torch.float64; it must be that of q, torch.float32"),
+        ({"key_heads": 3}, r"ba has shape \[2, 5, 2\]; it must be \[batch, time, 2 \* a multiple of 3 key heads\]"),
+        ({"ba": torch.zeros(2, 5)}, r"ba has shape \[2, 5\]"),
+        (
+            {"ba": torch.zeros(2, 5, 3)},
+            r"ba has shape \[2, 5, 3\]; it must be \[batch, time, 2 \* a multiple of 1 key heads\]",
+        ),
+        ({"ba": torch.zeros(2, 4, 2)}, r"ba has shape \[2, 4, 2\]; it must be \[2, 5, 2\]"),
+        (
+            {"qkv": torch.zeros(2, 5, 49)},
+            r"qkv has shape \[2, 5, 49\]; it must be \[batch, time, d \* \(2 \* 1 key heads \+ 1 value heads\)\]",
+        ),
+        ({"qkv": torch.zeros(2, 0, 48)}, r"qkv has shape \[2, 0, 48\]"),
+        ({"qkv": torch.zeros(2, 5, 48).long()}, "qkv has dtype torch.int64; it must be a floating-point tensor"),
+        (
+            {"ba": torch.zeros(2, 5, 2).double()},
+            "ba has dtype torch.float64; with qkv in torch.float32 it must be torch.float32",
+        ),
+        (
+            {"tail": torch.zeros(2, 3, 1, 48).double()},
+            "tail has dtype torch.float64; it must be that of qkv, torch.float32",
+        ),
         ({"conv_v": torch.zeros(16, 3)}, r"conv_v has shape \[16, 3\]; it must be \[16, 4\]"),
         ({"tail": torch.zeros(2, 3, 48)}, r"tail has shape \[2, 3, 48\]; it must be \[2, 3, 1, 48\]"),
         ({"valid": torch.ones(2, 5)}, "valid has dtype torch.float32; it must be bool"),
@@ -161,6 +178,6 @@ def test_packing_moves_padding_to_the_front() -> None:
     ],
 )
 def test_wrong_inputs_are_named(change: dict[str, Any], message: str) -> None:
-    inputs = dict(zip(ARGUMENTS, make_inputs(5), strict=True))
+    inputs = dict(zip(("qkv", "ba", *ARGUMENTS[5:]), side_by_side(make_inputs(5)), strict=True))
     with pytest.raises(ValueError, match=message):
         delta_inputs(**{**inputs, "key_heads": 1, **change})

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sleep_kernels import delta_inputs, gated_delta_rule, gated_rms_norm, short_conv
-from tests.kernels.delta_inputs_reference import make_inputs, mask
+from sleep_kernels import gated_delta_rule, gated_rms_norm, short_conv
+from tests.kernels.delta_inputs_reference import make_inputs, mask, separate_inputs
 
 OPS = torch.ops.sleep_kernels
 
@@ -53,7 +53,7 @@ def test_gated_rms_norm() -> None:
 
 def layer(*inputs: Tensor) -> Any:
     """All operators of a layer with plain torch between them; the last two inputs are a state and the norm's weight."""
-    q, k, v, g, beta, tail = delta_inputs(*inputs[:11], mask("scattered", 9), key_heads=2)
+    q, k, v, g, beta, tail = separate_inputs(*inputs[:11], mask("scattered", 9), key_heads=2)
     v, _ = short_conv(v.flatten(2), inputs[7])
     o, state = gated_delta_rule(q, k, v.unflatten(2, (2, 16)), g, beta, inputs[11])
     return gated_rms_norm(o.sin(), o, inputs[12], 1e-6), state, tail

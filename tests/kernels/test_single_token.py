@@ -5,12 +5,12 @@ import torch
 
 from sleep_kernels import (
     convolve_token,
-    delta_inputs,
     delta_rule_token,
     gated_delta_rule,
     gated_norm_token,
     gated_rms_norm,
 )
+from tests.kernels.delta_inputs_reference import separate_inputs
 
 BATCH, D, KERNEL = 3, 4, 4
 
@@ -38,7 +38,9 @@ def test_equals_the_operators_of_longer_windows(strength, value_heads, dtype, to
     [state] = draw((BATCH, value_heads, D, D), dtype=wide)
     before = state.clone()
 
-    *inputs, expected_tail = delta_inputs(q, k, v, a, b, *convs, a_log, bias, tail, key_heads=heads, strength=strength)
+    *inputs, expected_tail = separate_inputs(
+        q, k, v, a, b, *convs, a_log, bias, tail, key_heads=heads, strength=strength
+    )
     o, expected_state = gated_delta_rule(*inputs, state, backend="reference")
     expected = gated_rms_norm(o, gate.view(o.shape), norm, 1e-6).view(gate.shape)
 

@@ -6,9 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from sleep_kernels import delta_inputs, gated_rms_norm
+from sleep_kernels import gated_rms_norm
 from sleep_kernels.delta_inputs import packing
-from tests.kernels.delta_inputs_reference import differences, make_inputs, mask, run, side_by_side, starts_of
+from tests.kernels.delta_inputs_reference import (
+    differences,
+    make_inputs,
+    mask,
+    run,
+    separate_inputs,
+    side_by_side,
+    starts_of,
+)
 
 Interpreted = Callable[..., Any]
 # Lengths around the convolution's four taps and around the 64 tokens of a backward program.
@@ -91,7 +99,7 @@ def test_gated_rms_norm(interpreted: Interpreted, rows: int) -> None:
 def reproducible_case() -> bool:
     inputs, valid = make_inputs(9, group=2), mask("scattered", 9)
     results = [
-        run(lambda leaves: delta_inputs(*leaves, valid, key_heads=1, backend="triton"), inputs) for _ in range(2)
+        run(lambda leaves: separate_inputs(*leaves, valid, key_heads=1, backend="triton"), inputs) for _ in range(2)
     ]
     return all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

@@ -14,7 +14,7 @@ from sleeptrain.model import attention, deltanet, stack
 
 def install(monkeypatch) -> None:
     """Let the model's mixers call the functions below. They take neither padding nor several documents in a row."""
-    monkeypatch.setattr(deltanet, "delta_inputs", delta_inputs)
+    monkeypatch.setattr(deltanet.DeltaNet, "_convolved", convolved)
     # A joint product also computes gradients that nobody reads: those of queries where only the fast weights of a pass are read.
     monkeypatch.setattr(stack, "joint_weights", lambda groups: [None] * len(groups))
     monkeypatch.setattr(deltanet, "dynamic_conv", dynamic_conv)
@@ -22,11 +22,11 @@ def install(monkeypatch) -> None:
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", attend)
 
 
-def delta_inputs(
-    q, k, v, a, b, conv_q, conv_k, conv_v, a_log, dt_bias, tail, valid, starts, *, key_heads, strength, backend
-):
-    """`sleep_kernels.delta_inputs`: the short convolution is one product for each channel."""
-    assert valid is None and starts is None
+def convolved(mixer, x, tail, mask, *_):
+    """The projections of Gated DeltaNet through `sleep_kernels.delta_inputs`, whose short convolution is one product for each channel."""
+    assert mask.read is None and mask.starts is None
+    q, k, v, a, b = (layer(x) for layer in (mixer.q, mixer.k, mixer.v, mixer.a, mixer.b))
+    key_heads = mixer.config.key_heads
     time = q.shape[1]
     old = tail.split_with_sizes([x.shape[2] // key_heads for x in (q, k, v)], 3)
     padded = [torch.cat([past.flatten(2), x], 1) for past, x in zip(old, (q, k, v), strict=True)]
@@ -34,11 +34,12 @@ def delta_inputs(
     new_tail = torch.cat([x[:, time:].unflatten(2, (key_heads, -1)) for x in padded], 3)
     q, k, v = (
         _convolve(x, taps, time).unflatten(2, (-1, q.shape[2] // key_heads))
-        for x, taps in zip(padded, (conv_q, conv_k, conv_v), strict=True)
+        for x, taps in zip(padded, (mixer.conv_q, mixer.conv_k, mixer.conv_v), strict=True)
     )
     assert new_tail.shape[1] == history
     q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (q, k))
-    return q, k, v, -a_log.exp() * F.softplus(a + dt_bias), strength * torch.sigmoid(b), new_tail
+    g = -mixer.A_log.exp() * F.softplus(a + mixer.dt_bias)
+    return q, k, v, g, mixer._strength * torch.sigmoid(b), new_tail
 
 
 def _convolve(padded: Tensor, taps: Tensor, time: int) -> Tensor:
