@@ -7,19 +7,15 @@ measured with torch's allocator.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import dataclass
 from typing import get_args
 
-import torch
-
 from sleeptrain.engine.optimizers import Kind
-from sleeptrain.engine.orthogonalise import batch_elements, batch_sizes
 from sleeptrain.engine.settings import LARGEST_BUCKET
 from sleeptrain.plan.activations import ActivationMemory, SegmentMemory
 from sleeptrain.plan.block_kinds import BlockKind, block_kinds
+from sleeptrain.plan.optimizer_memory import FP32, optimizer_bytes, optimizer_work
 from sleeptrain.plan.ownership import StageParameters
 from sleeptrain.program import kept_tokens
 from sleeptrain.schedule import StageEstimate, Temporaries, ValueSizes
@@ -28,8 +24,6 @@ from sleeptrain.train.kernels import DTYPES
 from sleeptrain.train.layout import Layout
 from sleeptrain.train.trained import trained_weights
 
-FP32 = 4
-"""Bytes of a float32 element."""
 BF16_ZERO1_BUCKET = 500_000_000
 """Number of elements with which DeepSpeed (0.19.8) sends a message of its bf16 optimizer at ZeRO 1."""
 
@@ -85,28 +79,18 @@ class ProcessMemory:
         return self.parameters + self.optimizer + self.lanes + self.peak.total
 
 
-def memory_of(
-    layout: Layout, held: StageParameters, stage: StageEstimate, activations: ActivationMemory, sizes: ValueSizes
-) -> ProcessMemory:
-    """Bytes of a process that holds the parameters `held` and runs one stage."""
+def memory_of(layout: Layout, held: StageParameters, stage: StageEstimate, sizes: ValueSizes) -> ProcessMemory:
+    """Bytes of a process that holds the parameters `held` and runs one stage, whose `moment` was found with `temporaries_of`."""
     job, partition = layout.job, held.partition(layout.batch.data)
     optimizer = optimizer_bytes(job, partition)
     elements = held.elements if job.mesh.zero < 3 else held.partitioned(layout.batch.data)
     gradients = _gradients(job, held, partition, layout.batch.accumulation)
-    backward = StepPhase("backward", gradients["backward"], stage.peak, _work(job, held, activations))
-    if stage.moment is not None:
-        later = _allocated_in_backward(job) * held.trained_elements - stage.moment.grads
-        backward = replace(backward, gradients=backward.gradients - later, work=stage.moment.work)
+    at_peak = gradients["backward"] - gradients_of_backward(job, held) + stage.moment.grads
+    backward = StepPhase("backward", at_peak, stage.peak, stage.moment.work)
     rest = [StepPhase(name, size, {}) for name, size in gradients.items() if name != "backward"]
     parameters = DTYPES[job.train.precision].itemsize * elements
     lanes = 2 * lane_bytes(layout, sizes, held.blocks) if job.data.lane is not None else 0.0
     return ProcessMemory(parameters, optimizer, (backward, *rest), stage.kept, stage.host, lanes)
-
-
-def optimizer_bytes(job: Job, elements: Mapping[Kind, int]) -> float:
-    """Bytes of fp32 master weights and moments, from trained elements by optimizer group."""
-    moments: Mapping[Kind, int] = {"matrix": 1 if job.optim.name == "muon" else 2, "plain": 2}
-    return float(sum(FP32 * (1 + moments[group]) * n for group, n in elements.items()))
 
 
 def lane_bytes(layout: Layout, sizes: ValueSizes, blocks: tuple[int, int]) -> float:
@@ -145,7 +129,7 @@ def _head(job: Job, activations: ActivationMemory) -> float:
     return float(activations.head.work + (0 if job.train.schedule_policy == "none" else activations.head.kept))
 
 
-def _work(job: Job, held: StageParameters, activations: ActivationMemory) -> float:
+def temporaries_of_stage(job: Job, held: StageParameters, activations: ActivationMemory) -> float:
     """Temporaries of the segment of a stage that needs most."""
     first, stop = held.blocks
     kinds = set(block_kinds(job.model, trained_weights(job))[first:stop])
@@ -160,6 +144,11 @@ def _allocated_in_backward(job: Job) -> int:
         return weight
     # CUDA graphs add to sums at fixed addresses, and a backward in bf16 at ZeRO 1 to those that DeepSpeed reduces.
     return 0 if job.train.graphed or (weight < FP32 and job.mesh.zero == 1) else FP32
+
+
+def gradients_of_backward(job: Job, held: StageParameters) -> float:
+    """Bytes of the gradients of weights that backward allocates."""
+    return float(_allocated_in_backward(job) * held.trained_elements)
 
 
 def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], accumulation: int) -> dict[str, float]:
@@ -198,7 +187,7 @@ def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], a
     return {
         "backward": float(accumulator + earlier),
         "reduction": float(reduction + static),
-        "update": float(update + static + _optimizer_work(job, held, partition, copy)),
+        "update": float(update + static + optimizer_work(job, held, partition, copy)),
     }
 
 
@@ -211,34 +200,6 @@ def _flattened(groups: Iterable[int]) -> int:
         if sum(messages[-1]) > BF16_ZERO1_BUCKET:
             messages.append([])
     return max(FP32 * sum(message) if len(message) > 1 else 0 for message in messages)
-
-
-def _optimizer_work(job: Job, held: StageParameters, partition: Mapping[Kind, int], copy: int) -> float:
-    """Temporaries of the optimizer, one parameter group after the other: two numbers per element for AdamW, the largest batch of
-    matrices for Muon. `copy`: bytes per element of a copy of the gradient."""
-    sizes = []
-    for group, n in partition.items():
-        work = _muon_work(job, held, n) if group == "matrix" and job.optim.name == "muon" else 2 * FP32 * n
-        sizes.append(copy * n + work)
-    return max(sizes)
-
-
-def _muon_work(job: Job, held: StageParameters, n: int) -> float:
-    """Temporaries of Muon over a partition of `n` elements: the largest batch, and what other processes send of the matrices at both
-    ends of the partition. Of the processes the one that needs most."""
-    touched = defaultdict[int, Counter[tuple[int, int]]](Counter)
-    received, start = Counter[int](), 0
-    for shape in held.matrices:
-        stop = start + prod(shape)
-        for rank in range(start // n, (stop - 1) // n + 1):
-            touched[rank][shape] += 1
-            received[rank] += prod(shape) - (min(stop, (rank + 1) * n) - max(start, rank * n))
-        start = stop
-    elements = (
-        received[rank] + max(batch_elements(batch_sizes(count, *shape)[0], *shape) for shape, count in shapes.items())
-        for rank, shapes in touched.items()
-    )
-    return float(getattr(torch, job.optim.ns_dtype).itemsize * max(elements))
 
 
 def size(n: float) -> str:

@@ -83,7 +83,7 @@ def make_plan(layout: Layout, data_layout: DataLayout, speed: float | None = Non
     stages = list(enumerate(zip(parameters.stages, estimated.stages, strict=True)))
     return Plan(
         layout, data_layout, speed, parameters, costs, estimated,
-        tuple(memory_of(layout, held, stage, activations, costs.sizes) for _, (held, stage) in stages),
+        tuple(memory_of(layout, held, stage, costs.sizes) for _, (held, stage) in stages),
         tuple(traffic_of(layout, index, held, costs, estimated) for index, (held, _) in stages),
         _step_flops(layout),
     )  # fmt: skip

@@ -17,13 +17,14 @@ from sleeptrain.plan.block_kinds import block_kinds
 from sleeptrain.plan.costs import costs_of, layer_activations
 from sleeptrain.plan.data_layout import DataLayout
 from sleeptrain.plan.hardware import Hardware
-from sleeptrain.plan.memory import memory_of
+from sleeptrain.plan.memory import gradients_of_backward, memory_of, temporaries_of_stage
 from sleeptrain.plan.ownership import StageParameters, parameter_ownership
 from sleeptrain.plan.step_time import StepTime, axis_times
 from sleeptrain.plan.traffic import data_axis, tensor_axis, tensor_reductions
 from sleeptrain.program import Pass
 from sleeptrain.schedule import Costs, StageEstimate, sample_schedule
 from sleeptrain.schedule.estimate import estimate_stage, sent_by_stage
+from sleeptrain.schedule.peak import Moment
 from sleeptrain.train.layout import Layout
 from sleeptrain.train.trained import trained_weights
 
@@ -33,7 +34,7 @@ class QuickEstimate:
     """Of one layout."""
 
     memory: float
-    """Bytes of the process that needs most, counted with all gradients of weights beside all saved activations."""
+    """Bytes of the process that needs most."""
     time: StepTime
 
 
@@ -117,13 +118,27 @@ def _unlike(layout: Layout) -> list[int]:
 
 
 def _memory(layout: Layout, sample: _Sample) -> float:
-    """Bytes of the process that needs most, counted with all gradients of weights beside all saved activations."""
+    """Bytes of the process that needs most."""
     micro, group = layout.batch.micro, layout.batch.group
     activations = _of_rows(sample.activations, micro)
     return max(
-        memory_of(layout, s.held, _of_group(s.one, s.two, group, micro), activations, sample.costs.sizes).total
+        memory_of(
+            layout, s.held, _at_the_peak(_of_group(s.one, s.two, group, micro), s, layout, activations, sample.passes),
+            sample.costs.sizes,
+        ).total
         for s in sample.stages
-    )
+    )  # fmt: skip
+
+
+def _at_the_peak(
+    stage: StageEstimate, sample: _StageSample, layout: Layout, activations: ActivationMemory, passes: int
+) -> StageEstimate:
+    """`stage` with the moment of its peak: before the first backward of a pass, or after it, which has allocated the gradients of weights
+    and released the graph of the pass. In between both grow block by block. Where graphs are recomputed, that of the next pass follows."""
+    kept = layout.batch.micro * sample.one.peak["body"] / passes if layout.recompute.body == "all" else 0.0
+    later = max(0.0, gradients_of_backward(layout.job, sample.held) - kept)
+    work = temporaries_of_stage(layout.job, sample.held, activations)
+    return dataclasses.replace(stage, moment=Moment(grads=later, work=work))
 
 
 def _of_group(one: StageEstimate, two: StageEstimate, group: int, rows: int) -> StageEstimate:

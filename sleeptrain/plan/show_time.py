@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from sleeptrain.plan.hardware import Hardware
-from sleeptrain.plan.memory import FP32, lane_bytes, optimizer_bytes, size
+from sleeptrain.plan.memory import lane_bytes, size
+from sleeptrain.plan.optimizer_memory import FP32, optimizer_bytes
 from sleeptrain.plan.plan import Plan
 from sleeptrain.plan.step_time import WHEN, AxisTime, RunTime, StepTime, run_time
 

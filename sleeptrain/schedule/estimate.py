@@ -62,8 +62,8 @@ class StageEstimate:
     """By component, between forward and backward."""
     peak: BytesByComponent
     """By component, when their sum with `moment` is largest."""
-    moment: Moment | None
-    """Gradients of weights and temporaries at that time; None: `Costs.temporaries` are not given."""
+    moment: Moment
+    """Gradients of weights and temporaries at that time; zero where `Costs.temporaries` are not given."""
     host: float
     """Bytes offloaded to host memory, between forward and backward."""
 
@@ -107,7 +107,7 @@ def estimate_stage(schedule: Schedule, s: int, costs: Costs, busy: float = 0.0, 
     return StageEstimate(
         **_stage_flops(schedule, costs, schedule.stages[s]),
         busy=busy, idle=idle, bubble=idle / seconds if seconds else 0.0, kept=memory.kept, peak=memory.peak,
-        moment=memory.moment if temporaries else None, host=memory.host,
+        moment=memory.moment, host=memory.host,
     )  # fmt: skip
 
 

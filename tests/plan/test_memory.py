@@ -29,7 +29,7 @@ from sleeptrain.parallel.process import init_distributed
 from sleeptrain.parallel.tensor import local_config
 from sleeptrain.plan.activations import measure_activations
 from sleeptrain.plan.costs import costs_of, layer_activations
-from sleeptrain.plan.memory import _muon_work
+from sleeptrain.plan.optimizer_memory import _muon_work
 from sleeptrain.program import Pass
 from sleeptrain.schedule import estimate
 from sleeptrain.train.build_model import new_model

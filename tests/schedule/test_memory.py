@@ -132,4 +132,4 @@ def test_gradients_of_weights_come_into_being_while_graphs_are_released(graph, e
 
 
 def test_without_temporaries_there_is_no_moment():
-    assert estimate(circular_schedule(1, 1, 1, 1, "pass", depth=2), uniform_costs(2)).stages[0].moment is None
+    assert estimate(circular_schedule(1, 1, 1, 1, "pass", depth=2), uniform_costs(2)).stages[0].moment == Moment()
