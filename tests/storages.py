@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from itertools import accumulate
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 PYTHON_OPERATORS = "sleep_kernels"
 """Namespace of operators whose kernels are Python code, which call further operators."""
@@ -19,8 +20,8 @@ PYTHON_OPERATORS = "sleep_kernels"
 class StorageCounter(TorchDispatchMode):
     """Counts the bytes of storages that operators create inside the `with` block and that still exist.
 
-    `peak` is exact where sizes change in operators alone; `alive` is always exact. A storage is counted from its creation until its last reference is gone, whether a variable, a closure, a cache or a saved
-    tensor of autograd holds it. It is counted once, however many tensors share it, at its current size. An output that shares
+    `peak` is exact where sizes change in operators alone; `alive` is always exact. A storage is counted from its creation until its last
+    reference is gone, whether a variable, a closure, a cache or a saved tensor of autograd holds it. It is counted once, however many tensors share it, at its current size. An output that shares
     storage with an input, such as a view, is not a new storage, so memory from before the block is never counted. Meta tensors
     have no memory and are not counted.
 
@@ -59,10 +60,19 @@ class StorageCounter(TorchDispatchMode):
                 out = func.redispatch(keys, *args, **kwargs)
         else:
             out = func(*args, **kwargs)
-        self._note(out, created=True)
-        if self._bound > self.peak:  # else nothing that an operator created can have raised the peak
-            self.peak = max(self.peak, self.alive)
+        self.created(out)
         return out
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled graphs run compiled in the block."""
+        return True
+
+    def created(self, tensors: Any) -> None:
+        """Count the storages of new tensors."""
+        self._note(tensors, created=True)
+        if self._bound > self.peak:  # else nothing that was created can have raised the peak
+            self.peak = max(self.peak, self.alive)
 
     def _note(self, tensors: Any, *, created: bool) -> None:
         """Remember storages that are not known yet, and whether an operator created them."""
@@ -81,16 +91,25 @@ class StorageCounter(TorchDispatchMode):
                     self._created[key] = size
 
 
-def allocated_peak(run: Callable[[], object]) -> int:
-    """The most bytes that torch's allocator for CPUs holds in `run()`, beyond those of before; of all threads.
+@contextmanager
+def graphs_counted() -> Iterator[None]:
+    """Within, StorageCounter also sees what graphs allocate that torch.compile makes within by TorchInductor.
 
-    It also sees the tensors of compiled graphs, which no operator creates, and scratch memory inside operators.
+    Their generated code calls one function for each buffer, not an operator. torch's profiler sees these too, but not what threads of
+    gloo release, so that its peak depends on their timing.
     """
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    results = profile.profiler.kineto_results  # type: ignore[union-attr]
-    changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
-    return max(accumulate((size for _, size in changes), initial=0))
+    guards = torch._C._dynamo.guards
+    allocate = guards._empty_strided_cpu
+
+    def counted(*sizes: Any) -> Tensor:
+        tensor: Tensor = allocate(*sizes)
+        for mode in _get_current_dispatch_mode_stack():
+            if isinstance(mode, StorageCounter):
+                mode.created(tensor)
+        return tensor
+
+    with mock.patch.object(guards, "_empty_strided_cpu", counted):
+        yield
 
 
 def live_storages() -> dict[int, torch.UntypedStorage]:

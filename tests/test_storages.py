@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.allocated import allocated
 from sleep_kernels import linear_cross_entropy
-from tests.storages import StorageCounter, allocated_peak
+from tests.storages import StorageCounter, graphs_counted
 
 MIB = 1 << 20
 
@@ -81,14 +82,22 @@ def test_does_not_depend_on_threads_or_onednn(threads: int, monkeypatch: pytest.
         torch.set_num_threads(before)
 
 
-def test_the_allocator_sees_the_same_peak() -> None:
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_allocator_sees_the_same_peak(compiled: bool) -> None:
     x, weight = torch.ones(1000, 8, requires_grad=True), torch.ones(8, 16, requires_grad=True)
 
-    def work() -> None:
-        (x @ weight).exp().sum().backward()
-        x.grad = weight.grad = None
+    def loss() -> Tensor:
+        return ((x @ weight).exp() @ weight.t()).sin().sum()
 
-    work()
-    with StorageCounter() as storages:
+    with graphs_counted():
+        run = torch.compile(loss, fullgraph=True) if compiled else loss
+
+        def work() -> None:
+            run().backward()
+            x.grad = weight.grad = None
+
         work()
-    assert storages.peak == pytest.approx(allocated_peak(work), rel=0.01) and storages.peak >= 2 * 1000 * 16 * 4
+        with StorageCounter() as storages:
+            work()
+        _, peak = allocated(work)
+    assert storages.peak == pytest.approx(peak, rel=0.01) and storages.peak >= 2 * 1000 * 16 * 4

@@ -13,7 +13,7 @@ from sleeptrain.parallel.process import init_distributed
 from sleeptrain.train.build_model import looped_elements, make_forward, new_model
 from sleeptrain.train.step import StepContext, train_step
 from tests.plan.plans import plan_of
-from tests.storages import StorageCounter, allocated_peak, live_storages
+from tests.storages import StorageCounter, graphs_counted, live_storages
 
 LARGE = [
     "model.width=128", "model.mlp.hidden=256", "model.vocab=1024", "sleep.window=64", "train.batch=4", "mesh.group=0",
@@ -60,12 +60,8 @@ def grid(world: int) -> Iterator[str]:
                 yield f"{layout} train.precision={precision} train.compile={compiled} train.recompute={policy}"
 
 
-def step_bytes(overrides: list[str], counted: bool = True) -> tuple[float, float]:
-    """Bytes live between steps plus the peak of a step; measured and planned.
-
-    The peak is that of storages, or the allocator's: of compiled blocks, whose memory no operator creates, and unless `counted`, which
-    takes longer.
-    """
+def step_bytes(overrides: list[str]) -> tuple[float, float]:
+    """Bytes of storages live between steps plus those of the peak of a step; measured and planned."""
     process, plan = init_distributed(), plan_of(*LARGE, *overrides)
     job, split = plan.job, plan.layout.batch
     axes = init_mesh(job.mesh, process.rank, process.world)
@@ -89,19 +85,16 @@ def step_bytes(overrides: list[str], counted: bool = True) -> tuple[float, float
 
     step()  # it allocates the optimizer's moments, and compiles
     between = sum(storage.nbytes() for address, storage in live_storages().items() if address not in before)
-    if job.train.compiled or not counted:
-        peak = allocated_peak(step)
-    else:
-        with StorageCounter() as storages:
-            step()
-        peak = storages.peak
-    return between + peak, plan.memory[axes.pipe.rank].total
+    with StorageCounter() as storages:
+        step()
+    return between + storages.peak, plan.memory[axes.pipe.rank].total
 
 
-def step_bytes_by_case(cases: dict[str, list[str]], counted: bool = True) -> dict[str, tuple[float, float]]:
+def step_bytes_by_case(cases: dict[str, list[str]]) -> dict[str, tuple[float, float]]:
     """`step_bytes` of the overrides of each of some cases."""
     found = {}
-    for name, overrides in cases.items():
-        torch.compiler.reset()
-        found[name] = step_bytes(overrides, counted)
+    with graphs_counted():
+        for name, overrides in cases.items():
+            torch.compiler.reset()
+            found[name] = step_bytes(overrides)
     return found
