@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -242,11 +242,14 @@ def _text(x: int, y: int, words: str, style: str = "text", anchor: str = "start"
     return f'<text x="{x}" y="{y}" class="{style}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def main(arguments: Iterable[str]) -> None:
-    """Write the picture to the file named first, or to docs/layers.svg."""
-    target = Path(next(iter(arguments), ROOT / "docs" / "layers.svg"))
-    target.write_text(draw(ROOT))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the picture to a file."""
+    parser = argparse.ArgumentParser(description="Draw the layers of sleeptrain and who imports whom.")
+    parser.add_argument(
+        "out", nargs="?", type=Path, default=ROOT / "docs" / "layers.svg", help="the picture's file (%(default)s)"
+    )
+    parser.parse_args(arguments).out.write_text(draw(ROOT))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -9,11 +9,12 @@ from sleeptrain.errors import UserError
 from sleeptrain.recipe import load_recipe
 from sleeptrain.train.layout import resolve_batch
 from tests.distributed import run
+from tests.train.compare import EPS, assert_same_training
 from tests.train.jobs import SMALL, recipe_file, text_data, trained
 
 STEPS = [
     "sleep.window=16", "sleep.passes=3", "sleep.loop.trigger=every", "train.batch=8", "train.steps=12", "checkpoint.every=0",
-    "model.attention.kv_heads=2", "model.deltanet.key_heads=2", "optim.clip=0.3", "train.recompute=window",
+    "model.attention.kv_heads=2", "model.deltanet.key_heads=2", "optim.clip=0.3", EPS, "train.recompute=window",
 ]  # fmt: skip
 
 
@@ -35,25 +36,14 @@ def alone(folder):
     return run(on_mesh, 1, folder, "alone", timeout=300)[0]
 
 
-def equal(found, expected, weights=2e-5):
-    for key in ("loss", "grad_norm", "state_norm"):
-        assert [row[key] for row in found[0]] == pytest.approx([row[key] for row in expected[0]], rel=1e-5), key
-    for ours, theirs in zip(found[0], expected[0], strict=True):
-        assert ours["state_gradient"] == pytest.approx(theirs["state_gradient"], rel=1e-4)
-    assert [row["targets"] for row in found[0]] == [row["targets"] for row in expected[0]]
-    assert found[1].keys() == expected[1].keys()
-    for name, weight in expected[1].items():
-        torch.testing.assert_close(found[1][name], weight, rtol=0, atol=weights, msg=lambda m, n=name: f"{n}: {m}")
-
-
 def test_tensor_parallel_training_matches_one_process(folder, alone):
     """Gradients are clipped in every step, so the weights depend on their norm."""
-    equal(run(on_mesh, 2, folder, "tensor", "mesh.tensor=2", timeout=300)[0], alone)
+    assert_same_training(run(on_mesh, 2, folder, "tensor", "mesh.tensor=2", timeout=300)[0], alone)
 
 
 def test_pipeline_training_matches_one_process(folder, alone):
     """Embedding and head are tied, so both stages have the matrix."""
-    equal(run(on_mesh, 2, folder, "pipe", "mesh.pipe=2", timeout=300)[0], alone)
+    assert_same_training(run(on_mesh, 2, folder, "pipe", "mesh.pipe=2", timeout=300)[0], alone)
 
 
 @pytest.mark.slow

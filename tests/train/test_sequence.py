@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tests.distributed import run
+from tests.train.compare import EPS, assert_clipped, assert_same_training
 from tests.train.jobs import recipe_file, text_data, trained
 
 STEPS = [
-    "train.steps=12", "train.batch=4", "train.micro=1", "checkpoint.every=0", "optim.clip=0.3", "sleep.window=16",
+    "train.steps=12", "train.batch=4", "train.micro=1", "checkpoint.every=0", "optim.clip=0.3", EPS, "sleep.window=16",
     "sleep.passes=3", "sleep.loop.trigger=every", "model.layers=AGAG", "model.attention.heads=4", "model.attention.kv_heads=4",
     "model.attention.head_dim=8", "model.deltanet.key_heads=4", "model.deltanet.value_heads=4", "model.deltanet.head_dim=8",
 ]  # fmt: skip
@@ -30,15 +31,8 @@ def folder(tmp_path_factory):
 
 def equal(found, expected):
     """Every row is its own micro-batch, so residuals are per row and do not depend on the process."""
-    for key in ("loss", "grad_norm", "state_norm", "residual"):
-        assert [row[key] for row in found[0]] == pytest.approx([row[key] for row in expected[0]], rel=1e-5), key
-    for ours, theirs in zip(found[0], expected[0], strict=True):
-        assert ours["state_gradient"] == pytest.approx(theirs["state_gradient"], rel=1e-4)
-    assert [row["targets"] for row in found[0]] == [row["targets"] for row in expected[0]]
-    assert all(row["grad_norm"] > 0.3 for row in found[0]), "some gradient was not clipped"
-    assert found[1].keys() == expected[1].keys()
-    for name, weight in expected[1].items():
-        torch.testing.assert_close(found[1][name], weight, rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert_same_training(found, expected, keys=("loss", "grad_norm", "state_norm", "residual"))
+    assert_clipped(found[0], 0.3)
 
 
 SIX = ["train.steps=6", "train.batch=2", "model.layers=AG", "optim.schedule.name=constant"]

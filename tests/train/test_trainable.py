@@ -13,12 +13,13 @@ from sleeptrain.errors import UserError
 from sleeptrain.recipe import load_recipe
 from sleeptrain.train.trained import trained_weights
 from tests.distributed import run
+from tests.train.compare import EPS, assert_same_training
 from tests.train.gather import full_weights
 from tests.train.jobs import SMALL, by_autograd, recipe_file, text_data, trained
 from tests.train.parity import COMMON
 
 PARTS = [
-    *COMMON, "sleep.loop.trigger=every", "train.steps=3", "optim.weight_decay=0.5", "sleep.gradient.clip_state=0.02",
+    *COMMON, EPS, "sleep.loop.trigger=every", "train.steps=3", "optim.weight_decay=0.5", "sleep.gradient.clip_state=0.02",
     "optim.schedule.name=constant",
 ]  # fmt: skip
 FROZEN = 'optim.trainable=["layers.G"]'
@@ -75,15 +76,6 @@ def names_of(folder: str, *more: str) -> frozenset[str]:
     return trained_weights(recipe).names
 
 
-def equal(found, expected, rel=1e-5):
-    for key in ("loss", "grad_norm", "state_norm"):
-        assert [row[key] for row in found[0]] == pytest.approx([row[key] for row in expected[0]], rel=rel), key
-    for ours, theirs in zip(found[0], expected[0], strict=True):
-        assert ours["state_gradient"] == pytest.approx(theirs["state_gradient"], rel=1e-4)
-    for name, weight in expected[1].items():
-        torch.testing.assert_close(found[1][name], weight, rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
-
-
 def only_these_changed(found, names):
     for name, weight in found[1].items():
         assert torch.equal(weight, found[2][name]) is (name not in names), name
@@ -96,7 +88,7 @@ def alone(folder):
 
 @pytest.mark.slow
 def test_alone(folder, alone):
-    equal(alone["executor"], alone["autograd"])
+    assert_same_training(alone["executor"], alone["autograd"])
     for name, found in alone.items():
         only_these_changed(found, names_of(folder, *ALONE[name]))
 
@@ -107,7 +99,7 @@ def test_alone(folder, alone):
 def test_two_processes(folder, alone, names):
     for name, found in run(trainings, 2, folder, {name: TWO[name] for name in names}, timeout=600)[0].items():
         try:
-            equal(found, alone["autograd"])
+            assert_same_training(found, alone["autograd"])
             saved = checkpoint.load_weights(Path(folder) / name.replace(" ", "-") / "checkpoints" / "step-00000003")
             assert all(torch.equal(saved[n], weight) for n, weight in found[1].items())
             only_these_changed(found, names_of(folder))
@@ -145,7 +137,7 @@ def test_resuming_is_bitwise_equal_and_layouts_may_change(folder, alone):
     for halves, whole in run(halves_and_whole, 2, folder, layouts, timeout=600)[0]:
         assert [row["loss"] for row in halves[0]] == [row["loss"] for row in whole[0]]
         assert halves[3] == 2 and all(torch.equal(w, whole[1][n]) for n, w in halves[1].items())
-    equal(run(one_training, 2, folder, "moved", ["mesh.tensor=2"], timeout=300)[0], alone["autograd"])
+    assert_same_training(run(one_training, 2, folder, "moved", ["mesh.tensor=2"], timeout=300)[0], alone["autograd"])
 
 
 def two_stages(folder: str):
