@@ -1,7 +1,8 @@
-"""How far trainings of `rule110-small` drift apart: compiled blocks, or one weight moved by its last bit, against the same run eager.
+"""How far trainings of `rule110-small` drift apart: compiled runs from eager ones, and eager ones from each other.
 
-Rounding grows from step to step, whatever it comes from. Compiled blocks round elsewhere than eager ones, so the distance of their run is
-compared with that of eager runs in which one initial weight is the next float32. All runs read the same rows on one thread.
+Rounding grows from step to step, whatever it comes from. Compiled blocks round elsewhere than eager ones, so their runs are compared
+with eager runs of which one initial weight is the next float32. One such distance says little, since the growth is chaotic: every start is
+trained eager and compiled, and all pairs of runs are compared. All runs read the same rows on one thread.
 
     python -m benchmarks.drift [--steps 200] [--out benchmarks/results/drift.json]
 """
@@ -9,13 +10,15 @@ compared with that of eager runs in which one initial weight is the next float32
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest import mock
 
@@ -34,8 +37,12 @@ from sleeptrain.train.log import read_metrics
 from sleeptrain.train.loop import train
 
 RECIPE, ROWS = "rule110-small", 128
-MOVED = ("layers.0.mixer.q.weight", "layers.1.mixer.v.weight", "layers.1.mlp.down.weight")
-"""Matrices of which one weight is moved: attention, Gated DeltaNet, MLP."""
+MOVED = (
+    None, "embed.weight", "layers.0.mixer.q.weight", "layers.0.mixer.v.weight", "layers.0.mixer.o.weight",
+    "layers.0.mlp.up.weight", "layers.1.mixer.q.weight", "layers.1.mixer.v.weight", "layers.1.mixer.b.weight",
+    "layers.1.mixer.o.weight", "layers.1.mlp.gate.weight", "layers.1.mlp.down.weight",
+)  # fmt: skip
+"""The starts: as drawn, and with one weight moved of a matrix of attention, Gated DeltaNet or an MLP."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,18 @@ class Trained:
         losses = [abs(a - b) / b for a, b in zip(self.losses, other.losses, strict=True)]
         moved = sum(float((self.weights[n] - w).double().square().sum()) for n, w in other.weights.items())
         norm = sum(float(w.double().square().sum()) for w in other.weights.values())
-        first = next((step for step, each in enumerate(losses, 1) if each), 0)
         return {
             "largest loss": max(losses), "mean loss": sum(losses) / len(losses), "weights": math.sqrt(moved / norm),
-            "first step with another loss": first,
         }  # fmt: skip
+
+
+def spread(pairs: Iterable[tuple[Trained, Trained]]) -> dict[str, dict[str, float]]:
+    """Least, median and greatest of each distance between the runs of all pairs."""
+    found = [one.apart(other) for one, other in pairs]
+    return {
+        key: {kind: pick([each[key] for each in found]) for kind, pick in (("least", min), ("median", median), ("greatest", max))}
+        for key in found[0]
+    }  # fmt: skip
 
 
 def run(folder: Path, name: str, overrides: list[str], moved: str | None) -> Trained:
@@ -86,22 +100,23 @@ def run(folder: Path, name: str, overrides: list[str], moved: str | None) -> Tra
 
 
 def measure(steps: int, rows: int = ROWS) -> dict[str, Any]:
-    """Distances of every run to the eager one, and the first and last loss of that."""
+    """Distances of all pairs of runs, and the first and last loss of the eager run as drawn."""
     torch.set_num_threads(1)
     common = [f"train.steps={steps}", f"train.batch={rows}", "checkpoint.every=0", "eval.every=0"]
-    kinds: dict[str, tuple[list[str], str | None]] = {"eager": ([], None), "compiled": (["train.compile=true"], None)}
-    kinds |= {f"moved: {name}": ([], name) for name in MOVED}
-    found: dict[str, Trained] = {}
+    found: dict[bool, list[Trained]] = {False: [], True: []}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         build_task(task_file(RECIPE), folder / "data", {"train": steps * rows, "test": 64})
-        for number, (kind, (more, moved)) in enumerate(kinds.items()):
-            found[kind] = run(folder, f"run-{number}", [*common, *more], moved)
+        for compiled, runs in found.items():
+            more = [f"train.compile={str(compiled).lower()}"]
+            runs += [run(folder, f"{compiled}-{i}", [*common, *more], moved) for i, moved in enumerate(MOVED)]
     shutdown_distributed()
-    eager = found.pop("eager")
     return {
-        "losses": [eager.losses[0], eager.losses[-1]],
-        "apart from eager": {kind: each.apart(eager) for kind, each in found.items()},
+        "starts": MOVED,
+        "losses": [found[False][0].losses[0], found[False][0].losses[-1]],
+        "eager from eager": spread(itertools.combinations(found[False], 2)),
+        "compiled from eager": spread(itertools.product(found[True], found[False])),
+        "compiled from compiled": spread(itertools.combinations(found[True], 2)),
     }
 
 
