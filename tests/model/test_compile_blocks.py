@@ -58,16 +58,37 @@ def compiled_copy(model):
     return model
 
 
+OTHERS = NAMES[1:]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("gated", [False, True])
-def test_compiled_blocks_equal_uncompiled_ones(gated):
-    """In float64, with and without padding and several documents in a row; under every policy in the first case."""
-    model = toy.model(gated=gated)
+def test_compiled_blocks_equal_uncompiled_ones():
+    """With the code of TorchInductor in float64, with and without padding and several documents in a row, under every policy."""
+    model = toy.model()
     compiled = compiled_copy(model)
-    names = [name for name in NAMES if CASES[name][0].gated is gated]
-    for name, policy in [*((name, "window") for name in names), *((names[0], policy) for policy in ("none", "block"))]:
+    for policy in ("window", "none", "block"):
         for padded in (False, True):
-            assert_equal(model, compiled, CASES[name], policy, padded)
+            assert_equal(model, compiled, CASES[NAMES[0]], policy, padded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_graphs_of_compiled_blocks_equal_uncompiled_ones(name):
+    """In other kinds of sleep: forward and backward are traced, divided, and run operator by operator."""
+    model = toy.model(gated=CASES[name][0].gated)
+    compiled = copy.deepcopy(model)
+    compile_blocks(compiled, partitioned_eager())
+    for padded in (False, True):
+        assert_equal(model, compiled, CASES[name], "window", padded)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", OTHERS)
+def test_compiled_blocks_equal_uncompiled_ones_in_other_kinds_of_sleep(name):
+    model = toy.model(gated=CASES[name][0].gated)
+    compiled = compiled_copy(model)
+    for padded in (False, True):
+        assert_equal(model, compiled, CASES[name], "window", padded)
 
 
 @pytest.mark.exhaustive
