@@ -3,9 +3,9 @@
     python -m benchmarks.plan_memory [--processes 1 2 3 4] [--out benchmarks/results/plan_memory.json]
 
 Each case of the grid of tests/plan/step_memory.py trains a small model in real processes over gloo: layouts of one to four processes with
-ZeRO 1 to 3, fp32 and bf16, blocks compiled and not, with all recompute policies in turn. Measured are the bytes that live between steps
-and the peak of the second step, of every process, in storages of tensors: exact, and independent of timing. A ratio is measured over planned; the status is 1 where one is
-more than 5 % off.
+ZeRO 1 to 3, fp32 and bf16, blocks compiled and not; on two processes with all recompute policies, elsewhere with one of them in turn.
+Measured are the bytes that live between steps and the peak of the second step, of every process, in storages of tensors: exact, and
+independent of timing. A ratio is measured over planned; the status is 1 where one is more than 5 % off.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from sleeptrain.execute.segment_chain import SavedBlocks
 from sleeptrain.execute.segments import SegmentGraph
 from sleeptrain.model.state import Leaf
 from sleeptrain.schedule import Value
-from sleeptrain.schedule.memory import COMPONENTS
+from sleeptrain.schedule.value_bytes import COMPONENTS
 
 STATE_COMPONENTS = {"fast": "S", "conv": "conv", "kv": "kv"}
 """The component of a state leaf by its kind."""

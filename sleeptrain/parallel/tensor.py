@@ -12,19 +12,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sleeptrain.errors import UserError
 from sleeptrain.model.config import Model
 from sleeptrain.model.init import fill, initial
-from sleeptrain.model.language import IGNORED, LanguageModel
+from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.scores import HeadScores, head_scores
 from sleeptrain.parallel import sequence, traced_collectives
 from sleeptrain.parallel.config import padded_vocab, tensor_obstacle, unsharded_options
 from sleeptrain.parallel.mesh import MeshAxis
 from sleeptrain.parallel.tp_layout import COLUMN_PARALLEL, ROW_PARALLEL, TPLayout
-from sleeptrain.parallel.vocab_cross_entropy import vocab_parallel_cross_entropy
+from sleeptrain.parallel.vocab_cross_entropy import vocab_parallel_nll
 
 
 class TensorParallelModel(LanguageModel):
@@ -59,19 +58,10 @@ class TensorParallelModel(LanguageModel):
         self._replace_embedding(config.vocab, config.width)
 
     def nll(self, h: Tensor, targets: Tensor, known: Tensor | None = None) -> Tensor:
-        """As `LanguageModel.nll`, by vocabulary-parallel cross-entropy: logits of all tokens and this process's shard of the
-        vocabulary exist at once, so that `known` is not needed. A collective over the tensor axis."""
+        """As `LanguageModel.nll`, by `vocab_parallel_nll`, which computes no logits twice, so that `known` is not needed."""
         weight = self.embed.weight if self.head is None else self.head.weight
-        logits = F.linear(self._replicate(self.norm(h)), weight)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        first = self.tp_layout.axis.rank * weight.shape[0]
-        vocab_rows = self.vocab - first
-        if vocab_rows < weight.shape[0]:
-            padding = torch.arange(weight.shape[0], device=h.device) >= vocab_rows
-            logits = logits.masked_fill(padding, float("-inf"))
-        scored = targets != IGNORED
-        loss = vocab_parallel_cross_entropy(logits, targets.where(scored, 0), self.tp_layout.axis, first, self.z_loss)
-        return loss.where(scored, 0)
+        x = self._replicate(self.norm(h))
+        return vocab_parallel_nll(x, weight, targets, self.tp_layout.axis, self.vocab, self.z_loss)
 
     def scores(self, x: Tensor, targets: Tensor) -> HeadScores:
         """As `LanguageModel.scores`, from every process's shard of the vocabulary. A collective over the tensor axis."""

@@ -7,56 +7,37 @@ are fused and save less than a CPU's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from sleep_kernels.linear_cross_entropy import backward as head_backward
-from sleep_kernels.linear_cross_entropy import forward as head_forward
 from sleeptrain.execute.activation_checkpoint import COMPILED_WRAPPERS
-from sleeptrain.execute.products import record, tensors_of
 from sleeptrain.execute.segments import (
     PassTokens,
     Segment,
-    SegmentGraph,
+    SegmentOutputs,
     block_segments,
-    forward_no_grad,
-    forward_with_grad,
     loss_segment,
     norm_segment,
-    vjp,
 )
 from sleeptrain.model.compile_blocks import compile_blocks, partitioned_eager
 from sleeptrain.model.config import Model
+from sleeptrain.model.language import LanguageModel
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.model.stack import Block
 from sleeptrain.model.state import State, leaves
 from sleeptrain.model.token_mask import MaskName, TokenMask
 from sleeptrain.model.trained import ALL_TRAINED, TrainedWeights
+from sleeptrain.parallel.mesh import MeshAxis
+from sleeptrain.parallel.vocab_cross_entropy import vocab_parallel_nll
 from sleeptrain.plan.block_kinds import BlockKind, block_kinds, freeze_kinds
 from sleeptrain.plan.ownership import on_meta
+from sleeptrain.plan.segment_memory import SegmentMemory, graph_of, measure_segment, saved_bytes
 from sleeptrain.program import Pass, Sleep, Window, compile
-
-
-@dataclass(frozen=True)
-class SegmentMemory:
-    """Memory of one block, or the head, over one window of one micro-batch, in bytes of all rows."""
-
-    kept: int
-    """Activations that its graph saves for backward, without its input and the weights."""
-    work: int
-    """Peak of all other memory during its forward or backward, including gradients of its weights."""
-    products: int = 0
-    """What selective recompute saves between forward and backward, without its input and the state that it leaves."""
-    beside: int = 0
-    """Activations that its graph saves beside those, once it is recomputed."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +52,12 @@ class ActivationOptions:
     z_loss: float = 0.0
     """`train.z_loss`."""
     trained: TrainedWeights = ALL_TRAINED
+    joint: bool = True
+    """Layers that read the same input have one product (`model.joint`), which then saves all their outputs together."""
+    saves_inputs: bool = False
+    """Linear layers save their input, whether or not their weight is trained, as DeepSpeed's do under ZeRO 3."""
+    shard_rows: int | None = None
+    """Rows of the vocabulary on the last process of a tensor axis, without padding; None: the vocabulary is not divided."""
 
 
 DEFAULTS = ActivationOptions()
@@ -120,8 +107,10 @@ def measure_activations(
         for each in (meta, traced):
             for block in each.layers:
                 assert isinstance(block, Block)
-                block.place_joint_weights()
-            freeze_kinds(each, kinds, options.trained)
+                if options.joint:
+                    block.place_joint_weights()
+            if not options.saves_inputs:
+                freeze_kinds(each, kinds, options.trained)
         windows = [Window(0, tokens, True), Window(tokens, 2 * tokens, True)]
         whole = replace(sleep, loop=replace(sleep.loop, layers="all"))  # a range counts the blocks of the model
         ops = [op for op in compile(whole, windows, len(small.pattern)).ops if isinstance(op, Pass)]
@@ -137,7 +126,7 @@ def measure_activations(
             return [*found, *token_mask.named().values()]
 
         def measure(state: State, segment: Segment) -> SegmentMemory:
-            return _measure_segment(segment, h, state, inputs(state))
+            return measure_segment(segment, h, state, inputs(state))
 
         def measure_blocks(op: Pass, state: State) -> dict[BlockKind, SegmentMemory]:
             blocks, read = (0, len(small.pattern)), PassTokens(ids[:, op.start : op.stop], token_mask)
@@ -146,7 +135,7 @@ def measure_activations(
             )
             found = [measure(state, segment) for segment in eager]
             if compiled:
-                kept = [_saved_bytes(_graph(segment, h, state), inputs(state)) for segment in graphs]
+                kept = [saved_bytes(graph_of(segment, h, state), inputs(state)) for segment in graphs]
                 # What its graph does not save is computed again in backward.
                 found = [
                     replace(each, kept=size, work=each.work + max(0, each.kept - size))
@@ -160,78 +149,20 @@ def measure_activations(
                 f.name: torch.empty(rows, *f.shape, dtype=f.dtype, device=device) for f in empty.spec if f.kind == "kv"
             }
             cached = {kind: m for kind, m in measure_blocks(last, empty.replace(kv)).items() if kind.letter != "G"}
-        head = measure(empty, loss_segment(meta, first, MicroBatch(ids, ids, empty)))
+        head = measure(empty, _head_segment(meta, first, MicroBatch(ids, ids, empty), options))
         return ActivationMemory(rows, tokens, blocks, cached, head, measure(empty, norm_segment(meta)))
 
 
-def _measure_segment(segment: Segment, h: Tensor, state: State, inputs: Iterable[Tensor]) -> SegmentMemory:
-    """Memory of a segment's saved activations, and the peak of all other memory; `inputs` are not counted."""
-    forward, backward = LiveBytes(inputs), LiveBytes(inputs)
-    with forward:
-        forward_no_grad(segment, h, state.tensors)
-    with backward:
-        node = _graph(segment, h, state)
-    kept = _saved_bytes(node, inputs)
-    adjoints = {name: torch.empty_like(value) for name, value in node.changed.items() if value.is_floating_point()}
-    with backward:
-        vjp(node, torch.empty_like(node.out), adjoints)
-    return SegmentMemory(kept, max(forward.peak, backward.peak - kept), *_selective_bytes(segment, h, state, inputs))
+def _head_segment(model: LanguageModel, op: Pass, batch: MicroBatch, options: ActivationOptions) -> Segment:
+    """The head; that of a process of the tensor axis without its collectives."""
+    segment, rows = loss_segment(model, op, batch), options.shard_rows
+    if rows is None:
+        return segment
+    _, targets, _ = batch.window(op)
 
+    def run(h: Tensor | None, _: Mapping[str, Tensor]) -> SegmentOutputs:
+        assert h is not None
+        weight = model.embed.weight if model.head is None else model.head.weight
+        return vocab_parallel_nll(model.norm(h), weight, targets, MeshAxis(0, 1, None), rows, options.z_loss), {}
 
-def _selective_bytes(segment: Segment, h: Tensor, state: State, inputs: Iterable[Tensor]) -> tuple[int, int]:
-    """`products` and `beside` of a segment."""
-    graph, recorded = record(lambda: _graph(segment, h, state))
-    products = tensors_of(recorded)
-    left = [value for leaf in state.spec if leaf.kind != "kv" and (value := graph.changed.get(leaf.name)) is not None]
-    return _bytes(products, [*inputs, *left]), _saved_bytes(graph, [*inputs, *products])
-
-
-def _graph(segment: Segment, h: Tensor, state: State) -> SegmentGraph:
-    return forward_with_grad(segment, h, state.tensors, grad_leaves=segment.leaves)
-
-
-def _saved_bytes(graph: SegmentGraph, inputs: Iterable[Tensor]) -> int:
-    """Bytes that a graph saves for backward; `inputs` are not counted."""
-    return _bytes(graph.saved(), inputs)
-
-
-def _bytes(tensors: Iterable[Tensor], counted: Iterable[Tensor]) -> int:
-    """Bytes of the storages of tensors, without those of `counted` ones."""
-    known, sizes = {_id(tensor) for tensor in counted}, {_id(t): t.untyped_storage().nbytes() for t in tensors}
-    return sum(size for storage, size in sizes.items() if storage not in known)
-
-
-def _id(tensor: Tensor) -> int:
-    """Identity of a tensor's storage, also of a fake one."""
-    return tensor.untyped_storage()._cdata
-
-
-_DECOMPOSED: Mapping[Any, Callable[..., Any]] = {
-    torch.ops.sleep_kernels.linear_cross_entropy.default: head_forward,
-    torch.ops.sleep_kernels.linear_cross_entropy_backward.default: head_backward,
-}
-
-
-class LiveBytes(TorchDispatchMode):
-    """Tracks the peak bytes of live storages that operators allocate; storages of `inputs` are not counted."""
-
-    def __init__(self, inputs: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.peak = 0
-        self._inputs = {_id(tensor) for tensor in inputs}
-        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator and update the peak; operators with large temporaries are traced inside."""
-        if func in _DECOMPOSED:
-            with self:
-                out = _DECOMPOSED[func](*args)
-        else:
-            out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and _id(tensor) not in self._inputs | self._live.keys():
-                storage = tensor.untyped_storage()
-                self._live[_id(tensor)] = StorageWeakRef(storage), storage.nbytes()
-        self._live = {key: (ref, size) for key, (ref, size) in self._live.items() if not ref.expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
-        return out
+    return Segment(run, segment.weights)

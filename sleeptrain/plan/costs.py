@@ -25,13 +25,19 @@ from sleeptrain.train.trained import trained_weights
 def layer_activations(layout: Layout, mask: MaskName | None) -> ActivationMemory:
     """What backward of a block and of the head needs on one process. `mask`: `DataLayout.mask`."""
     job, longest = layout.job, max(w.stop - w.start for w in layout.windows)
+    # ZeRO 3 gathers every weight apart, and layers of megatron-core, which compiled blocks do without, are not joined.
+    zero3 = job.mesh.zero == 3
+    joint = not zero3 and (job.mesh.tensor == 1 or job.train.compiled is not None)
+    local, shards = local_config(job.model, job.mesh.tensor), job.mesh.tensor
+    assert job.model.vocab is not None and local.vocab is not None
+    rows = None if shards == 1 else job.model.vocab - (shards - 1) * local.vocab
     return measure_activations(
-        local_config(job.model, job.mesh.tensor),
+        local,
         job.sleep,
         layout.batch.micro,
         longest,
         DTYPES[job.train.precision],
-        ActivationOptions(mask, job.train.compiled, job.train.z_loss, trained_weights(job)),
+        ActivationOptions(mask, job.train.compiled, job.train.z_loss, trained_weights(job), joint, zero3, rows),
     )
 
 
@@ -53,6 +59,7 @@ def costs_of(layout: Layout, activations: ActivationMemory | None = None, speed:
         head_backward=head_backward_flops(model, trained),
         lowest=trained.first_block,
         tied_bytes=float(grad_bytes * model.width * (model.vocab or 0)) if tied_across_stages else 0.0,
+        autograd=job.mesh.zero == 3,
         speed=speed or 1.0,
     )
 
@@ -98,6 +105,7 @@ def _sizes(job: Job, model: Model, micro: int, activations: ActivationMemory | N
         sizes,
         graph=tuple((each.beside if selective else each.kept) / tokens - divided for each in blocks),
         products=tuple(each.products / tokens for each in blocks) if selective else (),
+        state=() if selective else tuple(each.state / tokens - divided for each in blocks),
         cached=cached,
         head=activations.head.kept / tokens - norm,
     )

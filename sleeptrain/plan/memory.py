@@ -13,10 +13,11 @@ from typing import get_args
 
 from sleeptrain.engine.optimizers import Kind
 from sleeptrain.engine.settings import LARGEST_BUCKET
-from sleeptrain.plan.activations import ActivationMemory, SegmentMemory
+from sleeptrain.plan.activations import ActivationMemory
 from sleeptrain.plan.block_kinds import BlockKind, block_kinds
 from sleeptrain.plan.optimizer_memory import FP32, optimizer_bytes, optimizer_work
 from sleeptrain.plan.ownership import StageParameters
+from sleeptrain.plan.segment_memory import SegmentMemory
 from sleeptrain.program import kept_tokens
 from sleeptrain.schedule import StageEstimate, Temporaries, ValueSizes
 from sleeptrain.train.job import Job
@@ -84,7 +85,7 @@ def memory_of(layout: Layout, held: StageParameters, stage: StageEstimate, sizes
     job, partition = layout.job, held.partition(layout.batch.data)
     optimizer = optimizer_bytes(job, partition)
     elements = held.elements if job.mesh.zero < 3 else held.partitioned(layout.batch.data)
-    gradients = _gradients(job, held, partition, layout.batch.accumulation)
+    gradients = _gradients(job, held, layout.batch.data, layout.batch.accumulation)
     at_peak = gradients["backward"] - gradients_of_backward(job, held) + stage.moment.grads
     backward = StepPhase("backward", at_peak, stage.peak, stage.moment.work)
     rest = [StepPhase(name, size, {}) for name, size in gradients.items() if name != "backward"]
@@ -113,9 +114,7 @@ def temporaries_of(job: Job, held: StageParameters, activations: ActivationMemor
         else:
             ends["embed" if name.startswith("embed.") and not tied_head else "head"] += size
     embed = DTYPES[job.train.precision].itemsize * float(held.trained.get("embed.weight", 0))
-    return Temporaries(
-        blocks, _head(job, activations), embed, grads, ends["head"], ends["embed"], by_block=job.mesh.zero == 3
-    )
+    return Temporaries(blocks, _head(job, activations), embed, grads, ends["head"], ends["embed"])
 
 
 def _measured(kind: BlockKind, activations: ActivationMemory) -> list[SegmentMemory]:
@@ -126,7 +125,7 @@ def _measured(kind: BlockKind, activations: ActivationMemory) -> list[SegmentMem
 def _head(job: Job, activations: ActivationMemory) -> float:
     """Temporaries of the head. One recompute policy keeps the head's graph; under the others the graph exists only while the head
     runs and counts here."""
-    return float(activations.head.work + (0 if job.train.schedule_policy == "none" else activations.head.kept))
+    return float(activations.head.work if job.train.schedule_policy == "none" else activations.head.peak)
 
 
 def temporaries_of_stage(job: Job, held: StageParameters, activations: ActivationMemory) -> float:
@@ -151,12 +150,13 @@ def gradients_of_backward(job: Job, held: StageParameters) -> float:
     return float(_allocated_in_backward(job) * held.trained_elements)
 
 
-def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], accumulation: int) -> dict[str, float]:
+def _gradients(job: Job, held: StageParameters, data: int, accumulation: int) -> dict[str, float]:
     """Bytes of gradients and of their copies in the last backward, in its reduction over the data axis, and in the update.
 
     Frozen weights have none. The whole gradient of this process's parameters exists until the end of backward, whatever the ZeRO stage: the gradient of
     a looped weight is complete only there.
     """
+    partition = held.partition(data)
     n, p = held.trained_elements, sum(partition.values())
     bucket = max(*held.trained.values(), min(n, LARGEST_BUCKET))
     weight, zero = DTYPES[job.train.precision].itemsize, job.mesh.zero
@@ -165,15 +165,17 @@ def _gradients(job: Job, held: StageParameters, partition: Mapping[Kind, int], a
     # CUDA graphs add to accumulators at fixed addresses, which are never freed.
     static = accumulator if job.train.graphed else 0
     if zero == 3:
-        # The bucket and this process's gradient partition always exist. Where parameters are partitioned they are gathered
+        # The bucket and this process's gradient partition always exist, in float32. Where parameters are partitioned they are gathered
         # for use, all of them if loops reuse them, and autograd accumulates gradients in the parameters' dtype.
-        always, gathered = weight * bucket + FP32 * p, weight * held.elements if p < n else 0
+        always, gathered = FP32 * (bucket + p), weight * held.elements if p < n else 0
         accumulator = weight * n + gathered
-        earlier, reduction, update, copy = always, always + accumulator, always, 0
+        earlier, reduction, update, copy = always, always + accumulator, always, FP32
     elif weight == FP32:
-        # The accumulator is the gradient. Over several backwards ZeRO 1 accumulates whole gradients, ZeRO 2 partitions.
-        earlier = 0 if not several else FP32 * (n + bucket if zero == 1 else p)
-        reduction = (FP32 * p if several and zero > 1 else 0) + FP32 * (n + max(bucket, p))
+        # The accumulator is the gradient. Over several backwards ZeRO 1 accumulates whole gradients, and ZeRO 2 those of all weights that
+        # reach into the partition.
+        partitions = FP32 * held.touched(data) if several and zero == 2 else 0
+        earlier = FP32 * (n + bucket) if several and zero == 1 else partitions
+        reduction = partitions + FP32 * (n + max(bucket, p))
         update, copy = FP32 * p, FP32
     elif zero == 1:
         # The accumulator is the gradient that DeepSpeed reduces, and always exists. A tied embedding of two stages is summed apart.

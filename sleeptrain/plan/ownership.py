@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,12 +28,17 @@ class StageParameters:
     blocks: tuple[int, int]
     sizes: Mapping[str, int]
     """Elements by parameter name, padding of the vocabulary included."""
-    kinds: Mapping[Kind, int]
-    """Elements of trained weights by optimizer group."""
+    groups: Mapping[Kind, tuple[int, ...]]
+    """Elements of each trained weight by optimizer group, in the order of the group."""
     trained: Mapping[str, int]
     """`sizes` of the trained weights alone."""
     matrices: tuple[tuple[int, int], ...]
     """(rows, cols) of the trained hidden matrices, in the order of the optimizer."""
+
+    @property
+    def kinds(self) -> Mapping[Kind, int]:
+        """Elements of trained weights by optimizer group."""
+        return {which: sum(sizes) for which, sizes in self.groups.items()}
 
     @property
     def elements(self) -> int:
@@ -47,6 +53,17 @@ class StageParameters:
     def partition(self, data: int) -> dict[Kind, int]:
         """Trained elements of one ZeRO partition of each group over `data` processes; DeepSpeed aligns to two elements a process."""
         return {which: -(-n // (2 * data)) * 2 for which, n in self.kinds.items()}
+
+    def touched(self, data: int) -> int:
+        """Elements of all trained weights of which a part is in a process's ZeRO partitions; of the process that has most."""
+        found = Counter[int]()
+        for which, partition in self.partition(data).items():
+            start = 0
+            for size in self.groups[which]:
+                for rank in range(start // partition, (start + size - 1) // partition + 1):
+                    found[rank] += size
+                start += size
+        return max(found.values(), default=0)
 
     def partitioned(self, data: int) -> int:
         """Elements of one partition of all parameters, under ZeRO 3."""
@@ -107,17 +124,17 @@ def parameter_ownership(layout: Layout) -> Parameters:
         some = {name: sizes[name] for name in updated}
         shapes = tuple((p.shape[0], p.shape[1]) for name, p in updated.items() if kind(name, p) == "matrix")
         stages.append(StageParameters((blocks.start, blocks.stop), sizes, _by_kind(updated), some, shapes))
-    kinds = _by_kind({name: p for name, p in full.items() if name in trained})
+    kinds = {which: sum(n) for which, n in _by_kind({k: p for k, p in full.items() if k in trained}).items()}
     return Parameters(parameters(whole), kinds, tuple(stages), size, copies, padding)
 
 
-def _by_kind(held: Mapping[str, Tensor]) -> dict[Kind, int]:
-    """Elements by optimizer group."""
-    kinds = dict[Kind, int]()
+def _by_kind(held: Mapping[str, Tensor]) -> dict[Kind, tuple[int, ...]]:
+    """Elements of each parameter by optimizer group."""
+    groups = dict[Kind, tuple[int, ...]]()
     for name, parameter in held.items():
         group = kind(name, parameter)
-        kinds[group] = kinds.get(group, 0) + parameter.numel()
-    return kinds
+        groups[group] = (*groups.get(group, ()), parameter.numel())
+    return groups
 
 
 @lru_cache(maxsize=4)

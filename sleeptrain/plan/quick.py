@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sleeptrain.plan.activations import ActivationMemory, SegmentMemory
+from sleeptrain.plan.activations import ActivationMemory
 from sleeptrain.plan.block_kinds import block_kinds
 from sleeptrain.plan.costs import costs_of, layer_activations
 from sleeptrain.plan.data_layout import DataLayout
 from sleeptrain.plan.hardware import Hardware
 from sleeptrain.plan.memory import gradients_of_backward, memory_of, temporaries_of_stage
 from sleeptrain.plan.ownership import StageParameters, parameter_ownership
+from sleeptrain.plan.segment_memory import SegmentMemory
 from sleeptrain.plan.step_time import StepTime, axis_times
 from sleeptrain.plan.traffic import data_axis, tensor_axis, tensor_reductions
 from sleeptrain.program import Pass

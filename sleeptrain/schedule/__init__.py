@@ -7,7 +7,6 @@ from sleeptrain.schedule.check import check, checked
 from sleeptrain.schedule.dataflow import stage_ops
 from sleeptrain.schedule.draw import Picture, draw
 from sleeptrain.schedule.estimate import Costs, Estimate, StageEstimate, estimate
-from sleeptrain.schedule.memory import ValueSizes
 from sleeptrain.schedule.peak import Temporaries
 from sleeptrain.schedule.reads_writes import inputs, outputs, reads_writes
 from sleeptrain.schedule.schedule import (
@@ -24,6 +23,7 @@ from sleeptrain.schedule.schedule import (
     Value,
     stage_blocks,
 )
+from sleeptrain.schedule.value_bytes import ValueSizes
 
 __all__ = [
     "RECOMPUTE_POLICIES", "Balance", "BlockFlops", "Body", "Costs", "Edge", "Estimate", "Picture", "Producer", "RecomputePolicy",

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from sleeptrain.program import Pass, Program, pairs_seen
 from sleeptrain.schedule.backward import BackwardBlocks, BlockFlops, backward_blocks, backward_flops
-from sleeptrain.schedule.memory import BytesByComponent, ValueSizes, memory_profile
+from sleeptrain.schedule.memory import memory_profile
 from sleeptrain.schedule.peak import Moment, Temporaries
 from sleeptrain.schedule.schedule import Edge, Schedule, ScheduleAction, StageSchedule
 from sleeptrain.schedule.simulate import ActionSeconds, Simulation, simulate
+from sleeptrain.schedule.value_bytes import BytesByComponent, ValueSizes
 
 FlopsByKind = dict[str, float]
 """FLOPs by kind: forward, recompute, backward."""
@@ -37,6 +38,8 @@ class Costs:
     """Bytes of the gradient of the matrix that embedding and head share."""
     temporaries: tuple[Temporaries, ...] = ()
     """Memory of every stage beside its values; empty: not counted."""
+    autograd: bool = False
+    """Autograd runs the passes, which keeps nothing that no gradient reaches, and releases block by block; not the executor."""
     speed: float = 1.0
     """FLOPs per second and stage."""
     bandwidth: float = float("inf")
@@ -103,7 +106,8 @@ def estimate(schedule: Schedule, costs: Costs) -> Estimate:
 def estimate_stage(schedule: Schedule, s: int, costs: Costs, busy: float = 0.0, seconds: float = 0.0) -> StageEstimate:
     """FLOPs and memory of one stage, which is `busy` for some of the `seconds` that all stages take. The others may have no actions."""
     temporaries, idle = costs.temporaries[s] if costs.temporaries else None, seconds - busy
-    memory = memory_profile(schedule, s, costs.sizes, temporaries)
+    reached = backward_blocks(schedule.stages[s].ops, costs.blocks, costs.lowest) if costs.autograd else None
+    memory = memory_profile(schedule, s, costs.sizes, temporaries, reached)
     return StageEstimate(
         **_stage_flops(schedule, costs, schedule.stages[s]),
         busy=busy, idle=idle, bubble=idle / seconds if seconds else 0.0, kept=memory.kept, peak=memory.peak,

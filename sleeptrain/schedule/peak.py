@@ -22,9 +22,6 @@ class Temporaries:
     """Gradients of the weights of every block that its first backward allocates, to be kept until the end."""
     head_grads: float
     embed_grads: float
-    by_block: bool = False
-    """Backward releases what is saved inside a pass block by block, as autograd does; the executor releases it at the end of the pass,
-    graphs aside."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Moment:
     """Bytes at one moment of an action."""
 
     released: float = 0.0
-    """Of saved activations that this action has released by then."""
+    """Of saved activations that this action has released by then, or that do not exist yet."""
     grads: float = 0.0
     """Gradients of weights."""
     work: float = 0.0
@@ -47,19 +44,19 @@ class StageMoments:
         self._reached: set[int | str] = set()
 
     def of(
-        self, action: ScheduleAction, backward: bool, blocks: range, embeds: bool, graphs: Sequence[float]
-    ) -> Iterator[Moment]:
+        self, action: ScheduleAction, backward: bool, blocks: range, embeds: bool, graphs: Sequence[float], absent: float = 0.0
+    ) -> Iterator[Moment]:  # fmt: skip
         """Those of one action, to be called for all in their order.
 
         `blocks`: of the stage op; `embeds`: it embeds the tokens. `graphs`: what its backward releases after each of them, in their
-        order, or of the head; empty: nothing.
+        order, or of the head; empty: nothing. `absent`: what counts as held and does not exist yet while the head runs.
         """
         if action.edge is not None:
             yield Moment(grads=self._grads)
         elif action.kind == "LOSS":
-            yield Moment(grads=self._grads, work=self._of.head)
+            yield Moment(absent, self._grads, self._of.head)
             if backward:
-                yield from self._reach("head", self._of.head_grads, sum(graphs))
+                yield from self._reach("head", self._of.head_grads, absent + sum(graphs))
         elif action.kind != "BWD":
             yield Moment(grads=self._grads, work=max(self._of.blocks[b] for b in blocks))
         else:

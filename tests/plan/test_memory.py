@@ -303,12 +303,19 @@ PARTS = {
     "data, muon": ["optim.name=muon", "optim.adam_lr=0.001", "mesh.data=2", "train.batch=8"],
     "data, frozen": ["optim.trainable=[layers.G]", "mesh.data=2", "train.precision=bf16", "train.batch=8"],
     "data, frozen, zero 3": ["optim.trainable=[layers.G]", "mesh.data=2", "mesh.zero=3", "train.batch=8"],
+    "data, zero 2, fp32, several backwards": ["mesh.data=2", "mesh.zero=2", "train.batch=16"],
     # From here on with a mesh: DeepSpeed 0.19.8 keeps that of the last engine, and builds none without one after it.
     "pipe": ["mesh.pipe=2", "train.batch=6"],
     "pipe, bf16, tied large vocabulary": ["mesh.pipe=2", "train.precision=bf16", "train.batch=6", "model.vocab=40000"],
     "tensor": ["mesh.tensor=2"],
     "tensor, bf16, several backwards": ["mesh.tensor=2", "train.precision=bf16", "train.batch=8"],
     "sequence": ["mesh.tensor=2", "mesh.sequence=true"],
+    "tensor, bf16, large vocabulary": [
+        "mesh.tensor=2",
+        "train.precision=bf16",
+        "train.recompute=block",
+        "model.vocab=40001",
+    ],
 }
 
 
@@ -324,7 +331,7 @@ SHARP = {
 """Few cases on four processes, and of compiled blocks on one, in every precision and ZeRO stage."""
 SAMPLE = {
     "muon", "graphs kept", "frozen, bf16", "data, frozen, zero 3", "bf16, several backwards", "fp32, zero 3",
-    "data, zero 3, bf16, several backwards", "pipe", "tensor, bf16, several backwards", "sequence",
+    "data, zero 3, bf16, several backwards", "pipe", "tensor, bf16, several backwards", "sequence", "tensor, bf16, large vocabulary", "data, zero 2, fp32, several backwards",
 }  # fmt: skip
 """What CI measures; `make drills` measures the rest."""
 
@@ -401,7 +408,7 @@ def test_the_reduction_of_one_large_group_copies_nothing():
 @pytest.mark.parametrize("world", [1, 2])
 def test_memory_of_a_step_matches_the_plan(world, sampled):
     cases = {name: more for name, more in (WHOLE if world == 1 else PARTS).items() if (name in SAMPLE) is sampled}
-    check_ratios(world, cases, least=0.93)
+    check_ratios(world, cases)
 
 
 @pytest.mark.slow
@@ -411,12 +418,12 @@ def test_memory_of_a_step_of_four_processes_and_of_compiled_blocks_matches_the_p
         check_ratios(world, cases)
 
 
-def check_ratios(world, cases, least=0.95):
+def check_ratios(world, cases):
     """Measured over planned of some cases on every process."""
     for found in run(step_bytes_by_case, world, cases, timeout=1200):
         for name, (measured, planned) in found.items():
             print(f"{world} processes, {name}: {measured / planned:.3f} of the planned memory")
-            assert least < measured / planned < 1.05, name
+            assert 0.95 < measured / planned < 1.05, name
 
 
 @pytest.mark.parametrize("changes", [[], ["sleep.evict.mode=sliding", "train.precision=bf16"], ["mesh.tensor=2"]])

@@ -1,5 +1,6 @@
 """Parameter ownership: a model of seven billion parameters on 64 processes on the meta device, and small real models."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -126,6 +127,24 @@ def test_four_data_ranks_partition_the_optimizer_states():
     plan = plan_of(*MESH, "train.batch=48", "mesh.group=6", "model.layers=GGGG", "model.deltanet.key_heads=4")
     weights = plan.parameters.stages[0].elements
     assert plan.memory[0].optimizer == pytest.approx(12 * weights / 4, rel=1e-3)
+
+
+def test_weights_that_reach_into_a_partition():
+    """By marking every element of the flat groups with its weight."""
+    for share in parameter_ownership(seven()).stages:
+        small = dataclasses.replace(
+            share, groups={which: tuple(size // 997 + 1 for size in sizes) for which, sizes in share.groups.items()}
+        )
+        for data in (1, 2, 4):
+            found = [0] * data
+            for which, partition in small.partition(data).items():
+                sizes = small.groups[which]
+                marks = [weight for weight, size in enumerate(sizes) for _ in range(size)]
+                for rank in range(data):
+                    touched = set(marks[rank * partition : (rank + 1) * partition])
+                    found[rank] += sum(sizes[weight] for weight in touched)
+            assert small.touched(data) == max(found)
+            assert (small.touched(data) == sum(small.kinds.values())) is (data == 1)
 
 
 def sizes_on_this_process(layout):
