@@ -288,6 +288,8 @@ WHOLE = {
     "bf16, zero 2": ["train.precision=bf16", "mesh.zero=2", "train.batch=8"],
     "offload": ["train.offload=true", "train.recompute=pass"],
     "fp32, zero 3": ["mesh.zero=3"],
+    "fp32, zero 3, graphs kept": ["mesh.zero=3", "train.recompute=none"],
+    "fp32, zero 3, pass": ["mesh.zero=3", "train.recompute=pass"],
     "large vocabulary": ["model.vocab=40000"],
     "large vocabulary, bf16": ["model.vocab=40000", "train.precision=bf16"],
     "frozen, fp32": ["optim.trainable=[layers.G]"],
@@ -330,8 +332,9 @@ SHARP = {
 }  # fmt: skip
 """Few cases on four processes, and of compiled blocks on one, in every precision and ZeRO stage."""
 SAMPLE = {
-    "muon", "graphs kept", "frozen, bf16", "data, frozen, zero 3", "bf16, several backwards", "fp32, zero 3",
-    "data, zero 3, bf16, several backwards", "pipe", "tensor, bf16, several backwards", "sequence", "tensor, bf16, large vocabulary", "data, zero 2, fp32, several backwards",
+    "muon", "graphs kept", "frozen, bf16", "data, frozen, zero 3", "bf16, several backwards", "fp32, zero 3", "fp32, zero 3, graphs kept",
+    "fp32, zero 3, pass", "data, zero 3, bf16, several backwards", "data, zero 2, fp32, several backwards", "pipe",
+    "tensor, bf16, several backwards", "sequence", "tensor, bf16, large vocabulary",
 }  # fmt: skip
 """What CI measures; `make drills` measures the rest."""
 
