@@ -124,10 +124,20 @@ def test_saved_activations_of_one_stage_match_the_plan_under_every_policy(case):
     assert list(totals.values()) == sorted(set(totals.values()))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", [[], ["train.precision=bf16", "sleep.evict.mode=sliding"]])
-def test_saved_activations_of_compiled_blocks_match_the_plan(changes):
-    """The graphs that torch.compile makes save less than those of autograd, and products alone less still."""
+SLIDING = ["train.precision=bf16", "sleep.evict.mode=sliding"]
+
+
+@pytest.mark.parametrize(
+    "changes, inductor",
+    [
+        pytest.param([], True, marks=pytest.mark.slow),
+        pytest.param(SLIDING, False, marks=pytest.mark.slow),
+        pytest.param(SLIDING, True, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_saved_activations_of_compiled_blocks_match_the_plan(changes, inductor):
+    """The graphs that torch.compile makes save less than those of autograd, and products alone less still; which code runs in them does
+    not matter to that."""
     totals = []
     for compiled, policy in (("false", "none"), ("true", "none"), ("true", "selective")):
         plan = plan_of(
@@ -135,7 +145,8 @@ def test_saved_activations_of_compiled_blocks_match_the_plan(changes):
         )
         model = model_of(plan)
         if plan.job.train.compiled:
-            compile_blocks(model, wrap=COMPILED_WRAPPERS[plan.job.train.compiled])
+            backend = "inductor" if inductor else partitioned_eager()
+            compile_blocks(model, backend, COMPILED_WRAPPERS[plan.job.train.compiled])
         saved = saved_bytes(plan, model)
         assert_close(saved, plan.memory[0].saved, (compiled, policy))
         totals.append(sum(saved.values()))
