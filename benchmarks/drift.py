@@ -37,12 +37,12 @@ from sleeptrain.train.log import read_metrics
 from sleeptrain.train.loop import train
 
 RECIPE, ROWS = "rule110-small", 128
-MOVED = (
+STARTS = (
     None, "embed.weight", "layers.0.mixer.q.weight", "layers.0.mixer.v.weight", "layers.0.mixer.o.weight",
     "layers.0.mlp.up.weight", "layers.1.mixer.q.weight", "layers.1.mixer.v.weight", "layers.1.mixer.b.weight",
     "layers.1.mixer.o.weight", "layers.1.mlp.gate.weight", "layers.1.mlp.down.weight",
 )  # fmt: skip
-"""The starts: as drawn, and with one weight moved of a matrix of attention, Gated DeltaNet or an MLP."""
+"""The matrix of which one weight is moved; None: all weights as drawn."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ def measure(steps: int, rows: int = ROWS) -> dict[str, Any]:
         build_task(task_file(RECIPE), folder / "data", {"train": steps * rows, "test": 64})
         for compiled, runs in found.items():
             more = [f"train.compile={str(compiled).lower()}"]
-            runs += [run(folder, f"{compiled}-{i}", [*common, *more], moved) for i, moved in enumerate(MOVED)]
+            runs += [run(folder, f"{compiled}-{i}", [*common, *more], moved) for i, moved in enumerate(STARTS)]
     shutdown_distributed()
     return {
-        "starts": MOVED,
+        "starts": STARTS,
         "losses": [found[False][0].losses[0], found[False][0].losses[-1]],
         "eager from eager": spread(itertools.combinations(found[False], 2)),
         "compiled from eager": spread(itertools.product(found[True], found[False])),

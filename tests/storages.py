@@ -21,9 +21,9 @@ class StorageCounter(TorchDispatchMode):
     """Counts the bytes of storages that operators create inside the `with` block and that still exist.
 
     `peak` is exact where sizes change in operators alone; `alive` is always exact. A storage is counted from its creation until its last
-    reference is gone, whether a variable, a closure, a cache or a saved tensor of autograd holds it. It is counted once, however many tensors share it, at its current size. An output that shares
-    storage with an input, such as a view, is not a new storage, so memory from before the block is never counted. Meta tensors
-    have no memory and are not counted.
+    reference is gone, whether a variable, a closure, a cache or a saved tensor of autograd holds it. It is counted once, however many
+    tensors share it, at its current size. An output that shares storage with an input, such as a view, is not a new storage, so memory
+    from before the block is never counted. Meta tensors have no memory and are not counted.
 
     Operators inside those of `sleep_kernels` are counted too, so their temporaries are seen. Scratch memory inside an ATen
     operator never becomes a tensor and is not counted; it depends on the CPU and on the number of threads.
@@ -93,7 +93,7 @@ class StorageCounter(TorchDispatchMode):
 
 @contextmanager
 def graphs_counted() -> Iterator[None]:
-    """Within, StorageCounter also sees what graphs allocate that torch.compile makes within by TorchInductor.
+    """Within, StorageCounter also sees what graphs allocate that TorchInductor compiles within.
 
     Their generated code calls one function for each buffer, not an operator. torch's profiler sees these too, but not what threads of
     gloo release, so that its peak depends on their timing.

@@ -2,7 +2,7 @@
 
 Gradients are held differently in every phase of a step: backward, reduction, update. Which phase has the peak depends on
 precision, ZeRO stage and gradient accumulation, so all are estimated. What DeepSpeed 0.19.8 allocates in which phase was
-measured with torch's allocator.
+measured in storages of tensors.
 """
 
 from __future__ import annotations

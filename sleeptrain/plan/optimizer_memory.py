@@ -10,7 +10,7 @@ import torch
 
 from sleeptrain.engine.optimizers import Kind
 from sleeptrain.engine.orthogonalise import batch_elements, batch_sizes
-from sleeptrain.plan.ownership import StageParameters
+from sleeptrain.plan.ownership import StageParameters, partition_parts
 from sleeptrain.train.job import Job
 
 FP32 = 4
@@ -37,13 +37,10 @@ def _muon_work(job: Job, held: StageParameters, n: int) -> float:
     """Temporaries of Muon over a partition of `n` elements: the largest batch, and what other processes send of the matrices at both
     ends of the partition. Of the processes the one that needs most."""
     touched = defaultdict[int, Counter[tuple[int, int]]](Counter)
-    received, start = Counter[int](), 0
-    for shape in held.matrices:
-        stop = start + prod(shape)
-        for rank in range(start // n, (stop - 1) // n + 1):
-            touched[rank][shape] += 1
-            received[rank] += prod(shape) - (min(stop, (rank + 1) * n) - max(start, rank * n))
-        start = stop
+    received, sizes = Counter[int](), [prod(shape) for shape in held.matrices]
+    for matrix, rank, part in partition_parts(sizes, n):
+        touched[rank][held.matrices[matrix]] += 1
+        received[rank] += sizes[matrix] - part
     elements = (
         received[rank] + max(batch_elements(batch_sizes(count, *shape)[0], *shape) for shape, count in shapes.items())
         for rank, shapes in touched.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -58,16 +58,25 @@ class StageParameters:
         """Elements of all trained weights of which a part is in a process's ZeRO partitions; of the process that has most."""
         found = Counter[int]()
         for which, partition in self.partition(data).items():
-            start = 0
-            for size in self.groups[which]:
-                for rank in range(start // partition, (start + size - 1) // partition + 1):
-                    found[rank] += size
-                start += size
+            sizes = self.groups[which]
+            for weight, rank, _ in partition_parts(sizes, partition):
+                found[rank] += sizes[weight]
         return max(found.values(), default=0)
 
     def partitioned(self, data: int) -> int:
         """Elements of one partition of all parameters, under ZeRO 3."""
         return sum(self.partition(data).values()) - -(self.elements - self.trained_elements) // data
+
+
+def partition_parts(sizes: Iterable[int], partition: int) -> Iterator[tuple[int, int, int]]:
+    """The parts into which ZeRO divides weights of `sizes` elements one after the other, by partitions of `partition` elements: index of
+    the weight, rank of the process, elements of the part."""
+    start = 0
+    for weight, size in enumerate(sizes):
+        stop = start + size
+        for rank in range(start // partition, (stop - 1) // partition + 1):
+            yield weight, rank, min(stop, (rank + 1) * partition) - max(start, rank * partition)
+        start = stop
 
 
 @dataclass(frozen=True)

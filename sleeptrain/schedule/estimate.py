@@ -106,10 +106,10 @@ def estimate(schedule: Schedule, costs: Costs) -> Estimate:
 def estimate_stage(schedule: Schedule, s: int, costs: Costs, busy: float = 0.0, seconds: float = 0.0) -> StageEstimate:
     """FLOPs and memory of one stage, which is `busy` for some of the `seconds` that all stages take. The others may have no actions."""
     temporaries, idle = costs.temporaries[s] if costs.temporaries else None, seconds - busy
-    reached = backward_blocks(schedule.stages[s].ops, costs.blocks, costs.lowest) if costs.autograd else None
-    memory = memory_profile(schedule, s, costs.sizes, temporaries, reached)
+    reached = backward_blocks(schedule.stages[s].ops, costs.blocks, costs.lowest)
+    memory = memory_profile(schedule, s, costs.sizes, temporaries, reached if costs.autograd else None)
     return StageEstimate(
-        **_stage_flops(schedule, costs, schedule.stages[s]),
+        **_stage_flops(schedule, costs, schedule.stages[s], reached),
         busy=busy, idle=idle, bubble=idle / seconds if seconds else 0.0, kept=memory.kept, peak=memory.peak,
         moment=memory.moment, host=memory.host,
     )  # fmt: skip
@@ -148,10 +148,9 @@ def action_seconds(schedule: Schedule, costs: Costs) -> ActionSeconds:
     return seconds
 
 
-def _stage_flops(schedule: Schedule, costs: Costs, stage: StageSchedule) -> FlopsByKind:
+def _stage_flops(schedule: Schedule, costs: Costs, stage: StageSchedule, reached: Reached) -> FlopsByKind:
     total = {"forward": 0.0, "recompute": 0.0, "backward": 0.0}
     known: dict[tuple[str, int, bool], FlopsByKind] = {}
-    reached = backward_blocks(stage.ops, costs.blocks, costs.lowest)
     for backward, actions in ((False, stage.forward), (True, stage.backward)):
         for action in actions:
             if action.edge is not None:

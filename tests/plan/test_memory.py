@@ -136,8 +136,8 @@ SLIDING = ["train.precision=bf16", "sleep.evict.mode=sliding"]
     ],
 )
 def test_saved_activations_of_compiled_blocks_match_the_plan(changes, inductor):
-    """The graphs that torch.compile makes save less than those of autograd, and products alone less still; which code runs in them does
-    not matter to that."""
+    """The graphs that torch.compile makes save less than those of autograd, and products alone less still, whether TorchInductor compiles
+    them or their operators run one by one."""
     totals = []
     for compiled, policy in (("false", "none"), ("true", "none"), ("true", "selective")):
         plan = plan_of(
