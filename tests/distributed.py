@@ -22,12 +22,19 @@ PROCESSES.set_forkserver_preload(["tests.imports"])
 
 
 def run(
-    fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120, daemon: bool = True, fresh: bool = False
+    fn: Callable[..., Any],
+    world: int,
+    *args: Any,
+    timeout: float = 120,
+    daemon: bool = True,
+    fresh: bool = False,
+    lost: int | None = None,
 ) -> list[Any]:
     """`fn(*args)` in `world` new processes with RANK and the like set; returns the results by rank.
 
     Daemons end with this process, and must not start processes of their own, such as data workers. `fresh` processes do not come
-    from the fork server: they import everything themselves, and print where this process prints.
+    from the fork server: they import everything themselves, and print where this process prints. Rank `lost` must exit in `fn`;
+    its result is None.
 
     `fn` must be importable (at the top of a test file) and joins the group itself. If a process fails, the rest are
     ended and the traceback of the one that failed first is raised; the others usually only report a lost connection.
@@ -46,7 +53,7 @@ def run(
         processes.append(process)
         pipes[receive] = rank
     try:
-        return _collect(pipes, timeout)
+        return _collect(pipes, timeout, lost)
     finally:
         for process in processes:
             process.join(5)
@@ -55,7 +62,7 @@ def run(
                 process.join()
 
 
-def _collect(pipes: dict[Connection, int], timeout: float) -> list[Any]:
+def _collect(pipes: dict[Connection, int], timeout: float, lost: int | None) -> list[Any]:
     results: dict[int, Any] = {}
     deadline = time.monotonic() + timeout
     world = len(pipes)
@@ -68,7 +75,11 @@ def _collect(pipes: dict[Connection, int], timeout: float) -> list[Any]:
             try:
                 error, result = pickle.loads(pipe.recv_bytes())  # type: ignore[union-attr]
             except EOFError:
-                raise AssertionError(f"rank {rank} of {world} died without a word") from None
+                if rank != lost:
+                    raise AssertionError(f"rank {rank} of {world} died without a word") from None
+                error = result = None
+            else:
+                assert rank != lost, f"rank {rank} of {world} should have exited, and returned {result}"
             if error:
                 raise AssertionError(f"rank {rank} of {world} failed:\n{error}")
             results[rank] = result
