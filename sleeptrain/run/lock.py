@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sleeptrain.errors import TryAgain, UserError
+from sleeptrain.run.scheduler import job_number
 
 LOCK = "lock"
 PREDECESSOR = 120.0
@@ -29,7 +30,7 @@ def run_lock(folder: Path, wait: float | None = None) -> Iterator[None]:
     Raises UserError if another process holds it, or under a scheduler TryAgain after `wait` seconds; OSError if the folder
     cannot be written.
     """
-    scheduled = "SLURM_JOB_ID" in os.environ
+    scheduled = job_number() is not None
     wait = (PREDECESSOR if scheduled else 0.0) if wait is None else wait
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -61,7 +62,7 @@ def _take(handle: int) -> bool:
 
 
 def _me() -> dict[str, str]:
-    job = os.environ.get("SLURM_JOB_ID")
+    job = job_number()
     return {"process": str(os.getpid()), "host": socket.gethostname(), **({"job": job} if job else {})}
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
+
+from sleeptrain.run.scheduler import job_number
 
 OUTCOME = "outcome.json"
 State = Literal["running", "done", "stopped", "failed"]
@@ -21,7 +22,7 @@ def write_outcome(folder: Path, state: State, step: int | None = None, by: str |
     """
     path = folder / OUTCOME
     staged = path.with_name(OUTCOME + ".tmp")
-    body = {"state": state, "step": step, "by": by, "job": os.environ.get("SLURM_JOB_ID")}
+    body = {"state": state, "step": step, "by": by, "job": job_number()}
     try:
         staged.write_text(json.dumps(body) + "\n")
         staged.replace(path)

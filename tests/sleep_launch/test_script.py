@@ -68,6 +68,8 @@ def bash(tmp_path: Path) -> Callable[..., tuple[int, list[list[str]]]]:
         script = tmp_path / "job.sh"
         script.write_text(render(job))
         environ = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
+        if job.array:
+            environ |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(job.array[-1])}
         done = subprocess.run(["bash", script], env=environ, capture_output=True, text=True, check=False)
         assert not done.stderr, done.stderr
         words = (tmp_path / "words").read_text().split("\0\n\0")
@@ -133,12 +135,24 @@ def test_decisions_are_carried_out(
     assert after == ([["requeue", "7"]] if updates else []) + [["update", "JobId=7", update] for update in updates]
 
 
+def test_a_job_of_an_array_names_itself_and_not_the_array(
+    bash: Callable[..., tuple[int, list[list[str]]]], tmp_path: Path
+) -> None:
+    runs = (f"{tmp_path}/0", f"{tmp_path}/1")
+    status, ran = bash(
+        replace(PLAIN, folder=f"{tmp_path}/job", runs=runs, workdir=str(tmp_path), array=(0, 1)), "again 15 n2"
+    )
+    assert status == 75 and ["scontrol", "requeue", "7_1"] in ran
+    assert [line[2] for line in ran if line[:2] == ["scontrol", "update"]] == ["JobId=7_1"] * 2
+
+
 def test_a_module_that_is_not_there_ends_the_job_before_it_trains(tmp_path: Path) -> None:
     """The message names module, key and way out."""
     job = replace(PLAIN, folder=f"{tmp_path}/job", workdir=str(tmp_path), software=Software(modules=("cuda/it's", "b")))
     script = tmp_path / "job.sh"
     script.write_text(f'module() {{ [ "$2" = b ]; }}\n{render(job)}')
-    done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
+    environ = os.environ | {"SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", script], env=environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "launch: module load cuda/it's has failed; correct software.modules of the cluster file and launch again\n"

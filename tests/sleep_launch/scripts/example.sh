@@ -18,6 +18,8 @@ cd -- /home/user/project || exit 2
 job='/home/user/project/it'"'"'s a "run" of $HOME/launch/1'
 runs=('/home/user/project/it'"'"'s a "run" of $HOME')
 index=${SLURM_ARRAY_TASK_ID:-0}
+# SLURM_JOB_ID of the job of an array that starts last is the array's, which scontrol takes for all its jobs.
+this=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 run=${runs[index]}
 exclude=''
 module load cuda/13.0 || { echo 'launch: module load cuda/13.0 has failed; correct software.modules of the cluster file and launch again' >&2; exit 2; }
@@ -45,9 +47,9 @@ follow() {
         again)
             # SLURM now sends SIGTERM to all that this script runs.
             trap '' TERM
-            scontrol requeue "$SLURM_JOB_ID" || exit 75
-            scontrol update "JobId=$SLURM_JOB_ID" "StartTime=now+$value"
-            [ -z "$nodes" ] || scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${exclude:+$exclude,}$nodes"
+            scontrol requeue "$this" || exit 75
+            scontrol update "JobId=$this" "StartTime=now+$value"
+            [ -z "$nodes" ] || scontrol update "JobId=$this" "ExcNodeList=${exclude:+$exclude,}$nodes"
             exit 75 ;;
         end)
             exit "$value" ;;

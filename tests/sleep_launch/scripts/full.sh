@@ -26,6 +26,8 @@ cd -- '/shared/it'"'"'s here' || exit 2
 job='/shared/my runs/study/launch/2'
 runs=('/shared/my runs/a' '/shared/my runs/b'"'"'s $HOME')
 index=${SLURM_ARRAY_TASK_ID:-0}
+# SLURM_JOB_ID of the job of an array that starts last is the array's, which scontrol takes for all its jobs.
+this=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 run=${runs[index]}
 exclude='node[07,12-14]'
 module load cuda/13.0 || { echo 'launch: module load cuda/13.0 has failed; correct software.modules of the cluster file and launch again' >&2; exit 2; }
@@ -54,9 +56,9 @@ follow() {
         again)
             # SLURM now sends SIGTERM to all that this script runs.
             trap '' TERM
-            scontrol requeue "$SLURM_JOB_ID" || exit 75
-            scontrol update "JobId=$SLURM_JOB_ID" "StartTime=now+$value"
-            [ -z "$nodes" ] || scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${exclude:+$exclude,}$nodes"
+            scontrol requeue "$this" || exit 75
+            scontrol update "JobId=$this" "StartTime=now+$value"
+            [ -z "$nodes" ] || scontrol update "JobId=$this" "ExcNodeList=${exclude:+$exclude,}$nodes"
             exit 75 ;;
         end)
             [ "$value" = 0 ] || exit "$value"
