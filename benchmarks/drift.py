@@ -2,7 +2,8 @@
 
 Rounding grows from step to step, whatever it comes from. Compiled blocks round elsewhere than eager ones, so their runs are compared
 with eager runs of which one initial weight is the next float32. One such distance says little, since the growth is chaotic: every start is
-trained eager and compiled, and all pairs of runs are compared. All runs read the same rows on one thread.
+trained eager and compiled, and all pairs of runs are compared. A permutation test says how often a random choice of the runs called
+compiled would be as far from the others. All runs read the same rows; eager and compiled ones are trained side by side, each on one thread.
 
     python -m benchmarks.drift [--steps 200] [--out benchmarks/results/drift.json]
 """
@@ -14,14 +15,17 @@ import itertools
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,11 +40,15 @@ from sleeptrain.train.layout import resolve_layout
 from sleeptrain.train.log import read_metrics
 from sleeptrain.train.loop import train
 
-RECIPE, ROWS = "rule110-small", 128
+DISTANCES = ("largest loss", "mean loss", "weights")
+"""Largest and mean relative distance of a loss over the steps, and the relative distance of all weights after the last one."""
+RECIPE, ROWS, PERMUTATIONS = "rule110-small", 128, 9999
+ATTENTION = ("mixer.q", "mixer.k", "mixer.v", "mixer.gate", "mixer.o", "mlp.gate", "mlp.up", "mlp.down")
+DELTANET = (
+    "mixer.q", "mixer.k", "mixer.v", "mixer.z", "mixer.b", "mixer.a", "mixer.o", "mlp.gate", "mlp.up", "mlp.down",
+)  # fmt: skip
 STARTS = (
-    None, "embed.weight", "layers.0.mixer.q.weight", "layers.0.mixer.v.weight", "layers.0.mixer.o.weight",
-    "layers.0.mlp.up.weight", "layers.1.mixer.q.weight", "layers.1.mixer.v.weight", "layers.1.mixer.b.weight",
-    "layers.1.mixer.o.weight", "layers.1.mlp.gate.weight", "layers.1.mlp.down.weight",
+    None, "embed.weight", *(f"layers.0.{name}.weight" for name in ATTENTION), *(f"layers.1.{name}.weight" for name in DELTANET),
 )  # fmt: skip
 """The matrix of which one weight is moved; None: all weights as drawn."""
 
@@ -52,23 +60,62 @@ class Trained:
     losses: list[float]
     weights: Mapping[str, Tensor]
 
-    def apart(self, other: Trained) -> dict[str, float]:
-        """Largest and mean relative distance of a loss, and the relative distance of all weights."""
-        losses = [abs(a - b) / b for a, b in zip(self.losses, other.losses, strict=True)]
+    def apart(self, other: Trained) -> list[float]:
+        """The DISTANCES from another training; they are the same from the other side."""
+        losses = [2 * abs(a - b) / (a + b) for a, b in zip(self.losses, other.losses, strict=True)]
         moved = sum(float((self.weights[n] - w).double().square().sum()) for n, w in other.weights.items())
-        norm = sum(float(w.double().square().sum()) for w in other.weights.values())
-        return {
-            "largest loss": max(losses), "mean loss": sum(losses) / len(losses), "weights": math.sqrt(moved / norm),
-        }  # fmt: skip
+        norms = sum(float(w.double().square().sum()) for t in (self, other) for w in t.weights.values())
+        return [max(losses), sum(losses) / len(losses), math.sqrt(2 * moved / norms)]
 
 
-def spread(pairs: Iterable[tuple[Trained, Trained]]) -> dict[str, dict[str, float]]:
-    """Least, median and greatest of each distance between the runs of all pairs."""
-    found = [one.apart(other) for one, other in pairs]
-    return {
-        key: {kind: pick([each[key] for each in found]) for kind, pick in (("least", min), ("median", median), ("greatest", max))}
-        for key in found[0]
-    }  # fmt: skip
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Least, median and greatest value."""
+    return {"least": min(values), "median": median(values), "greatest": max(values)}
+
+
+def further(apart: np.ndarray, compiled: np.ndarray) -> float:
+    """How much further pairs of a compiled and an eager run are apart on average than pairs of eager runs.
+
+    `apart`: distances of all pairs of runs, [run, run]; `compiled`: which runs are compiled, [run].
+    """
+    eager = apart[np.ix_(~compiled, ~compiled)]
+    return float(apart[np.ix_(compiled, ~compiled)].mean() - eager[np.triu_indices(len(eager), 1)].mean())
+
+
+def probability(apart: np.ndarray, compiled: np.ndarray) -> float:
+    """The part of PERMUTATIONS random choices of compiled runs, and the true one, for which `further` is as large as for the true one.
+
+    It is the p value of a one-sided permutation test (Phipson and Smyth 2010, arXiv 1603.05766): small if compiled runs are further from
+    eager ones than eager ones from each other.
+    """
+    draws, found = np.random.default_rng(0), further(apart, compiled)
+    above = sum(further(apart, draws.permutation(compiled)) >= found for _ in range(PERMUTATIONS))
+    return (1 + above) / (1 + PERMUTATIONS)
+
+
+def compare(eager: Sequence[Trained], compiled: Sequence[Trained]) -> dict[str, Any]:
+    """The spread of each distance in each group of pairs, the result of the permutation test, and all pairs.
+
+    A pair is two numbers of runs, of which eager ones come first, and their distances.
+    """
+    runs, labels = [*eager, *compiled], np.arange(len(eager) + len(compiled)) >= len(eager)
+    pairs = list(itertools.combinations(range(len(runs)), 2))
+    distances = [runs[one].apart(runs[other]) for one, other in pairs]
+    groups = {"eager from eager": 0, "compiled from eager": 1, "compiled from compiled": 2}
+    found: dict[str, Any] = {}
+    for name, values in zip(DISTANCES, zip(*distances, strict=True), strict=True):
+        apart = np.zeros((len(runs), len(runs)))
+        for (one, other), value in zip(pairs, values, strict=True):
+            apart[one, other] = apart[other, one] = value
+        found[name] = {
+            group: spread(
+                [v for (i, j), v in zip(pairs, values, strict=True) if int(labels[i]) + int(labels[j]) == both]
+            )
+            for group, both in groups.items()
+        }
+        found[name] |= {"further": further(apart, labels), "probability": probability(apart, labels)}
+    rows = [[i, j, *(float(f"{value:.4g}") for value in each)] for (i, j), each in zip(pairs, distances, strict=True)]
+    return found | {"pairs": rows}
 
 
 def run(folder: Path, name: str, overrides: list[str], moved: str | None) -> Trained:
@@ -99,25 +146,32 @@ def run(folder: Path, name: str, overrides: list[str], moved: str | None) -> Tra
     return Trained([row["loss"] for row in read_metrics(where / "metrics.jsonl")], weights)
 
 
-def measure(steps: int, rows: int = ROWS) -> dict[str, Any]:
-    """Distances of all pairs of runs, and the first and last loss of the eager run as drawn."""
+def train_all(folder: Path, steps: int, compiled: bool) -> list[Trained]:
+    """One run from every start, on one thread."""
     torch.set_num_threads(1)
-    common = [f"train.steps={steps}", f"train.batch={rows}", "checkpoint.every=0", "eval.every=0"]
-    found: dict[bool, list[Trained]] = {False: [], True: []}
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        build_task(task_file(RECIPE), folder / "data", {"train": steps * rows, "test": 64})
-        for compiled, runs in found.items():
-            more = [f"train.compile={str(compiled).lower()}"]
-            runs += [run(folder, f"{compiled}-{i}", [*common, *more], moved) for i, moved in enumerate(STARTS)]
+    overrides = [
+        f"train.steps={steps}", f"train.batch={ROWS}", "checkpoint.every=0", "eval.every=0", f"train.compile={str(compiled).lower()}",
+    ]  # fmt: skip
+    runs = [run(folder, f"{compiled}-{i}", overrides, moved) for i, moved in enumerate(STARTS)]
     shutdown_distributed()
-    return {
-        "starts": STARTS,
-        "losses": [found[False][0].losses[0], found[False][0].losses[-1]],
-        "eager from eager": spread(itertools.combinations(found[False], 2)),
-        "compiled from eager": spread(itertools.product(found[True], found[False])),
-        "compiled from compiled": spread(itertools.combinations(found[True], 2)),
-    }
+    return runs
+
+
+def measure(steps: int) -> dict[str, Any]:
+    """Distances of all pairs of runs, and the first and last loss of the eager run as drawn."""
+    with tempfile.TemporaryDirectory() as made, ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        folder = Path(made)
+        build_task(task_file(RECIPE), folder / "data", {"train": steps * ROWS, "test": 64})
+        halves = [pool.submit(train_all, folder, steps, compiled) for compiled in (False, True)]
+        eager, compiled = (half.result() for half in halves)
+    return {"starts": STARTS, "losses": [eager[0].losses[0], eager[0].losses[-1]]} | compare(eager, compiled)
+
+
+def as_text(body: dict[str, Any]) -> str:
+    """JSON with one line for every pair."""
+    pairs = body.pop("pairs")
+    head, lines = json.dumps(body, indent=2).removesuffix("\n}"), ",\n    ".join(map(json.dumps, pairs))
+    return f'{head},\n  "pairs": [\n    {lines}\n  ]\n}}\n'
 
 
 def main() -> None:
@@ -133,9 +187,9 @@ def main() -> None:
         "rows": ROWS,
         "versions": versions,
     }
-    text = json.dumps(body | measure(arguments.steps), indent=2)
+    text = as_text(body | measure(arguments.steps))
     if arguments.out:
-        arguments.out.write_text(text + "\n")
+        arguments.out.write_text(text)
     print(text)
 
 
