@@ -13,6 +13,7 @@ from sleeptrain.execute.gradients import GradAccumulator, accumulate, compiled_a
 from sleeptrain.model.micro_batch import MicroBatch
 from sleeptrain.program import Evict, Loop, Sleep, compile
 from tests.execute.bf16 import gradient_error
+from tests.gradients import assert_same_gradients
 from tests.model import toy
 from tests.model.test_sleep import CASES
 
@@ -58,8 +59,7 @@ def test_gradients_equal_autograd_and_have_the_same_bits_under_every_policy(case
         torch.testing.assert_close(result.residual, expected.residual)
         for leaf in expected.state.spec:
             torch.testing.assert_close(result.state[leaf.name], expected.state[leaf.name].detach(), **EXACT)
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(ours[name], gradient, **EXACT, msg=lambda s, n=name: f"{n}: {s}")
+        assert_same_gradients(ours, gradients)
         assert_same_bits(ours, by_policy["none"][1])
     assert gradients["layers.1.mixer.k.weight"].abs().max() > 1e-6
 
@@ -70,9 +70,8 @@ def test_the_options_of_jet_nemotron_have_the_gradients_of_autograd(case):
     model, (tokens, targets) = toy.jet(), toy.batch(layout)
     _, gradients = by_autograd(model, sleep, layout, passes, tokens, targets)
     by_policy = {p: by_executor(model, (sleep, layout, passes), tokens, targets, p)[1] for p in POLICIES}
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(by_policy["none"][name], gradient, **EXACT, msg=lambda s, n=name: f"{n}: {s}")
-        assert gradient.abs().max() > 1e-6, name
+    assert_same_gradients(by_policy["none"], gradients)
+    assert all(gradient.abs().max() > 1e-6 for gradient in gradients.values())
     for ours in by_policy.values():
         assert_same_bits(ours, by_policy["none"])
 
@@ -92,8 +91,7 @@ def test_gradients_with_tiled_logits_equal_autograd(case, tie, monkeypatch):
     by_policy = {p: by_executor(model, (sleep, layout, passes), tokens, targets, p) for p in POLICIES}
     for result, ours, _ in by_policy.values():
         torch.testing.assert_close(result.nll, expected.nll, **EXACT)
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(ours[name], gradient, **EXACT, msg=lambda s, n=name: f"{n}: {s}")
+        assert_same_gradients(ours, gradients)
         assert_same_bits(ours, by_policy["none"][1])
 
 
@@ -137,8 +135,7 @@ def test_gradients_of_a_group_of_micro_batches_accumulate_in_one_backward():
         weight.register_post_accumulate_grad_hook(lambda _, name=name: fired.append(name))
     results = CheckpointedExecutor(model, group, program, sleep, "window").run()
     sum(result.nll.square().sum() for result in results).backward()
-    for name, weight in model.named_parameters():
-        torch.testing.assert_close(weight.grad, expected[name], **EXACT)
+    assert_same_gradients({name: weight.grad for name, weight in model.named_parameters()}, expected)
     assert sorted(fired) == sorted(expected)  # the hook fires once per weight, although every pass uses it
     with pytest.raises(RuntimeError, match="only once per run"):
         results[0].nll.sum().backward()
