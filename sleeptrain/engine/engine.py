@@ -14,6 +14,7 @@ from sleeptrain.engine.grad_buffers import grad_buffers, mark_as_filled
 from sleeptrain.engine.patches.norm_limit import norm_limit
 from sleeptrain.engine.patches.zero3_reentry import keep_params_of_reentered_modules
 from sleeptrain.engine.patches.zero3_reuse import trace_params_per_backward
+from sleeptrain.engine.patches.zero3_unused import clear_unused_gradients
 from sleeptrain.engine.settings import Precision
 from sleeptrain.engine.state import (
     StateSlice,
@@ -59,9 +60,11 @@ class Engine:
         """By parameter, the float32 tensor that a backward adds its gradient to instead of returning it; only in bf16 at ZeRO 1. A
         backward that is not part of a step is followed by `drop_gradients`."""
         self._step_is_due = False
+        self._before_backward: Callable[[], None] = lambda: None
         self._after_backward: Callable[[], None] = lambda: None
         if self.zero == 3:
             keep_params_of_reentered_modules(deepspeed_engine)
+            self._before_backward = clear_unused_gradients(deepspeed_engine)
             self._after_backward = trace_params_per_backward(deepspeed_engine)
 
     @property
@@ -117,6 +120,7 @@ class Engine:
         engine.optimizer.clear_backward_seen_flag()
         engine._backward_prologue()
         self._step_is_due = engine.is_gradient_accumulation_boundary()
+        self._before_backward()
         engine.backward(loss)
         mark_as_filled(engine.optimizer)
         self._after_backward()

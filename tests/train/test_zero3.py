@@ -23,6 +23,7 @@ PROGRAMS = {
     "sliding": [*ALL, "sleep.evict.mode=sliding"],
     "normed, last two passes": [*ALL, "sleep.loop.feedback=normed", "sleep.gradient.passes=2"],
     "ramp": [*ALL, "sleep.passes={start: 1, stop: 3, steps: 6}"],
+    "gated, one pass or two": [*ALL, "sleep.loop.feedback=gated", "sleep.passes={low: 1, high: 2}"],
     "large vocabulary": [*ALL, "model.tie=false", "model.vocab=140000"],
     "large vocabulary, tied": [*ALL, "model.tie=true", "model.vocab=140000"],
     "context": [
@@ -88,11 +89,14 @@ def equal(found, expected):
     assert_clipped(found[0], 0.3)
 
 
-def test_two_processes_match_one(folder):
-    """With tied embeddings and recompute by window."""
+@pytest.mark.parametrize(("program", "recompute"), [("tied", "window"), ("gated, one pass or two", "pass")])
+def test_two_processes_match_one(folder, program, recompute):
     few = ["train.steps=4"]
-    expected = run(training, 1, folder, "tied", "alone, few", few)[0]
-    equal(run(training, 2, folder, "tied", "few", [*ZERO, *few, "train.recompute=window"], timeout=300)[0], expected)
+    expected = run(training, 1, folder, program, "alone, few", few)[0]
+    equal(
+        run(training, 2, folder, program, "few", [*ZERO, *few, f"train.recompute={recompute}"], timeout=300)[0],
+        expected,
+    )
 
 
 @pytest.mark.parametrize(
