@@ -7,7 +7,7 @@ gates, convolutions and rotary embeddings are computed twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -38,7 +38,7 @@ def record(run: Callable[[], T]) -> tuple[T, Products]:
 
 
 def replay(run: Callable[[], T], products: Products) -> T:
-    """`run()` as when `products` were recorded, with them in place of computing them."""
+    """`run()` as when `products` were recorded, with them in place of computing them; once, since it may change them in place."""
     with _Replay(products):
         return run()
 
@@ -62,19 +62,38 @@ class _Recording(TorchDispatchMode):
     """Keeps the outputs of products.
 
     Tensor parallelism sums a product over processes in place. Then the sum is what is kept, and replay leaves out the
-    all-reduce.
+    all-reduce. Before another operator changes a product in place, as linear layers under ZeRO 3 add their bias, the product is
+    copied: replay runs that operator again.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.products: Products = []
+        self._places: dict[int, int] = {}
+        """The place in `products` by the address of the storage."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable and func.name() != ALL_REDUCE:
+            self._copy_before(func, args, kwargs or {})
         out = func(*args, **(kwargs or {}))
         if is_product(func):
             # Detached: autograd gives the outputs a history, which would keep the whole graph alive.
             self.products.append(tree_map_only(Tensor, torch.Tensor.detach, out))
+            self._places |= {_address(tensor): len(self.products) - 1 for tensor in tensors_of(self.products[-1:])}
         return out
+
+    def _copy_before(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Copy the products that an operator will write to."""
+        arguments = func._schema.arguments
+        given = {argument.name: value for argument, value in zip(arguments, args, strict=False)} | dict(kwargs)
+        written = [given.get(a.name) for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+        changed = {_address(tensor) for tensor in tensors_of(written)} & self._places.keys()
+
+        def copied(tensor: Tensor) -> Tensor:
+            return tensor.clone() if _address(tensor) in changed else tensor
+
+        for place in {self._places.pop(address) for address in changed}:
+            self.products[place] = tree_map_only(Tensor, copied, self.products[place])
 
 
 class _Replay(TorchDispatchMode):
@@ -86,12 +105,17 @@ class _Replay(TorchDispatchMode):
 
     def __enter__(self) -> Any:
         self._next = iter(self._products)
-        self._addresses = {tensor.untyped_storage()._cdata for tensor in tensors_of(self._products)}
+        self._addresses = {_address(tensor) for tensor in tensors_of(self._products)}
         return super().__enter__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_product(func):
             return tree_map_only(Tensor, torch.Tensor.detach, next(self._next))
-        if func.name() == ALL_REDUCE and all(t.untyped_storage()._cdata in self._addresses for t in args[0]):
+        if func.name() == ALL_REDUCE and all(_address(t) in self._addresses for t in args[0]):
             return args[0], torch._C._distributed_c10d.FakeWork().boxed()
         return func(*args, **(kwargs or {}))
+
+
+def _address(tensor: Tensor) -> int:
+    """The address of its storage."""
+    return tensor.untyped_storage()._cdata

@@ -24,6 +24,7 @@ PROGRAMS = {
     "normed, last two passes": [*ALL, "sleep.loop.feedback=normed", "sleep.gradient.passes=2"],
     "ramp": [*ALL, "sleep.passes={start: 1, stop: 3, steps: 6}"],
     "gated, one pass or two": [*ALL, "sleep.loop.feedback=gated", "sleep.passes={low: 1, high: 2}"],
+    "biases": [*ALL, "model.attention.bias=true"],
     "large vocabulary": [*ALL, "model.tie=false", "model.vocab=140000"],
     "large vocabulary, tied": [*ALL, "model.tie=true", "model.vocab=140000"],
     "context": [
@@ -89,7 +90,9 @@ def equal(found, expected):
     assert_clipped(found[0], 0.3)
 
 
-@pytest.mark.parametrize(("program", "recompute"), [("tied", "window"), ("gated, one pass or two", "pass")])
+@pytest.mark.parametrize(
+    ("program", "recompute"), [("tied", "window"), ("gated, one pass or two", "pass"), ("biases", "selective")]
+)
 def test_two_processes_match_one(folder, program, recompute):
     few = ["train.steps=4"]
     expected = run(training, 1, folder, program, "alone, few", few)[0]
