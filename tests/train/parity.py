@@ -277,6 +277,7 @@ def table(found: Grid) -> str:
         f"norm). A test asserts the bound {BOUND:.0e}; CI runs a sample of the grid, `make drills` the rest. *Same bits*: losses, norms,",
         "gradients and final weights equal those of the row `executor, recompute none` in every bit. *Range*: blocks 1 and 2 are looped,",
         "block 0 is prelude and block 3 coda.",
+        "`make drills DRILL=random_layouts` draws recipes and layouts from all settings of [Supported combinations](support.md).",
         "",
         f"Made by `python -m tests.train.parity docs/parity.md` on {platform.system()} {platform.machine()} CPUs with gloo; {versions}.",
         "Not run on a GPU.",
