@@ -1,4 +1,7 @@
-"""Shared by all tests: one thread per process, the options of drills, and the order of files."""
+"""Shared by all tests: one thread per process, the options of drills, the order of files, and graphs that are forgotten."""
+
+import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +14,14 @@ torch.set_num_threads(1)
 
 LONG = ("train", "kernels", "tests", "plan", "execute", "benchmarks", "cli", "checkpoint", "parallel", "engine")
 """Folders whose files take long. They are begun first, so that no worker is left alone with one at the end."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_graphs() -> Iterator[None]:
+    """A file begins without graphs of torch.compile: all files that a worker runs would share the limit of them for a function."""
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()
+    yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
