@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Guess: a configuration without gradient_clipping does not clip: so it was for years, and so it is where a key is left out in torch.
 # Fact: deepspeed 0.19.8 clips at a norm of 1.0 then; 0.18.2 did not. gradient_clipping: 0 turns it off. Nothing is printed.
-# Why it matters: after an upgrade the same configuration trains otherwise; a comparison with a framework that does not clip is of two
-#   recipes; and a guard of ours that reads gradients behind the step sees those of a norm of 1 at most.
+# Why it matters: after an upgrade the same configuration trains otherwise, and a comparison with a framework that does not clip is of two
+#   recipes.
 # Seen with deepspeed 0.18.2 and 0.19.8, torch 2.13.0 on a CPU.
 set -euo pipefail
 folder=$(mktemp -d)

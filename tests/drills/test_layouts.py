@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from sleeptrain.recipe.support_matrix import AXES, completed, words
+from sleeptrain.recipe.support_matrix import AXES, words
 from tests.distributed import run
+from tests.recipe.test_support_matrix import feasible, processes
 from tests.train.compare import EPS
 from tests.train.jobs import recipe_file, rule110_data, trained
 
@@ -34,23 +35,13 @@ Choice = dict[str, Any]
 Distances = dict[str, float]
 
 
-def world(choice: Choice) -> int:
-    return int(choice["mesh.data"] * choice["mesh.pipe"] * choice["mesh.tensor"])
-
-
-def supported(asked: Choice) -> bool:
-    """Whether there is a choice with these values for at most four processes."""
-    choice = completed(asked)
-    return choice is not None and world(choice) <= 4
-
-
 def drawn(source: random.Random) -> Choice:
     """A choice that no rule refuses, in fp32. Settings are drawn in random order, each from the values that those before it allow."""
     choice: Choice = {"train.precision": "fp32"}
     for axis in source.sample(AXES, len(AXES)):
         if axis.path not in choice:
             choice[axis.path] = source.choice(
-                [value for value in axis.values if supported({**choice, axis.path: value})]
+                [value for value in axis.values if feasible({**choice, axis.path: value})]
             )
     return choice
 
@@ -103,5 +94,5 @@ def test_random_layouts(folder: str, drill_seed: int) -> None:
     source = random.Random(drill_seed)
     for n in range(RECIPES):
         choice, name = drawn(source), f"{drill_seed}-{n}"
-        found = run(training, world(choice), folder, name, words(choice), timeout=300)[0]
+        found = run(training, processes(choice), folder, name, words(choice), timeout=300)[0]
         assert not wrong(folder, name, choice, found), f"recipe {n}: {' '.join(words(choice))}"
